@@ -1,0 +1,65 @@
+"""Tables of series: one typed record that every input goes through, and the faults that can be in a file."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from memory_index.errors import NotFoundError
+from memory_index.windows import Step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Series:
+    """One univariate sequence on a regular grid.
+
+    times: datetime64[ns] [T], consecutive steps without a gap, UTC when the table has a time zone.
+    values: float64 [T], raw units; NaN only where the reader was told to `drop` gaps or missing values,
+    and then no window that touches one is stored or asked for.
+    """
+
+    series_id: str
+    times: np.ndarray
+    values: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeriesTable:
+    """Series with one step, in file order. Past this record nothing asks what the user's file looked like."""
+
+    step: Step
+    layout: str  # "wide" (a time column and one column per variate) or "long" (unique_id, ds, y)
+    series: tuple[Series, ...]
+    source: str  # file name, for messages
+
+    def __getitem__(self, series_id: str) -> Series:
+        """One series. Raises `NotFoundError` that names the nearest known series."""
+        for series in self.series:
+            if series.series_id == series_id:
+                return series
+        raise NotFoundError(f"{self.source} has no series '{series_id}'")
+
+    @property
+    def series_ids(self) -> tuple[str, ...]:
+        return tuple(series.series_id for series in self.series)
+
+    @property
+    def shares_times(self) -> bool:
+        """Whether all series have the same time stamps (what the joint scope needs)."""
+        first = self.series[0].times
+        return all(series.times is first or np.array_equal(series.times, first) for series in self.series)
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 over the names, times and values of all series, whatever file they came from."""
+        digest = hashlib.sha256()
+        for series in self.series:
+            digest.update(series.series_id.encode() + b"\0")
+            digest.update(np.ascontiguousarray(series.times).view(np.int64).tobytes())
+            digest.update(np.ascontiguousarray(series.values, dtype=np.float64).tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,185 @@
+"""All lookback, horizon and origin arithmetic, and the record of the windows that a version stores.
+
+A window is `lookback + horizon` consecutive steps of one series. Its *origin* is the time of the last
+context step, its *known_at* the time of its last future step plus the publication delay. Rows of a
+version are ordered by (known_at, series), so a row id never changes when later windows are appended.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from memory_index.errors import UsageError
+from memory_index.leakage import TimeSpans
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """The distance between two steps of a series: a pandas frequency, calendar ones (`MS`, `B`) included.
+
+    Times are handled as datetime64[ns] in UTC (or naive when `time_zone` is None); the zone matters only
+    for steps of a day or more, whose length in hours changes with daylight saving.
+    """
+
+    frequency: str
+    time_zone: str | None = None
+
+    def add(self, times: np.ndarray, num_steps: int) -> np.ndarray:
+        """`times` (datetime64[ns], any shape) moved by `num_steps`, which may be negative."""
+        offset = self.offset
+        if num_steps == 0:
+            return times
+        if self.is_fixed:
+            return times + np.timedelta64(pd.Timedelta(offset).value * num_steps, "ns")
+        index = self.local(times.ravel()) + num_steps * offset
+        return to_ns(index).reshape(times.shape)
+
+    def range(self, start: np.datetime64, num_steps: int) -> np.ndarray:
+        """`num_steps` consecutive times, datetime64[ns] [num_steps], the first being `start`."""
+        first = self.local(np.array([start], dtype="datetime64[ns]"))[0]
+        return to_ns(pd.date_range(first, periods=num_steps, freq=self.offset))
+
+    def local(self, times: np.ndarray) -> pd.DatetimeIndex:
+        """`times` as pandas shows them to a person: in the table's own time zone."""
+        index = pd.DatetimeIndex(times)
+        return index if self.time_zone is None else index.tz_localize("UTC").tz_convert(self.time_zone)
+
+    def isoformat(self, time: np.datetime64) -> str:
+        """One time as ISO 8601, with the table's UTC offset if it has a time zone."""
+        return str(self.local(np.array([time], dtype="datetime64[ns]"))[0].isoformat())
+
+    @property
+    def offset(self) -> pd.tseries.offsets.BaseOffset:
+        return pd.tseries.frequencies.to_offset(self.frequency)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether a step always lasts the same time (hours, minutes; days only without a time zone)."""
+        if isinstance(self.offset, pd.tseries.offsets.Tick):
+            return True
+        return isinstance(self.offset, pd.tseries.offsets.Day) and self.time_zone is None
+
+
+def to_ns(index: pd.DatetimeIndex) -> np.ndarray:
+    """A DatetimeIndex as datetime64[ns] in UTC (or naive)."""
+    if index.tz is not None:
+        index = index.tz_convert("UTC").tz_localize(None)
+    return index.to_numpy().astype("datetime64[ns]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowSpec:
+    """The shape of every window of a version, in steps.
+
+    `stride` is the distance between the origins of two stored windows of a series; `known_delay` how long
+    after its last step a window's values are published.
+    """
+
+    lookback: int
+    horizon: int
+    stride: int = 1
+    known_delay: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("lookback", 2), ("horizon", 1), ("stride", 1), ("known_delay", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} is {getattr(self, name)}, but must be at least {least}")
+
+    @property
+    def length(self) -> int:
+        """Steps of a whole window: lookback + horizon."""
+        return self.lookback + self.horizon
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def origin_rows(values: np.ndarray, spec: WindowSpec, *, with_future: bool = True) -> np.ndarray:
+    """Rows of a series that can be an origin: a whole window around them, no value missing.
+
+    values: float [T], NaN where missing. Returns int64 [n], ascending, every `spec.stride`-th row counted
+    from the first row that has a full lookback, so that a longer series only adds origins at the end.
+    """
+    ahead = spec.horizon if with_future else 0
+    rows = np.arange(spec.lookback - 1, len(values) - ahead, spec.stride, dtype=np.int64)
+    missing = np.concatenate([[0], np.cumsum(~np.isfinite(values))])
+    if missing[-1] == 0 or len(rows) == 0:
+        return rows
+    return rows[missing[rows + 1 + ahead] == missing[rows + 1 - spec.lookback]]
+
+
+def cut(values: np.ndarray, first: np.ndarray, length: int) -> np.ndarray:
+    """Stretches of `length` steps that begin at `first`: values [T], first int [...] -> [..., length]."""
+    return np.lib.stride_tricks.sliding_window_view(values, length)[first]
+
+
+def check_views(views: tuple[int, ...], spec: WindowSpec) -> None:
+    """Raise `UsageError` unless every view (a number of last steps) fits into the lookback."""
+    for view in views:
+        if not 2 <= view <= spec.lookback:
+            raise UsageError(
+                f"view {view} does not fit a lookback of {spec.lookback} steps",
+                hint=f"choose views between 2 and {spec.lookback}, or a longer lookback",
+            )
+    if len(set(views)) != len(views) or not views:
+        raise UsageError(f"views must be distinct and at least one, not {list(views)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredWindows:
+    """Every window of a version by row id, with the series that they are cut from (stored once).
+
+    R rows, T steps over all series end to end, V views.
+    """
+
+    spec: WindowSpec
+    step: Step
+    series_ids: tuple[str, ...]
+    views: tuple[int, ...]
+    values: np.ndarray  # float32 [T], raw units
+    times: np.ndarray  # datetime64[ns] [T]
+    offset: np.ndarray  # int64 [num_series + 1], where each series begins in values and times
+    series: np.ndarray  # int32 [R], number of the series
+    origin_row: np.ndarray  # int64 [R], the last context step, counted from the start of its series
+    known_at: np.ndarray  # datetime64[ns] [R]
+    location: np.ndarray  # float32 [R, V], see scaling.window_statistics
+    spread: np.ndarray  # float32 [R, V]
+    flat: np.ndarray  # bool [R, V]
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+    @cached_property
+    def origin_position(self) -> np.ndarray:
+        """int64 [R]: where each window's last context step is in `values` and `times`."""
+        return self.offset[self.series] + self.origin_row
+
+    @cached_property
+    def series_number(self) -> dict[str, int]:
+        return {series_id: number for number, series_id in enumerate(self.series_ids)}
+
+    def origin(self, rows: np.ndarray) -> np.ndarray:
+        """Time of the last context step, datetime64[ns], shape of `rows`."""
+        return self.times[self.origin_position[rows]]
+
+    def spans(self, rows: np.ndarray) -> TimeSpans:
+        """When the windows start, end and become known; each has the shape of `rows`."""
+        position = self.origin_position[rows]
+        return TimeSpans(
+            start_at=self.times[position - self.spec.lookback + 1],
+            end_at=self.times[position + self.spec.horizon],
+            known_at=self.known_at[rows],
+        )
+
+    def contexts(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [..., L], raw units, oldest step first."""
+        return cut(self.values, self.origin_position[rows] - self.spec.lookback + 1, self.spec.lookback)
+
+    def futures(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [..., H], raw units: what followed."""
+        return cut(self.values, self.origin_position[rows] + 1, self.spec.horizon)
+
