@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -15,6 +16,7 @@ from memory_index.splits import Split
 from memory_index.types import KeySpace
 from memory_index.windows import Step, WindowSpec
 
+LFS_POINTER = "version https://git-lfs.github.com/spec/"  # how a file begins that Git LFS has not fetched
 FORMAT = 1  # of the version folder; every older number stays readable for ever (tests/golden)
 
 
@@ -106,18 +108,82 @@ class Manifest:
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """What two versions do not have in common.
+
+    settings: by dotted name (`window.lookback`), the two values; None where one version has no such setting.
+    equal, changed, only_first, only_second: paths of files, compared by hash. shared_segments: folders of
+    segments that both have with the same bytes. appended: whether the second was appended to the first.
+    """
+
+    settings: dict[str, tuple[Any, Any]]
+    equal: tuple[str, ...]
+    changed: tuple[str, ...]
+    only_first: tuple[str, ...]
+    only_second: tuple[str, ...]
+    shared_segments: tuple[str, ...]
+    appended: bool
+
+
+def difference(first: Manifest, second: Manifest) -> Difference:
+    """Compare two versions, of one index or of two, without opening any of their files."""
+    ours, theirs = (flat_settings(manifest) for manifest in (first, second))
+    names = sorted(ours.keys() | theirs.keys())
+    both = sorted(first.files.keys() & second.files.keys())
+    equal = tuple(path for path in both if first.files[path] == second.files[path])
+    return Difference(
+        settings={name: (ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)},
+        equal=equal,
+        changed=tuple(path for path in both if path not in set(equal)),
+        only_first=tuple(sorted(first.files.keys() - second.files.keys())),
+        only_second=tuple(sorted(second.files.keys() - first.files.keys())),
+        shared_segments=tuple(
+            segment.folder
+            for segment in first.segments
+            if segment in second.segments and segment_files(first, segment) == segment_files(second, segment)
+        ),
+        appended=second.parent == first.fingerprint,
+    )
+
+
+def segment_files(manifest: Manifest, segment: SegmentRecord) -> dict[str, FileRecord]:
+    """The files of one segment, by path relative to the version folder."""
+    return {path: record for path, record in manifest.files.items() if path.startswith(f"{segment.folder}/")}
+
+
+def flat_settings(manifest: Manifest) -> dict[str, Any]:
+    """Every field but the files and how the build went, by dotted name; key spaces by their own name."""
+    document = asdict(manifest)
+    for left_out in ("files", "built", "segments"):
+        del document[left_out]
+    document["series_ids"] = list(document["series_ids"])
+    document["spaces"] = {f"{space['scope']}-{space['view']}": space for space in document["spaces"]}
+    flat: dict[str, Any] = {}
+    pending = list(document.items())
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, dict):
+            pending += [(f"{name}.{key}", inner) for key, inner in value.items()]
+        else:
+            flat[name] = value
+    return flat
+
+
 def manifest_from_json(text: str, *, where: str) -> Manifest:
     """Read a manifest; `where` names it in messages.
 
     Raises `IncompatibleError` for a newer format number, `VerificationError` for anything else that is wrong.
     """
+    if text.startswith(LFS_POINTER):
+        raise VerificationError(f"{where} is a Git LFS pointer, not a manifest", hint="fetch it with 'git lfs pull'")
     try:
         document = json.loads(text)
         number = document["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        hint = "fetch the real file with 'git lfs pull'" if text.startswith("version https://git-lfs") else "restore it"
-        raise VerificationError(f"{where} is not a manifest: {error}", hint=hint) from error
-    if not isinstance(number, int) or number > FORMAT:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        hint = "restore the version or build it again"
+        raise VerificationError(f"{where} is not a manifest: {error!r}", hint=hint) from error
+    if not isinstance(number, int) or isinstance(number, bool) or number > FORMAT:
         raise IncompatibleError(
             f"{where} has format {number}, but this program reads formats up to {FORMAT}", hint="upgrade the program"
         )
@@ -134,9 +200,25 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
                 "spaces": tuple(SpaceRecord(**record) for record in document["spaces"]),
                 "split": Split(**document["split"]),
                 "segments": tuple(SegmentRecord(**record) for record in document["segments"]),
-                "files": {path: FileRecord(**record) for path, record in document["files"].items()},
+                "files": {path: file_record(path, record) for path, record in document["files"].items()},
                 "built": BuildRecord(**document["built"]),
             }
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise VerificationError(f"{where} cannot be read: {error}", hint="restore the version or build it again") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # a UsageError of WindowSpec is a ValueError
+        raise VerificationError(
+            f"{where} cannot be read: {error}", hint="restore the version or build it again"
+        ) from error
+
+
+def file_record(path: str, record: dict[str, Any]) -> FileRecord:
+    """One entry of `files`, which may come from a stranger's archive: it must stay inside the version folder.
+
+    Raises `ValueError`.
+    """
+    parts = path.split("/")
+    if not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=@+-]*", part) for part in parts):
+        raise ValueError(f"{path!r} is not the path of a file of a version")
+    read = FileRecord(**record)
+    if not re.fullmatch(r"[0-9a-f]{64}", read.sha256) or type(read.bytes) is not int or read.bytes < 0:
+        raise ValueError(f"the entry of {path!r} is not a sha256 and a size")
+    return read

@@ -1,0 +1,98 @@
+"""The folder in which one version is built, and how it becomes a version.
+
+Who may build when, and what becomes of a folder that was not published, is decided in `store.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memory_index import disk
+from memory_index.errors import VerificationError
+from memory_index.manifest import FileRecord, Manifest, manifest_from_json
+from memory_index.version import MANIFEST, RESTORE, Version, manifest_files, require_present
+
+if TYPE_CHECKING:
+    from memory_index.store import Store
+
+READ_ONLY = ~0o222
+
+
+class Staging:
+    """The folder in which one version is being built. Write files below `path`, then `publish`."""
+
+    def __init__(self, *, store: Store, name: str, path: Path) -> None:
+        self.store = store
+        self.name = name
+        self.path = path
+        self.adopted: dict[str, FileRecord] = {}
+        self.linked: set[str] = set()
+
+    def adopt(self, parent: Version, *paths: str) -> None:
+        """Take files, or folders with all their files, over from a published version under the same paths.
+
+        They are hard links, which cost neither space nor time; where the file system cannot link, copies. The
+        parent's bytes are taken to be checked (`version.check_files`).
+
+        Raises `NotFoundError` if the parent was removed meanwhile, `VerificationError` if a file is not as it was.
+        """
+        for wanted in paths:
+            files = [path for path in parent.manifest.files if path == wanted or path.startswith(f"{wanted}/")]
+            assert files, f"{parent.ref} has no '{wanted}'"
+            for path in files:
+                self.adopt_file(parent, path)
+
+    def adopt_file(self, parent: Version, path: str) -> None:
+        """Take one file over: see `adopt`."""
+        record, target = parent.manifest.files[path], self.path / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if disk.link_or_copy(parent.path / path, target):
+                self.linked.add(path)
+        except FileNotFoundError as error:
+            require_present(parent)
+            raise VerificationError(f"{parent.path / path} is missing", hint=RESTORE) from error
+        if target.stat().st_size != record.bytes:
+            raise VerificationError(f"{parent.path / path} is not as it was published", hint=RESTORE)
+        self.adopted[path] = record
+
+    def publish(self, manifest: Manifest) -> Version:
+        """Make the folder the next version of its name; `manifest.files` is filled in here.
+
+        Hashes and syncs every file that is not linked, then renames: the rename is the commit.
+
+        Raises `ResourceError` for a full disk and the like; the version is then not visible.
+        """
+        files = self.finished_files()
+        for segment in manifest.segments:
+            assert any(path.startswith(f"{segment.folder}/") for path in files), f"nothing in {segment.folder}"
+        content = replace(manifest, files=files).to_json()
+        published = manifest_from_json(content, where=str(self.path / MANIFEST))  # as every reader will see it
+        for path, text in manifest_files(content.encode()).items():
+            disk.write_new(self.path / path, text)
+            (self.path / path).chmod(READ_ONLY & (self.path / path).stat().st_mode)
+        for folder in {self.path, *((self.path / path).parent for path in files)}:
+            disk.sync(folder)
+        with self.store.catalog(self.name):
+            number = self.store.next_number(self.name)
+            location = self.store.location(self.name, number)
+            self.path.rename(location.path)
+            disk.sync(location.path.parent)
+        return Version(name=self.name, number=number, path=location.path, manifest=published)
+
+    def finished_files(self) -> dict[str, FileRecord]:
+        """Hash, protect and sync what was written; linked files are known, synced and protected already."""
+        paths = disk.files_below(self.path)
+        written = [path for path in paths if path not in self.linked]
+        records = dict(self.adopted)
+        for path, found in zip(written, disk.hash_files(self.path / path for path in written), strict=True):
+            if isinstance(found, OSError):
+                raise found
+            if records.setdefault(path, found) != found:
+                raise VerificationError(f"the copy of {path} has other bytes than its original", hint=RESTORE)
+            # Readers map these files: writing into one would change a version under its readers.
+            (self.path / path).chmod(READ_ONLY & (self.path / path).stat().st_mode)
+            disk.sync(self.path / path)
+        return {path: records[path] for path in paths}
