@@ -6,7 +6,8 @@
     |- NotFoundError       a file, index, version, alias, series or admissible neighbour that is not there
     |- VerificationError   bytes on disk that are not the bytes that were published
     |- IncompatibleError   two things that do not belong together (version and query, version and data)
-    `- ResourceError       disk, memory or a lock that was not to be had
+    |- ResourceError       disk, memory or a lock that was not to be had
+    `- ServiceError        another machine that cannot be reached, refuses or breaks off
 
 A message says what is wrong and where; `hint` says what to do about it. Exit codes are not known here:
 only `cli/main.py` maps these classes to them.
@@ -45,3 +46,7 @@ class IncompatibleError(MemoryIndexError):
 
 class ResourceError(MemoryIndexError):
     """Disk space, memory, permission or a lock that was not to be had."""
+
+
+class ServiceError(MemoryIndexError):
+    """Another machine that cannot be reached, refuses, or breaks off."""

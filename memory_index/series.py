@@ -1,7 +1,8 @@
-"""Tables of series: one typed record that every input goes through, and the faults that can be in a file."""
+"""Tables of series: the one typed record that every input goes through. How files become one is `reading.py`."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from dataclasses import dataclass
 
@@ -36,13 +37,18 @@ class SeriesTable:
     layout: str  # "wide" (a time column and one column per variate) or "long" (unique_id, ds, y)
     series: tuple[Series, ...]
     source: str  # file name, for messages
+    notes: tuple[str, ...] = ()  # what the reader did to the file on request: sorted, filled, left out
 
     def __getitem__(self, series_id: str) -> Series:
         """One series. Raises `NotFoundError` that names the nearest known series."""
         for series in self.series:
             if series.series_id == series_id:
                 return series
-        raise NotFoundError(f"{self.source} has no series '{series_id}'")
+        near = difflib.get_close_matches(series_id, self.series_ids, n=1, cutoff=0.0)
+        raise NotFoundError(
+            f"{self.source} has no series '{series_id}'",
+            hint=f"the nearest of {len(self.series)} is '{near[0]}'" if near else "the table has no series at all",
+        )
 
     @property
     def series_ids(self) -> tuple[str, ...]:

@@ -1,0 +1,193 @@
+"""Which column of a file is what: wide (a time column and one per variate) or long (`unique_id, ds, y`).
+
+Detected, and overridable by `ReadOptions`. A column that is in neither role is a fault until the user says
+that it is to be left out.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from memory_index.errors import NotFoundError, UsageError
+from memory_index.problems import Problem, ProblemLog
+from memory_index.table_files import RawTable
+from memory_index.timestamps import looks_like_times
+
+TIME_NAMES = ("ds", "date", "time", "timestamp", "datetime", "date_time", "time_stamp")
+ID_NAMES = ("unique_id", "series_id", "item_id")
+VALUE_NAMES = ("y", "value", "target")
+MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None")  # cells that hold no value
+
+FillPolicy = Literal["error", "interpolate", "ffill", "drop"]
+DuplicatePolicy = Literal["error", "first", "last", "mean"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadOptions:
+    """How a file is to be read. Every default is "detect it" or "stop and say so".
+
+    layout: `wide` or `long`. time_column, id_column, value_column: the roles (the last two: long tables).
+    columns: the variates of a wide table to read, the others being left out on purpose. ignore: columns
+    to leave out. missing: cells that mean "no value", beside the usual ones. step: a pandas frequency.
+    time_format: strptime format of the times. time_zone: what naive times are in, or what times with
+    several UTC offsets are to be shown in.
+
+    on_gap (rows that are not there) and on_nan (cells that hold no finite value):
+    `error`; `drop`: they stay missing in the regular grid, and no window that touches them is used;
+    `ffill`: the last value before is repeated, which never knows more than was known at that time;
+    `interpolate`: a straight line in time between the values before and after. **A filled cell then knows the
+    next observed value**: a window whose last steps were interpolated has seen a little of its own future, so
+    scores can be flattered where an origin falls into such a stretch. None of them reaches past the first or
+    the last value of a series: missing cells there stay missing.
+
+    on_duplicate (several rows of one series with one time): `error`, or keep the `first`, the `last`, the `mean`.
+    max_cells: larger files are refused, Parquet by its footer before anything is decoded.
+
+    Raises `UsageError` for a choice that there is not.
+    """
+
+    layout: Literal["wide", "long"] | None = None
+    time_column: str | None = None
+    id_column: str | None = None
+    value_column: str | None = None
+    columns: tuple[str, ...] | None = None
+    ignore: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    step: str | None = None
+    time_format: str | None = None
+    time_zone: str | None = None
+    on_gap: FillPolicy = "error"
+    on_nan: FillPolicy = "error"
+    on_duplicate: DuplicatePolicy = "error"
+    max_cells: int = 200_000_000
+
+    def __post_init__(self) -> None:
+        fill, duplicate = ("error", "interpolate", "ffill", "drop"), ("error", "first", "last", "mean")
+        choices = {"layout": (None, "wide", "long"), "on_gap": fill, "on_nan": fill, "on_duplicate": duplicate}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                known = ", ".join(str(choice) for choice in allowed if choice)
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is '{getattr(self, name)}'", hint=f"choose one of {known}"
+                )
+        if self.max_cells < 1:
+            raise UsageError(f"--max-cells is {self.max_cells}, but must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Roles:
+    """What the columns of a file are. id is None in a wide table; a long one has a single value column."""
+
+    time: str
+    id: str | None
+    values: tuple[str, ...]
+
+    @property
+    def layout(self) -> Literal["wide", "long"]:
+        """The layout that these roles make."""
+        return "wide" if self.id is None else "long"
+
+
+def find_roles(raw: RawTable, options: ReadOptions, log: ProblemLog) -> Roles:
+    """Decide the roles. Raises `NotFoundError` for a named column that is not there and `DataError` if unclear."""
+    named = (options.time_column, options.id_column, options.value_column)
+    for name in (*(name for name in named if name), *(options.columns or ()), *options.ignore):
+        _require_column(name, raw, log)
+    names = [name for name in raw.columns if name not in options.ignore]
+    time = options.time_column or _find_time(raw, names, log)
+    names = [name for name in names if name != time]
+    if _is_long(raw, time, names, options):
+        return _long_roles(raw, names, time, options, log)
+    if options.id_column or options.value_column:
+        raise UsageError(
+            "--id-column and --value-column belong to long tables, and this one is wide",
+            hint="add --layout long if it is not, or choose variates with --columns",
+        )
+    values = tuple(name for name in names if options.columns is None or name in options.columns)
+    if not values:
+        message = "there is no column of values beside the time column"
+        log.stop(Problem(kind="column", message=message, fix="give a file with at least one numeric column"))
+    return Roles(time=time, id=None, values=values)
+
+
+def _require_column(name: str, raw: RawTable, log: ProblemLog) -> None:
+    if name not in raw.columns:
+        near = difflib.get_close_matches(name, raw.columns, n=1, cutoff=0.0)
+        hint = f"the nearest of {len(raw.columns)} is '{near[0]}'"
+        raise NotFoundError(f"{log.source} has no column '{name}'", hint=hint)
+
+
+def _find_time(raw: RawTable, names: list[str], log: ProblemLog) -> str:
+    known = [name for name in names if name.strip().lower().replace(" ", "_").replace("-", "_") in TIME_NAMES]
+    if len(known) == 1:
+        return known[0]
+    if len(known) > 1:
+        message = f"several columns could be the time: {', '.join(known)}"
+        fix = "say which with --time-column, and leave out the others with --ignore"
+        log.stop(Problem(kind="time", message=message, fix=fix))
+    if names and looks_like_times(raw.columns[names[0]]):
+        return names[0]
+    typed = [name for name in names if pa.types.is_temporal(raw.columns[name].type)]
+    if len(typed) != 1:
+        message = f"there is no time column among {', '.join(list(raw.columns)[:6])}"
+        log.stop(Problem(kind="time", message=message, fix="name it with --time-column"))
+    return typed[0]
+
+
+def _is_long(raw: RawTable, time: str, names: list[str], options: ReadOptions) -> bool:
+    if options.layout is not None or options.id_column is not None:
+        return options.layout != "wide"
+    if any(name in ID_NAMES for name in names):
+        return True
+    text = [name for name in names if not _starts_numeric(raw.columns[name])]
+    if options.columns is not None or len(names) != 2 or len(text) != 1:
+        return False
+    # One text and one numeric column: long if times repeat because few names share them, else a column of remarks.
+    num_ids = pc.count_distinct(raw.columns[text[0]]).as_py()
+    num_times = pc.count_distinct(raw.columns[time]).as_py()
+    return bool(num_ids * 2 <= len(raw) and num_times < len(raw))
+
+
+def _long_roles(raw: RawTable, names: list[str], time: str, options: ReadOptions, log: ProblemLog) -> Roles:
+    if options.columns is not None:
+        raise UsageError(
+            "--columns chooses the variates of a wide table", hint="in a long one: --value-column, --ignore"
+        )
+    by_name = [name for name in names if name in ID_NAMES]
+    text = [name for name in names if not _starts_numeric(raw.columns[name])]
+    ids = [options.id_column] if options.id_column else by_name or text
+    identifier = _only(ids, "names the series", "--id-column", log)
+    rest = [name for name in names if name != identifier]
+    values = [options.value_column] if options.value_column else [name for name in rest if name in VALUE_NAMES] or rest
+    value = _only(values, "holds the values", "--value-column", log)
+    for name in rest:
+        if name != value:
+            message = f"the column '{name}' would not be used"
+            log.add(Problem(kind="column", series_id=name, message=message, fix=f'leave it out with --ignore "{name}"'))
+    return Roles(time=time, id=identifier, values=(value,))
+
+
+def _only(candidates: list[str], role: str, flag: str, log: ProblemLog) -> str:
+    if len(candidates) != 1:
+        found = f"several could be it: {', '.join(candidates)}" if candidates else "none was found"
+        message = f"a long table needs one column that {role}; {found}"
+        log.stop(Problem(kind="column", message=message, fix=f"name it with {flag}"))
+    return candidates[0]
+
+
+def _starts_numeric(column: pa.ChunkedArray) -> bool:
+    """Whether the first filled cells of a column are numbers."""
+    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+        return not pa.types.is_temporal(column.type)
+    cells = (cell.strip() for cell in column.slice(0, 200).to_pylist() if cell is not None)
+    filled = [cell for cell in cells if cell not in MISSING]
+    try:
+        pc.cast(pa.array(filled[:20], pa.string()), pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True

@@ -1,0 +1,95 @@
+"""What is wrong with a file, as records: one `Problem` per finding, gathered in a `ProblemLog`.
+
+The reader goes on after a fault where it can, so that all of them are found in one pass. `read_table`
+then raises the first as a `DataError`; `check_table` reports every one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal, NoReturn
+
+from memory_index.errors import DataError
+
+MAX_LISTED = 20  # problems of one kind that are listed; the rest is counted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One finding in a file.
+
+    kind: a word that scripts can rely on, such as `gap`, `missing`, `duplicate`, `not-a-number`.
+    at: ISO 8601 with the table's own offset. row: line of a CSV file (the header is line 1), row of a
+    Parquet file (the first is 1). fix: what to do, with the flag that does it. severity: a `fault` stops
+    every command, a `note` does not.
+    """
+
+    kind: str
+    message: str
+    fix: str
+    series_id: str | None = None
+    at: str | None = None
+    row: int | None = None
+    severity: Literal["fault", "note"] = "fault"
+
+    def sentence(self, source: str) -> str:
+        """The finding with its place, as one line."""
+        row = None if self.row is None else f"row {self.row}"
+        series = None if self.series_id is None else f"series '{self.series_id}'"
+        return ", ".join(part for part in (source, series, self.at, row) if part) + ": " + self.message
+
+
+@dataclass(kw_only=True)
+class ProblemLog:
+    """The problems of one file in the order in which they were found, at most `MAX_LISTED` of a kind."""
+
+    source: str  # file name, for messages
+    listed: list[Problem] = field(default_factory=list)
+    count: Counter[str] = field(default_factory=Counter)  # by kind, the unlisted ones too
+
+    def add(self, problem: Problem) -> None:
+        self.add_many(1, [problem], kind=problem.kind)
+
+    def add_many(self, count: int, problems: Iterable[Problem], *, kind: str) -> None:
+        """Note `count` problems of one kind. `problems` may be lazy: no more of it is consumed than listed."""
+        self.listed.extend(islice(problems, max(0, MAX_LISTED - self.count[kind])))
+        self.count[kind] += count
+
+    def add_at(self, places: Iterable[int], count: int, problem_at: Callable[[int], Problem], *, kind: str) -> None:
+        """Note `count` problems of one kind, each made from its place only if it is listed."""
+        self.add_many(count, (problem_at(int(place)) for place in places), kind=kind)
+
+    def stop(self, problem: Problem) -> NoReturn:
+        """Note a fault after which nothing more can be read, and raise it."""
+        self.add(problem)
+        raise self.error()
+
+    @property
+    def faults(self) -> tuple[Problem, ...]:
+        return tuple(problem for problem in self.listed if problem.severity == "fault")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(problem.sentence(self.source) for problem in self.listed if problem.severity == "note")
+
+    @property
+    def unlisted(self) -> dict[str, int]:
+        """How many more of each kind there are than are listed."""
+        listed = Counter(problem.kind for problem in self.listed)
+        return {kind: count - listed[kind] for kind, count in self.count.items() if count > listed[kind]}
+
+    def error(self) -> DataError:
+        """The first fault, with the number of the others."""
+        first = self.faults[0]
+        kinds = {problem.kind for problem in self.faults}
+        others = sum(count for kind, count in self.count.items() if kind in kinds) - 1
+        more = f" (and {others} more; 'cli data check' lists them)" if others else ""
+        return DataError(first.sentence(self.source) + more, hint=first.fix)
+
+    def raise_faults(self) -> None:
+        """Raise `DataError` if there is any fault."""
+        if self.faults:
+            raise self.error()

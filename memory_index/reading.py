@@ -1,0 +1,187 @@
+"""CSV and Parquet files -> `SeriesTable`: the one door through which every user's file goes.
+
+`read_table` raises the first fault; `checking.check_table` runs the same passes and reports all of them.
+Opening files is `table_files.py`, columns are `columns.py`, times are `timestamps.py`; what is left to this
+file is cells to numbers and rows to series. Duplicates, gaps and filling are `regular.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from memory_index.columns import MISSING, ReadOptions, Roles, find_roles
+from memory_index.problems import Problem, ProblemLog
+from memory_index.regular import Block, Grid, regular
+from memory_index.series import SeriesTable
+from memory_index.table_files import RawTable, read_columns
+from memory_index.timestamps import infer_step, parse_times, step_of
+from memory_index.windows import Step
+
+
+def read_table(path: str | Path, options: ReadOptions | None = None) -> SeriesTable:
+    """Read a CSV or Parquet file, told apart by its content.
+
+    The result has float64 values on a regular grid and datetime64[ns] times (UTC if zoned); all series
+    of a wide table share one array of times. What was done to the file on request (filled, sorted,
+    left out) is in `SeriesTable.notes`.
+
+    Raises `DataError` for the first fault in the file (file, series, time stamp, row, and the flag that
+    resolves it), `NotFoundError` (no such file or column), `UsageError` (an option) and `ResourceError`
+    (larger than `options.max_cells`).
+    """
+    log = ProblemLog(source=Path(path).name)
+    table, _ = assemble(Path(path), options or ReadOptions(), log)
+    log.raise_faults()
+    return table
+
+
+def assemble(path: Path, options: ReadOptions, log: ProblemLog) -> tuple[SeriesTable, int]:
+    """The table of a file and its number of rows; faults go to the log and are worked around where possible.
+
+    Raises what `read_table` raises, but for faults that do not hinder reading on.
+    """
+    raw = _without_blank_rows(read_columns(path, log, max_cells=options.max_cells), log)
+    roles = find_roles(raw, options, log)
+    times, zone = parse_times(
+        raw.columns[roles.time], raw.row_number, log, time_format=options.time_format, time_zone=options.time_zone
+    )
+    blocks = list(_blocks(raw, roles, times, options, log))
+    if not blocks:
+        log.stop(
+            Problem(
+                kind="column",
+                message="there is no column of numbers",
+                fix="give a file with at least one numeric column",
+            )
+        )
+    step = step_of(options.step, zone) if options.step else _inferred(blocks, zone, log)
+    grid = Grid(step=step, options=options, log=log)
+    series = [one for block in blocks for one in regular(block, grid)]
+    for what, count in grid.changes.items():
+        log.add(Problem(kind="changed", message=f"{count} {what}", fix="", severity="note"))
+    return SeriesTable(step=step, layout=roles.layout, series=tuple(series), source=log.source, notes=log.notes), len(
+        raw
+    )
+
+
+def _without_blank_rows(raw: RawTable, log: ProblemLog) -> RawTable:
+    first = next(iter(raw.columns.values()))
+    if not pa.types.is_string(first.type):
+        return raw
+    blank = pc.equal(first, "")
+    for column in raw.columns.values():
+        if not pc.any(blank).as_py():
+            return raw
+        blank = pc.and_(blank, pc.equal(column, ""))
+    keep = ~blank.to_numpy(zero_copy_only=False) if isinstance(blank, pa.Array) else ~np.asarray(blank.to_numpy())
+    if not keep.any():
+        log.stop(
+            Problem(kind="empty", message="the file has a header but only blank lines", fix="give a file with rows")
+        )
+    mask = pa.array(keep)
+    return RawTable(
+        columns={name: column.filter(mask) for name, column in raw.columns.items()}, row_number=raw.row_number[keep]
+    )
+
+
+def _blocks(raw: RawTable, roles: Roles, times: np.ndarray, options: ReadOptions, log: ProblemLog) -> Iterator[Block]:
+    """The usable rows of a file as one block (wide) or one per series in order of appearance (long)."""
+    columns = {name: _numbers(raw, name, roles, options, log) for name in roles.values}
+    used = {name: values for name, values in columns.items() if values is not None}
+    known = np.flatnonzero(~np.isnat(times))
+    if not used or len(known) == 0:
+        return
+    whole = Block(series_ids=tuple(used), times=times, values=np.stack(list(used.values())), row_number=raw.row_number)
+    if roles.id is None:
+        yield whole if len(known) == len(times) else whole.take(known)
+        return
+    codes, names = _series_codes(raw, roles.id, log)
+    order = known[np.argsort(codes[known], kind="stable")]
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-2))
+    groups = [rows for rows in np.split(order, starts[1:]) if codes[rows[0]] >= 0]
+    for rows in groups:
+        yield Block(
+            series_ids=(names[codes[rows[0]]],),
+            times=times[rows],
+            values=whole.values[:, rows],
+            row_number=raw.row_number[rows],
+        )
+
+
+def _series_codes(raw: RawTable, name: str, log: ProblemLog) -> tuple[np.ndarray, list[str]]:
+    """(number of the series of each row, -1 without a name; names in order of appearance)."""
+    text = pc.utf8_trim_whitespace(raw.columns[name].cast(pa.string())).to_pandas().replace("", None)
+    codes, names = pd.factorize(text)
+    unnamed = np.flatnonzero(codes < 0)
+
+    def problem_at(place: int) -> Problem:
+        fix = "fill in the name, or remove the row"
+        return Problem(
+            kind="unnamed", row=int(raw.row_number[place]), message=f"the row names no series in '{name}'", fix=fix
+        )
+
+    log.add_at(unnamed, len(unnamed), problem_at, kind="unnamed")
+    return codes, [str(each) for each in names]
+
+
+def _numbers(raw: RawTable, name: str, roles: Roles, options: ReadOptions, log: ProblemLog) -> np.ndarray | None:
+    """float64 [n] of a column, NaN where missing; None (and a fault) if the column holds no number at all."""
+    column = raw.columns[name]
+    bad = np.zeros(len(raw), dtype=bool)
+    try:
+        values = np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        text = pc.utf8_trim_whitespace(column.cast(pa.string())).to_pandas()
+        missing = (text.isna() | text.isin((*MISSING, *options.missing))).to_numpy()
+        values = pd.to_numeric(text.mask(missing).astype(object), errors="coerce").to_numpy(dtype=np.float64)
+        bad = np.isnan(values) & ~missing
+    if options.missing:
+        values = np.where(
+            np.isin(values, [float(cell) for cell in options.missing if _is_number(cell)]), np.nan, values
+        )
+    if np.isnan(values).all():
+        cell = column[int(bad.argmax())].as_py()
+        what = f"holds no number (its first text is '{cell}')" if bad.any() else "is empty"
+        fix = f'leave it out with --ignore "{name}"' if roles.id is None else "name the right one with --value-column"
+        log.add(Problem(kind="column", series_id=name, message=f"the column '{name}' {what}", fix=fix))
+        return None
+
+    def problem_at(place: int) -> Problem:
+        message = f"'{column[place].as_py()}' in the column '{name}' is not a number"
+        fix = f'correct the cell, or say that it means no value: --missing "{column[place].as_py()}"'
+        # In a long table the series is named by another column of the same row.
+        series_id = name if roles.id is None else str(raw.columns[roles.id][place].as_py())
+        at = str(raw.columns[roles.time][place].as_py())
+        return Problem(
+            kind="not-a-number", series_id=series_id, at=at, row=int(raw.row_number[place]), message=message, fix=fix
+        )
+
+    log.add_at(np.flatnonzero(bad), int(bad.sum()), problem_at, kind="not-a-number")
+    return values
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _inferred(blocks: list[Block], zone: str | None, log: ProblemLog) -> Step:
+    longest = max(blocks, key=lambda block: len(block.times))
+    distinct = np.unique(longest.times)
+    step = infer_step(distinct, zone)
+    if step is None:
+        what = "has one time stamp only" if len(distinct) < 2 else "has no regular step"
+        series_id = None if len(longest.series_ids) > 1 else longest.series_ids[0]
+        message = f"the time column {what}, from {distinct[0]} to {distinct[-1]}"
+        fix = "name the step with --step (a pandas frequency), or resample the data to one"
+        log.stop(Problem(kind="step", series_id=series_id, message=message, fix=fix))
+    return step

@@ -1,0 +1,239 @@
+"""Rows of a series -> values on a regular grid: order, duplicates, stray times, gaps, missing cells, filling.
+
+Whatever is found is noted as a fault unless `ReadOptions` says how to resolve it; what was then done is counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from memory_index.columns import ReadOptions
+from memory_index.errors import ResourceError
+from memory_index.problems import Problem, ProblemLog
+from memory_index.series import Series
+from memory_index.timestamps import grid_positions
+from memory_index.windows import Step
+
+FILL_FIX = "interpolate, ffill or drop"
+
+
+@dataclass(kw_only=True)
+class Grid:
+    """What the passes over the blocks of one file share: the step, the options, the log, counts of changes."""
+
+    step: Step
+    options: ReadOptions
+    log: ProblemLog
+    changes: Counter[str] = field(default_factory=Counter)
+    shared_times: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """Series that share their rows: all of a wide table, one of a long one.
+
+    times: datetime64[ns] [n]. values: float64 [num_series, n], NaN where missing. row_number: int64 [n].
+    """
+
+    series_ids: tuple[str, ...]
+    times: np.ndarray
+    values: np.ndarray
+    row_number: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Block:
+        return Block(
+            series_ids=self.series_ids,
+            times=self.times[rows],
+            values=self.values[:, rows],
+            row_number=self.row_number[rows],
+        )
+
+
+def regular(block: Block, grid: Grid) -> Iterator[Series]:
+    """The series of a block on the regular grid from its first to its last time."""
+    block = _one_row_per_time(_sorted(block, grid), grid)
+    position = grid_positions(block.times, grid.step)
+    stray = np.flatnonzero(position < 0)
+    if len(stray):
+        _note_rows(
+            block,
+            stray,
+            grid,
+            "off-step",
+            f"the time is not on the grid of the step '{grid.step.frequency}'",
+            "correct the time, or name another step with --step",
+        )
+        block, position = block.take(position >= 0), position[position >= 0]
+    if len(position) == 0:
+        return
+    num_steps = int(position[-1]) + 1
+    if num_steps * len(block.series_ids) > grid.options.max_cells:
+        raise ResourceError(
+            f"{grid.log.source}: from {block.times[0]} to {block.times[-1]} there are {num_steps} steps of "
+            f"'{grid.step.frequency}', more than the limit of {grid.options.max_cells} cells",
+            hint="correct a stray time stamp, or name a longer step with --step",
+        )
+    if num_steps == len(position):
+        times, values, absent = block.times, block.values, np.zeros(num_steps, dtype=bool)
+    else:
+        _note_gaps(block, position, grid)
+        times = grid.step.range(block.times[0], num_steps)
+        values = np.full((len(block.series_ids), num_steps), np.nan)
+        values[:, position] = block.values
+        absent = np.ones(num_steps, dtype=bool)
+        absent[position] = False
+    times = grid.shared_times.setdefault((int(times[0].astype(np.int64)), num_steps), times)
+    values = _note_missing(block, values, position, grid)
+    for series_id, row in zip(block.series_ids, values, strict=True):
+        yield Series(series_id=series_id, times=times, values=_filled(times, row, absent, grid))
+
+
+def _sorted(block: Block, grid: Grid) -> Block:
+    back = np.flatnonzero(np.diff(block.times) < np.timedelta64(0, "ns")) + 1
+    if len(back) == 0:
+        return block
+    message = f"times go back at {len(back)} rows, of which this is the first; they were sorted"
+    _note_rows(block, back[:1], grid, "unsorted", message, "nothing to do", note=True)
+    return block.take(np.argsort(block.times, kind="stable"))
+
+
+def _one_row_per_time(block: Block, grid: Grid) -> Block:
+    """Resolve rows with the same time as `on_duplicate` says; keep the first where it says `error`."""
+    first = np.flatnonzero(np.concatenate([[True], block.times[1:] != block.times[:-1]]))
+    if len(first) == len(block.times):
+        return block
+    extra = np.setdiff1d(np.arange(len(block.times)), first)
+    policy = grid.options.on_duplicate
+    if policy == "error":
+        later, earlier = block.values[:, extra], block.values[:, extra - 1]
+        same = ((later == earlier) | (np.isnan(later) & np.isnan(earlier))).all(axis=0)
+        what = "the time is there twice, with {} values (before in row {})"
+        for kind, chosen, word in (("duplicate", extra[same], "the same"), ("conflict", extra[~same], "different")):
+            rows = {int(place): what.format(word, block.row_number[place - 1]) for place in chosen[:100]}
+            _note_rows(block, chosen, grid, kind, rows, "keep one with --on-duplicate first, last or mean")
+    else:
+        grid.changes[f"rows with a time that was there already were resolved by --on-duplicate {policy}"] += len(extra)
+    if policy == "mean":
+        num = np.add.reduceat((~np.isnan(block.values)).astype(np.int64), first, axis=1)
+        total = np.add.reduceat(np.nan_to_num(block.values, nan=0.0, posinf=np.inf, neginf=-np.inf), first, axis=1)
+        mean = np.divide(total, num, out=np.full(total.shape, np.nan), where=num > 0)
+        return Block(
+            series_ids=block.series_ids, times=block.times[first], values=mean, row_number=block.row_number[first]
+        )
+    return block.take(np.append(first[1:] - 1, len(block.times) - 1) if policy == "last" else first)
+
+
+def _note_rows(
+    block: Block,
+    places: np.ndarray,
+    grid: Grid,
+    kind: str,
+    message: str | dict[int, str],
+    fix: str,
+    *,
+    note: bool = False,
+) -> None:
+    series_id = block.series_ids[0] if len(block.series_ids) == 1 else None
+
+    def problem_at(place: int) -> Problem:
+        return Problem(
+            kind=kind,
+            series_id=series_id,
+            at=grid.step.isoformat(block.times[place]),
+            row=int(block.row_number[place]),
+            message=message if isinstance(message, str) else message[place],
+            fix=fix,
+            severity="note" if note else "fault",
+        )
+
+    grid.log.add_at(places, len(places), problem_at, kind=kind)
+
+
+def _note_gaps(block: Block, position: np.ndarray, grid: Grid) -> None:
+    jump = np.diff(position)
+    before = np.flatnonzero(jump > 1)
+    policy = grid.options.on_gap
+    if policy != "error":
+        done = "were left missing" if policy == "drop" else f"were filled by {policy}"
+        grid.changes[f"steps without a row {done} (--on-gap {policy})"] += int((jump[before] - 1).sum()) * len(
+            block.series_ids
+        )
+        return
+    series_id = block.series_ids[0] if len(block.series_ids) == 1 else None
+
+    def problem_at(place: int) -> Problem:
+        missing = grid.step.range(block.times[place], int(jump[place]) + 1)[1:-1]
+        at, until = grid.step.isoformat(missing[0]), grid.step.isoformat(missing[-1])
+        count = "1 step is" if len(missing) == 1 else f"{len(missing)} steps are"
+        message = f"{count} missing after this row" + ("" if len(missing) == 1 else f", up to {until}")
+        return Problem(
+            kind="gap",
+            series_id=series_id,
+            at=at,
+            row=int(block.row_number[place]),
+            message=message,
+            fix=f"--on-gap {FILL_FIX}",
+        )
+
+    grid.log.add_at(before, len(before), problem_at, kind="gap")
+
+
+def _note_missing(block: Block, values: np.ndarray, position: np.ndarray, grid: Grid) -> np.ndarray:
+    """Note cells of existing rows without a finite value; infinite ones become missing. values: [num_series, T]."""
+    policy = grid.options.on_nan
+    finite = np.isfinite(block.values)
+    if finite.all():
+        return values
+    infinite = np.isinf(block.values)
+    for kind, cells in (("missing", ~finite & ~infinite), ("infinite", infinite)):
+        number, place = np.nonzero(cells)
+        if len(number) and policy != "error":
+            done = "were left missing" if policy == "drop" else f"were filled by {policy}"
+            grid.changes[f"{kind} cells {done} (--on-nan {policy})"] += len(number)
+            continue
+
+        def problem_at(each: int, kind: str = kind, number: np.ndarray = number, place: np.ndarray = place) -> Problem:
+            at, row = grid.step.isoformat(block.times[place[each]]), int(block.row_number[place[each]])
+            message = "the value is missing" if kind == "missing" else "the value is infinite"
+            return Problem(
+                kind=kind,
+                series_id=block.series_ids[number[each]],
+                at=at,
+                row=row,
+                message=message,
+                fix=f"--on-nan {FILL_FIX}",
+            )
+
+        grid.log.add_at(range(len(number)), len(number), problem_at, kind=kind)
+    return np.where(np.isinf(values), np.nan, values)
+
+
+def _filled(times: np.ndarray, values: np.ndarray, absent: np.ndarray, grid: Grid) -> np.ndarray:
+    """values with gaps and missing cells filled as asked for. absent: bool [T], steps that had no row."""
+    missing = np.isnan(values)
+    observed = np.flatnonzero(~missing)
+    if not missing.any() or len(observed) == 0:
+        return np.ascontiguousarray(values)
+    inside = np.zeros(len(values), dtype=bool)
+    inside[observed[0] : observed[-1]] = True
+    asked = np.zeros(len(values), dtype=bool)
+    filled = values.copy()
+    for policy in ("interpolate", "ffill"):
+        cells = missing & ((absent & (grid.options.on_gap == policy)) | (~absent & (grid.options.on_nan == policy)))
+        asked |= cells
+        cells &= inside
+        if policy == "interpolate":
+            ticks = (times - times[0]).astype(np.float64)
+            filled[cells] = np.interp(ticks[cells], ticks[observed], values[observed])
+        else:
+            last = np.maximum.accumulate(np.where(missing, 0, np.arange(len(values))))
+            filled[cells] = values[last[cells]]
+    if (asked & ~inside).any():
+        grid.changes["of these cells lie before the first or after the last value of a series and stay missing"] += int(
+            (asked & ~inside).sum()
+        )
+    return filled
