@@ -1,0 +1,40 @@
+# `make demo` and `make test` do all set-up on a fresh machine with Python 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= logical
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help install demo test check soak clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## make .venv and install everything into it
+
+# Updated only when what it was made from has changed.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, but $(PYTHON) is %d.%d (name another one: make PYTHON=python3.12 ...)" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plot]'
+	@touch $@
+
+demo: install  ## run the main job end to end on the embedded sample
+	$(BIN)/cli demo
+
+test: install  ## run the tests, at most 10 minutes on 2 cores
+	$(PYTEST) -n $(WORKERS) --maxprocesses 8 --dist loadfile
+
+check: install  ## linter, formatter, type checker, then the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@$(MAKE) --no-print-directory test
+
+soak: install  ## run the long forms of the tests
+	$(PYTEST) -m soak --hypothesis-profile=soak -o faulthandler_timeout=3600
+
+clean:  ## remove the virtual environment and every cache
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,152 @@
+"""The program: which commands there are, and how an error becomes one line and an exit code.
+
+No command is written here. Modules of commands import numpy, pandas, faiss and torch inside their functions,
+never at the top, so that `--help` answers at once.
+
+Exit codes: 0 done, 1 unexpected (with its traceback), 2 usage, 3 bad data, 4 not found, 5 verification failed,
+6 incompatible, 7 out of resources, 8 service, 130 interrupted, 141 the reader of the output went away.
+With `--json` an error is a document on stdout, `{"error": {"code", "message", "hint"}}`, instead of a line on stderr.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from cli import __version__
+from cli.output import note, print_json
+
+app = typer.Typer(
+    name="cli",
+    help="Forecast time series from similar stretches of their past, without ever looking into the future.",
+    epilog="Example: cli demo",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # Plain help: brackets in a text stay brackets, and rich is not loaded for it.
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+# By name, because the error classes are not loaded unless there is an error.
+EXIT_CODES = {
+    "UsageError": 2,
+    "DataError": 3,
+    "NotFoundError": 4,
+    "VerificationError": 5,
+    "IncompatibleError": 6,
+    "ResourceError": 7,
+    "ServiceError": 8,
+}
+USAGE = 2
+OUT_OF_RESOURCES = 7
+INTERRUPTED = 130
+READER_GONE = 141  # what a shell reports for a program that SIGPIPE ended
+
+RESOURCE_ERRNOS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EMFILE,
+    errno.EFBIG,
+    errno.ENOMEM,
+}
+
+
+def main() -> None:
+    """Run the command line on this process's arguments, and exit."""
+    code = run(sys.argv[1:])
+    try:
+        typer.echo(nl=False)
+    except OSError:
+        # Already told, or nobody is left to tell. The interpreter would try again on its way out, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code. Unknown exceptions pass through, with their traceback."""
+    as_json = "--json" in arguments
+    try:
+        code = _invoke(list(arguments) or ["--help"])
+        typer.echo(nl=False)  # flushes here, where a full disk or a closed pipe can still be told
+        return code
+    except typer.TyperException as error:
+        return _report(USAGE, error.format_message(), _usage_hint(error), as_json=as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        return _report(INTERRUPTED, "interrupted", "", as_json=as_json)
+    except BrokenPipeError:
+        return READER_GONE
+    except Exception as error:
+        known = _known(error)
+        if known is None:
+            raise
+        code, message, hint = known
+        return _report(code, message, hint, as_json=as_json)
+
+
+def _invoke(arguments: list[str]) -> int:
+    """Parse and run. Not `app()`: it would turn errors into output and exit codes of its own."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("cli", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as error:
+        return error.exit_code
+    return 0
+
+
+def _known(error: Exception) -> tuple[int, str, str] | None:
+    """Exit code, message and hint of an error that is ours or the machine's; None for any other."""
+    from memory_index.errors import MemoryIndexError
+
+    if isinstance(error, MemoryIndexError):
+        for ancestor in type(error).__mro__:
+            if ancestor.__name__ in EXIT_CODES:
+                return EXIT_CODES[ancestor.__name__], str(error), error.hint
+    if isinstance(error, MemoryError):
+        return (
+            OUT_OF_RESOURCES,
+            f"out of memory: {error}".removesuffix(": "),
+            "use less data, or a machine with more memory",
+        )
+    if isinstance(error, OSError) and error.errno in RESOURCE_ERRNOS:
+        where = "" if error.filename is None else f": {error.filename}"
+        return OUT_OF_RESOURCES, f"{os.strerror(error.errno)}{where}", "check free space and permissions"
+    return None
+
+
+def _usage_hint(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"see '{context.command_path if context else 'cli'} --help'"
+
+
+def _report(code: int, message: str, hint: str, *, as_json: bool) -> int:
+    """Show one error where it belongs, and return its exit code."""
+    message, hint = (" ".join(text.splitlines()) for text in (message, hint))
+    if as_json:
+        print_json("error", {"error": {"code": code, "message": message, "hint": hint}})
+    else:
+        note(f"error: {message} ({hint})" if hint else f"error: {message}")
+    return code
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options that come before the command."""

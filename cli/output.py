@@ -1,0 +1,139 @@
+"""What a command shows: documents and tables on stdout, notes and progress on stderr.
+
+Commands print through these functions only, so that stdout holds data and nothing else. What is worth
+printing is the commands' affair; errors are `cli/main.py`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from datetime import date
+from numbers import Integral, Real
+from pathlib import PurePath
+from typing import Any
+
+
+def print_json(schema: str, document: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout, on one line, its `schema` first.
+
+    Beside what JSON knows it takes numpy scalars and arrays, times (ISO 8601), paths and dataclasses.
+    A missing or infinite number or time becomes null. Raises `TypeError` for anything else.
+    """
+    print(json.dumps({"schema": schema, **_jsonable(document)}, allow_nan=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
+    """Print a table on stdout: fitted to the width of a terminal, in full and unadorned anywhere else.
+
+    columns: one heading each. rows: one cell per column; numbers are right-aligned, `None` is blank.
+    """
+    numeric = [
+        any(row[index] is not None for row in rows) and all(_is_number_or_none(row[index]) for row in rows)
+        for index in range(len(columns))
+    ]
+    cells = [[_cell(value) for value in row] for row in rows]
+    if sys.stdout.isatty():
+        _print_rich(columns, cells, numeric, title)
+    else:
+        _print_plain(columns, cells, numeric, title)
+
+
+def note(message: str) -> None:
+    """Print one line for the reader, not for a script: it goes to stderr."""
+    print(message, file=sys.stderr)
+
+
+@contextmanager
+def progress(description: str) -> Iterator[Callable[[float, float | None], None]]:
+    """Show a progress bar on stderr while the block runs; nothing at all when stderr is not a terminal.
+
+    Yields `report(done, total)`, to be called with what is done so far, in any unit, and the total or None
+    where it is not known.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(escape(description), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _jsonable(value: Any) -> Any:
+    """The same value in terms of dict, list, str, int, float, bool and None."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, date):  # pandas' NaT is one too, and the only one that differs from itself
+        return value.isoformat() if value == value else None
+    if isinstance(value, PurePath):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _jsonable(getattr(value, field.name)) for field in fields(value)}
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if kind == "M":
+        return _iso(value)
+    if kind and kind in "biufUO":
+        return _jsonable(value.tolist())
+    raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
+
+
+def _iso(times: Any) -> Any:
+    """ISO 8601 of a datetime64 or an array of them, to the second where that loses nothing; NaT becomes None."""
+    import numpy as np
+
+    seconds = times.astype("datetime64[s]")
+    whole = bool(np.all((seconds == times) | np.isnat(times)))
+    text = np.datetime_as_string(seconds if whole else times)
+    return np.where(np.isnat(times), np.array(None), text.astype(object)).tolist()
+
+
+def _is_number_or_none(value: object) -> bool:
+    return value is None or (isinstance(value, Real) and not isinstance(value, bool))
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, Real) and not isinstance(value, Integral):
+        return f"{value:.6g}"
+    return str(value)
+
+
+def _print_rich(columns: Sequence[str], cells: list[list[str]], numeric: list[bool], title: str | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=None if title is None else Text(title), title_justify="left", header_style="bold")
+    for column, is_numeric in zip(columns, numeric, strict=True):
+        table.add_column(Text(column), justify="right" if is_numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*[Text(cell) for cell in row])
+    Console().print(table)
+
+
+def _print_plain(columns: Sequence[str], cells: list[list[str]], numeric: list[bool], title: str | None) -> None:
+    lines = [list(columns), *cells]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+    if title is not None:
+        print(title)
+    for line in lines:
+        aligned = [
+            cell.rjust(width) if is_numeric else cell.ljust(width)
+            for cell, width, is_numeric in zip(line, widths, numeric, strict=True)
+        ]
+        print("  ".join(aligned).rstrip())

@@ -1,0 +1,29 @@
+"""What holds for every test: nothing is downloaded, cores are shared fairly, and a failure can be repeated."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Before anything loads OpenMP. With one worker per core, more threads in each would only wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A test that would reach for a model hub fails at once, on every machine alike.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Machines differ in speed, so no example has a deadline. `make test` tries the same examples every time;
+# `make soak` looks for new ones.
+settings.register_profile("default", deadline=None, derandomize=True)
+settings.register_profile(
+    "soak", deadline=None, max_examples=1000, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the source tree."""
+    return Path(__file__).resolve().parents[1]

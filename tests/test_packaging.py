@@ -1,0 +1,103 @@
+"""The wheel, installed somewhere else: it carries all that the program needs, the sample and the catalogue too."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+from cli import __version__
+
+
+def _run(*command: str | Path, **options) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=240, check=False, **options
+    )
+    assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def wheel(repository, tmp_path_factory) -> Path:
+    """Built by way of the source archive, so that it is complete as well."""
+    folder = tmp_path_factory.mktemp("dist")
+    _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, repository)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def elsewhere(wheel, tmp_path_factory) -> dict:
+    """Options that run a program on the installed wheel, out of sight of the source tree."""
+    site = tmp_path_factory.mktemp("site")
+    _run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel)
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    return {"env": environment, "cwd": tmp_path_factory.mktemp("elsewhere")}
+
+
+def test_wheel_holds_the_packages_and_the_data(wheel, repository):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        top_level = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+        assert top_level == {"cli", "forecaster", "memory_index"}
+        assert {f"{package}/py.typed" for package in top_level} <= names
+        for name in ("sample.csv", "catalog.toml"):
+            assert archive.read(f"memory_index/shipped/{name}") == (repository / "datasets" / name).read_bytes()
+        assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_wheel_metadata(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = Parser().parsestr(archive.read(name).decode())
+    assert metadata["Version"] == __version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert {requirement.split(">")[0] for requirement in metadata.get_all("Requires-Dist")} >= {"torch", "faiss-cpu"}
+
+
+def test_installed_wheel_is_the_one_that_runs(elsewhere, repository):
+    program = "import cli, memory_index, forecaster; print(cli.__file__, memory_index.__file__, forecaster.__file__)"
+    files = _run(sys.executable, "-c", program, **elsewhere).stdout.split()
+    site = Path(elsewhere["env"]["PYTHONPATH"])
+    assert all(Path(file).is_relative_to(site) for file in files)
+    assert _run(sys.executable, "-m", "cli", "--version", **elsewhere).stdout == f"cli {__version__}\n"
+
+
+def test_catalogue_is_found(elsewhere, repository):
+    catalogue = tomllib.loads((repository / "datasets" / "catalog.toml").read_text())
+    listed = _run(sys.executable, "-m", "cli", "data", "list", "--json", **elsewhere).stdout
+    assert json.loads(listed)
+    assert "ETTh1" in listed
+    assert catalogue
+
+
+def test_demo_runs(elsewhere):
+    shown = _run(sys.executable, "-m", "cli", "demo", **elsewhere)
+    assert shown.stdout.strip()
+    assert not (Path(elsewhere["env"]["PYTHONPATH"]) / "memory_index" / "shipped" / "indexes").exists()
+
+
+def test_constraints_cover_every_dependency(repository):
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    lines = (repository / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    assert {requirement.split(">=")[0] for requirement in wanted} <= set(pinned)
+    assert pinned["torch"] == "2.13.0"
+    for requirement in wanted:
+        name, lowest = requirement.split(">=")
+        assert _numbers(pinned[name]) >= _numbers(lowest), f"{name} is pinned below its lower bound"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
