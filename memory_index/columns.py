@@ -10,6 +10,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -181,13 +182,9 @@ def _only(candidates: list[str], role: str, flag: str, log: ProblemLog) -> str:
 
 
 def _starts_numeric(column: pa.ChunkedArray) -> bool:
-    """Whether the first filled cells of a column are numbers."""
+    """Whether at least half of the first filled cells of a column are numbers (one typing error is no text column)."""
     if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
         return not pa.types.is_temporal(column.type)
-    cells = (cell.strip() for cell in column.slice(0, 200).to_pylist() if cell is not None)
-    filled = [cell for cell in cells if cell not in MISSING]
-    try:
-        pc.cast(pa.array(filled[:20], pa.string()), pa.float64())
-    except pa.ArrowInvalid:
-        return False
-    return True
+    cells = pd.Series([cell.strip() for cell in column.slice(0, 200).to_pylist() if cell is not None], dtype=object)
+    filled = cells[~cells.isin(MISSING)]
+    return len(filled) == 0 or bool(pd.to_numeric(filled, errors="coerce").notna().mean() >= 0.5)

@@ -35,6 +35,7 @@ class SegmentRecord:
     folder: str
     num_rows: int
     num_moments: int
+    num_steps: int  # over all series
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

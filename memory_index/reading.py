@@ -7,7 +7,8 @@ file is cells to numbers and rows to series. Duplicates, gaps and filling are `r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,15 @@ def read_table(path: str | Path, options: ReadOptions | None = None) -> SeriesTa
     return table
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cells:
+    """What is needed to read cells and to say where a bad one is. moment: ISO 8601 of a row, None if it has no time."""
+
+    missing: tuple[str, ...]
+    log: ProblemLog
+    moment: Callable[[int], str | None]
+
+
 def assemble(path: Path, options: ReadOptions, log: ProblemLog) -> tuple[SeriesTable, int]:
     """The table of a file and its number of rows; faults go to the log and are worked around where possible.
 
@@ -51,15 +61,15 @@ def assemble(path: Path, options: ReadOptions, log: ProblemLog) -> tuple[SeriesT
     times, zone = parse_times(
         raw.columns[roles.time], raw.row_number, log, time_format=options.time_format, time_zone=options.time_zone
     )
-    blocks = list(_blocks(raw, roles, times, options, log))
+    clock = Step(frequency="h", time_zone=zone)
+
+    def moment(place: int) -> str | None:
+        return None if np.isnat(times[place]) else clock.isoformat(times[place])
+
+    blocks = list(_blocks(raw, roles, times, Cells(missing=options.missing, log=log, moment=moment)))
     if not blocks:
-        log.stop(
-            Problem(
-                kind="column",
-                message="there is no column of numbers",
-                fix="give a file with at least one numeric column",
-            )
-        )
+        message = "there is no row with a time and a number"
+        log.stop(Problem(kind="empty", message=message, fix="give a file with at least one numeric column"))
     step = step_of(options.step, zone) if options.step else _inferred(blocks, zone, log)
     grid = Grid(step=step, options=options, log=log)
     series = [one for block in blocks for one in regular(block, grid)]
@@ -90,28 +100,29 @@ def _without_blank_rows(raw: RawTable, log: ProblemLog) -> RawTable:
     )
 
 
-def _blocks(raw: RawTable, roles: Roles, times: np.ndarray, options: ReadOptions, log: ProblemLog) -> Iterator[Block]:
+def _blocks(raw: RawTable, roles: Roles, times: np.ndarray, cells: Cells) -> Iterator[Block]:
     """The usable rows of a file as one block (wide) or one per series in order of appearance (long)."""
-    columns = {name: _numbers(raw, name, roles, options, log) for name in roles.values}
-    used = {name: values for name, values in columns.items() if values is not None}
+    columns = {name: _numbers(raw, name, roles, cells) for name in roles.values}
+    used = {name: column for name, column in columns.items() if column is not None}
     known = np.flatnonzero(~np.isnat(times))
     if not used or len(known) == 0:
         return
-    whole = Block(series_ids=tuple(used), times=times, values=np.stack(list(used.values())), row_number=raw.row_number)
+    whole = Block(
+        series_ids=tuple(used),
+        times=times,
+        values=np.stack([values for values, _ in used.values()]),
+        row_number=raw.row_number,
+        unreadable=np.stack([unreadable for _, unreadable in used.values()]),
+    )
     if roles.id is None:
         yield whole if len(known) == len(times) else whole.take(known)
         return
-    codes, names = _series_codes(raw, roles.id, log)
+    codes, names = _series_codes(raw, roles.id, cells.log)
     order = known[np.argsort(codes[known], kind="stable")]
     starts = np.flatnonzero(np.diff(codes[order], prepend=-2))
-    groups = [rows for rows in np.split(order, starts[1:]) if codes[rows[0]] >= 0]
-    for rows in groups:
-        yield Block(
-            series_ids=(names[codes[rows[0]]],),
-            times=times[rows],
-            values=whole.values[:, rows],
-            row_number=raw.row_number[rows],
-        )
+    for rows in np.split(order, starts[1:]):
+        if codes[rows[0]] >= 0:
+            yield replace(whole.take(rows), series_ids=(names[codes[rows[0]]],))
 
 
 def _series_codes(raw: RawTable, name: str, log: ProblemLog) -> tuple[np.ndarray, list[str]]:
@@ -130,40 +141,44 @@ def _series_codes(raw: RawTable, name: str, log: ProblemLog) -> tuple[np.ndarray
     return codes, [str(each) for each in names]
 
 
-def _numbers(raw: RawTable, name: str, roles: Roles, options: ReadOptions, log: ProblemLog) -> np.ndarray | None:
-    """float64 [n] of a column, NaN where missing; None (and a fault) if the column holds no number at all."""
+def _numbers(raw: RawTable, name: str, roles: Roles, cells: Cells) -> tuple[np.ndarray, np.ndarray] | None:
+    """A column as float64 [n], NaN where missing, and bool [n] where its text is no number.
+
+    None, and a fault, if the column holds no number at all.
+    """
     column = raw.columns[name]
-    bad = np.zeros(len(raw), dtype=bool)
+    unreadable = np.zeros(len(raw), dtype=bool)
     try:
         values = np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         text = pc.utf8_trim_whitespace(column.cast(pa.string())).to_pandas()
-        missing = (text.isna() | text.isin((*MISSING, *options.missing))).to_numpy()
+        missing = (text.isna() | text.isin((*MISSING, *cells.missing))).to_numpy()
         values = pd.to_numeric(text.mask(missing).astype(object), errors="coerce").to_numpy(dtype=np.float64)
-        bad = np.isnan(values) & ~missing
-    if options.missing:
-        values = np.where(
-            np.isin(values, [float(cell) for cell in options.missing if _is_number(cell)]), np.nan, values
-        )
+        unreadable = np.isnan(values) & ~missing
+    if cells.missing:
+        values = np.where(np.isin(values, [float(cell) for cell in cells.missing if _is_number(cell)]), np.nan, values)
     if np.isnan(values).all():
-        cell = column[int(bad.argmax())].as_py()
-        what = f"holds no number (its first text is '{cell}')" if bad.any() else "is empty"
+        cell = column[int(unreadable.argmax())].as_py()
+        what = f"holds no number (its first text is '{cell}')" if unreadable.any() else "is empty"
         fix = f'leave it out with --ignore "{name}"' if roles.id is None else "name the right one with --value-column"
-        log.add(Problem(kind="column", series_id=name, message=f"the column '{name}' {what}", fix=fix))
+        problem = Problem(kind="column", series_id=name, message=f"the column '{name}' {what}", fix=fix)
+        cells.log.add(problem)
         return None
 
     def problem_at(place: int) -> Problem:
-        message = f"'{column[place].as_py()}' in the column '{name}' is not a number"
-        fix = f'correct the cell, or say that it means no value: --missing "{column[place].as_py()}"'
-        # In a long table the series is named by another column of the same row.
-        series_id = name if roles.id is None else str(raw.columns[roles.id][place].as_py())
-        at = str(raw.columns[roles.time][place].as_py())
+        cell = column[place].as_py()
         return Problem(
-            kind="not-a-number", series_id=series_id, at=at, row=int(raw.row_number[place]), message=message, fix=fix
+            kind="not-a-number",
+            # In a long table the series is named by another column of the same row.
+            series_id=name if roles.id is None else str(raw.columns[roles.id][place].as_py()),
+            at=cells.moment(place),
+            row=int(raw.row_number[place]),
+            message=f"'{cell}' in the column '{name}' is not a number",
+            fix=f'correct the cell, or say that it means no value: --missing "{cell}"',
         )
 
-    log.add_at(np.flatnonzero(bad), int(bad.sum()), problem_at, kind="not-a-number")
-    return values
+    cells.log.add_at(np.flatnonzero(unreadable), int(unreadable.sum()), problem_at, kind="not-a-number")
+    return values, unreadable
 
 
 def _is_number(cell: str) -> bool:

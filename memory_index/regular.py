@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from memory_index.series import Series
 from memory_index.timestamps import grid_positions
 from memory_index.windows import Step
 
-FILL_FIX = "interpolate, ffill or drop"
+FILL_FIX = "drop, ffill or interpolate"
 
 
 @dataclass(kw_only=True)
@@ -37,19 +37,23 @@ class Block:
     """Series that share their rows: all of a wide table, one of a long one.
 
     times: datetime64[ns] [n]. values: float64 [num_series, n], NaN where missing. row_number: int64 [n].
+    unreadable: bool [num_series, n], missing cells that are noted already (text that is no number).
     """
 
     series_ids: tuple[str, ...]
     times: np.ndarray
     values: np.ndarray
     row_number: np.ndarray
+    unreadable: np.ndarray
 
     def take(self, rows: np.ndarray) -> Block:
-        return Block(
-            series_ids=self.series_ids,
+        """The same series at some of the rows, in their order."""
+        return replace(
+            self,
             times=self.times[rows],
             values=self.values[:, rows],
             row_number=self.row_number[rows],
+            unreadable=self.unreadable[:, rows],
         )
 
 
@@ -96,7 +100,7 @@ def _sorted(block: Block, grid: Grid) -> Block:
     back = np.flatnonzero(np.diff(block.times) < np.timedelta64(0, "ns")) + 1
     if len(back) == 0:
         return block
-    message = f"times go back at {len(back)} rows, of which this is the first; they were sorted"
+    message = f"times go back here (rows where they do: {len(back)}); the rows were sorted"
     _note_rows(block, back[:1], grid, "unsorted", message, "nothing to do", note=True)
     return block.take(np.argsort(block.times, kind="stable"))
 
@@ -121,9 +125,7 @@ def _one_row_per_time(block: Block, grid: Grid) -> Block:
         num = np.add.reduceat((~np.isnan(block.values)).astype(np.int64), first, axis=1)
         total = np.add.reduceat(np.nan_to_num(block.values, nan=0.0, posinf=np.inf, neginf=-np.inf), first, axis=1)
         mean = np.divide(total, num, out=np.full(total.shape, np.nan), where=num > 0)
-        return Block(
-            series_ids=block.series_ids, times=block.times[first], values=mean, row_number=block.row_number[first]
-        )
+        return replace(block.take(first), values=mean)
     return block.take(np.append(first[1:] - 1, len(block.times) - 1) if policy == "last" else first)
 
 
@@ -189,7 +191,7 @@ def _note_missing(block: Block, values: np.ndarray, position: np.ndarray, grid: 
     if finite.all():
         return values
     infinite = np.isinf(block.values)
-    for kind, cells in (("missing", ~finite & ~infinite), ("infinite", infinite)):
+    for kind, cells in (("missing", ~finite & ~infinite & ~block.unreadable), ("infinite", infinite)):
         number, place = np.nonzero(cells)
         if len(number) and policy != "error":
             done = "were left missing" if policy == "drop" else f"were filled by {policy}"

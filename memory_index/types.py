@@ -80,7 +80,8 @@ class Neighbours:
 
     row, distance, shape_distance, value_distance: [B, N, V, K]; int64 row ids (-1 in unused slots) and
     float32 distances (+inf there). `distance^2 = w * shape_distance^2 + (1 - w) * value_distance^2`
-    (METHOD 3.1), in units of a window's own spread. temperature: float32 [V], stored with the version.
+    (METHOD 3.1), in units of a window's own spread. query_location, query_spread: float64 [B, N, V], the
+    query's own statistics under each view. temperature: float32 [V], stored with the version.
 
     Constructing it raises `LeakError` if any row is not admissible for its query.
     """
@@ -91,6 +92,8 @@ class Neighbours:
     distance: np.ndarray
     shape_distance: np.ndarray
     value_distance: np.ndarray
+    query_location: np.ndarray
+    query_spread: np.ndarray
     temperature: np.ndarray
     windows: StoredWindows
     fingerprint: str
@@ -114,6 +117,11 @@ class Neighbours:
             query_start=step.add(self.queries.origin, 1 - spec.lookback)[:, None, None, None],
             query_end=step.add(self.queries.origin, spec.horizon)[:, None, None, None],
         )
+
+    @property
+    def view_number(self) -> np.ndarray:
+        """int64 [V]: which of the windows' views each key space compares."""
+        return np.array([self.windows.views.index(space.view) for space in self.spaces], dtype=np.int64)
 
     @property
     def valid(self) -> np.ndarray:

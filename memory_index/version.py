@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -92,17 +93,18 @@ def verify(location: Location) -> tuple[Problem, ...]:
     return tuple(sorted(problems, key=lambda problem: problem.file))
 
 
-def check_files(version: Version) -> None:
+def check_files(version: Version, *, only: Callable[[str], bool] = lambda path: True) -> None:
     """Hash every file of a version, in parallel, before any of them is opened.
 
-    A file that does not belong to the version is left alone: nobody will open it (`verify` reports it).
+    only: which files will be opened, by path relative to the version; the others are not looked at. A file that does not belong to the version is left alone: nobody will open it (`verify` reports it).
 
     Raises `VerificationError` for the first file that is not what was published, `ResourceError` if one may not be
     read, `NotFoundError` if the version has been removed meanwhile.
     """
     if load(version).manifest.fingerprint != version.manifest.fingerprint:
         raise VerificationError(f"{version.path / MANIFEST} has changed since it was read", hint=RESTORE)
-    problems = file_problems(version.path, version.manifest)
+    files = {path: record for path, record in version.manifest.files.items() if only(path)}
+    problems = file_problems(version.path, replace(version.manifest, files=files))
     if problems:
         require_present(version)
         raise as_error(version, *problems)

@@ -1,0 +1,134 @@
+"""How neighbours become a forecast: weights, alignment to the query, mean and quantiles (METHOD 3.1, 5.1).
+
+Sums run over neighbours in a fixed order and in float64, so that a forecast does not depend on how many
+queries were asked at once. Work is done in chunks of queries: memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from memory_index.errors import NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from memory_index.types import Neighbours
+
+CHUNK_VALUES = 4_000_000  # future values handled at once
+
+
+def weights(neighbours: Neighbours) -> np.ndarray:
+    """`softmax(-distance^2 / temperature)` over the valid slots of each key space, float32 [B, N, V, K]."""
+    squared = np.square(neighbours.distance.astype(np.float64))
+    scaled = squared / neighbours.temperature.astype(np.float64)[:, None]
+    nearest = scaled[..., :1]  # slots are sorted, so this is the smallest
+    raw = np.exp(-np.where(neighbours.valid, scaled - np.where(np.isfinite(nearest), nearest, 0), np.inf))
+    total = raw.sum(axis=-1, keepdims=True)
+    return (raw / np.where(total > 0, total, 1)).astype(np.float32)
+
+
+def aligned_futures(neighbours: Neighbours) -> np.ndarray:
+    """Futures read in the query's own location and spread, float32 [B, N, V, K, H]; NaN in unused slots."""
+    location, spread = neighbours.query_location, neighbours.query_spread
+    standard = _standard_futures(neighbours, slice(None))
+    aligned = location[..., None, None] + spread[..., None, None] * standard
+    return np.where(neighbours.valid[..., None], aligned, np.nan).astype(np.float32)
+
+
+def space_forecasts(neighbours: Neighbours) -> np.ndarray:
+    """Weighted mean of the aligned futures of each key space, float32 [B, N, V, H]; NaN where it has none."""
+    b, n, v, k = neighbours.row.shape
+    weight = weights(neighbours)
+    result = np.empty((b, n, v, neighbours.windows.spec.horizon), dtype=np.float32)
+    for chunk in _chunks(neighbours):
+        standard = _standard_futures(neighbours, chunk)
+        mean = (weight[chunk][..., None] * standard).sum(axis=3)
+        mean = neighbours.query_location[chunk][..., None] + neighbours.query_spread[chunk][..., None] * mean
+        result[chunk] = np.where(neighbours.valid[chunk].any(axis=3)[..., None], mean, np.nan)
+    return result
+
+
+def forecast(neighbours: Neighbours) -> np.ndarray:
+    """Mean over the key spaces that have neighbours, float32 [B, N, H].
+
+    Raises `NotFoundError` for a query that has none in any key space.
+    """
+    by_space = space_forecasts(neighbours).astype(np.float64)
+    found = neighbours.valid.any(axis=3)  # [B, N, V]
+    require_neighbours(neighbours, found.any(axis=2))
+    total = np.where(found[..., None], by_space, 0).sum(axis=2)
+    return (total / found.sum(axis=2)[..., None]).astype(np.float32)
+
+
+def quantiles(neighbours: Neighbours, levels: tuple[float, ...]) -> np.ndarray:
+    """Weighted quantiles over the aligned futures of all key spaces together, float32 [B, N, H, Q].
+
+    Each key space that has neighbours counts the same. The quantile of a level is interpolated linearly
+    between the values at the midpoints of the cumulative weights.
+    """
+    if not levels or not all(0 < level < 1 for level in levels):
+        raise UsageError(f"quantile levels must lie between 0 and 1, not {list(levels)}")
+    b, n, v, k = neighbours.row.shape
+    require_neighbours(neighbours, neighbours.valid.any(axis=(2, 3)))
+    weight = weights(neighbours).reshape(b, n, v * k)
+    result = np.empty((b, n, neighbours.windows.spec.horizon, len(levels)), dtype=np.float32)
+    for chunk in _chunks(neighbours):
+        standard = _standard_futures(neighbours, chunk)
+        values = neighbours.query_location[chunk][..., None, None] + neighbours.query_spread[chunk][..., None, None] * standard
+        values = values.reshape(*values.shape[:2], v * k, -1)  # [b, N, V*K, H]
+        result[chunk] = _weighted_quantiles(values, weight[chunk][..., None], levels)
+    return result
+
+
+def require_neighbours(neighbours: Neighbours, found: np.ndarray) -> None:
+    """Raise `NotFoundError` that names the first query without any neighbour. found: bool [B, N]."""
+    if found.all():
+        return
+    b, n = (int(i) for i in np.argwhere(~found)[0])
+    queries, windows = neighbours.queries, neighbours.windows
+    raise NotFoundError(
+        f"no admissible neighbour for {int((~found).sum())} of {found.size} queries: first series "
+        f"'{queries.series_id[n]}' at origin {windows.step.isoformat(queries.origin[b])}; "
+        f"the memory's first window is known at {windows.step.isoformat(windows.known_at.min())}",
+        hint="choose a later origin, fewer filters, or let such queries use the last value (--on-empty last-value)",
+    )
+
+
+def _standard_futures(neighbours: Neighbours, chunk: slice) -> np.ndarray:
+    """(future - location) / spread of each neighbour's own window, float64 [b, N, V, K, H]; 0 in unused slots."""
+    row = neighbours.row[chunk]
+    safe = np.maximum(row, 0)
+    view = neighbours.view_number[:, None]  # [V, 1], against row [..., V, K]
+    location, spread = neighbours.windows.location[safe, view], neighbours.windows.spread[safe, view]
+    standard = (neighbours.windows.futures(safe) - location[..., None].astype(np.float64)) / spread[..., None]
+    standard[row < 0] = 0
+    return standard
+
+
+def _weighted_quantiles(values: np.ndarray, weight: np.ndarray, levels: tuple[float, ...]) -> np.ndarray:
+    """values [b, N, M, H], weight [b, N, M, 1] -> [b, N, H, Q]. Weightless values take no part."""
+    values = np.where(weight > 0, values, np.inf)
+    order = np.argsort(values, axis=2, kind="stable")
+    ordered = np.take_along_axis(values, order, axis=2)
+    share = np.take_along_axis(np.broadcast_to(weight, values.shape), order, axis=2).astype(np.float64)
+    cumulative = np.cumsum(share, axis=2)
+    middle = (cumulative - share / 2) / cumulative[:, :, -1:, :]
+    num = (share > 0).sum(axis=2, keepdims=True)
+    result = []
+    for level in levels:
+        upper = np.clip((middle < level).sum(axis=2, keepdims=True), 1, np.maximum(num - 1, 1))
+        upper = np.minimum(upper, num - 1)
+        lower = np.maximum(upper - 1, 0)
+        a, c = (np.take_along_axis(ordered, i, axis=2) for i in (lower, upper))
+        p, q = (np.take_along_axis(middle, i, axis=2) for i in (lower, upper))
+        part = np.clip(np.where(q > p, (level - p) / np.where(q > p, q - p, 1), 0), 0, 1)
+        result.append((a + part * (c - a))[:, :, 0])
+    return np.stack(result, axis=-1)
+
+
+def _chunks(neighbours: Neighbours) -> list[slice]:
+    """Slices of the B axis that keep a chunk of futures below `CHUNK_VALUES`."""
+    b, n, v, k = neighbours.row.shape
+    size = max(1, CHUNK_VALUES // max(1, n * v * k * neighbours.windows.spec.horizon))
+    return [slice(start, start + size) for start in range(0, b, size)]

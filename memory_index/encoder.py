@@ -1,0 +1,181 @@
+"""From windows to keys: the dual key (shape + value), its forecast-aware metric, views and scopes (METHOD 3.1, 5.1, 5.2).
+
+A key is a row of numbers whose Euclidean distance to another key is the dual distance
+
+    d^2 = w * d_shape^2 + (1 - w) * d_value^2.
+
+Shape part: the window of a view after instance normalisation, z, under the metric
+`|dz|^2 / view + f^2 * |ridge(dz)|^2 / H` (two windows are near when they look alike *and* point the same
+way), reduced by a PCA. Value part: what normalisation removed, in units of the training split.
+Encoding is independent of batching, bit for bit: every product has the same fixed shape. This file does
+not search and does not know files; fitting is `fit_encoder.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from memory_index.scaling import SeriesScale, WindowStatistics, window_statistics
+from memory_index.types import KeySpace, Scope
+
+BLOCK = 64  # rows of every matrix product; see _project
+NUM_VALUES = 5  # numbers of the value part of one series: location, spread, max, min, last - first
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderConfig:
+    """Settings of the dual key. The defaults were chosen once for all data sets (docs/experiments.md).
+
+    views: how many last steps each key space compares. shape_weight: w of METHOD 3.1. shape_width: PCA
+    dimensions of the shape part of one series. joint_width: width of a joint key (d_repr). forecast_weight:
+    f above; 0 switches the forecast-aware metric off. ridge: penalty relative to the mean square of z.
+    spread_floor: least spread of a window, relative to its series' training standard deviation. flat_below:
+    windows below this spread (same unit) are flat, and match flat windows only.
+    """
+
+    views: tuple[int, ...] = (96, 168, 336)
+    shape_weight: float = 0.9
+    shape_width: int = 48
+    joint_width: int = 128
+    forecast_weight: float = 3.0
+    ridge: float = 0.01
+    spread_floor: float = 0.3
+    flat_below: float = 0.01
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"views": list(self.views)}
+
+
+class Encoded(NamedTuple):
+    """Keys of B moments of N series under one view, and the statistics that normalised them.
+
+    keys: float32, `own` and `pooled` [B, N, E], `joint` [B, E]. location, spread, flat: [B, N].
+    """
+
+    keys: dict[Scope, np.ndarray]
+    statistics: WindowStatistics
+
+
+class KeyEncoder(Protocol):
+    """Turns windows into keys. A version carries its encoder; a mismatch is an error."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides a key."""
+        ...
+
+    def encode(self, view: int, context: np.ndarray, series: np.ndarray, scopes: tuple[Scope, ...]) -> Encoded:
+        """context: [B, N, L], raw units; series: int [N], number in the version or -1 for an unseen series."""
+        ...
+
+    def value_width(self, space: KeySpace) -> int:
+        """How many of the last numbers of a key are its value part."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualKeyEncoder:
+    """The built-in encoder: closed-form, torch-free. N_v series of the version, D = shape_width.
+
+    arrays (float32), by name: `own-VIEW` [N_v, view, D], `pooled-VIEW` [view, D], `joint-VIEW`
+    [N_j * D, E_shape], `joint-value-VIEW` [N_j * 5, E_value], `ridge-VIEW` [view, H]; a scope that the
+    version does not have has no arrays. joint_series: numbers of the joint group, int [N_j].
+    """
+
+    config: EncoderConfig
+    horizon: int
+    scale: SeriesScale
+    joint_series: tuple[int, ...]
+    arrays: dict[str, np.ndarray] = field(repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        for name in sorted(self.arrays):
+            digest.update(name.encode() + np.ascontiguousarray(self.arrays[name]).tobytes())
+        digest.update(np.stack(self.scale).tobytes())
+        return digest.hexdigest()
+
+    def value_width(self, space: KeySpace) -> int:
+        if space.scope == "pooled":
+            return 0  # an unseen series has no training level to compare with
+        return NUM_VALUES if space.scope == "own" else self.arrays[f"joint-value-{space.view}"].shape[1]
+
+    def encode(self, view: int, context: np.ndarray, series: np.ndarray, scopes: tuple[Scope, ...]) -> Encoded:
+        """See `KeyEncoder.encode`. `joint` needs the series of the joint group, in its order."""
+        windows = context[..., -view:].astype(np.float64, order="C")
+        statistics = self.statistics(windows, context, series)
+        z = (windows - statistics.location[..., None]) / statistics.spread[..., None]
+        w = self.config.shape_weight
+        keys: dict[Scope, np.ndarray] = {}
+        if "pooled" in scopes:
+            keys["pooled"] = self._pooled(view, z).astype(np.float32)
+        if "own" in scopes or "joint" in scopes:
+            shape = self.own_shape(view, z, series)
+            value = self.value_part(windows, statistics, series)
+            if "own" in scopes:
+                keys["own"] = np.concatenate([np.sqrt(w) * shape, np.sqrt(1 - w) * value], axis=-1).astype(np.float32)
+            if "joint" in scopes:
+                keys["joint"] = self._joint(view, shape, value).astype(np.float32)
+        return Encoded(keys=keys, statistics=statistics)
+
+    def statistics(self, windows: np.ndarray, context: np.ndarray, series: np.ndarray) -> WindowStatistics:
+        """Location, spread and flatness of windows [B, N, view]; floors follow the training scale of the series.
+
+        For an unseen series (number -1) the standard deviation of its whole context takes that place.
+        """
+        unit = np.broadcast_to(np.where(series >= 0, self.scale.std[np.maximum(series, 0)], 1.0), windows.shape[:2])
+        if (series < 0).any():
+            own = context.astype(np.float64, order="C").std(axis=-1)
+            unit = np.where(series >= 0, unit, np.where(own > 0, own, 1.0))
+        return window_statistics(windows, floor=self.config.spread_floor * unit, flat_below=self.config.flat_below * unit)
+
+    def own_shape(self, view: int, z: np.ndarray, series: np.ndarray) -> np.ndarray:
+        """z [B, N, view] -> each series' own PCA of it, float64 [B, N, D], whose distance is d_shape."""
+        projection = self.arrays[f"own-{view}"]
+        return np.stack([_project(z[:, n], projection[s]) for n, s in enumerate(series)], axis=1)
+
+    def value_part(self, windows: np.ndarray, statistics: WindowStatistics, series: np.ndarray) -> np.ndarray:
+        """Windows [B, N, view] -> float64 [B, N, 5] in training-split units, whose distance is d_value."""
+        mean, std = self.scale.mean[series], self.scale.std[series]
+        parts = [statistics.location - mean, statistics.spread, windows.max(axis=-1) - mean, windows.min(axis=-1) - mean]
+        parts.append(windows[..., -1] - windows[..., 0])
+        return np.stack([part / std for part in parts], axis=-1) / np.sqrt(NUM_VALUES)
+
+    def linear_forecast(self, view: int, context: np.ndarray, series: np.ndarray) -> np.ndarray:
+        """The ridge forecast that the metric uses, as a baseline: context [B, N, L] -> float32 [B, N, H], raw units."""
+        windows = context[..., -view:].astype(np.float64, order="C")
+        statistics = self.statistics(windows, context, series)
+        z = (windows - statistics.location[..., None]) / statistics.spread[..., None]
+        future = _project(z.reshape(-1, view), self.arrays[f"ridge-{view}"]).reshape(*z.shape[:2], -1)
+        return (future * statistics.spread[..., None] + statistics.location[..., None]).astype(np.float32)
+
+    def _pooled(self, view: int, z: np.ndarray) -> np.ndarray:
+        return _project(z.reshape(-1, view), self.arrays[f"pooled-{view}"]).reshape(*z.shape[:2], -1)
+
+    def _joint(self, view: int, shape: np.ndarray, value: np.ndarray) -> np.ndarray:
+        """Own shape and value parts of a moment's N series -> one key [B, E], as a mean over the series."""
+        w, (b, n) = self.config.shape_weight, shape.shape[:2]
+        joint_shape = _project(shape.reshape(b, -1), self.arrays[f"joint-{view}"])
+        joint_value = _project(value.reshape(b, -1), self.arrays[f"joint-value-{view}"])
+        return np.concatenate([np.sqrt(w / n) * joint_shape, np.sqrt((1 - w) / n) * joint_value], axis=-1)
+
+
+def _project(rows: np.ndarray, projection: np.ndarray) -> np.ndarray:
+    """rows [n, A] @ projection [A, E] -> float64 [n, E], in blocks of one fixed shape.
+
+    A matrix product picks its kernel, and with it the order of its sums, by the shape of its operands: the
+    same window would get a slightly different key alone and in a batch. Padding to whole blocks of `BLOCK`
+    rows costs microseconds and makes keys independent of batching.
+    """
+    num_blocks = -(-len(rows) // BLOCK)
+    padded = np.zeros((num_blocks * BLOCK, rows.shape[1]))
+    padded[: len(rows)] = rows
+    weight = np.ascontiguousarray(projection, dtype=np.float64)
+    product = np.matmul(padded.reshape(num_blocks, BLOCK, -1), weight)
+    return product.reshape(num_blocks * BLOCK, -1)[: len(rows)]

@@ -1,0 +1,131 @@
+"""Fitting the dual key on training windows: scale, ridge, and the PCA of each scope. All closed form.
+
+Only windows that lie whole in the training part are seen. Memory: one Gram matrix per series and view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from memory_index.encoder import NUM_VALUES, DualKeyEncoder, EncoderConfig
+from memory_index.scaling import fit_scale
+from memory_index.series import SeriesTable
+from memory_index.types import Scope
+from memory_index.windows import cut
+
+CHUNK = 2048  # windows handled at once
+MAX_JOINT_MOMENTS = 20_000  # METHOD 5.1b: enough for a PCA, and it bounds its cost
+
+
+class Moments(NamedTuple):
+    """Accumulated second moments of the training windows of one view.
+
+    gram: [N, view, view], mean of z z^T per series. cross: [view, H], mean of z f^T over all series, where
+    f is the future in the window's own location and spread. count: windows per series, [N].
+    """
+
+    gram: np.ndarray
+    cross: np.ndarray
+    count: np.ndarray
+
+
+def fit_encoder(
+    table: SeriesTable,
+    origins: list[np.ndarray],
+    config: EncoderConfig,
+    *,
+    lookback: int,
+    horizon: int,
+    scopes: tuple[Scope, ...],
+) -> DualKeyEncoder:
+    """Fit every array of the encoder.
+
+    table: the training part. origins: origin rows of its windows, per series, int64 [n_s] each.
+    """
+    scale = fit_scale([series.values for series in table.series])
+    joint = tuple(range(len(table.series))) if "joint" in scopes else ()
+    encoder = DualKeyEncoder(config=config, horizon=horizon, scale=scale, joint_series=joint, arrays={})
+    for view in config.views:
+        moments = _second_moments(table, origins, encoder, view=view, lookback=lookback)
+        ridge = _ridge(moments, config.ridge)
+        root = _metric_root(ridge, view=view, horizon=horizon, forecast_weight=config.forecast_weight)
+        width = min(config.shape_width, view)
+        arrays = encoder.arrays
+        arrays[f"ridge-{view}"] = ridge.astype(np.float32)
+        if "own" in scopes or "joint" in scopes:
+            arrays[f"own-{view}"] = np.stack([_principal(gram, root, width) for gram in moments.gram]).astype(np.float32)
+        if "pooled" in scopes:
+            pooled = np.average(moments.gram, axis=0, weights=moments.count)
+            arrays[f"pooled-{view}"] = _principal(pooled, root, width).astype(np.float32)
+        if "joint" in scopes:
+            _fit_joint(encoder, table, origins[0], view=view, lookback=lookback)
+    return encoder
+
+
+def _second_moments(
+    table: SeriesTable, origins: list[np.ndarray], encoder: DualKeyEncoder, *, view: int, lookback: int
+) -> Moments:
+    num, horizon = len(table.series), encoder.horizon
+    gram, cross, count = np.zeros((num, view, view)), np.zeros((view, horizon)), np.zeros(num)
+    for number, rows in enumerate(origins):
+        values = table.series[number].values
+        for chunk in _chunks(rows):
+            context = cut(values, chunk - lookback + 1, lookback)[:, None]
+            z, statistics = _normalise(encoder, context, view, np.array([number]))
+            future = (cut(values, chunk + 1, horizon) - statistics.location) / statistics.spread
+            gram[number] += z[:, 0].T @ z[:, 0]
+            cross += z[:, 0].T @ future
+        count[number] = len(rows)
+    return Moments(gram=gram / np.maximum(count, 1)[:, None, None], cross=cross / max(count.sum(), 1), count=count)
+
+
+def _normalise(encoder: DualKeyEncoder, context: np.ndarray, view: int, series: np.ndarray):
+    windows = context[..., -view:].astype(np.float64, order="C")
+    statistics = encoder.statistics(windows, context, series)
+    return (windows - statistics.location[..., None]) / statistics.spread[..., None], statistics
+
+
+def _ridge(moments: Moments, penalty: float) -> np.ndarray:
+    """`argmin_W E|f - z W|^2 + penalty * |W|^2` for z of mean square 1; [view, H], one for all series."""
+    gram = np.average(moments.gram, axis=0, weights=moments.count)
+    return np.linalg.solve(gram + penalty * np.eye(len(gram)), moments.cross)
+
+
+def _metric_root(ridge: np.ndarray, *, view: int, horizon: int, forecast_weight: float) -> np.ndarray:
+    """R [view, view] with `R R^T = I / view + f^2 * W W^T / H`, so that |dz R| is the forecast-aware distance."""
+    return np.linalg.cholesky(np.eye(view) / view + forecast_weight**2 / horizon * (ridge @ ridge.T))
+
+
+def _principal(gram: np.ndarray, root: np.ndarray, width: int) -> np.ndarray:
+    """[view, width]: z -> the leading principal coordinates of z R, for z with second moments `gram`."""
+    _, vectors = np.linalg.eigh(root.T @ gram @ root)
+    return root @ vectors[:, ::-1][:, :width]
+
+
+def _fit_joint(encoder: DualKeyEncoder, table: SeriesTable, rows: np.ndarray, *, view: int, lookback: int) -> None:
+    """PCA over the concatenated own parts of all series of a moment (METHOD 5.1b), shape and value apart."""
+    series = np.array(encoder.joint_series)
+    rows = rows[:: max(1, -(-len(rows) // MAX_JOINT_MOMENTS))]
+    shape_gram, value_gram = 0.0, 0.0
+    for chunk in _chunks(rows):
+        context = np.stack([cut(table.series[s].values, chunk - lookback + 1, lookback) for s in series], axis=1)
+        z, statistics = _normalise(encoder, context, view, series)
+        shape = encoder.own_shape(view, z, series).reshape(len(chunk), -1)
+        windows = context[..., -view:].astype(np.float64, order="C")
+        value = encoder.value_part(windows, statistics, series).reshape(len(chunk), -1)
+        shape_gram, value_gram = shape_gram + shape.T @ shape, value_gram + value.T @ value
+    value_width = min(encoder.config.joint_width // 8, NUM_VALUES * len(series))
+    for name, gram, width in (
+        (f"joint-{view}", shape_gram, encoder.config.joint_width - value_width),
+        (f"joint-value-{view}", value_gram, value_width),
+    ):
+        _, vectors = np.linalg.eigh(gram)
+        encoder.arrays[name] = vectors[:, ::-1][:, :width].astype(np.float32)
+
+
+def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), CHUNK):
+        yield rows[start : start + CHUNK]

@@ -1,0 +1,110 @@
+"""Figures that a version records about itself: its temperatures and its recall, on a sample of its own windows.
+
+The sample is spread evenly over series and rows and asks under `disjoint`, so that a window never finds
+itself or its overlapping neighbours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from memory_index.leakage import Policy
+from memory_index.local import LocalMemory, Segment
+from memory_index.types import KeySpace, Neighbours, Queries, Scope
+
+SAMPLE = 256  # windows asked per scope
+MAX_SERIES = 64  # from so many series at the most
+TEMPERATURE_K = 50  # METHOD 3.2: neighbours per key space that make the memory's forecast
+LEAST_TEMPERATURE = 1e-12
+
+
+def temperatures(memory: LocalMemory) -> dict[KeySpace, float]:
+    """METHOD 3.1: the median squared distance of the K-th neighbour, or of the last one where fewer are admissible.
+
+    1.0 for a key space in which no sampled window has any neighbour: then there is nothing to weigh.
+    """
+    squared: dict[KeySpace, list[np.ndarray]] = {record.space: [] for record in memory.manifest.spaces}
+    for neighbours in _sample_searches(memory, TEMPERATURE_K):
+        last = np.maximum(neighbours.valid.sum(axis=-1) - 1, 0)[..., None]
+        farthest = np.take_along_axis(neighbours.distance, last, axis=-1)[..., 0].astype(np.float64)
+        for number, space in enumerate(neighbours.spaces):
+            squared[space].append(np.square(farthest[:, :, number].ravel()))
+    result = {}
+    for space, parts in squared.items():
+        found = np.concatenate([part[np.isfinite(part)] for part in parts])
+        result[space] = max(float(np.median(found)), LEAST_TEMPERATURE) if len(found) else 1.0
+    return result
+
+
+def recall_at_10(memory: LocalMemory) -> dict[KeySpace, float]:
+    """Share of the true ten nearest admissible windows that the search finds, against the exact scan of the same keys."""
+    exact = memory.with_segments([
+        dataclasses.replace(
+            segment,
+            groups={space: [dataclasses.replace(g, index=None) for g in groups] for space, groups in segment.groups.items()},
+        )
+        for segment in memory.segments
+    ])
+    hits: dict[KeySpace, int] = {record.space: 0 for record in memory.manifest.spaces}
+    wanted = dict(hits)
+    for found, true in zip(_sample_searches(memory, 10), _sample_searches(exact, 10), strict=True):
+        for number, space in enumerate(found.spaces):
+            ours, theirs = found.row[:, :, number], true.row[:, :, number]
+            hits[space] += int(((theirs[..., None] == ours[..., None, :]).any(axis=-1) & (theirs >= 0)).sum())
+            wanted[space] += int((theirs >= 0).sum())
+    return {space: hits[space] / wanted[space] if wanted[space] else 1.0 for space in hits}
+
+
+def self_distances(memory: LocalMemory) -> dict[KeySpace, float]:
+    """How far sampled stored windows, encoded again, lie from their stored keys: the largest distance, 0 if all is well."""
+    worst = {record.space: 0.0 for record in memory.manifest.spaces}
+    for segment in memory.segments:
+        for scope in dict.fromkeys(space.scope for space in worst):
+            for series, rows in _sample_rows(segment, scope):
+                context = memory.windows.contexts(segment.first_row + rows)
+                for space in (space for space in worst if space.scope == scope):
+                    keys = memory.encoder.encode(space.view, context, series, (scope,)).keys[scope]
+                    stored = _stored_keys(segment, space, series, rows)
+                    worst[space] = max(worst[space], float(np.abs(keys.reshape(stored.shape) - stored).max(initial=0)))
+    return worst
+
+
+def _stored_keys(segment: Segment, space: KeySpace, series: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The keys of the windows (or, for `joint`, moments) at local rows [n, 1] or [n, N]; [n, E]."""
+    group = int(series[0]) if space.scope == "own" else 0
+    local = segment.rows(space.scope, group)
+    position = rows[:, 0] if isinstance(local, slice) else np.searchsorted(local, rows[:, 0])
+    return segment.groups[space][group].keys[position]
+
+
+def _sample_rows(segment: Segment, scope: Scope) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(series numbers [N], local rows [n, N]) of windows spread evenly over a segment; N is 1 but for `joint`."""
+    if scope == "joint":
+        yield np.arange(segment.num_series), segment.moments[_even(len(segment.moments), SAMPLE)]
+        return
+    for series in _even(segment.num_series, MAX_SERIES):
+        rows = segment.rows("own", int(series))
+        yield np.array([series]), rows[_even(len(rows), max(4, SAMPLE // min(segment.num_series, MAX_SERIES)))][:, None]
+
+
+def _sample_searches(memory: LocalMemory, k: int) -> Iterator[Neighbours]:
+    """Sampled windows of the largest segment, asked under `disjoint`, one scope at a time."""
+    segment = max(memory.segments, key=lambda segment: len(segment.windows))
+    for scope in dict.fromkeys(record.space.scope for record in memory.manifest.spaces):
+        for series, rows in _sample_rows(segment, scope):
+            ids = segment.first_row + rows
+            queries = Queries(
+                context=memory.windows.contexts(ids),
+                origin=memory.windows.origin(ids[:, 0]),
+                series_id=np.array(memory.windows.series_ids)[series],
+                policy=Policy.DISJOINT,
+            )
+            yield memory.search(queries, k, scopes=(scope,))
+
+
+def _even(num: int, at_most: int) -> np.ndarray:
+    """Up to `at_most` of the numbers 0 .. num - 1, evenly spread."""
+    return np.unique(np.linspace(0, num - 1, min(num, at_most)).astype(np.int64)) if num else np.empty(0, dtype=np.int64)

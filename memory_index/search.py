@@ -1,0 +1,207 @@
+"""Top-k within one set of keys: the exact scan, the FAISS path, and the one final distance.
+
+A `KeyGroup` is keys in time order that one query may compare itself with: the windows of one series
+(`own`), all moments (`joint`) or all windows (`pooled`) of one segment. Admissible rows arrive as the two
+ranges of `leakage.admissible_ranges`. Every path only *proposes* candidates; `squared_distances`
+recomputes their distances pair by pair, and ties are broken by row, so that the answer does not depend
+on the path, the batch or the number of threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import faiss
+import numpy as np
+
+SPARE = 14  # candidates beyond k: room for the rounding of the proposal
+OVERFETCH = 64  # candidates asked of a FAISS index beyond k, for those the time guard rejects
+EXACT_ROWS = 20_000  # with fewer visible rows an exact scan is faster than a filtered graph search
+MIN_EFFORT = 128  # efSearch of a graph index, at least
+BLOCK_VALUES = 1 << 22  # proposed distances held at once by one thread (16 MiB)
+
+
+class Ranges(NamedTuple):
+    """What each of q queries may see of n rows: `[first, before)` and `[after, last)`, int64 [q]; one window of time for all."""
+
+    first: int
+    before: np.ndarray
+    after: np.ndarray
+    last: int
+
+    @property
+    def num_visible(self) -> np.ndarray:
+        return np.maximum(self.before - self.first, 0) + np.maximum(self.last - self.after, 0)
+
+    def take(self, chosen: np.ndarray) -> Ranges:
+        return Ranges(self.first, self.before[chosen], self.after[chosen], self.last)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyGroup:
+    """n keys of width E in time order. keys: float32 [n, E], may be mapped from disk. index: FAISS index over them."""
+
+    keys: np.ndarray
+    index: faiss.Index | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @cached_property
+    def norms(self) -> np.ndarray:
+        """float32 [n]: squared length of each key."""
+        return np.einsum("ne,ne->n", self.keys, self.keys)
+
+
+def search_group(
+    group: KeyGroup, queries: np.ndarray, ranges: Ranges, k: int, *, excluded: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest visible keys of each query, by (squared distance, row).
+
+    queries: float32 [q, E]. excluded: bool [n], rows that a filter rejects. Returns squared distances float32
+    [q, k] (+inf in unused slots) and rows int64 [q, k] (-1 there).
+    """
+    if group.index is None:
+        return scan(group, queries, ranges, k, excluded=excluded)
+    return _search_index(group, queries, ranges, k, excluded)
+
+
+def squared_distances(keys: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The one final distance: float32 [q, m] from queries [q, E] to keys[rows], rows int64 [q, m]; +inf where a row is -1.
+
+    Each pair is summed by itself in a fixed order (FAISS `fvec_L2sqr`), whatever else is in the batch.
+    """
+    queries, rows = np.ascontiguousarray(queries), np.ascontiguousarray(rows)
+    result = np.empty(rows.shape, dtype=np.float32)
+    if rows.size:
+        pointer = faiss.swig_ptr
+        faiss.fvec_L2sqr_by_idx(
+            pointer(result), pointer(queries), pointer(np.asarray(keys)), pointer(rows), keys.shape[1], *rows.shape
+        )
+    result[rows < 0] = np.inf
+    return result
+
+
+def nearest(distances: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k smallest of each line by (distance, row): [q, m] -> [q, k], padded with (+inf, -1)."""
+    if distances.shape[1] < k:
+        pad = ((0, 0), (0, k - distances.shape[1]))
+        distances, rows = np.pad(distances, pad, constant_values=np.inf), np.pad(rows, pad, constant_values=-1)
+    order = np.lexsort((rows, distances), axis=-1)[:, :k]
+    distances, rows = np.take_along_axis(distances, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    return distances, np.where(np.isfinite(distances), rows, -1)
+
+
+def scan(
+    group: KeyGroup, queries: np.ndarray, ranges: Ranges, k: int, *, excluded: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Exact search: a matrix product proposes, the final distance decides, and a bound proves that nothing was missed.
+
+    See `search_group`. Cost: 2 n E flops a query and one partial sort of n numbers.
+    """
+    distances = np.full((len(queries), k), np.inf, dtype=np.float32)
+    rows = np.full((len(queries), k), -1, dtype=np.int64)
+    if len(group) == 0:
+        return distances, rows
+    size = max(1, BLOCK_VALUES // len(group))
+    for start in range(0, len(queries), size):
+        block = slice(start, start + size)
+        where = Ranges(ranges.first, ranges.before[block], ranges.after[block], ranges.last)
+        distances[block], rows[block] = _scan_block(group, queries[block], where, k, excluded)
+    return distances, rows
+
+
+def _scan_block(
+    group: KeyGroup, queries: np.ndarray, ranges: Ranges, k: int, excluded: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    first = ranges.first
+    last = ranges.last if (ranges.after < ranges.last).any() else int(max(ranges.before.max(), first))
+    proposed = _proposed_distances(group, queries, first, last)
+    _hide(proposed, ranges, last)
+    if excluded is not None:
+        proposed[:, excluded[first:last]] = np.inf
+    num = min(k + SPARE, last - first)
+    if num <= 0:
+        return nearest(np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64), k)
+    complete = num == last - first
+    columns = np.broadcast_to(np.arange(num), (len(queries), num)) if complete else np.argpartition(proposed, num - 1, axis=1)[:, :num]
+    estimate = np.take_along_axis(proposed, columns, axis=1)
+    candidates = np.where(np.isfinite(estimate), columns + first, -1).astype(np.int64)
+    distances, rows = nearest(squared_distances(group.keys, queries, candidates), candidates, k)
+    if not complete:
+        # Every row that is not a candidate was estimated at `farthest` or more. If the k-th exact distance is
+        # smaller than that by more than the rounding of the estimate, none of them can belong to the answer.
+        lengths = np.einsum("qe,qe->q", queries, queries)
+        farthest = estimate.max(axis=1) + lengths
+        rounding = 4 * group.keys.shape[1] * np.finfo(np.float32).eps * (lengths + group.norms[first:last].max())
+        unproved = np.flatnonzero(np.isfinite(farthest) & ~(distances[:, -1] < farthest - rounding))
+        for query in unproved:
+            visible = first + np.flatnonzero(np.isfinite(proposed[query]))[None].astype(np.int64)
+            exact = squared_distances(group.keys, queries[query : query + 1], visible)
+            distances[query], rows[query] = (part[0] for part in nearest(exact, visible, k))
+    return distances, rows
+
+
+def _proposed_distances(group: KeyGroup, queries: np.ndarray, first: int, last: int) -> np.ndarray:
+    """`|key|^2 - 2 query.key`, float32 [q, last - first]: squared distance less the query's own length."""
+    proposed = queries @ group.keys[first:last].T
+    proposed *= -2
+    proposed += group.norms[first:last]
+    return proposed
+
+
+def _hide(proposed: np.ndarray, ranges: Ranges, last: int) -> None:
+    """Put +inf where a query may not look; only columns that are hidden from some query are touched."""
+    low = int(np.clip(ranges.before.min(), ranges.first, last))
+    high = int(np.clip(ranges.after.max(), low, last))
+    columns = np.arange(low, high)
+    hidden = (columns >= ranges.before[:, None]) & (columns < ranges.after[:, None])
+    proposed[:, low - ranges.first : high - ranges.first][hidden] = np.inf
+
+
+def _search_index(
+    group: KeyGroup, queries: np.ndarray, ranges: Ranges, k: int, excluded: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates from the FAISS index where much is visible; all queries that come back short are scanned exactly."""
+    distances = np.full((len(queries), k), np.inf, dtype=np.float32)
+    rows = np.full((len(queries), k), -1, dtype=np.int64)
+    visible = np.minimum(ranges.num_visible, len(group) if excluded is None else int((~excluded).sum()))
+    fetch = _num_fetched(k, visible, len(group))
+    short = fetch == 0
+    for num in np.unique(fetch[~short]):
+        chosen = np.flatnonzero(fetch == num)
+        where = ranges.take(chosen)
+        _, found = group.index.search(np.ascontiguousarray(queries[chosen]), int(num), params=_parameters(group.index, int(num)))
+        admissible = (found >= where.first) & (found < where.before[:, None])
+        admissible |= (found >= where.after[:, None]) & (found < where.last)
+        if excluded is not None:
+            admissible &= ~excluded[found]
+        found = np.where(admissible, found, -1)
+        distances[chosen], rows[chosen] = nearest(squared_distances(group.keys, queries[chosen], found), found, k)
+        short[chosen] = (rows[chosen] >= 0).sum(axis=1) < np.minimum(k, visible[chosen])
+    again = np.flatnonzero(short)
+    if len(again):
+        distances[again], rows[again] = scan(group, queries[again], ranges.take(again), k, excluded=excluded)
+    return distances, rows
+
+
+def _num_fetched(k: int, visible: np.ndarray, n: int) -> np.ndarray:
+    """How many candidates to ask the index for, int64 [q]: enough to keep k after the time guard; 0 means scan.
+
+    If admissible rows were spread evenly among the nearest, `k * n / visible` would hold k of them. Powers of
+    two, so that queries of like visibility are searched in one call.
+    """
+    wanted = (k + SPARE) * n / np.maximum(visible, 1) + OVERFETCH
+    fetch = np.power(2, np.ceil(np.log2(wanted))).astype(np.int64)
+    return np.where((visible <= EXACT_ROWS) | (fetch > n), 0, fetch)
+
+
+def _parameters(index: faiss.Index, num: int) -> faiss.SearchParameters | None:
+    """Search effort in proportion to how many candidates are wanted."""
+    if isinstance(index, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(efSearch=max(MIN_EFFORT, num))
+    if isinstance(index, faiss.IndexIVF):
+        return faiss.SearchParametersIVF(nprobe=max(1, min(index.nlist, index.nlist // 16)))
+    return None

@@ -1,0 +1,242 @@
+"""One segment of a version: its files, how they are written, and how they are read back.
+
+    series.parquet    the steps that this segment adds: series, time, value
+    windows.parquet   its windows, ordered by (known_at, series): where they are and what normalised them
+    keys-SCOPE-VIEW.npy   keys, float32 [n, E]; `own` grouped by series, `joint` one per moment; each in time order
+    SCOPE-VIEW-GROUP.faiss   an index over one group of keys, only where it is faster than an exact scan
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from memory_index.encoder import KeyEncoder
+from memory_index.search import EXACT_ROWS, KeyGroup
+from memory_index.series import Series, SeriesTable
+from memory_index.types import KeySpace
+from memory_index.windows import WindowSpec, cut
+
+CHUNK = 2048  # windows encoded at once
+MAX_EXACT_ROWS = 200_000  # `auto` scans groups of up to this many keys exactly (docs/benchmarks.md)
+AUTO_FACTORY = "HNSW32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentWindows:
+    """The windows of one segment in row order (known_at, series); n rows, V views."""
+
+    series: np.ndarray  # int32 [n]
+    origin_row: np.ndarray  # int64 [n], within the series
+    known_at: np.ndarray  # datetime64[ns] [n]
+    location: np.ndarray  # float32 [n, V]
+    spread: np.ndarray  # float32 [n, V]
+    flat: np.ndarray  # bool [n, V]
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+    def by_series(self) -> np.ndarray:
+        """int64 [n]: rows grouped by series, each group in time order; the order of `own` keys."""
+        return np.argsort(self.series, kind="stable")
+
+    def moments(self, joint_series: tuple[int, ...]) -> np.ndarray:
+        """int64 [M, N]: for each time at which every series of the joint group has a window, their rows; the order of `joint` keys.
+
+        Rows are ordered by (known_at, series), so the rows of a complete moment are consecutive.
+        """
+        num = len(joint_series)
+        if not num or len(self) < num:
+            return np.empty((0, num), dtype=np.int64)
+        first = np.flatnonzero(self.known_at[num - 1 :] == self.known_at[: len(self) - num + 1])
+        return first[:, None] + np.arange(num)
+
+
+def write_segment(
+    folder: Path,
+    table: SeriesTable,
+    origins: list[np.ndarray],
+    encoder: KeyEncoder,
+    *,
+    spec: WindowSpec,
+    spaces: Iterable[KeySpace],
+    views: tuple[int, ...],
+    joint_series: tuple[int, ...],
+    new_from: list[int],
+) -> SegmentWindows:
+    """Encode the windows at `origins` and write every file but the FAISS indexes.
+
+    table: all steps that the windows need. origins: origin rows per series, ascending, counted in `table`.
+    new_from: per series, the first row of `table` that no earlier segment stores. Row numbers written are
+    those of `table`: the caller passes tables that begin where the version's series begin.
+    """
+    folder.mkdir(parents=True)
+    counts = [len(rows) for rows in origins]
+    series = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    origin_row = np.concatenate([*origins, np.empty(0, dtype=np.int64)])
+    known_at = np.concatenate([
+        table.step.add(part.times[rows + spec.horizon], spec.known_delay)
+        for part, rows in zip(table.series, origins, strict=True)
+    ])
+    order = np.lexsort((series, known_at))
+    statistics = np.empty((len(views), 3, len(series)), dtype=np.float32)
+    spaces = tuple(spaces)
+    for number, view in enumerate(views):
+        scopes = tuple(space.scope for space in spaces if space.view == view and space.scope != "joint")
+        keys, statistics[number] = _encode_series(table, origins, encoder, view, scopes, spec)
+        for scope, rows in keys.items():
+            np.save(folder / keys_file(KeySpace(scope, view)), rows if scope == "own" else rows[order], allow_pickle=False)
+        del keys
+    windows = SegmentWindows(
+        series=series[order],
+        origin_row=origin_row[order],
+        known_at=known_at[order],
+        location=statistics[:, 0, order].T,
+        spread=statistics[:, 1, order].T,
+        flat=statistics[:, 2, order].T > 0,
+    )
+    moments = windows.moments(joint_series)
+    for space in spaces:
+        if space.scope == "joint":
+            joint = _encode_moments(table, windows.origin_row[moments], encoder, space.view, np.array(joint_series), spec)
+            np.save(folder / keys_file(space), joint, allow_pickle=False)
+    write_windows(folder, windows, views)
+    write_series(folder, [(part.times[start:], part.values[start:]) for part, start in zip(table.series, new_from, strict=True)])
+    return windows
+
+
+def keys_file(space: KeySpace) -> str:
+    return f"keys-{space}.npy"
+
+
+def _encode_series(
+    table: SeriesTable, origins: list[np.ndarray], encoder: KeyEncoder, view: int, scopes: tuple, spec: WindowSpec
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Keys of every window, series after series, {scope: float32 [n, E]}, and statistics float32 [3, n]."""
+    total = sum(len(rows) for rows in origins)
+    keys: dict[str, np.ndarray] = {}
+    statistics = np.empty((3, total), dtype=np.float32)
+    done = 0
+    for number, rows in enumerate(origins):
+        values = table.series[number].values.astype(np.float32)
+        for chunk in _chunks(rows):
+            context = cut(values, chunk - spec.lookback + 1, spec.lookback)[:, None]
+            encoded = encoder.encode(view, context, np.array([number]), scopes)
+            place = slice(done, done + len(chunk))
+            statistics[:, place] = [part[:, 0] for part in encoded.statistics]
+            for scope, part in encoded.keys.items():
+                keys.setdefault(scope, np.empty((total, part.shape[-1]), dtype=np.float32))[place] = part[:, 0]
+            done += len(chunk)
+    return keys, statistics
+
+
+def _encode_moments(
+    table: SeriesTable, origin_row: np.ndarray, encoder: KeyEncoder, view: int, series: np.ndarray, spec: WindowSpec
+) -> np.ndarray:
+    """Joint keys, float32 [M, E]; origin_row: int64 [M, N]."""
+    values = [table.series[number].values.astype(np.float32) for number in series]
+    parts = []
+    for chunk in _chunks(origin_row):
+        first = chunk - spec.lookback + 1
+        context = np.stack([cut(v, first[:, n], spec.lookback) for n, v in enumerate(values)], axis=1)
+        parts.append(encoder.encode(view, context, series, ("joint",)).keys["joint"])
+    return np.concatenate(parts) if parts else np.empty((0, encoder.width(KeySpace("joint", view))), dtype=np.float32)
+
+
+def write_windows(folder: Path, windows: SegmentWindows, views: tuple[int, ...]) -> None:
+    """Write windows.parquet."""
+    columns = {"series": windows.series, "origin_row": windows.origin_row, "known_at": windows.known_at}
+    for number, view in enumerate(views):
+        for name in ("location", "spread", "flat"):
+            columns[f"{name}_{view}"] = getattr(windows, name)[:, number]
+    pq.write_table(pa.table(columns), folder / "windows.parquet", compression="zstd")
+
+
+def read_windows(table: pa.Table, views: tuple[int, ...]) -> SegmentWindows:
+    """windows.parquet, decoded."""
+    column = {name: table.column(name).to_numpy() for name in table.column_names}
+    stack = {
+        name: np.stack([column[f"{name}_{view}"] for view in views], axis=1) for name in ("location", "spread", "flat")
+    }
+    return SegmentWindows(
+        series=column["series"], origin_row=column["origin_row"], known_at=column["known_at"].astype("datetime64[ns]"), **stack
+    )
+
+
+def write_series(folder: Path, parts: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Write series.parquet: for each series, in the version's order, the (times, values) that the segment adds."""
+    number = np.repeat(np.arange(len(parts), dtype=np.int32), [len(times) for times, _ in parts])
+    columns = {
+        "series": number,
+        "time": np.concatenate([times for times, _ in parts]),
+        "value": np.concatenate([values for _, values in parts]),
+    }
+    pq.write_table(pa.table(columns), folder / "series.parquet", compression="zstd")
+
+
+def join_series(tables: list[pa.Table], series_ids: tuple[str, ...]) -> list[Series]:
+    """series.parquet of all segments, oldest first, as whole series."""
+    parts: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in series_ids]
+    for table in tables:
+        number = table.column("series").to_numpy()
+        times = table.column("time").to_numpy().astype("datetime64[ns]")
+        values = table.column("value").to_numpy()
+        bounds = np.searchsorted(number, np.arange(len(series_ids) + 1))
+        for series, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+            parts[series].append((times[start:end], values[start:end]))
+    return [
+        Series(series_id=name, times=np.concatenate([t for t, _ in part]), values=np.concatenate([v for _, v in part]))
+        for name, part in zip(series_ids, parts, strict=True)
+    ]
+
+
+def choose_factory(requested: str, largest_group: int) -> tuple[str, str]:
+    """(FAISS factory string, the reason for it) of a key space whose largest group has so many keys."""
+    if requested != "auto":
+        return requested, "asked for"
+    if largest_group <= MAX_EXACT_ROWS:
+        return "Flat", f"exact scan: at most {largest_group:,} keys in a group, and up to {MAX_EXACT_ROWS:,} it is fastest"
+    return AUTO_FACTORY, f"{largest_group:,} keys in a group: above {MAX_EXACT_ROWS:,} a graph index is faster than an exact scan"
+
+
+def write_index(path: Path, keys: np.ndarray, factory: str) -> None:
+    """Build one FAISS index over a group of keys."""
+    index = faiss.index_factory(keys.shape[1], factory, faiss.METRIC_L2)
+    if not index.is_trained:
+        index.train(keys)
+    index.add(keys)
+    faiss.write_index(index, str(path))
+
+
+def index_files(space: KeySpace, factory: str, offsets: np.ndarray) -> dict[int, str]:
+    """Which groups of a key space have a FAISS file: {group number: file name}. Small groups are scanned."""
+    if factory == "Flat":
+        return {}
+    return {
+        group: f"{space}-{group}.faiss" for group, size in enumerate(np.diff(offsets)) if size > EXACT_ROWS
+    }
+
+
+def read_groups(folder: Path, space: KeySpace, factory: str, offsets: np.ndarray) -> list[KeyGroup]:
+    """The key groups of one key space, mapped from disk. Hashes must have been checked before."""
+    keys = np.load(folder / keys_file(space), mmap_mode="r", allow_pickle=False).view(np.ndarray)
+    files = index_files(space, factory, offsets)
+    flags = faiss.IO_FLAG_MMAP_IFC
+    return [
+        KeyGroup(
+            keys=keys[start:end],
+            index=faiss.read_index(str(folder / files[group]), flags) if group in files else None,
+        )
+        for group, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True))
+    ]
+
+
+def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), CHUNK):
+        yield rows[start : start + CHUNK]
