@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from cli import __version__
+from cli import __version__, data
 from cli.output import note, print_json
 
 app = typer.Typer(
@@ -150,3 +150,7 @@ def _options(
     ] = False,
 ) -> None:
     """Options that come before the command."""
+
+
+# A group called without a command is a usage error like any other, in one line.
+app.add_typer(data.app, name="data", epilog="Example: cli data check load.csv", no_args_is_help=False)
