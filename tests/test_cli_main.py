@@ -22,6 +22,7 @@ import typer
 
 from cli import __version__, main, output
 from memory_index import errors
+from memory_index.leakage import LeakError
 
 DOCUMENTED = {
     "UsageError": 2,
@@ -136,7 +137,11 @@ def test_what_the_machine_lacks_is_code_7(error, failing, capsys):
     assert "indexes/a" in line or "9 TiB" in line
 
 
-@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyError("bug"), FileNotFoundError(errno.ENOENT, "gone", "f")])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("bug"), FileNotFoundError(errno.ENOENT, "gone", "f"), LeakError("always a defect, never the input")],
+    ids=lambda error: type(error).__name__,
+)
 def test_unknown_error_keeps_its_traceback(error, failing):
     failing(error)
     with pytest.raises(type(error)):
