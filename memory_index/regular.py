@@ -76,9 +76,10 @@ def regular(block: Block, grid: Grid) -> Iterator[Series]:
         return
     num_steps = int(position[-1]) + 1
     if num_steps * len(block.series_ids) > grid.options.max_cells:
+        start, end = grid.step.isoformat(block.times[0]), grid.step.isoformat(block.times[-1])
         raise ResourceError(
-            f"{grid.log.source}: from {block.times[0]} to {block.times[-1]} there are {num_steps} steps of "
-            f"'{grid.step.frequency}', more than the limit of {grid.options.max_cells} cells",
+            f"{grid.log.source}: from {start} to {end} there are {num_steps} steps of '{grid.step.frequency}', "
+            f"more than the limit of {grid.options.max_cells} cells",
             hint="correct a stray time stamp, or name a longer step with --step",
         )
     if num_steps == len(position):

@@ -118,7 +118,8 @@ def _read_csv(content: bytes, log: ProblemLog, max_cells: int) -> RawTable:
         message = f"the byte 0x{content[error.start]:02x} is not UTF-8 text"
         log.stop(Problem(kind="encoding", row=line, message=message, fix="save the file as UTF-8"))
     names, delimiter, header_line = _header(content, log)
-    _refuse_too_many(content.count(b"\n"), len(names), max_cells, log)
+    num_rows = content.count(b"\n") + (not content.endswith(b"\n")) - header_line
+    _refuse_too_many(num_rows, len(names), max_cells, log)
     ragged: list[pa.csv.InvalidRow] = []
 
     def note_ragged(row: pa.csv.InvalidRow) -> str:

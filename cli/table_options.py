@@ -1,0 +1,77 @@
+"""How a data file is to be read: the options that every command with a FILE takes, as one `ReadOptions`.
+
+@app.command()
+@reads_table
+def build(file: Annotated[Path, ...], *, table_options: ReadOptions) -> None: ...
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+FILL = (
+    "error, drop (left missing; windows that touch it are not used), ffill (the last value before; knows nothing "
+    "later) or interpolate (a straight line; a filled cell then knows the NEXT observed value, flattering scores there)"
+)
+
+
+def _option(flag: str, text: str) -> Any:
+    return typer.Option(flag, help=text)
+
+
+# name: (type, default). Lists become tuples, and an option that is not given leaves the default of ReadOptions.
+OPTIONS: dict[str, tuple[Any, Any]] = {
+    "layout": (Annotated[str | None, _option("--layout", "wide or long; detected if not given.")], None),
+    "time_column": (Annotated[str | None, _option("--time-column", "Column of the times.")], None),
+    "id_column": (Annotated[str | None, _option("--id-column", "Long table: column that names the series.")], None),
+    "value_column": (Annotated[str | None, _option("--value-column", "Long table: column of the values.")], None),
+    "columns": (Annotated[str | None, _option("--columns", "Wide table: the variates to read, as A,B,C.")], None),
+    "ignore": (Annotated[list[str] | None, _option("--ignore", "Leave out a column; may be repeated.")], None),
+    "missing": (Annotated[list[str] | None, _option("--missing", "A cell that means no value, such as -999.")], None),
+    "step": (
+        Annotated[str | None, _option("--step", "pandas frequency (h, 15min, D, B, MS); found if not given.")],
+        None,
+    ),
+    "time_format": (Annotated[str | None, _option("--time-format", "strptime format, such as %d/%m/%Y %H:%M.")], None),
+    "time_zone": (Annotated[str | None, _option("--time-zone", "Zone of the times, such as Europe/Berlin.")], None),
+    "on_gap": (Annotated[str, _option("--on-gap", f"Rows that are not there: {FILL}.")], "error"),
+    "on_nan": (Annotated[str, _option("--on-nan", "Cells without a finite value: as --on-gap.")], "error"),
+    "on_duplicate": (Annotated[str, _option("--on-duplicate", "Repeated times: error, first, last or mean.")], "error"),
+    "max_cells": (Annotated[int | None, _option("--max-cells", "Refuse larger files.")], None),
+}
+
+
+def reads_table(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command these options, and hand them to its keyword argument `table_options` as a `ReadOptions`."""
+
+    @wraps(command)
+    def with_options(**arguments: Any) -> None:
+        from memory_index.columns import ReadOptions
+
+        given = {name: arguments.pop(name) for name in OPTIONS}
+        if given["columns"] is not None:
+            given["columns"] = tuple(name.strip() for name in given["columns"].split(","))
+        given |= {name: tuple(given[name]) for name in ("ignore", "missing") if given[name] is not None}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        command(**arguments, table_options=ReadOptions(**chosen))
+
+    # typer reads the signature: the command's own parameters, with `table_options` replaced by the options.
+    del command.__annotations__["table_options"]  # a type that is imported for the type checker only
+    own = get_type_hints(command, include_extras=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        each.replace(kind=keyword, annotation=own[name])
+        for name, each in inspect.signature(command).parameters.items()
+        if name != "table_options"
+    ]
+    parameters += [
+        inspect.Parameter(name, keyword, default=default, annotation=kind) for name, (kind, default) in OPTIONS.items()
+    ]
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {each.name: each.annotation for each in parameters}
+    return with_options

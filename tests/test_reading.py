@@ -1,0 +1,592 @@
+"""Files to tables: what is read, and that every fault is found, named and resolved only on request."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memory_index.checking import check_table
+from memory_index.columns import ReadOptions
+from memory_index.errors import DataError, NotFoundError, ResourceError, UsageError
+from memory_index.reading import read_table
+from memory_index.timestamps import grid_positions, infer_step
+from memory_index.windows import Step, to_ns
+
+HOURLY = "date,load,wind\n" + "".join(f"2024-01-01 {hour:02d}:00,{hour}.5,{hour * 2}\n" for hour in range(24))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(text: str | bytes, name: str = "grid.csv") -> Path:
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write_file
+
+
+def hourly_without(*hours: int) -> str:
+    return "".join(line for number, line in enumerate(HOURLY.splitlines(True)) if number - 1 not in hours)
+
+
+def hourly_with(hour: int, load: str) -> str:
+    lines = HOURLY.splitlines()
+    lines[hour + 1] = f"2024-01-01 {hour:02d}:00,{load},0"
+    return "\n".join(lines) + "\n"
+
+
+# --- what is read
+
+
+def test_wide_csv(write):
+    table = read_table(write(HOURLY))
+    assert (table.layout, table.step, table.series_ids, table.source) == (
+        "wide",
+        Step(frequency="h"),
+        ("load", "wind"),
+        "grid.csv",
+    )
+    assert table.series[0].times.dtype == np.dtype("datetime64[ns]")
+    assert table.series[0].times[0] == np.datetime64("2024-01-01T00:00")
+    assert table.series[0].times is table.series[1].times
+    assert table["load"].values.dtype == np.float64
+    assert table["wind"].values.tolist() == [2.0 * hour for hour in range(24)]
+    assert table.notes == ()
+
+
+def test_unknown_series_names_the_nearest(write):
+    with pytest.raises(NotFoundError, match=r"grid\.csv has no series 'laod'") as caught:
+        read_table(write(HOURLY))["laod"]
+    assert "'load'" in caught.value.hint
+
+
+@pytest.mark.parametrize("header", ["unique_id,ds,y", "ds,unique_id,y", "time,name,amount"])
+def test_long_csv_in_any_column_order(write, header):
+    frame = pd.read_csv(write(HOURLY)).melt("date", var_name="name", value_name="amount")
+    names = dict(zip(("unique_id", "ds", "y"), ("name", "date", "amount"), strict=True)) | {"time": "date"}
+    frame = frame[[names.get(column, column) for column in header.split(",")]]
+    frame.columns = header.split(",")
+    long = read_table(write(frame.to_csv(index=False), "long.csv"))
+    wide = read_table(write(HOURLY))
+    assert long.layout == "long"
+    assert long.content_hash == wide.content_hash
+    assert long.series[0].times is long.series[1].times
+
+
+def test_interleaved_rows_of_a_long_table_are_not_out_of_order(write):
+    text = "unique_id,ds,y\n" + "".join(f"{name},2024-01-01 0{hour}:00,{hour}\n" for hour in range(5) for name in "ab")
+    table = read_table(write(text))
+    assert table.series_ids == ("a", "b")
+    assert table.notes == ()
+
+
+@given(
+    values=st.lists(st.lists(st.floats(-1e300, 1e300), min_size=3, max_size=3), min_size=3, max_size=20),
+    frequency=st.sampled_from(["h", "15min", "D", "W-MON", "MS", "YE-DEC"]),
+    parquet=st.booleans(),
+)
+def test_wide_and_long_are_the_same_table(tmp_path_factory, values, frequency, parquet):
+    folder = tmp_path_factory.mktemp("tables")
+    wide = pd.DataFrame(values, columns=["b", "a", "c"])
+    wide.insert(0, "ds", pd.date_range("2020-02-29", periods=len(values), freq=frequency))
+    long = wide.melt("ds", var_name="unique_id", value_name="y")
+    tables = []
+    for name, frame in (("wide", wide), ("long", long)):
+        path = folder / (name + (".parquet" if parquet else ".csv"))
+        frame.to_parquet(path) if parquet else frame.to_csv(path, index=False)
+        tables.append(read_table(path))
+    assert tables[0].content_hash == tables[1].content_hash
+    assert tables[0].step == tables[1].step
+    assert np.array_equal(tables[0].series[0].values, wide["b"].to_numpy())
+
+
+def test_parquet_is_told_by_its_content(write, tmp_path):
+    frame = pd.read_csv(write(HOURLY), parse_dates=["date"])
+    frame.to_parquet(tmp_path / "grid.data")
+    assert read_table(tmp_path / "grid.data").content_hash == read_table(write(HOURLY)).content_hash
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_other_delimiters_line_ends_and_byte_order_marks(write, delimiter):
+    text = "\ufeff" + HOURLY.replace(",", delimiter).replace("\n", "\r\n")
+    assert read_table(write(text)).content_hash == read_table(write(HOURLY)).content_hash
+
+
+def test_row_numbers_are_lines_of_the_file_with_blank_lines(write):
+    text = HOURLY.replace("2024-01-01 03:00,3.5", "\n\n2024-01-01 03:00,oops")
+    with pytest.raises(DataError, match=r"row 7: 'oops' in the column 'load' is not a number"):
+        read_table(write(text))
+
+
+# --- times
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y/%m/%d %H:%M", "%d.%m.%Y %H:%M", "%d/%m/%Y %H:%M", "%m/%d/%Y %I:%M %p"],
+)
+def test_common_forms_of_time(write, form):
+    times = pd.date_range("2024-01-01", periods=400, freq="h")
+    text = "date,a\n" + "".join(f"{time.strftime(form)},1.5\n" for time in times)
+    assert np.array_equal(read_table(write(text)).series[0].times, to_ns(times))
+
+
+def test_times_without_leading_zeros(write):
+    table = read_table(write("date,a\n1990/1/1 0:00,1\n1990/1/2 0:00,2\n1990/1/3 0:00,3\n"))
+    assert table.step.frequency == "D"
+    assert table.series[0].times[-1] == np.datetime64("1990-01-03")
+
+
+def test_a_time_that_can_be_read_in_two_ways_is_not_guessed(write):
+    path = write("date,a\n" + "".join(f"{day:02d}/01/2024,{day}\n" for day in range(1, 10)))
+    with pytest.raises(DataError, match=r"2 ways: '01/01/2024' as %d/%m/%Y or %m/%d/%Y") as caught:
+        read_table(path)
+    assert "--time-format" in caught.value.hint
+    assert read_table(path, ReadOptions(time_format="%d/%m/%Y")).step.frequency == "D"
+    assert read_table(path, ReadOptions(time_format="%m/%d/%Y")).step.frequency == "MS"
+
+
+def test_one_offset_is_kept_as_given(write):
+    text = HOURLY.replace(":00,", ":00+05:30,")
+    table = read_table(write(text))
+    assert table.step == Step(frequency="h", time_zone="UTC+05:30")
+    assert table.series[0].times[0] == np.datetime64("2023-12-31T18:30")
+    assert table.step.isoformat(table.series[0].times[0]) == "2024-01-01T00:00:00+05:30"
+    assert read_table(write(HOURLY.replace(":00,", ":00Z,"))).step.time_zone == "UTC"
+
+
+def test_hourly_times_with_offsets_across_a_clock_change(write):
+    times = pd.date_range("2024-03-30", periods=72, freq="h", tz="Europe/Berlin")
+    path = write("date,a\n" + "".join(f"{time.isoformat()},{number}\n" for number, time in enumerate(times)))
+    table = read_table(path)
+    assert table.step == Step(frequency="h", time_zone="UTC")
+    assert np.array_equal(table.series[0].times, to_ns(times))
+    assert any("2 UTC offsets" in note and "--time-zone" not in note for note in table.notes)
+    named = read_table(path, ReadOptions(time_zone="Europe/Berlin"))
+    assert named.step == Step(frequency="h", time_zone="Europe/Berlin")
+    assert named.content_hash == table.content_hash
+
+
+def test_local_days_across_a_clock_change_need_their_zone(write):
+    times = pd.date_range("2024-03-25", periods=20, freq="D", tz="Europe/Berlin")
+    path = write("date,a\n" + "".join(f"{time.isoformat()},{number}\n" for number, time in enumerate(times)))
+    with pytest.raises(DataError, match="not on the grid"):
+        read_table(path)
+    table = read_table(path, ReadOptions(time_zone="Europe/Berlin"))
+    assert table.step == Step(frequency="D", time_zone="Europe/Berlin")
+    assert np.array_equal(table.series[0].times, to_ns(times))
+
+
+def test_local_times_with_the_repeated_hour_of_autumn(write):
+    times = pd.date_range("2024-10-26", periods=72, freq="h", tz="Europe/Berlin")
+    path = write(
+        "date,a\n" + "".join(f"{time.strftime('%Y-%m-%d %H:%M')},1.{number}\n" for number, time in enumerate(times))
+    )
+    table = read_table(path, ReadOptions(time_zone="Europe/Berlin"))
+    assert np.array_equal(table.series[0].times, to_ns(times))
+    with pytest.raises(DataError, match="the time is there twice"):
+        read_table(path)
+
+
+def test_a_local_time_that_never_was(write):
+    text = "date,a\n" + "".join(f"2024-03-31 0{hour}:00,1.{hour}\n" for hour in range(9))
+    with pytest.raises(DataError, match=r"row 4: '2024-03-31 02:00' does not name one moment in Europe/Berlin"):
+        read_table(write(text), ReadOptions(time_zone="Europe/Berlin"))
+
+
+def test_parquet_keeps_its_zone(tmp_path):
+    frame = pd.DataFrame(
+        {"ds": pd.date_range("2024-03-30", periods=9, freq="D", tz="Europe/Berlin"), "a": np.arange(9.0)}
+    )
+    frame.to_parquet(tmp_path / "zoned.parquet")
+    assert read_table(tmp_path / "zoned.parquet").step == Step(frequency="D", time_zone="Europe/Berlin")
+
+
+STEPS = [
+    "h",
+    "15min",
+    "10min",
+    "D",
+    "B",
+    "3D",
+    "W-TUE",
+    "2W-MON",
+    "MS",
+    "ME",
+    "BMS",
+    "QS-FEB",
+    "QE-DEC",
+    "YS-JAN",
+    "YE-DEC",
+]
+
+
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
+@pytest.mark.parametrize("frequency", STEPS)
+def test_the_step_is_found_in_spite_of_gaps_and_a_stray_time(frequency, zone):
+    times = to_ns(pd.date_range(pd.Timestamp("2001-02-27", tz=zone), periods=100, freq=frequency))
+    step = infer_step(times, zone)
+    assert step == Step(frequency=frequency, time_zone=zone)
+    assert np.array_equal(grid_positions(times, step), np.arange(100))
+    keep = np.sort(np.random.default_rng(3).choice(100, 80, replace=False))
+    with_gaps = times[keep]
+    assert infer_step(with_gaps, zone) == step
+    assert np.array_equal(grid_positions(with_gaps, step), keep - keep[0])
+    with_gaps[40] += np.timedelta64(7, "m")
+    assert infer_step(with_gaps, zone) == step
+    assert np.flatnonzero(grid_positions(with_gaps, step) < 0).tolist() == [40]
+
+
+def test_times_without_a_step(write):
+    rng = np.random.default_rng(0)
+    times = np.sort(rng.integers(0, 10**9, 300)).astype("datetime64[s]")
+    path = write("date,a\n" + "".join(f"{time},1\n" for time in times))
+    with pytest.raises(DataError, match="no regular step") as caught:
+        read_table(path)
+    assert "--step" in caught.value.hint
+
+
+def test_the_step_can_be_named(write):
+    assert read_table(write("date,a\n2024-01-31,1\n"), ReadOptions(step="ME")).step.frequency == "ME"
+    with pytest.raises(DataError, match="has one time stamp only"):
+        read_table(write("date,a\n2024-01-31,1\n"))
+    for wrong in ("fortnight", "-1h"):
+        with pytest.raises(UsageError, match=f"'{wrong}'"):
+            read_table(write(HOURLY), ReadOptions(step=wrong))
+
+
+# --- faults: file, series, time, row and the flag
+
+
+CASES = {
+    "gap": (
+        hourly_without(3, 4),
+        r"2024-01-01T03:00:00, row 4: 2 steps are missing after this row, up to 2024-01-01T04:00:00",
+        "--on-gap",
+    ),
+    "missing": (hourly_with(5, ""), r"series 'load', 2024-01-01T05:00:00, row 7: the value is missing", "--on-nan"),
+    "missing word": (
+        hourly_with(5, "NaN"),
+        r"series 'load', 2024-01-01T05:00:00, row 7: the value is missing",
+        "--on-nan",
+    ),
+    "infinite": (
+        hourly_with(5, "-inf"),
+        r"series 'load', 2024-01-01T05:00:00, row 7: the value is infinite",
+        "--on-nan",
+    ),
+    "not a number": (
+        hourly_with(5, "oops"),
+        r"series 'load', 2024-01-01T05:00:00, row 7: 'oops' in the column 'load' is not a number",
+        '--missing "oops"',
+    ),
+    "same row twice": (
+        HOURLY + "2024-01-01 23:00,23.5,46\n",
+        r"2024-01-01T23:00:00, row 26: the time is there twice, with the same values \(before in row 25\)",
+        "--on-duplicate",
+    ),
+    "two values": (
+        HOURLY + "2024-01-01 23:00,99,46\n",
+        r"2024-01-01T23:00:00, row 26: the time is there twice, with different values \(before in row 25\)",
+        "--on-duplicate",
+    ),
+    "off the grid": (
+        HOURLY + "2024-01-01 23:07,1,1\n",
+        r"2024-01-01T23:07:00, row 26: the time is not on the grid of the step 'h'",
+        "--step",
+    ),
+    "not a time": (HOURLY + "soon,1,1\n", r"row 26: 'soon' is not a time", "ISO 8601"),
+    "no time": (HOURLY + ",1,1\n", r"row 26: the time is missing", "ISO 8601"),
+    "out of range": (HOURLY + "9999-01-01 00:00,1,1\n", r"row 26: '9999-01-01 00:00' is not a time", "ISO 8601"),
+    "some offsets": (
+        HOURLY + "2024-01-02 00:00+00:00,1,1\n",
+        r"row 2: '2024-01-01 00:00' has no UTC offset, but other",
+        "offset",
+    ),
+    "short row": (
+        HOURLY + "2024-01-02 00:00,1\n",
+        r"row 26: the row has 2 cells, but the header has 3: '2024-01-02 00:00,1'",
+        "repair",
+    ),
+    "long row": (HOURLY + "2024-01-02 00:00,1,2,3\n", r"row 26: the row has 4 cells, but the header has 3", "repair"),
+    "text column": (
+        HOURLY.replace("\n", ",ok\n").replace("wind,ok", "wind,remark"),
+        r"the column 'remark' holds no number",
+        '--ignore "remark"',
+    ),
+    "empty column": (
+        HOURLY.replace("\n", ",\n").replace("wind,", "wind,remark"),
+        r"the column 'remark' is empty",
+        '--ignore "remark"',
+    ),
+    "unused column": (
+        "unique_id,ds,y,x\n" + "".join(f"a,2024-01-0{d},{d},{d}\n" for d in range(1, 9)),
+        r"column 'x' would not",
+        '--ignore "x"',
+    ),
+    "no series name": (
+        "unique_id,ds,y\na,2024-01-01,1\n,2024-01-02,1\na,2024-01-02,2\n",
+        r"row 3: the row names no series",
+        "name",
+    ),
+    "no number": ("date,a\n2024-01-01,x\n2024-01-02,y\n", r"the column 'a' holds no number", "--ignore"),
+    "one column": ("date\n2024-01-01\n", r"row 1: the header 'date' has one column", "commas"),
+    "no header": (
+        HOURLY.partition("\n")[2],
+        r"row 1: the first line '2024-01-01 00:00,0.5,0' is data, not a header",
+        "first line",
+    ),
+    "repeated name": (HOURLY.replace("wind", "load"), r"the column 'load' is there 2 times", "own name"),
+    "no time column": ("a,b\n1,2\n3,4\n", r"there is no time column among a, b", "--time-column"),
+    "two time columns": (
+        "date,time,b\n2024-01-01,00:00,4\n",
+        r"several columns could be the time: date, time",
+        "--time-column",
+    ),
+    "numbers for times": (
+        "date,b\nx1,2\nx2,4\n",
+        r"the time column cannot be read as times: its first cell is 'x1'",
+        "--time-format",
+    ),
+    "empty": ("", r"the file is empty", "header"),
+    "header only": ("date,a\n", r"the file has a header but no usable rows", "rows"),
+    "blank rows only": ("date,a\n\n\n", r"the file has a header but only blank lines", "rows"),
+    "latin-1": (
+        HOURLY.encode() + "2024-01-02,\xfc,1\n".encode("latin-1"),
+        r"row 26: the byte 0xfc is not UTF-8 text",
+        "UTF-8",
+    ),
+    "utf-16": (HOURLY.encode("utf-16"), r"binary file or UTF-16", "UTF-8"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(50), r"compressed file", "unpack"),
+    "lfs pointer": (
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
+        r"Git LFS pointer",
+        "git lfs pull",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_fault_says_what_where_and_what_to_do(write, name):
+    text, message, hint = CASES[name]
+    path = write(text)
+    with pytest.raises(DataError, match=r"^grid\.csv[,:] .*" + message) as caught:
+        read_table(path)
+    assert hint in caught.value.hint
+    assert "\n" not in str(caught.value) + caught.value.hint
+    report = check_table(path)
+    assert not report.ok
+    assert report.problems[0].severity == "fault"
+
+
+def test_a_parquet_file_that_is_none(write, tmp_path):
+    with pytest.raises(DataError, match=r"not a Parquet file"):
+        read_table(write(HOURLY, "grid.parquet"))
+    with pytest.raises(DataError, match=r"Git LFS pointer"):
+        read_table(write("version https://git-lfs.github.com/spec/v1\n", "pointer.parquet"))
+    whole = tmp_path / "whole.parquet"
+    pd.read_csv(write(HOURLY), parse_dates=["date"]).to_parquet(whole)
+    with pytest.raises(DataError, match=r"cut\.parquet: the Parquet file cannot be read"):
+        read_table(write(whole.read_bytes()[:-20], "cut.parquet"))
+
+
+def test_large_files_are_refused_before_they_are_decoded(tmp_path, monkeypatch, write):
+    path = tmp_path / "huge.parquet"
+    pq.write_table(pa.table({"date": pa.array([0, 1, 2], pa.timestamp("s")), "a": [1.0, 2.0, 3.0]}), path)
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ResourceError, match=r"3 rows of 2 columns, more than the limit of 5 cells") as caught:
+        read_table(path, ReadOptions(max_cells=5))
+    assert "--max-cells" in caught.value.hint
+    with pytest.raises(ResourceError, match=r"24 rows of 3 columns"):
+        read_table(write(HOURLY), ReadOptions(max_cells=70))
+
+
+def test_a_stray_year_does_not_fill_the_memory(write):
+    with pytest.raises(
+        ResourceError, match=r"from 2024-01-01T00:00:00 to 2200-01-01T00:00:00 .* steps of 'h'"
+    ) as caught:
+        read_table(write(HOURLY + "2200-01-01 00:00,1,1\n"), ReadOptions(max_cells=1_000_000, on_gap="drop"))
+    assert "stray time stamp" in caught.value.hint
+
+
+def test_files_and_columns_that_are_not_there(write, tmp_path):
+    with pytest.raises(NotFoundError, match="does not exist"):
+        read_table(tmp_path / "nothing.csv")
+    with pytest.raises(NotFoundError, match="is a folder"):
+        read_table(tmp_path)
+    for options in (ReadOptions(time_column="dat"), ReadOptions(columns=("laod",)), ReadOptions(ignore=("winds",))):
+        with pytest.raises(NotFoundError, match=r"grid\.csv has no column"):
+            read_table(write(HOURLY), options)
+
+
+def test_options_that_do_not_exist(write):
+    for options in (
+        {"on_gap": "guess"},
+        {"on_nan": "zero"},
+        {"on_duplicate": "any"},
+        {"layout": "tall"},
+        {"max_cells": 0},
+    ):
+        with pytest.raises(UsageError, match=next(iter(options)).replace("_", "-")):
+            ReadOptions(**options)
+    for options in (
+        {"time_zone": "Mars/Olympus"},
+        {"id_column": "load", "layout": "wide"},
+        {"columns": ("load",), "layout": "long"},
+    ):
+        with pytest.raises(UsageError):
+            read_table(write(HOURLY), ReadOptions(**options))
+
+
+# --- what is done on request
+
+
+@pytest.mark.parametrize(
+    ("policy", "filled"),
+    [("interpolate", [2.5, 3.5, 4.5, 5.5]), ("ffill", [2.5, 2.5, 2.5, 5.5]), ("drop", [2.5, None, None, 5.5])],
+)
+def test_gaps_and_missing_cells_by_policy(write, policy, filled):
+    expected = np.array([np.nan if value is None else value for value in filled])
+    gap = read_table(write(hourly_without(3, 4)), ReadOptions(on_gap=policy))
+    assert np.array_equal(gap["load"].values[2:6], expected, equal_nan=True)
+    assert len(gap["load"]) == 24
+    assert "4 steps without a row" in gap.notes[0]
+    assert policy in gap.notes[0]
+    cells = hourly_with(3, "").replace("2024-01-01 04:00,4.5", "2024-01-01 04:00,inf")
+    holes = read_table(write(cells), ReadOptions(on_nan=policy))
+    assert np.array_equal(holes["load"].values[2:6], expected, equal_nan=True)
+
+
+def test_a_policy_for_gaps_does_not_touch_missing_cells(write):
+    text = hourly_without(3).replace("2024-01-01 05:00,5.5", "2024-01-01 05:00,")
+    with pytest.raises(DataError, match="row 6: the value is missing"):
+        read_table(write(text), ReadOptions(on_gap="interpolate"))
+    table = read_table(write(text), ReadOptions(on_gap="interpolate", on_nan="drop"))
+    assert table["load"].values[3] == 3.5
+    assert np.isnan(table["load"].values[5])
+
+
+@pytest.mark.parametrize("policy", ["interpolate", "ffill", "drop"])
+def test_nothing_reaches_past_the_ends_of_a_series(write, policy):
+    table = read_table(write(hourly_with(0, "").replace("23:00,23.5", "23:00,")), ReadOptions(on_nan=policy))
+    assert np.flatnonzero(np.isnan(table["load"].values)).tolist() == [0, 23]
+    assert policy == "drop" or any(
+        "2 of these cells lie before the first or after the last" in note for note in table.notes
+    )
+
+
+def test_interpolation_is_linear_in_time_and_not_in_rows(write):
+    text = "date,a\n2024-01-04,4\n2024-01-05,\n2024-01-08,8\n2024-01-09,9\n2024-01-10,10\n2024-01-11,11\n2024-01-12,12\n2024-01-15,15\n"
+    table = read_table(write(text), ReadOptions(on_nan="interpolate"))
+    assert table.step.frequency == "B"
+    assert table["a"].values[1] == 5.0
+
+
+@given(later=st.floats(-1e6, 1e6))
+def test_ffill_is_causal_and_interpolation_is_not(tmp_path_factory, later):
+    path = tmp_path_factory.mktemp("fill") / "grid.csv"
+    path.write_text("".join(HOURLY.splitlines(True)[:12]) + f"2024-01-01 13:00,{later},0\n2024-01-01 14:00,1,0\n")
+    assert read_table(path, ReadOptions(on_gap="ffill"))["load"].values[12] == 10.5
+    between = read_table(path, ReadOptions(on_gap="interpolate"))["load"].values[12]
+    assert between == pytest.approx(10.5 + (later - 10.5) * 2 / 3)
+
+
+@pytest.mark.parametrize(("policy", "value"), [("first", 23.5), ("last", 99.5), ("mean", 61.5)])
+def test_duplicates_by_policy(write, policy, value):
+    table = read_table(write(HOURLY + "2024-01-01 23:00,99.5,46\n"), ReadOptions(on_duplicate=policy))
+    assert table["load"].values[-1] == value
+    assert table["wind"].values[-1] == 46
+    assert table["load"].values[-2] == 22.5
+    assert "1 rows with a time that was there already" in table.notes[0]
+
+
+def test_rows_out_of_order_are_sorted_and_noted(write):
+    lines = HOURLY.splitlines()
+    table = read_table(write("\n".join([lines[0], *lines[:0:-1]])))
+    assert table.content_hash == read_table(write(HOURLY)).content_hash
+    assert "row 3: times go back here (rows where they do: 23); the rows were sorted" in table.notes[0]
+
+
+def test_columns_are_left_out_only_on_request(write):
+    assert read_table(write(HOURLY), ReadOptions(ignore=("wind",))).series_ids == ("load",)
+    assert read_table(write(HOURLY), ReadOptions(columns=("wind",))).series_ids == ("wind",)
+
+
+def test_other_words_for_missing(write):
+    for word in ("?", "-999"):
+        text = hourly_with(5, word)
+        table = read_table(write(text), ReadOptions(missing=(word,), on_nan="drop"))
+        assert np.flatnonzero(np.isnan(table["load"].values)).tolist() == [5]
+
+
+# --- the report
+
+
+def test_a_report_has_every_fault_and_counts_what_it_does_not_list(write):
+    lines = HOURLY.splitlines()
+    lines[6] = "2024-01-01 05:00,oops,1"
+    lines[9] = "2024-01-01 08:00,,1"
+    del lines[15]
+    text = "\n".join([*lines, lines[-1], "never,1,1", "2024-01-02 00:30,1,1"]) + "\n"
+    report = check_table(write(text))
+    kinds = [problem.kind for problem in report.problems]
+    assert sorted(kinds) == ["duplicate", "gap", "missing", "not-a-number", "off-step", "time"]
+    assert (report.layout, report.step, report.num_rows) == ("wide", "h", 26)
+    minutes = pd.date_range("2024-01-01", periods=600, freq="min")
+    many = check_table(write("date,a\n" + "".join(f"{minute},\n" for minute in minutes) + "2024-01-01 10:00,1\n"))
+    assert len([problem for problem in many.problems if problem.kind == "missing"]) == 20
+    assert many.unlisted == {"missing": 580}
+
+
+def test_what_stands_still_is_a_note_and_not_a_fault(write):
+    hours = pd.date_range("2024-01-01", periods=200, freq="h")
+    text = "date,flat,still\n" + "".join(
+        f"{hour},{number if number < 100 else 100},7\n" for number, hour in enumerate(hours)
+    )
+    report = check_table(write(text))
+    assert report.ok
+    found = {(problem.kind, problem.series_id): problem for problem in report.problems}
+    assert set(found) == {("flat", "flat"), ("constant", "still")}
+    assert found["flat", "flat"].at == hours[100].isoformat()
+    assert "100 steps in a row have the value 100" in found["flat", "flat"].message
+    assert read_table(write(text)).series_ids == ("flat", "still")
+
+
+def test_short_series_are_faults_only_if_no_series_is_long_enough(write):
+    text = "unique_id,ds,y\n" + "".join(
+        f"{name},{day.date()},{day.day}.5\n"
+        for name, n in (("a", 9), ("b", 30))
+        for day in pd.date_range("2024-01-01", periods=n)
+    )
+    some = check_table(write(text), lookback=10, horizon=5)
+    assert some.ok
+    assert [(p.kind, p.series_id) for p in some.problems] == [("short", "a")]
+    assert "9 steps, but a window needs 15" in some.problems[0].message
+    none = check_table(write(text), lookback=30, horizon=5)
+    assert not none.ok
+    assert [p.kind for p in none.problems] == ["short", "short"]
+    assert check_table(write(text)).problems == ()
+
+
+# --- the sample
+
+
+def test_the_sample_is_what_its_script_makes(repository):
+    made = runpy.run_path(str(repository / "benchmarks" / "make_sample.py"))["make"]()
+    assert (repository / "datasets" / "sample.csv").read_bytes() == made.encode()
+
+
+def test_the_sample_has_no_fault(repository):
+    path = repository / "datasets" / "sample.csv"
+    assert path.stat().st_size <= 400_000
+    report = check_table(path, lookback=512, horizon=96)
+    assert report.problems == ()
+    assert (report.layout, report.step, len(report.series)) == ("wide", "h", 5)
