@@ -8,17 +8,20 @@ published before every byte has been compared with the manifest.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import secrets
 import shutil
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from memory_index import disk
-from memory_index.errors import IncompatibleError, NotFoundError, UsageError, VerificationError
+from memory_index.errors import IncompatibleError, MemoryIndexError, NotFoundError, UsageError, VerificationError
 from memory_index.layout import check_name, parse_ref
 from memory_index.manifest import FileRecord, Manifest, manifest_from_json
 from memory_index.store import Store
@@ -28,6 +31,7 @@ from memory_index.version import (
     MAX_MANIFEST_BYTES,
     Version,
     check_files,
+    first_line,
     load,
     manifest_files,
     require_present,
@@ -87,23 +91,19 @@ def import_version(store: Store, path: Path, name: str | None = None) -> Importe
     Raises `NotFoundError` if there is no archive, `VerificationError` if any byte of it is not what was exported,
     `IncompatibleError` for a newer format, `ResourceError` as `Store.staging` does.
     """
-    with opened(path) as archive:
-        folder, members = contents(archive, path)
-        manifest = archived_manifest(archive, members, path)
-        expected = {MANIFEST, MANIFEST_HASH, *manifest.files}
-        for file in sorted(expected ^ members.keys()):
-            state = "is missing" if file in expected else "does not belong there"
-            raise VerificationError(f"{path}: {file} {state}", hint=DAMAGED)
-        for file, record in manifest.files.items():
-            if members[file].file_size != record.bytes:
-                message = f"{path}: {file} has {members[file].file_size} bytes, but {record.bytes} were published"
-                raise VerificationError(message, hint=DAMAGED)
+    with disk.refusals_named(path), open_file(path) as file:
+        with damage_named(path):
+            archive = zipfile.ZipFile(file)
+            folder, members = contents(archive, path)
+            manifest = archived_manifest(archive, members, path)
+        require_members(members, manifest, path)
         name = check_name(parse_ref(folder)[0] if name is None else name)
         with store.staging(name) as staging:
             for present in same_fingerprint(store, name, manifest):
                 return Imported(version=present, was_present=True)
-            for file, record in manifest.files.items():
-                extract(archive, members[file], staging.path / file, record, where=f"{path}: {file}")
+            for member, record in manifest.files.items():
+                with damage_named(path):
+                    extract(archive, members[member], staging.path / member, record, where=f"{path}: {member}")
             return Imported(version=staging.publish(manifest), was_present=False)
 
 
@@ -116,16 +116,41 @@ def add(archive: zipfile.ZipFile, member: str, source: Path) -> None:
         shutil.copyfileobj(file, target, disk.READ_BYTES)
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """An archive to read; what is wrong with its structure, found now or later, is a `VerificationError`."""
+def open_file(path: Path) -> BinaryIO:
+    """Open an archive. Raises `NotFoundError`."""
     try:
-        with disk.refusals_named(path), zipfile.ZipFile(path) as archive:
-            yield archive
-    except (FileNotFoundError, IsADirectoryError) as error:
+        return path.open("rb")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise NotFoundError(f"there is no archive {path}", hint="'cli index export' makes one") from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise VerificationError(f"{path} is not a whole archive: {error}", hint=DAMAGED) from error
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Raise what `zipfile` says of a damaged archive as `VerificationError`.
+
+    It says it in many ways, for it believes every number that it reads: an offset becomes EINVAL, a length
+    `struct.error`, a flag "password required" (RuntimeError).
+    """
+    try:
+        yield
+    except MemoryIndexError:
+        raise
+    except (zipfile.BadZipFile, struct.error, EOFError, ValueError, RuntimeError, OverflowError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise VerificationError(f"{path} is not a whole archive: {first_line(error)}", hint=DAMAGED) from error
+
+
+def require_members(members: dict[str, zipfile.ZipInfo], manifest: Manifest, path: Path) -> None:
+    """Raise `VerificationError` unless an archive holds exactly the files that its manifest lists, in their sizes."""
+    expected = {MANIFEST, MANIFEST_HASH, *manifest.files}
+    for file in sorted(expected ^ members.keys()):
+        state = "is missing" if file in expected else "does not belong there"
+        raise VerificationError(f"{path}: {file} {state}", hint=DAMAGED)
+    for file, record in manifest.files.items():
+        if members[file].file_size != record.bytes:
+            message = f"{path}: {file} has {members[file].file_size} bytes, but {record.bytes} were published"
+            raise VerificationError(message, hint=DAMAGED)
 
 
 def contents(archive: zipfile.ZipFile, path: Path) -> tuple[str, dict[str, zipfile.ZipInfo]]:

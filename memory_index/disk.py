@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from memory_index.errors import MemoryIndexError, ResourceError
 from memory_index.manifest import FileRecord
 
@@ -136,6 +138,19 @@ def write_new(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """What `numpy.save` does, but a disk that is full is noticed.
+
+    NumPy writes through a buffer of the C library and does not look whether its last kilobytes fit when it closes
+    it: the file ends early, and nothing is raised. `faiss.write_index(index, path)` does the same; give it
+    `faiss.PyCallbackIOWriter(file.write)` instead of a path. Raises `OSError`.
+    """
+    array = np.ascontiguousarray(array)
+    with path.open("xb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def replace(path: Path, content: bytes) -> None:

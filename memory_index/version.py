@@ -96,7 +96,8 @@ def verify(location: Location) -> tuple[Problem, ...]:
 def check_files(version: Version, *, only: Callable[[str], bool] = lambda path: True) -> None:
     """Hash every file of a version, in parallel, before any of them is opened.
 
-    only: which files will be opened, by path relative to the version; the others are not looked at. A file that does not belong to the version is left alone: nobody will open it (`verify` reports it).
+    only: which files will be opened, by path relative to the version; the others are not looked at. A file that
+    does not belong to the version is left alone: nobody will open it (`verify` reports it).
 
     Raises `VerificationError` for the first file that is not what was published, `ResourceError` if one may not be
     read, `NotFoundError` if the version has been removed meanwhile.

@@ -86,4 +86,6 @@ def append(store: Store, parent: Version, *, seed: int = 1) -> Version:
 
 def segment_files(number: int) -> tuple[str, ...]:
     """What lies in a segment: tables, keys, an index."""
-    return tuple(f"segment-{number}/{name}" for name in ("series.parquet", "windows.parquet", "own-96.npy", "own-96.faiss"))
+    return tuple(
+        f"segment-{number}/{name}" for name in ("series.parquet", "windows.parquet", "own-96.npy", "own-96.faiss")
+    )
