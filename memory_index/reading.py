@@ -20,8 +20,9 @@ from memory_index.columns import MISSING, ReadOptions, Roles, find_roles
 from memory_index.problems import Problem, ProblemLog
 from memory_index.regular import Block, Grid, regular
 from memory_index.series import SeriesTable
+from memory_index.steps import infer_step, step_of
 from memory_index.table_files import RawTable, read_columns
-from memory_index.timestamps import infer_step, parse_times, step_of
+from memory_index.timestamps import parse_times
 from memory_index.windows import Step
 
 

@@ -17,7 +17,7 @@ from memory_index.checking import check_table
 from memory_index.columns import ReadOptions
 from memory_index.errors import DataError, NotFoundError, ResourceError, UsageError
 from memory_index.reading import read_table
-from memory_index.timestamps import grid_positions, infer_step
+from memory_index.steps import grid_positions, infer_step
 from memory_index.windows import Step, to_ns
 
 HOURLY = "date,load,wind\n" + "".join(f"2024-01-01 {hour:02d}:00,{hour}.5,{hour * 2}\n" for hour in range(24))
@@ -484,7 +484,8 @@ def test_nothing_reaches_past_the_ends_of_a_series(write, policy):
 
 
 def test_interpolation_is_linear_in_time_and_not_in_rows(write):
-    text = "date,a\n2024-01-04,4\n2024-01-05,\n2024-01-08,8\n2024-01-09,9\n2024-01-10,10\n2024-01-11,11\n2024-01-12,12\n2024-01-15,15\n"
+    cells = {4: "4", 5: "", 8: "8", 9: "9", 10: "10", 11: "11", 12: "12", 15: "15"}
+    text = "date,a\n" + "".join(f"2024-01-{day:02d},{cell}\n" for day, cell in cells.items())
     table = read_table(write(text), ReadOptions(on_nan="interpolate"))
     assert table.step.frequency == "B"
     assert table["a"].values[1] == 5.0

@@ -1,0 +1,125 @@
+"""The step between the rows of a table: found from its times, or named by the user; and times on its grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from memory_index.errors import UsageError
+from memory_index.windows import Step, to_ns
+
+ONE_DAY = 86_400 * 10**9  # ns
+COARSE = 20 * 3600 * 10**9  # ns; from such a median distance on, steps are counted in local calendar days
+WEEKDAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
+MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+
+
+def step_of(frequency: str, time_zone: str | None) -> Step:
+    """A `Step` from a frequency that a user wrote. Raises `UsageError` if pandas does not know it."""
+    step = Step(frequency=frequency, time_zone=time_zone)
+    try:
+        forward = step.offset.n > 0
+    except (ValueError, KeyError) as error:
+        raise UsageError(
+            f"'{frequency}' is not a step", hint="a pandas frequency such as h, 15min, D, B, W-SUN, MS or QS"
+        ) from error
+    if not forward:
+        raise UsageError(
+            f"the step '{frequency}' does not go forward",
+            hint="a pandas frequency such as h, 15min, D, B, W-SUN, MS or QS",
+        )
+    return step
+
+
+def infer_step(times: np.ndarray, time_zone: str | None) -> Step | None:
+    """The step on whose grid most times lie and which leaves the fewest holes; None if there is no such step.
+
+    times: datetime64[ns] [n], ascending, distinct. Every candidate (the most common, the smallest and the
+    greatest common distance; calendar steps of about that length) scores (share of times on its grid) x
+    (share of its grid that is filled), so gaps, a stray time stamp, weekends and months of unequal length do
+    not mislead it.
+    """
+    if len(times) < 2:
+        return None
+    wall = to_ns(Step(frequency="h", time_zone=time_zone).local(times).tz_localize(None))
+    coarse = bool(np.median(np.diff(times).astype(np.int64)) >= COARSE)
+    ticks = (wall if coarse else times).astype(np.int64)
+    distances, counts = np.unique(np.diff(ticks), return_counts=True)
+    common = int(distances[counts.argmax()])
+    fixed = dict.fromkeys((common, int(distances[0]), int(np.gcd.reduce(distances))))
+    scored = []
+    if coarse:
+        scored = [
+            (frequency, *_calendar_score(wall, frequency))
+            for frequency in _long_steps(np.median(distances.repeat(counts)))
+        ]
+    scored += [(_name(d, wall, coarse), *_fixed_score(ticks, d)) for d in fixed if d > 0]
+    if coarse and common == ONE_DAY:
+        scored.append(("B", *_calendar_score(wall, "B")))  # after D, which wins a table without a weekend
+    frequency, on_grid, filled = max(scored, key=lambda each: each[1] * each[2])
+    if on_grid < 0.5 or (filled < 0.1 and counts.max() < 0.5 * counts.sum()):
+        return None
+    return Step(frequency=frequency, time_zone=time_zone)
+
+
+def _long_steps(median: float) -> tuple[str, ...]:
+    """Calendar steps of a month or more that fit a median distance in ns."""
+    days = median / ONE_DAY
+    if 27 <= days <= 32:
+        return ("MS", "ME", "BMS", "BME")
+    if 88 <= days <= 93:
+        return (*(f"QS-{month}" for month in MONTHS[:3]), *(f"QE-{month}" for month in ("DEC", "JAN", "FEB")))
+    if 360 <= days <= 370:
+        return (*(f"YS-{month}" for month in MONTHS), *(f"YE-{month}" for month in MONTHS))
+    return ()
+
+
+def _name(distance: int, wall: np.ndarray, coarse: bool) -> str:
+    if coarse and distance % (7 * ONE_DAY) == 0:
+        weeks, day = distance // (7 * ONE_DAY), WEEKDAYS[pd.Timestamp(wall[-1]).weekday()]
+        return f"W-{day}" if weeks == 1 else f"{weeks}W-{day}"
+    if coarse and distance % ONE_DAY == 0:
+        return "D" if distance == ONE_DAY else f"{distance // ONE_DAY}D"
+    return str(pd.tseries.frequencies.to_offset(pd.Timedelta(distance, "ns")).freqstr)
+
+
+def _fixed_score(ticks: np.ndarray, distance: int) -> tuple[float, float]:
+    on = ticks[_on_phase(ticks, distance)]
+    return len(on) / len(ticks), len(on) / ((on[-1] - on[0]) // distance + 1)
+
+
+def _calendar_score(wall: np.ndarray, frequency: str) -> tuple[float, float]:
+    position = grid_positions(wall, Step(frequency=frequency))
+    on = position[position >= 0]
+    return len(on) / len(wall), (len(on) / (on[-1] - on[0] + 1) if len(on) else 0.0)
+
+
+def _on_phase(ticks: np.ndarray, distance: int) -> np.ndarray:
+    """bool [n]: the times that lie whole steps apart from each other, as most of them do."""
+    phase = (ticks - ticks[0]) % distance
+    if not phase.any():
+        return np.ones(len(ticks), dtype=bool)
+    values, counts = np.unique(phase, return_counts=True)
+    return phase == values[counts.argmax()]
+
+
+def grid_positions(times: np.ndarray, step: Step) -> np.ndarray:
+    """int64 [n]: the number of steps from the first time on the grid, -1 for times that are not on it.
+
+    times: datetime64[ns] [n], ascending, distinct.
+    """
+    ticks = times.astype(np.int64)
+    if step.is_fixed:
+        distance = int((step.add(times[:1], 1) - times[:1])[0].astype(np.int64))
+        on = _on_phase(ticks, distance)
+        return np.where(on, (ticks - ticks[on][0]) // distance, -1)
+    local = step.local(times)
+    clock = to_ns(local.tz_localize(None)).astype(np.int64) % ONE_DAY
+    clocks, counts = np.unique(clock, return_counts=True)
+    first = local[clock == clocks[counts.argmax()]][0]
+    grid = to_ns(pd.date_range(first, local[-1], freq=step.offset)).astype(np.int64)
+    if len(grid) == 0:
+        return np.full(len(times), -1)
+    position = np.minimum(np.searchsorted(grid, ticks), len(grid) - 1)
+    on = grid[position] == ticks
+    return np.where(on, position - (position[on][0] if on.any() else 0), -1)
