@@ -7,6 +7,7 @@ that it is to be left out.
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,7 @@ from memory_index.timestamps import looks_like_times
 TIME_NAMES = ("ds", "date", "time", "timestamp", "datetime", "date_time", "time_stamp")
 ID_NAMES = ("unique_id", "series_id", "item_id")
 VALUE_NAMES = ("y", "value", "target")
+UNNAMED = re.compile(r"column \d+|Unnamed: \d+|__index_level_\d+__")  # ours, pandas' in CSV, pandas' in Parquet
 MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None")  # cells that hold no value
 
 FillPolicy = Literal["error", "interpolate", "ffill", "drop"]
@@ -113,7 +115,17 @@ def find_roles(raw: RawTable, options: ReadOptions, log: ProblemLog) -> Roles:
     if not values:
         message = "there is no column of values beside the time column"
         log.stop(Problem(kind="column", message=message, fix="give a file with at least one numeric column"))
+    _note_unnamed(values, options, log)
     return Roles(time=time, id=None, values=values)
+
+
+def _note_unnamed(values: tuple[str, ...], options: ReadOptions, log: ProblemLog) -> None:
+    """Row numbers that were saved along with a table are no variate, unless they are asked for by name."""
+    for name in values:
+        if options.columns is None and UNNAMED.fullmatch(name):
+            message = f"the column '{name}' has no name of its own, as if row numbers had been saved along"
+            fix = f'leave it out with --ignore "{name}", or give it a name'
+            log.add(Problem(kind="column", series_id=name, message=message, fix=fix))
 
 
 def _require_column(name: str, raw: RawTable, log: ProblemLog) -> None:
@@ -183,7 +195,7 @@ def _only(candidates: list[str], role: str, flag: str, log: ProblemLog) -> str:
 
 def _starts_numeric(column: pa.ChunkedArray) -> bool:
     """Whether at least half of the first filled cells of a column are numbers (one typing error is no text column)."""
-    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+    if not pa.types.is_string(column.type):
         return not pa.types.is_temporal(column.type)
     cells = pd.Series([cell.strip() for cell in column.slice(0, 200).to_pylist() if cell is not None], dtype=object)
     filled = cells[~cells.isin(MISSING)]

@@ -6,7 +6,7 @@ queries were asked at once. Work is done in chunks of queries: memory does not g
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from memory_index.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from memory_index.types import Neighbours
+
+OnEmpty = Literal["error", "last-value"]  # what becomes of a query that has no neighbour
 
 CHUNK_VALUES = 4_000_000  # future values handled at once
 
@@ -49,28 +51,32 @@ def space_forecasts(neighbours: Neighbours) -> np.ndarray:
     return result
 
 
-def forecast(neighbours: Neighbours) -> np.ndarray:
+def forecast(neighbours: Neighbours, on_empty: OnEmpty) -> np.ndarray:
     """Mean over the key spaces that have neighbours, float32 [B, N, H].
 
-    Raises `NotFoundError` for a query that has none in any key space.
+    A query without any neighbour gets the last value of its context, or raises `NotFoundError`, as `on_empty` says.
     """
-    by_space = space_forecasts(neighbours).astype(np.float64)
-    found = neighbours.valid.any(axis=3)  # [B, N, V]
-    require_neighbours(neighbours, found.any(axis=2))
-    total = np.where(found[..., None], by_space, 0).sum(axis=2)
-    return (total / found.sum(axis=2)[..., None]).astype(np.float32)
+    mean = mean_over_spaces(space_forecasts(neighbours))
+    return _with_last_value(neighbours, mean, on_empty)
 
 
-def quantiles(neighbours: Neighbours, levels: tuple[float, ...]) -> np.ndarray:
+def mean_over_spaces(by_space: np.ndarray) -> np.ndarray:
+    """[B, N, V, H], NaN where a key space has no neighbours -> float32 [B, N, H], NaN where none has."""
+    found = np.isfinite(by_space[..., :1])
+    total = np.where(found, by_space.astype(np.float64), 0).sum(axis=2)
+    num = found.sum(axis=2)
+    return np.where(num > 0, total / np.maximum(num, 1), np.nan).astype(np.float32)
+
+
+def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmpty) -> np.ndarray:
     """Weighted quantiles over the aligned futures of all key spaces together, float32 [B, N, H, Q].
 
-    Each key space that has neighbours counts the same. The quantile of a level is interpolated linearly
+    Each key space that has neighbours counts the same. `on_empty` as in `forecast`. The quantile of a level is interpolated linearly
     between the values at the midpoints of the cumulative weights.
     """
     if not levels or not all(0 < level < 1 for level in levels):
         raise UsageError(f"quantile levels must lie between 0 and 1, not {list(levels)}")
     b, n, v, k = neighbours.row.shape
-    require_neighbours(neighbours, neighbours.valid.any(axis=(2, 3)))
     weight = weights(neighbours).reshape(b, n, v * k)
     result = np.empty((b, n, neighbours.windows.spec.horizon, len(levels)), dtype=np.float32)
     for chunk in _chunks(neighbours):
@@ -78,7 +84,15 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...]) -> np.ndarray:
         values = neighbours.query_location[chunk][..., None, None] + neighbours.query_spread[chunk][..., None, None] * standard
         values = values.reshape(*values.shape[:2], v * k, -1)  # [b, N, V*K, H]
         result[chunk] = _weighted_quantiles(values, weight[chunk][..., None], levels)
-    return result
+    return np.stack([_with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)
+
+
+def _with_last_value(neighbours: Neighbours, values: np.ndarray, on_empty: OnEmpty) -> np.ndarray:
+    """values [B, N, H] with the last value of the context for queries that have no neighbour, if that is allowed."""
+    found = neighbours.valid.any(axis=(2, 3))
+    if on_empty == "error":
+        require_neighbours(neighbours, found)
+    return np.where(found[..., None], values, neighbours.queries.context[..., -1:])
 
 
 def require_neighbours(neighbours: Neighbours, found: np.ndarray) -> None:
@@ -113,7 +127,8 @@ def _weighted_quantiles(values: np.ndarray, weight: np.ndarray, levels: tuple[fl
     ordered = np.take_along_axis(values, order, axis=2)
     share = np.take_along_axis(np.broadcast_to(weight, values.shape), order, axis=2).astype(np.float64)
     cumulative = np.cumsum(share, axis=2)
-    middle = (cumulative - share / 2) / cumulative[:, :, -1:, :]
+    total = cumulative[:, :, -1:, :]
+    middle = (cumulative - share / 2) / np.where(total > 0, total, 1)
     num = (share > 0).sum(axis=2, keepdims=True)
     result = []
     for level in levels:

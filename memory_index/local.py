@@ -101,7 +101,7 @@ class LocalMemory:
         if k < 1 or min_gap < 0:
             raise UsageError(f"k must be at least 1 and min_gap at least 0, not {k} and {min_gap}")
         where = where or Filter()
-        series = self._series_numbers(queries)
+        series = self.series_numbers(queries)
         spaces = self._spaces(queries, series, scopes, views, where)
         shape = (len(queries), len(series), len(spaces), k)
         squared, value = np.full(shape, np.inf, dtype=np.float32), np.full(shape, np.inf, dtype=np.float32)
@@ -119,7 +119,7 @@ class LocalMemory:
 
     # -- which key spaces -------------------------------------------------------------------------------------
 
-    def _series_numbers(self, queries: Queries) -> np.ndarray:
+    def series_numbers(self, queries: Queries) -> np.ndarray:
         """int64 [N]: number of each queried series in the version, -1 for one it has never seen."""
         lookback = self.windows.spec.lookback
         if queries.context.shape[2] != lookback:

@@ -7,6 +7,7 @@ file is cells to numbers and rows to series. Duplicates, gaps and filling are `r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,9 @@ def read_table(path: str | Path, options: ReadOptions | None = None) -> SeriesTa
     table, _ = assemble(Path(path), options or ReadOptions(), log)
     log.raise_faults()
     return table
+
+
+DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,6 +166,8 @@ def _numbers(raw: RawTable, name: str, roles: Roles, cells: Cells) -> tuple[np.n
         cell = column[int(unreadable.argmax())].as_py()
         what = f"holds no number (its first text is '{cell}')" if unreadable.any() else "is empty"
         fix = f'leave it out with --ignore "{name}"' if roles.id is None else "name the right one with --value-column"
+        if DECIMAL_COMMA.fullmatch(str(cell)):
+            fix = "write numbers with a decimal point"
         problem = Problem(kind="column", series_id=name, message=f"the column '{name}' {what}", fix=fix)
         cells.log.add(problem)
         return None

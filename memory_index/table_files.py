@@ -107,7 +107,16 @@ def _read_parquet(path: Path, log: ProblemLog, max_cells: int) -> RawTable:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    """The column as text, numbers or times; other types (lists, bytes) as their name, which is no number."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _plain(column.cast(kind.value_type))
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return column.cast(pa.string())
+    usable = (pa.types.is_string, pa.types.is_primitive, pa.types.is_decimal, pa.types.is_boolean)
+    if any(is_usable(kind) for is_usable in usable) and not (pa.types.is_time(kind) or pa.types.is_duration(kind)):
+        return column
+    return pa.chunked_array([pa.repeat(f"<{kind}>", len(column))])
 
 
 def _read_csv(content: bytes, log: ProblemLog, max_cells: int) -> RawTable:
@@ -117,6 +126,9 @@ def _read_csv(content: bytes, log: ProblemLog, max_cells: int) -> RawTable:
         line = content.count(b"\n", 0, error.start) + 1
         message = f"the byte 0x{content[error.start]:02x} is not UTF-8 text"
         log.stop(Problem(kind="encoding", row=line, message=message, fix="save the file as UTF-8"))
+    if b"\0" in content:
+        line = content.count(b"\n", 0, content.index(b"\0")) + 1
+        log.stop(Problem(kind="binary", row=line, message="there are zero bytes in the text", fix="restore the file"))
     names, delimiter, header_line = _header(content, log)
     num_rows = content.count(b"\n") + (not content.endswith(b"\n")) - header_line
     _refuse_too_many(num_rows, len(names), max_cells, log)

@@ -46,7 +46,7 @@ def parse_times(
     if pa.types.is_temporal(column.type):
         local, zone, offsets = _ns_or_nat(_typed(column)), getattr(column.type, "tz", None), None
         zone = f"UTC{zone}" if zone and zone[0] in "+-" else zone
-    elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    elif pa.types.is_string(column.type):
         local, zone, offsets = _parse_text(column, log, time_format)
     else:
         message = f"the time column holds {column.type} numbers, not times"

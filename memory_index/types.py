@@ -168,16 +168,16 @@ class Neighbours:
         """float32 [B, N, V, H]: the weighted mean of the aligned futures of each key space; NaN where it has none."""
         return combine.space_forecasts(self)
 
-    def forecast(self) -> np.ndarray:
+    def forecast(self, *, on_empty: combine.OnEmpty = "error") -> np.ndarray:
         """float32 [B, N, H]: the memory-only forecast, the mean over key spaces, in the query's own units.
 
-        Raises `NotFoundError` if a query has no neighbour in any key space.
+        on_empty: a query without any neighbour raises `NotFoundError`, or gets its `last-value`.
         """
-        return combine.forecast(self)
+        return combine.forecast(self, on_empty)
 
-    def quantiles(self, levels: tuple[float, ...]) -> np.ndarray:
+    def quantiles(self, levels: tuple[float, ...], *, on_empty: combine.OnEmpty = "error") -> np.ndarray:
         """float32 [B, N, H, Q]: weighted quantiles of all aligned futures, each level in (0, 1)."""
-        return combine.quantiles(self, levels)
+        return combine.quantiles(self, levels, on_empty)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,153 @@
+"""The retrieved neighbours of one query window, as records for people: what `cli index neighbours` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from memory_index.leakage import Policy
+from memory_index.local import LocalMemory
+from memory_index.queries import QueryBlock, origin_at, query_blocks
+from memory_index.series import SeriesTable
+from memory_index.types import Filter, Neighbours, Scope
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NeighbourRecord:
+    """One neighbour. Times: ISO 8601. context [L] and future [H]: its own raw units; aligned: in the query's (float32).
+
+    weight sums to 1 within a (scope, view). correlation: of its future with what really followed the query, None
+    while that is not known or where either is constant.
+    """
+
+    scope: str
+    view: int
+    rank: int
+    row_id: int
+    series_id: str
+    start: str
+    origin: str
+    known_at: str
+    distance: float
+    shape_distance: float
+    value_distance: float
+    weight: float
+    correlation: float | None
+    context: np.ndarray
+    future: np.ndarray
+    aligned_context: np.ndarray
+    aligned_future: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """One query window, its neighbours, and the memory's forecast from them, in the query's own units.
+
+    context: float32 [L]; times: datetime64[ns] [L + H], of the context and of the future; actual: float32 [H], NaN
+    where the table does not know it; forecast [H]; quantiles [H, 2] at 10 and 90 percent. in_sample: whether a fitted
+    part of the version has seen steps later than the origin.
+    """
+
+    series_id: str
+    origin: np.datetime64
+    in_sample: bool
+    context: np.ndarray
+    times: np.ndarray
+    actual: np.ndarray
+    forecast: np.ndarray
+    quantiles: np.ndarray
+    neighbours: tuple[NeighbourRecord, ...]
+
+
+def inspect_window(
+    memory: LocalMemory,
+    table: SeriesTable,
+    series_id: str,
+    at: np.datetime64,
+    *,
+    k: int = 5,
+    scopes: tuple[Scope, ...] | None = None,
+    views: tuple[int, ...] | None = None,
+    where: Filter | None = None,
+    min_gap: int = 0,
+) -> Inspection:
+    """The k neighbours per key space of the window of a series that ends at a time, asked under `causal`.
+
+    at: datetime64[ns], UTC or naive as the table. The other series of the table are read for the joint scope, where
+    they have a whole context at that time.
+
+    Raises `NotFoundError` (series, time, or no neighbour at all) and what `Memory.search` raises.
+    """
+    spec = memory.windows.spec
+    row = origin_at(table, series_id, at, spec)
+    number = table.series_ids.index(series_id)
+    block = _block_around(memory, table, number, row)
+    place = int(np.flatnonzero(block.series == number)[0])
+    neighbours = memory.search(block.queries, k, scopes=scopes, views=views, where=where, min_gap=min_gap)
+    actual = np.full(spec.horizon, np.nan, dtype=np.float32)
+    known = table.series[number].values[row + 1 : row + 1 + spec.horizon]
+    actual[: len(known)] = known
+    return Inspection(
+        series_id=series_id,
+        origin=at,
+        in_sample=bool(at < np.datetime64(memory.manifest.fitted_until, "ns")),
+        context=block.queries.context[0, place],
+        times=table.step.range(table.series[number].times[row - spec.lookback + 1], spec.length),
+        actual=actual,
+        forecast=neighbours.forecast()[0, place],
+        quantiles=neighbours.quantiles((0.1, 0.9))[0, place],
+        neighbours=tuple(_records(neighbours, place, actual)),
+    )
+
+
+def _block_around(memory: LocalMemory, table: SeriesTable, number: int, row: int) -> QueryBlock:
+    """The query of one series, with all other series of its moment where the joint scope can use them."""
+    spec, alone = memory.windows.spec, np.empty(0, dtype=np.int64)
+    contexts = [series.values[row + 1 - spec.lookback : row + 1] for series in table.series]
+    whole = table.shares_times and set(table.series_ids) == set(memory.windows.series_ids)
+    whole = whole and all(np.isfinite(context).all() for context in contexts)
+    origins = [np.array([row]) if whole or n == number else alone for n in range(len(table.series))]
+    blocks = query_blocks(table, origins, spec, Policy.CAUSAL, known=memory.windows.series_ids)
+    return next(block for block in blocks if number in block.series)
+
+
+def _records(neighbours: Neighbours, place: int, actual: np.ndarray) -> Iterator[NeighbourRecord]:
+    """The neighbours of series number `place` of the one moment that was asked."""
+    windows, step = neighbours.windows, neighbours.windows.step
+    weight, futures, aligned = neighbours.weights[0, place], neighbours.futures()[0, place], neighbours.aligned_futures()[0, place]
+    for v, space in enumerate(neighbours.spaces):
+        location, spread = neighbours.query_location[0, place, v], neighbours.query_spread[0, place, v]
+        for rank in np.flatnonzero(neighbours.valid[0, place, v]):
+            row = neighbours.row[0, place, v, rank]
+            spans = windows.spans(row)
+            context = windows.contexts(row)
+            view = neighbours.view_number[v]
+            standard = (context - windows.location[row, view]) / windows.spread[row, view]
+            yield NeighbourRecord(
+                scope=space.scope,
+                view=space.view,
+                rank=int(rank) + 1,
+                row_id=int(row),
+                series_id=windows.series_ids[windows.series[row]],
+                start=step.isoformat(spans.start_at),
+                origin=step.isoformat(windows.origin(row)),
+                known_at=step.isoformat(spans.known_at),
+                distance=float(neighbours.distance[0, place, v, rank]),
+                shape_distance=float(neighbours.shape_distance[0, place, v, rank]),
+                value_distance=float(neighbours.value_distance[0, place, v, rank]),
+                weight=float(weight[v, rank]),
+                correlation=_correlation(futures[v, rank], actual),
+                context=context,
+                future=futures[v, rank],
+                aligned_context=(location + spread * standard).astype(np.float32),
+                aligned_future=aligned[v, rank],
+            )
+
+
+def _correlation(future: np.ndarray, actual: np.ndarray) -> float | None:
+    """Pearson correlation of two futures [H]; None where the actual one is not known or either is constant."""
+    if not np.isfinite(actual).all() or future.std() == 0 or actual.std() == 0:
+        return None
+    return float(np.corrcoef(future.astype(np.float64), actual.astype(np.float64))[0, 1])

@@ -1,0 +1,182 @@
+"""What a memory forecasts alone, with nothing trained by gradient: evaluation and forecast of whole tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pandas as pd
+
+from memory_index.baselines import last_value, season_length, seasonal_naive
+from memory_index.combine import OnEmpty
+from memory_index.errors import DataError, UsageError
+from memory_index.leakage import Policy
+from memory_index.local import LocalMemory
+from memory_index.metrics import Score, ScoreSum
+from memory_index.queries import QueryBlock, latest_origins, query_blocks
+from memory_index.scaling import fit_scale
+from memory_index.series import SeriesTable
+from memory_index.splits import part_origins
+from memory_index.types import Scope
+from memory_index.windows import cut
+
+MEMORY_K = 50  # METHOD 3.2: neighbours per key space that make the memory's forecast
+
+Report = Callable[[float, float | None], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryOptions:
+    """How a memory is asked for a forecast.
+
+    k: neighbours per key space. scopes, views: default as in `Memory.search`. on_empty: what a query without any
+    admissible neighbour gets: `error`, or the `last-value` of its context (counted and reported).
+    """
+
+    k: int = MEMORY_K
+    scopes: tuple[Scope, ...] | None = None
+    views: tuple[int, ...] | None = None
+    on_empty: OnEmpty = "error"
+
+    def __post_init__(self) -> None:
+        if self.on_empty not in ("error", "last-value"):
+            raise UsageError(f"on_empty is '{self.on_empty}'", hint="choose error or last-value")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Baselines:
+    """Scores beside the memory's own; None where a baseline cannot be made (no usual season in the lookback)."""
+
+    last_value: Score
+    seasonal_naive: Score | None
+    linear: Score | None
+    memory_only: Score
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Scores of every window of one part of a split, in standardised units.
+
+    num_windows: origins. num_scored: windows, that is origins times series. num_without_neighbours: those of them that
+    got the last value because no neighbour was admissible. by_space: each key space by itself. in_sample: whether a
+    fitted part has seen steps later than some origin.
+    """
+
+    part: str
+    num_windows: int
+    num_series: int
+    num_scored: int
+    num_without_neighbours: int
+    mse: float
+    mae: float
+    baselines: Baselines
+    by_space: dict[str, Score]
+    in_sample: bool
+    seconds: float
+
+
+def evaluate(
+    memory: LocalMemory,
+    table: SeriesTable,
+    part: str = "test",
+    *,
+    options: MemoryOptions | None = None,
+    report: Report = lambda done, total: None,
+) -> Evaluation:
+    """Score the memory's forecast of every window of a part (`train`, `val`, `test`), asked under `causal`.
+
+    Bounded memory: one block of moments at a time. report: called with (windows done, all windows).
+
+    Raises `DataError` (no such part, no window in it), `NotFoundError` (no neighbours, unless on_empty allows).
+    """
+    started, options = time.perf_counter(), options or MemoryOptions()
+    spec, manifest = memory.windows.spec, memory.manifest
+    origins = part_origins(table, spec, manifest.split, part)
+    total = sum(len(rows) for rows in origins)
+    if total == 0:
+        raise DataError(
+            f"{table.source} has no whole window of {spec.lookback} + {spec.horizon} steps in the {part} part of the split",
+            hint="give the whole table, as it was when the version was built",
+        )
+    unit = standard_units(memory, table)
+    sums: dict[str, ScoreSum] = {}
+    season = season_length(table.step)
+    without, done, first_origin = 0, 0, np.datetime64("NaT", "ns")
+    for block in query_blocks(table, origins, spec, Policy.CAUSAL, known=manifest.series_ids):
+        future = np.stack([cut(table.series[s].values, block.row[:, n] + 1, spec.horizon) for n, s in enumerate(block.series)], axis=1)
+        forecasts, empty = block_forecasts(memory, block, options)
+        context = block.queries.context
+        forecasts["last_value"] = last_value(context, spec.horizon)
+        forecasts["linear"] = memory.encoder.linear_forecast(max(memory.windows.views), context, memory.series_numbers(block.queries))
+        if season is not None and season <= spec.lookback:
+            forecasts["seasonal_naive"] = seasonal_naive(context, spec.horizon, season)
+        for name, values in forecasts.items():
+            sums.setdefault(name, ScoreSum()).add(values, future, unit[block.series])
+        without, done = without + empty, done + block.row.size
+        first_origin = np.fmin(first_origin, block.queries.origin.min())
+        report(done, total)
+    scores = {name: part_sum.score() for name, part_sum in sums.items()}
+    named = {field.name: scores.pop(field.name, None) for field in fields(Baselines)}
+    origin_times = [series.times[rows] for series, rows in zip(table.series, origins, strict=True)]
+    return Evaluation(
+        part=part,
+        num_windows=len(np.unique(np.concatenate(origin_times))),
+        num_series=sum(len(rows) > 0 for rows in origins),
+        num_scored=total,
+        num_without_neighbours=without,
+        mse=named["memory_only"].mse,
+        mae=named["memory_only"].mae,
+        baselines=Baselines(**named),
+        by_space=scores,
+        in_sample=bool(first_origin < np.datetime64(manifest.fitted_until, "ns")),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def block_forecasts(memory: LocalMemory, block: QueryBlock, options: MemoryOptions) -> tuple[dict[str, np.ndarray], int]:
+    """The memory's forecast (`memory_only`) and that of each key space, float32 [B, N, H]; and how many had no neighbour.
+
+    Where one key space is empty, its own score counts the last value.
+    """
+    neighbours = memory.search(block.queries, options.k, scopes=options.scopes, views=options.views)
+    by_space = neighbours.space_forecasts()
+    filled = np.where(np.isnan(by_space), block.queries.context[:, :, None, -1:], by_space)
+    forecasts = {str(space): filled[:, :, number] for number, space in enumerate(neighbours.spaces)}
+    forecasts["memory_only"] = neighbours.forecast(on_empty=options.on_empty)
+    return forecasts, int((~neighbours.valid.any(axis=(2, 3))).sum())
+
+
+def standard_units(memory: LocalMemory, table: SeriesTable) -> np.ndarray:
+    """Training standard deviation of each series of a table, float64 [N]: the version's, or its own for an unseen series."""
+    until = np.datetime64(memory.manifest.split.train_until, "ns")
+    own = fit_scale([series.values[series.times <= until] for series in table.series]).std
+    number = memory.windows.series_number
+    known = [number.get(series_id, -1) for series_id in table.series_ids]
+    return np.array([memory.encoder.scale.std[k] if k >= 0 else std for k, std in zip(known, own, strict=True)])
+
+
+def forecast(
+    memory: LocalMemory, table: SeriesTable, *, quantiles: tuple[float, ...] = (), options: MemoryOptions | None = None
+) -> pd.DataFrame:
+    """The next H steps of every series: a long table `unique_id, ds, yhat` and one column per quantile (`q0.1`).
+
+    Original units; times in the table's own time zone. Asked under `causal` at the last step of each series.
+
+    Raises `DataError` (history too short or missing values in it), `NotFoundError` (no neighbours).
+    """
+    options = options or MemoryOptions()
+    spec = memory.windows.spec
+    parts: dict[int, pd.DataFrame] = {}
+    for block in query_blocks(table, latest_origins(table, spec), spec, Policy.CAUSAL, known=memory.manifest.series_ids):
+        neighbours = memory.search(block.queries, options.k, scopes=options.scopes, views=options.views)
+        values = neighbours.forecast(on_empty=options.on_empty)
+        levels = neighbours.quantiles(quantiles, on_empty=options.on_empty) if quantiles else None
+        for b, origin in enumerate(block.queries.origin):
+            times = table.step.local(table.step.range(origin, spec.horizon + 1)[1:])
+            for n, number in enumerate(block.series):
+                columns = {"unique_id": table.series[number].series_id, "ds": times, "yhat": values[b, n]}
+                columns |= {f"q{level:g}": levels[b, n, :, q] for q, level in enumerate(quantiles)}
+                parts[int(number)] = pd.DataFrame(columns)
+    return pd.concat([parts[number] for number in sorted(parts)], ignore_index=True)

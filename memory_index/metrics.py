@@ -1,0 +1,35 @@
+"""Errors of forecasts in standardised units: a statistic per window, then a mean over all of them (METHOD 7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """Mean squared and mean absolute error over all windows, steps and variates, in standardised units."""
+
+    mse: float
+    mae: float
+
+
+@dataclass(slots=True)
+class ScoreSum:
+    """Collects per-window errors, so that the mean does not depend on how windows were batched."""
+
+    squared: list[np.ndarray] = field(default_factory=list)
+    absolute: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, forecast: np.ndarray, future: np.ndarray, unit: np.ndarray) -> None:
+        """forecast, future: [B, N, H] in raw units; unit: [N], the training standard deviation of each series."""
+        error = (forecast.astype(np.float64) - future) / unit[:, None]
+        self.squared.append(np.square(error).mean(axis=2).ravel())
+        self.absolute.append(np.abs(error).mean(axis=2).ravel())
+
+    def score(self) -> Score:
+        """The mean over everything added; windows are of one length, so each counts the same."""
+        # Sorted, because blocks of windows arrive in an order that depends on their size.
+        squared, absolute = (np.sort(np.concatenate(parts)) for parts in (self.squared, self.absolute))
+        return Score(mse=float(squared.mean()), mae=float(absolute.mean()))

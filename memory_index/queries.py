@@ -1,0 +1,135 @@
+"""From tables to queries: blocks of moments that are asked at once, and the check that data and version agree."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from memory_index.errors import DataError, IncompatibleError, NotFoundError
+from memory_index.leakage import Policy
+from memory_index.series import Series, SeriesTable
+from memory_index.types import Queries
+from memory_index.windows import StoredWindows, WindowSpec, cut
+
+BLOCK = 256  # moments asked at once
+
+
+class QueryBlock(NamedTuple):
+    """Queries and where they come from. series: int [N], numbers in the table; row: int64 [B, N], origin rows."""
+
+    queries: Queries
+    series: np.ndarray
+    row: np.ndarray
+
+
+def query_blocks(
+    table: SeriesTable,
+    origins: list[np.ndarray],
+    spec: WindowSpec,
+    policy: Policy,
+    *,
+    known: Collection[str],
+    block: int = BLOCK,
+) -> Iterator[QueryBlock]:
+    """All windows of a table, in blocks of up to `block` moments.
+
+    origins: origin rows per series. known: series that the memory has. Moments that all known series of the table share
+    are asked together (so that the joint scope can answer), all other windows series by series.
+    """
+    values = [series.values.astype(np.float32) for series in table.series]
+    numbers = [n for n, series in enumerate(table.series) if series.series_id in set(known)]
+    together = np.empty(0, dtype=np.int64)
+    if table.shares_times and numbers:
+        together = origins[numbers[0]]
+        for n in numbers[1:]:
+            together = np.intersect1d(together, origins[n], assume_unique=True)
+    groups = [(np.array(numbers, dtype=np.int64), together)]
+    for n, rows in enumerate(origins):
+        groups.append((np.array([n]), np.setdiff1d(rows, together) if n in numbers else rows))
+    for series, rows in groups:
+        for start in range(0, len(rows), block):
+            yield _block(table, values, series, rows[start : start + block], spec, policy)
+
+
+def _block(
+    table: SeriesTable, values: list[np.ndarray], series: np.ndarray, rows: np.ndarray, spec: WindowSpec, policy: Policy
+) -> QueryBlock:
+    first = rows - spec.lookback + 1
+    queries = Queries(
+        context=np.stack([cut(values[number], first, spec.lookback) for number in series], axis=1),
+        origin=table.series[series[0]].times[rows],
+        series_id=np.array([table.series[number].series_id for number in series]),
+        policy=policy,
+    )
+    return QueryBlock(queries, series, np.broadcast_to(rows[:, None], (len(rows), len(series))))
+
+
+def latest_origins(table: SeriesTable, spec: WindowSpec) -> list[np.ndarray]:
+    """The last row of each series: the origin of a forecast of what comes next.
+
+    Raises `DataError` for a series shorter than the lookback.
+    """
+    for series in table.series:
+        if len(series) < spec.lookback:
+            raise DataError(
+                f"{table.source}: series '{series.series_id}' has {len(series)} steps, but a forecast needs the last {spec.lookback}",
+                hint="give a longer history, or use a version with a shorter --lookback",
+            )
+    return [np.array([len(series) - 1]) for series in table.series]
+
+
+def origin_at(table: SeriesTable, series_id: str, at: np.datetime64, spec: WindowSpec) -> int:
+    """The row of a series at a time. at: datetime64[ns], UTC or naive as the table.
+
+    Raises `NotFoundError` for a time that is no step of the series or has too little history before it.
+    """
+    series, step = table[series_id], table.step
+    row = int(np.searchsorted(series.times, at))
+    if row >= len(series) or series.times[row] != at:
+        near = series.times[np.clip([row - 1, row], 0, len(series) - 1)]
+        raise NotFoundError(
+            f"series '{series_id}' has no step at {step.isoformat(at)}: it goes from {step.isoformat(series.times[0])} "
+            f"to {step.isoformat(series.times[-1])}",
+            hint=f"the nearest steps are {step.isoformat(near[0])} and {step.isoformat(near[1])}",
+        )
+    if row + 1 < spec.lookback:
+        raise NotFoundError(
+            f"series '{series_id}' has {row + 1} steps up to {step.isoformat(at)}, but a query needs {spec.lookback}",
+            hint=f"choose {step.isoformat(series.times[min(spec.lookback, len(series)) - 1])} or later",
+        )
+    return row
+
+
+def require_same_data(table: SeriesTable, windows: StoredWindows, ref: str) -> None:
+    """Raise `IncompatibleError` if a table differs from what a version stores, at the first cell that does.
+
+    Series that the version does not have, and steps that only one of both has, are not compared.
+    """
+    if table.step != windows.step:
+        raise IncompatibleError(
+            f"{table.source} has a step of {table.step.frequency} (time zone {table.step.time_zone}), "
+            f"{ref} of {windows.step.frequency} ({windows.step.time_zone})",
+            hint="use a version that was built on data of this step",
+        )
+    for series in table.series:
+        number = windows.series_number.get(series.series_id)
+        if number is not None:
+            _require_same_series(series, windows, number, table.source, ref)
+
+
+def _require_same_series(series: Series, windows: StoredWindows, number: int, source: str, ref: str) -> None:
+    part = slice(windows.offset[number], windows.offset[number + 1])
+    times, stored = windows.times[part], windows.values[part]
+    row = np.searchsorted(times, series.times)
+    both = (row < len(times)) & (times[np.minimum(row, len(times) - 1)] == series.times)
+    ours, theirs = stored[row[both]], series.values[both].astype(np.float32)
+    differs = np.flatnonzero((ours != theirs) & ~(np.isnan(ours) & np.isnan(theirs)))
+    if len(differs):
+        at = series.times[both][differs[0]]
+        raise IncompatibleError(
+            f"{source}: series '{series.series_id}' at {windows.step.isoformat(at)} is {theirs[differs[0]]}, but {ref} was "
+            f"built on {ours[differs[0]]} ({len(differs)} of {int(both.sum())} common steps differ)",
+            hint="use the data that the version was built on, or build a version on these",
+        )
