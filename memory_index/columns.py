@@ -181,7 +181,7 @@ def _long_roles(raw: RawTable, names: list[str], time: str, options: ReadOptions
     for name in rest:
         if name != value:
             message = f"the column '{name}' would not be used"
-            log.add(Problem(kind="column", series_id=name, message=message, fix=f'leave it out with --ignore "{name}"'))
+            log.add(Problem(kind="column", message=message, fix=f'leave it out with --ignore "{name}"'))
     return Roles(time=time, id=identifier, values=(value,))
 
 

@@ -73,6 +73,7 @@ def assemble(path: Path, options: ReadOptions, log: ProblemLog) -> tuple[SeriesT
 
     blocks = list(_blocks(raw, roles, times, Cells(missing=options.missing, log=log, moment=moment)))
     if not blocks:
+        log.raise_faults()
         message = "there is no row with a time and a number"
         log.stop(Problem(kind="empty", message=message, fix="give a file with at least one numeric column"))
     step = step_of(options.step, zone) if options.step else _inferred(blocks, zone, log)
@@ -168,7 +169,9 @@ def _numbers(raw: RawTable, name: str, roles: Roles, cells: Cells) -> tuple[np.n
         fix = f'leave it out with --ignore "{name}"' if roles.id is None else "name the right one with --value-column"
         if DECIMAL_COMMA.fullmatch(str(cell)):
             fix = "write numbers with a decimal point"
-        problem = Problem(kind="column", series_id=name, message=f"the column '{name}' {what}", fix=fix)
+        problem = Problem(
+            kind="column", series_id=name if roles.id is None else None, message=f"the column '{name}' {what}", fix=fix
+        )
         cells.log.add(problem)
         return None
 

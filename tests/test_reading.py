@@ -337,6 +337,17 @@ CASES = {
         r"row 3: the row names no series",
         "name",
     ),
+    "row numbers": (
+        "".join(f"{number or ''},{line}\n" for number, line in enumerate(HOURLY.splitlines())),
+        r"the column 'column 1' has no name of its own",
+        '--ignore "column 1"',
+    ),
+    "decimal commas": (
+        "date;a\n2024-01-01;1,5\n2024-01-02;2,5\n",
+        r"the column 'a' holds no number \(its first text is '1,5'\)",
+        "decimal point",
+    ),
+    "zero bytes": (HOURLY.encode() * 200 + bytes(9), r"row 5001: there are zero bytes in the text", "restore"),
     "no number": ("date,a\n2024-01-01,x\n2024-01-02,y\n", r"the column 'a' holds no number", "--ignore"),
     "one column": ("date\n2024-01-01\n", r"row 1: the header 'date' has one column", "commas"),
     "no header": (
@@ -396,6 +407,34 @@ def test_a_parquet_file_that_is_none(write, tmp_path):
     pd.read_csv(write(HOURLY), parse_dates=["date"]).to_parquet(whole)
     with pytest.raises(DataError, match=r"cut\.parquet: the Parquet file cannot be read"):
         read_table(write(whole.read_bytes()[:-20], "cut.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        (pa.array([[1], [2], [3]]), "list"),
+        (pa.array([1, 2, 3], pa.time32("s")), "time32"),
+        (pa.array([b"a", b"b", b"c"]), "binary"),
+        (pa.array([0, 1, 2], pa.timestamp("s")), "1970-01-01"),
+    ],
+)
+def test_parquet_columns_that_hold_no_numbers(tmp_path, column, kind):
+    days = pa.array([0, 1, 2], pa.date32())
+    pq.write_table(pa.table({"date": days, "a": [1, 2, 3], "b": column}), tmp_path / "odd.parquet")
+    with pytest.raises(DataError, match=f"the column 'b' holds no number .*{kind}"):
+        read_table(tmp_path / "odd.parquet")
+    assert read_table(tmp_path / "odd.parquet", ReadOptions(ignore=("b",))).series_ids == ("a",)
+    with pytest.raises(DataError, match="time"):
+        read_table(tmp_path / "odd.parquet", ReadOptions(time_column="a"))
+
+
+NUMBERS = [pa.array([1, 0, 1], kind) for kind in (pa.int8(), pa.uint64(), pa.float32(), pa.decimal128(9, 2))]
+
+
+@pytest.mark.parametrize("column", [*NUMBERS, pa.array([True, False, True]), NUMBERS[0].dictionary_encode()])
+def test_parquet_columns_of_every_kind_of_number(tmp_path, column):
+    pq.write_table(pa.table({"date": pa.array([0, 1, 2], pa.date32()), "a": column}), tmp_path / "numbers.parquet")
+    assert read_table(tmp_path / "numbers.parquet")["a"].values.tolist() == [1.0, 0.0, 1.0]
 
 
 def test_large_files_are_refused_before_they_are_decoded(tmp_path, monkeypatch, write):
