@@ -16,11 +16,19 @@ import numpy as np
 
 from memory_index.encoder import EncoderConfig, KeyEncoder
 from memory_index.errors import DataError, IncompatibleError, UsageError
-from memory_index.fit_encoder import fit_encoder
+from memory_index.fit_encoder import fit_encoder, shared_origins
 from memory_index.manifest import FORMAT, BuildRecord, Manifest, SegmentRecord, SpaceRecord
 from memory_index.measure import recall_at_10, temperatures
 from memory_index.opening import LoadEncoder, open_version, read_encoder, read_memory, read_series, write_encoder
-from memory_index.segments import SegmentWindows, choose_factory, index_files, keys_file, write_index, write_segment
+from memory_index.segments import (
+    SegmentWindows,
+    choose_factory,
+    empty_index,
+    index_files,
+    keys_file,
+    write_index,
+    write_segment,
+)
 from memory_index.series import Series, SeriesTable
 from memory_index.splits import Split
 from memory_index.staging import Staging
@@ -62,11 +70,11 @@ def build(
     started = time.perf_counter()
     encoder = encoder or EncoderConfig(views=default_views(window.lookback))
     check_views(encoder.views, window)
-    joint = joint_refusal(table)
-    scopes = choose_scopes(scopes, joint)
     training = stored_part(table, split.train_until, window)
     origins = [origin_rows(series.values, window) for series in training.series]
     require_windows(training, origins, window)
+    joint = joint_refusal(table, origins)
+    scopes = choose_scopes(scopes, joint)
     with store.staging(name) as staging:
         fitted = fit_encoder(
             training, origins, encoder, lookback=window.lookback, horizon=window.horizon, scopes=scopes
@@ -128,6 +136,11 @@ def append(
         manifest = parent.manifest
         stored = read_series(parent.path, manifest)
         joined = join_new_rows(stored, table, until=until, delay=manifest.window.known_delay)
+        if manifest.joint == "built" and not joined.shares_times:
+            raise IncompatibleError(
+                f"{table.source} does not bring all series to the same time, and this version compares whole moments (scope 'joint')",
+                hint="append the same steps of every series, or build a version without the scope 'joint'",
+            )
         new_from = [len(series) for series in stored.series]
         origins = new_origins(stored, joined, manifest.window)
         encoder = read_encoder(parent.path, manifest, load_encoder)
@@ -197,11 +210,13 @@ def compact(store: Store, ref: str, *, load_encoder: LoadEncoder | None = None) 
 # What a version may be built from
 
 
-def joint_refusal(table: SeriesTable) -> str:
-    """Why a table cannot have the joint scope; empty if it can (METHOD 5.1b)."""
+def joint_refusal(table: SeriesTable, origins: list[np.ndarray]) -> str:
+    """Why a table with these training windows cannot have the joint scope; empty if it can (METHOD 5.1b)."""
     if not 2 <= len(table.series) <= MAX_JOINT_SERIES:
         return f"it needs 2 to {MAX_JOINT_SERIES} series, and there are {len(table.series)}"
-    return "" if table.shares_times else "it needs series that share all time stamps"
+    if not table.shares_times:
+        return "it needs series that share all time stamps"
+    return "" if len(shared_origins(origins)) else "it needs a time at which no series has a missing value in its window"
 
 
 def choose_scopes(asked: tuple[Scope, ...] | None, joint: str) -> tuple[Scope, ...]:
@@ -370,8 +385,9 @@ def write_indexes(
     for space in spaces:
         sizes = np.diff(group_offsets(windows, space, joint_series, num_series))
         chosen, reason = choose_factory(factory, int(sizes.max()))
-        write_group_indexes(folder, space, chosen, windows, joint_series, num_series)
         width = np.load(folder / keys_file(space), mmap_mode="r", allow_pickle=False).shape[1]
+        empty_index(width, chosen)  # a wrong string is an error even where all groups are small enough to be scanned
+        write_group_indexes(folder, space, chosen, windows, joint_series, num_series)
         records.append(
             SpaceRecord(
                 scope=space.scope,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -114,7 +115,7 @@ class DualKeyEncoder:
         w = self.config.shape_weight
         keys: dict[Scope, np.ndarray] = {}
         if "pooled" in scopes:
-            keys["pooled"] = self._pooled(view, z).astype(np.float32)
+            keys["pooled"] = _project(z, self.arrays[f"pooled-{view}"]).astype(np.float32)
         if "own" in scopes or "joint" in scopes:
             shape = self.own_shape(view, z, series)
             value = self.value_part(windows, statistics, series)
@@ -152,30 +153,29 @@ class DualKeyEncoder:
         windows = context[..., -view:].astype(np.float64, order="C")
         statistics = self.statistics(windows, context, series)
         z = (windows - statistics.location[..., None]) / statistics.spread[..., None]
-        future = _project(z.reshape(-1, view), self.arrays[f"ridge-{view}"]).reshape(*z.shape[:2], -1)
+        future = _project(z, self.arrays[f"ridge-{view}"])
         return (future * statistics.spread[..., None] + statistics.location[..., None]).astype(np.float32)
-
-    def _pooled(self, view: int, z: np.ndarray) -> np.ndarray:
-        return _project(z.reshape(-1, view), self.arrays[f"pooled-{view}"]).reshape(*z.shape[:2], -1)
 
     def _joint(self, view: int, shape: np.ndarray, value: np.ndarray) -> np.ndarray:
         """Own shape and value parts of a moment's N series -> one key [B, E], as a mean over the series."""
-        w, (b, n) = self.config.shape_weight, shape.shape[:2]
-        joint_shape = _project(shape.reshape(b, -1), self.arrays[f"joint-{view}"])
-        joint_value = _project(value.reshape(b, -1), self.arrays[f"joint-value-{view}"])
+        w, (b, n, width) = self.config.shape_weight, shape.shape
+        joint_shape = _project(shape.reshape(b, n * width), self.arrays[f"joint-{view}"])
+        joint_value = _project(value.reshape(b, n * NUM_VALUES), self.arrays[f"joint-value-{view}"])
         return np.concatenate([np.sqrt(w / n) * joint_shape, np.sqrt((1 - w) / n) * joint_value], axis=-1)
 
 
 def _project(rows: np.ndarray, projection: np.ndarray) -> np.ndarray:
-    """rows [n, A] @ projection [A, E] -> float64 [n, E], in blocks of one fixed shape.
+    """rows [..., A] @ projection [A, E] -> float64 [..., E], in blocks of one fixed shape; no rows give no rows.
 
     A matrix product picks its kernel, and with it the order of its sums, by the shape of its operands: the
     same window would get a slightly different key alone and in a batch. Padding to whole blocks of `BLOCK`
     rows costs microseconds and makes keys independent of batching.
     """
-    num_blocks = -(-len(rows) // BLOCK)
-    padded = np.zeros((num_blocks * BLOCK, rows.shape[1]))
-    padded[: len(rows)] = rows
+    num_values, width = projection.shape
+    num_rows = math.prod(rows.shape[:-1])
+    num_blocks = -(-num_rows // BLOCK)
+    padded = np.zeros((num_blocks * BLOCK, num_values))
+    padded[:num_rows] = rows.reshape(num_rows, num_values)
     weight = np.ascontiguousarray(projection, dtype=np.float64)
-    product = np.matmul(padded.reshape(num_blocks, BLOCK, -1), weight)
-    return product.reshape(num_blocks * BLOCK, -1)[: len(rows)]
+    product = np.matmul(padded.reshape(num_blocks, BLOCK, num_values), weight)
+    return product.reshape(num_blocks * BLOCK, width)[:num_rows].reshape(*rows.shape[:-1], width)

@@ -5,6 +5,7 @@ Only windows that lie whole in the training part are seen. Memory: one Gram matr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -61,8 +62,13 @@ def fit_encoder(
             pooled = np.average(moments.gram, axis=0, weights=moments.count)
             arrays[f"pooled-{view}"] = _principal(pooled, root, width).astype(np.float32)
         if "joint" in scopes:
-            _fit_joint(encoder, table, origins[0], view=view, lookback=lookback)
+            _fit_joint(encoder, table, shared_origins(origins), view=view, lookback=lookback)
     return encoder
+
+
+def shared_origins(origins: list[np.ndarray]) -> np.ndarray:
+    """Origin rows at which every series has a whole window: where values are missing, only some of them have one."""
+    return functools.reduce(np.intersect1d, origins)
 
 
 def _second_moments(

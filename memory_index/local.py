@@ -139,6 +139,10 @@ class LocalMemory:
         where: Filter,
     ) -> tuple[KeySpace, ...]:
         """The key spaces to search, in the version's order. Raises if one that was asked for cannot be served."""
+        for name in where.series_id or ():
+            if name not in self.windows.series_number:
+                known = ", ".join(self.windows.series_ids[:8])
+                raise NotFoundError(f"the filter's series '{name}' is not in this memory", hint=f"it has {known}")
         built = tuple(dict.fromkeys(space.scope for space in self._records))
         refused = {scope: self._refusal(scope, queries, series, where) for scope in SCOPES}
         if scopes is None:
@@ -146,6 +150,8 @@ class LocalMemory:
             scopes = tuple(s for s in served if s != "pooled") or tuple(served)
             if not scopes:
                 raise NotFoundError(next(reason for scope in built if (reason := refused[scope])))
+        if not scopes:
+            raise UsageError("at least one scope is needed", hint=f"choose {', '.join(SCOPES)}")
         for scope in scopes:
             if scope not in SCOPES:
                 raise UsageError(f"unknown scope '{scope}'", hint=f"choose {', '.join(SCOPES)}")

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memory_index.encoder import KeyEncoder
+from memory_index.errors import UsageError
 from memory_index.search import EXACT_ROWS, KeyGroup
 from memory_index.series import Series, SeriesTable
 from memory_index.types import KeySpace
@@ -146,7 +147,7 @@ def _encode_moments(
         first = chunk - spec.lookback + 1
         context = np.stack([cut(v, first[:, n], spec.lookback) for n, v in enumerate(values)], axis=1)
         parts.append(encoder.encode(view, context, series, ("joint",)).keys["joint"])
-    return np.concatenate(parts) if parts else np.empty((0, encoder.width(KeySpace("joint", view))), dtype=np.float32)
+    return np.concatenate(parts)
 
 
 def write_windows(folder: Path, windows: SegmentWindows, views: tuple[int, ...]) -> None:
@@ -206,12 +207,28 @@ def choose_factory(requested: str, largest_group: int) -> tuple[str, str]:
 
 
 def write_index(path: Path, keys: np.ndarray, factory: str) -> None:
-    """Build one FAISS index over a group of keys."""
-    index = faiss.index_factory(keys.shape[1], factory, faiss.METRIC_L2)
+    """Build one FAISS index over a group of keys. Raises `UsageError` if there are too few keys to train it."""
+    index = empty_index(keys.shape[1], factory)
     if not index.is_trained:
-        index.train(keys)
+        try:
+            index.train(keys)
+        except RuntimeError as error:
+            raise UsageError(
+                f"{len(keys):,} keys cannot train a FAISS index '{factory}'", hint="choose a smaller one, or --factory auto"
+            ) from error
     index.add(keys)
     faiss.write_index(index, str(path))
+
+
+def empty_index(width: int, factory: str) -> faiss.Index:
+    """A FAISS index for keys of a width, without any. Raises `UsageError` for a factory string that does not fit it."""
+    try:
+        return faiss.index_factory(width, factory, faiss.METRIC_L2)
+    except RuntimeError as error:
+        raise UsageError(
+            f"'{factory}' is not a FAISS factory string for keys of {width} numbers",
+            hint="for example Flat, HNSW32 or IVF1024,SQ8, or auto",
+        ) from error
 
 
 def index_files(space: KeySpace, factory: str, offsets: np.ndarray) -> dict[int, str]:
@@ -238,5 +255,6 @@ def read_groups(folder: Path, space: KeySpace, factory: str, offsets: np.ndarray
 
 
 def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), CHUNK):
+    """At least one chunk, so that a segment without windows still gets (empty) keys of the right width."""
+    for start in range(0, max(len(rows), 1), CHUNK):
         yield rows[start : start + CHUNK]
