@@ -44,7 +44,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
 
 
 def note(message: str) -> None:
-    """Print one line for the reader, not for a script: it goes to stderr."""
+    """Print one line for the reader, not for a script: it goes to stderr, after all that went to stdout before it."""
+    sys.stdout.flush()
     print(message, file=sys.stderr)
 
 

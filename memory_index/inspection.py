@@ -18,8 +18,8 @@ from memory_index.types import Filter, Neighbours, Scope
 class NeighbourRecord:
     """One neighbour. Times: ISO 8601. context [L] and future [H]: its own raw units; aligned: in the query's (float32).
 
-    weight sums to 1 within a (scope, view). correlation: of its future with what really followed the query, None
-    while that is not known or where either is constant.
+    weight sums to 1 within a (scope, view). match: correlation of its future with what really followed the query,
+    None while that is not known or where either is constant. age_days: from its origin to the query's.
     """
 
     scope: str
@@ -34,7 +34,8 @@ class NeighbourRecord:
     shape_distance: float
     value_distance: float
     weight: float
-    correlation: float | None
+    match: float | None
+    age_days: float
     context: np.ndarray
     future: np.ndarray
     aligned_context: np.ndarray
@@ -52,6 +53,7 @@ class Inspection:
 
     series_id: str
     origin: np.datetime64
+    origin_text: str  # ISO 8601
     in_sample: bool
     context: np.ndarray
     times: np.ndarray
@@ -59,6 +61,11 @@ class Inspection:
     forecast: np.ndarray
     quantiles: np.ndarray
     neighbours: tuple[NeighbourRecord, ...]
+
+    @property
+    def actual_known(self) -> bool:
+        """Whether the table knows all that followed."""
+        return bool(np.isfinite(self.actual).all())
 
 
 def inspect_window(
@@ -92,6 +99,7 @@ def inspect_window(
     return Inspection(
         series_id=series_id,
         origin=at,
+        origin_text=table.step.isoformat(at),
         in_sample=bool(at < np.datetime64(memory.manifest.fitted_until, "ns")),
         context=block.queries.context[0, place],
         times=table.step.range(table.series[number].times[row - spec.lookback + 1], spec.length),
@@ -138,7 +146,8 @@ def _records(neighbours: Neighbours, place: int, actual: np.ndarray) -> Iterator
                 shape_distance=float(neighbours.shape_distance[0, place, v, rank]),
                 value_distance=float(neighbours.value_distance[0, place, v, rank]),
                 weight=float(weight[v, rank]),
-                correlation=_correlation(futures[v, rank], actual),
+                match=_correlation(futures[v, rank], actual),
+                age_days=round(float((neighbours.queries.origin[0] - windows.origin(row)) / np.timedelta64(1, "D")), 2),
                 context=context,
                 future=futures[v, rank],
                 aligned_context=(location + spread * standard).astype(np.float32),

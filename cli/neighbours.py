@@ -1,0 +1,170 @@
+"""`cli index neighbours`: the windows that a memory retrieves for one query window."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.forecast import names, numbers
+from cli.output import note, print_json, print_table
+from cli.table_options import reads_table
+
+if TYPE_CHECKING:
+    from memory_index.columns import ReadOptions
+    from memory_index.inspection import Inspection
+
+LOWEST_BAR, NUM_BARS = 0x2581, 8  # the Unicode blocks from one eighth to a full one
+SPARK_WIDTH = 24
+
+
+@reads_table
+def neighbours(
+    ref: Annotated[str, typer.Argument(metavar="REF", help="NAME, NAME@3 or NAME@alias.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="The data that hold the query window.", show_default=False)],
+    series: Annotated[str, typer.Option(help="Series of the query.", show_default=False)],
+    at: Annotated[str, typer.Option(help="Origin: time of the last step that the query knows.", show_default=False)],
+    k: Annotated[int, typer.Option("-k", help="Neighbours per key space.", min=1)] = 5,
+    scope: Annotated[str | None, typer.Option(help="own, joint or pooled; several as own,joint. Default: own and joint.")] = None,
+    view: Annotated[str | None, typer.Option(help="Compare only the last so many steps; several as 96,336.")] = None,
+    only_series: Annotated[str | None, typer.Option(help="Pooled: neighbours from these series only, as A,B.")] = None,
+    after: Annotated[str | None, typer.Option(help="Only neighbours with an origin at this time or later.")] = None,
+    before: Annotated[str | None, typer.Option(help="Only neighbours with an origin at this time or earlier.")] = None,
+    min_gap: Annotated[int, typer.Option(help="Steps between neighbours, so that 5 are 5 episodes.", min=0)] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Draw them into a PNG, SVG or PDF file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write picture and table as one self-contained page.")] = None,
+    indexes_dir: Annotated[Path, typer.Option(help="Folder of the indexes.")] = Path("indexes"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+    *,
+    table_options: ReadOptions,
+) -> None:
+    """Show what a memory retrieves for the window of a series that ends at a time.
+
+    Only windows that were completely known at that time are shown. One group per scope and view, nearest first;
+    weights sum to 1 within a group. `what followed` is drawn from low to high within each row; `match` is its
+    correlation with what really followed the query, where FILE knows it.
+    """
+    from memory_index.inspection import inspect_window
+    from memory_index.opening import open_memory
+    from memory_index.queries import require_same_data
+    from memory_index.reading import read_table
+    from memory_index.store import Store
+    from memory_index.types import Filter
+
+    table = read_table(file, table_options)
+    memory = open_memory(indexes_dir, ref)
+    full_ref = Store(indexes_dir).locate(ref).ref
+    require_same_data(table, memory.windows, full_ref)
+    where = Filter(
+        series_id=names(only_series),
+        after=None if after is None else table.step.parse(after),
+        before=None if before is None else table.step.parse(before),
+    )
+    found = inspect_window(
+        memory,
+        table,
+        series,
+        table.step.parse(at),
+        k=k,
+        scopes=names(scope),  # type: ignore[arg-type]
+        views=numbers("--view", view),
+        where=where,
+        min_gap=min_gap,
+    )
+    if as_json:
+        print_json("index-neighbours", document(full_ref, found))
+    else:
+        _print(full_ref, found)
+    if plot is not None:
+        from cli.pictures import draw_neighbours, save
+
+        save(draw_neighbours(found, memory.windows, full_ref), plot)
+        note(f"picture: {plot}")
+    if html is not None:
+        from cli.pages import neighbours_page
+
+        html.write_text(neighbours_page(found, memory.windows, full_ref), encoding="utf-8")
+        note(f"page: {html}")
+
+
+def document(ref: str, found: Inspection) -> dict[str, Any]:
+    """The JSON document: the keys that scripts rely on (docs/cli.md), and the memory's forecast."""
+    return {
+        "ref": ref,
+        "query": {
+            "series_id": found.series_id,
+            "origin": found.origin_text,
+            "context": found.context,
+            "forecast": found.forecast,
+            "actual": found.actual,
+        },
+        "in_sample": found.in_sample,
+        "neighbours": [
+            {
+                "scope": n.scope,
+                "view": n.view,
+                "rank": n.rank,
+                "row_id": n.row_id,
+                "series_id": n.series_id,
+                "start": n.start,
+                "origin": n.origin,
+                "known_at": n.known_at,
+                "distance": n.distance,
+                "shape_distance": n.shape_distance,
+                "value_distance": n.value_distance,
+                "weight": n.weight,
+                "match": n.match,
+                "context": n.context,
+                "future": n.future,
+            }
+            for n in found.neighbours
+        ],
+    }
+
+
+def rows(found: Inspection) -> list[list[object]]:
+    """One line per neighbour, for the table."""
+    return [
+        [
+            n.scope,
+            n.view,
+            n.rank,
+            n.series_id,
+            _minute(n.origin),
+            _minute(n.known_at),
+            n.age_days,
+            *(f"{part:.3f}" for part in (n.distance, n.shape_distance, n.value_distance, n.weight)),
+            sparkline(n.future),
+            "" if n.match is None else f"{n.match:+.2f}",
+        ]
+        for n in found.neighbours
+    ]
+
+
+COLUMNS = ["scope", "view", "#", "series", "origin", "known at", "days ago", "distance", "shape", "value", "weight"]
+COLUMNS += ["what followed", "match"]
+
+
+def _print(ref: str, found: Inspection) -> None:
+    sample = "; a fitted part of this version has seen later steps (in sample)" if found.in_sample else ""
+    note(f"{ref}: neighbours of {found.series_id} at {found.origin_text}, all known by then{sample}")
+    print_table(COLUMNS, rows(found))
+    note(f"memory alone, next {len(found.forecast)} steps: {sparkline(found.forecast)}")
+    if found.actual_known:
+        note(f"what really followed:{' ' * (8 + len(str(len(found.forecast))))}{sparkline(found.actual)}")
+
+
+def _minute(time: str) -> str:
+    """An ISO time for a narrow column: without seconds where they are zero, a space for the T."""
+    return time.replace("T", " ").removesuffix(":00")
+
+
+def sparkline(values: Any) -> str:
+    """Values [n] as a row of bars, from the lowest to the highest of them."""
+    import numpy as np
+
+    means = np.array([part.mean() for part in np.array_split(np.asarray(values), min(SPARK_WIDTH, len(values)))])
+    span = means.max() - means.min()
+    level = (means - means.min()) / span * (NUM_BARS - 1) if span > 0 else np.full(len(means), NUM_BARS // 2)
+    return "".join(chr(LOWEST_BAR + int(round(each))) for each in level)
