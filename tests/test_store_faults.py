@@ -28,7 +28,7 @@ from memory_index import disk
 from memory_index.archive import export, import_version
 from memory_index.errors import IncompatibleError, MemoryIndexError, NotFoundError, ResourceError, VerificationError
 from memory_index.store import Store
-from memory_index.version import check_files, manifest_files, verify
+from memory_index.version import Location, Version, check_files, load, manifest_files, verify
 
 FILES = ("manifest.json", "manifest.sha256", "encoder.safetensors", *segment_files(0), *segment_files(1))
 NOBODY = 65534
@@ -92,6 +92,9 @@ class TestDamage:
             assert "git lfs pull" in caught.value.hint
         if fault == "missing":
             assert problem.kind == "missing"
+        if fault in ("truncated", "emptied", "longer") and "manifest" not in file:
+            assert problem.kind == "size"
+            assert "were published" in problem.message
 
     def test_a_pointer_of_the_same_size_is_told_as_one(self, store: Store) -> None:
         with store.staging("etth1") as staging:
@@ -209,6 +212,9 @@ class TestArchiveDamage:
             lambda members: members.pop("etth1@1/encoder.safetensors"),
             lambda members: members.pop("etth1@1/manifest.json"),
             lambda members: members.update({"etth1@1/encoder.safetensors": b"x" * 10_000}),
+            lambda members: members.update(
+                {"etth1@1/encoder.safetensors": members["etth1@1/encoder.safetensors"][::-1]}
+            ),
             lambda members: members.clear(),
         ],
     )
@@ -466,6 +472,20 @@ class TestRivals:
             version = store.resolve(f"etth1@{number}")
             assert version.manifest.fingerprint == fingerprint
             assert verify(version) == ()
+
+    def test_an_alias_switched_while_it_is_read(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        publish(store, seed=1)
+        second = publish(store, seed=2)
+        store.set_alias("etth1", 1, "prod")
+
+        def switch_first(location: Location) -> Version:
+            monkeypatch.undo()
+            store.set_alias("etth1", 2, "prod")
+            store.remove("etth1@1")
+            return load(location)
+
+        monkeypatch.setattr("memory_index.store.load", switch_first)
+        assert store.resolve("etth1@prod") == second
 
     def test_readers_beside_switches_and_removals(self, store: Store) -> None:
         publish(store)
