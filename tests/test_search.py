@@ -1,0 +1,211 @@
+"""Finding the nearest keys: every path against a numpy search over the same keys, ties and rounding included."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import faiss
+import numpy as np
+import pytest
+from fake_memory import FakeMemory
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory_fixtures import (
+    ENCODER,
+    NUM_STEPS,
+    LocalMemory,
+    Policy,
+    Store,
+    assert_close,
+    assert_same,
+    build_until,
+    built,
+    open_version,
+    queries_at,
+    search,
+    take,
+    use_indexes,
+    wide_table,
+)
+
+from memory_index.errors import UsageError
+from memory_index.leakage import LeakError
+
+KeyGroup, Ranges = search.KeyGroup, search.Ranges
+
+
+def by_numpy(keys: np.ndarray, query: np.ndarray, visible: np.ndarray, k: int) -> np.ndarray:
+    """Rows of the k nearest visible keys, in float64, by (distance, row)."""
+    squared = np.square(keys.astype(np.float64) - query.astype(np.float64)).sum(axis=1)
+    rows = np.flatnonzero(visible)
+    return rows[np.lexsort((rows, squared[rows]))][:k]
+
+
+@st.composite
+def searches(draw: st.DrawFn) -> tuple:
+    """Keys on a coarse grid (many exact ties) far from zero (so that a matrix product rounds), ranges, exclusions."""
+    seed, n, k = draw(st.integers(0, 10**6)), draw(st.integers(1, 120)), draw(st.integers(1, 30))
+    num_values, offset = draw(st.sampled_from([1, 2, 50])), draw(st.sampled_from([0.0, 1.0, 300.0, 4000.0]))
+    random = np.random.default_rng(seed)
+    keys = (random.integers(0, num_values, size=(n, 6)) * 0.25 + offset).astype(np.float32)
+    queries = np.concatenate([keys[random.integers(0, n, size=4)], keys[:1] + np.float32(0.25)])
+    first = draw(st.integers(0, n))
+    last = draw(st.integers(first, n))
+    before = random.integers(first, last + 1, size=len(queries))
+    after = random.integers(before, last + 1) if draw(st.booleans()) else np.full(len(queries), last)
+    excluded = random.random(n) < 0.4 if draw(st.booleans()) else None
+    return keys, queries, Ranges(first, before, after, last), k, excluded
+
+
+@given(searches())
+@settings(max_examples=150)
+def test_scan_finds_what_numpy_finds(case: tuple) -> None:
+    keys, queries, ranges, k, excluded = case
+    squared, rows = search.scan(KeyGroup(keys=keys), queries, ranges, k, excluded=excluded)
+    place = np.arange(len(keys))
+    for q, query in enumerate(queries):
+        visible = (place >= ranges.first) & (place < ranges.before[q]) | (place >= ranges.after[q]) & (place < ranges.last)
+        if excluded is not None:
+            visible &= ~excluded
+        expected = by_numpy(keys, query, visible, k)  # sums of few squares of quarters: exact in float32 too
+        np.testing.assert_array_equal(rows[q, : len(expected)], expected)
+        assert (rows[q, len(expected) :] == -1).all()
+        assert np.isinf(squared[q, len(expected) :]).all()
+        exact = np.square(keys[expected].astype(np.float64) - query).sum(axis=1)
+        np.testing.assert_array_equal(squared[q, : len(expected)], exact.astype(np.float32))
+
+
+def test_a_proposal_that_proves_nothing_is_looked_at_again() -> None:
+    """Fifty keys at one distance and k = 3: the proposal keeps any seventeen of them, the answer is the first three."""
+    keys = np.full((80, 4), 1000, dtype=np.float32)
+    keys[30:] += 0.25
+    ranges = Ranges(0, np.array([80]), np.array([80]), 80)
+    _, rows = search.scan(KeyGroup(keys=keys), keys[79:] + np.float32(0.25), ranges, 3)
+    np.testing.assert_array_equal(rows, [[30, 31, 32]])
+    # The proposal is off by far more than the distances differ, which only the exact sum can tell.
+    keys = np.full((200, 4), 5000, dtype=np.float32)
+    keys[:, 0] += np.linspace(2, 0, 200, dtype=np.float32)
+    _, rows = search.scan(KeyGroup(keys=keys), np.full((1, 4), 5000, dtype=np.float32), Ranges(0, *np.full((2, 1), 200), 200), 5)
+    np.testing.assert_array_equal(rows, [[199, 198, 197, 196, 195]])
+
+
+@given(st.integers(0, 10**6), st.integers(1, 60))
+@settings(max_examples=30)
+def test_the_final_distance_is_of_each_pair_alone(seed: int, m: int) -> None:
+    random = np.random.default_rng(seed)
+    keys, queries = (random.normal(size=(n, 53)).astype(np.float32) for n in (90, 7))
+    rows = random.integers(-1, 90, size=(7, m))
+    together = search.squared_distances(keys, queries, rows)
+    for q in range(7):
+        for place in range(m):
+            alone = search.squared_distances(keys, queries[q : q + 1], rows[q : q + 1, place : place + 1])
+            assert alone[0, 0] == together[q, place]
+    exact = np.square(keys[rows].astype(np.float64) - queries[:, None]).sum(axis=-1)
+    np.testing.assert_allclose(together[rows >= 0], exact[rows >= 0], rtol=1e-5)
+    assert np.isinf(together[rows < 0]).all()
+
+
+@pytest.fixture(scope="module")
+def memory(tmp_path_factory: pytest.TempPathFactory) -> LocalMemory:
+    return open_version(built(tmp_path_factory.mktemp("search")))
+
+
+@pytest.mark.parametrize("policy", Policy)
+@pytest.mark.parametrize("scope", ["own", "joint", "pooled"])
+@pytest.mark.parametrize("view", ENCODER.views)
+def test_every_key_space_agrees_with_brute_force(memory: LocalMemory, scope: str, view: int, policy: Policy) -> None:
+    asked = queries_at(wide_table(), range(35, NUM_STEPS, 5), policy)
+    found, expected = (m.search(asked, 15, scopes=(scope,), views=(view,)) for m in (memory, FakeMemory.of(memory)))
+    assert found.valid.any()
+    assert_close(found, expected)
+
+
+def test_flat_windows_find_flat_windows_only(memory: LocalMemory) -> None:
+    windows, asked = memory.windows, queries_at(wide_table(), range(100, NUM_STEPS, 3))
+    for scopes in (("own", "joint"), ("pooled",)):
+        found = memory.search(asked, 300, scopes=scopes)
+        seen = set()
+        for v, space in enumerate(found.spaces):
+            view = windows.views.index(space.view)
+            for b, n in np.ndindex(found.row.shape[:2]):
+                is_flat = asked.context[b, n, -space.view :].std() < 1e-3
+                rows = found.row[b, n, v][found.valid[b, n, v]]
+                assert (windows.flat[rows, view] == is_flat).all()
+                seen.add((bool(is_flat), len(rows) > 0))
+        assert {(True, True), (False, True)} <= seen
+
+
+@pytest.mark.parametrize("factory", ["HNSW16", "IVF4,Flat", "IVF2,SQ8"])
+def test_an_index_is_used_guarded_and_exact_where_it_comes_back_short(
+    factory: str, tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_indexes(monkeypatch)
+    memory = open_version(built(tmp_path, factory=factory))
+    assert all(group.index is not None for group in memory.segments[0].groups[memory.manifest.spaces[0].space])
+    asked = queries_at(wide_table(), range(60, NUM_STEPS, 4))
+    calls = []
+    through_index = search._search_index
+    monkeypatch.setattr(search, "_search_index", lambda *a: calls.append(a) or through_index(*a))
+    for scope in ("own", "joint", "pooled"):
+        found, expected = (m.search(asked, 5, scopes=(scope,)) for m in (memory, FakeMemory.of(memory)))
+        if scope == "joint":  # other moments may be found, and at those a series may be of another flatness
+            assert (found.valid == expected.valid).mean() > 0.95
+        else:
+            np.testing.assert_array_equal(found.valid, expected.valid)
+            assert (found.distance >= expected.distance - 1e-3)[found.valid].all()
+        both = found.valid & expected.valid
+        assert np.isclose(found.distance, expected.distance, rtol=1e-3)[both].mean() > 0.7
+    assert calls
+    # Something was answered without any scan.
+    monkeypatch.setattr(search, "scan", lambda *_, **__: pytest.fail("scanned"))
+    last = queries_at(wide_table(), [NUM_STEPS - 1], series=["load"])
+    assert memory.search(last, 5, scopes=("own",)).valid.all()
+
+
+def test_an_index_that_answers_with_late_rows_is_refused(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guard after the guard: were the filter behind FAISS broken, the result would still refuse to exist."""
+    use_indexes(monkeypatch)
+    memory = open_version(built(tmp_path, factory="HNSW16"), threads=1)
+    asked = queries_at(wide_table(), range(150, 200, 10))
+
+    def unfiltered(group: object, queries: np.ndarray, ranges: object, k: int, excluded: object) -> tuple:
+        _, rows = group.index.search(queries, k)
+        return search.nearest(search.squared_distances(group.keys, queries, rows), rows, k)
+
+    monkeypatch.setattr(search, "_search_index", unfiltered)
+    for policy in Policy:
+        with pytest.raises(LeakError, match="not admissible"):
+            memory.search(replace(asked, policy=policy), 5)
+
+
+def test_answers_do_not_depend_on_the_number_of_threads(tmp_path: object) -> None:
+    version = built(tmp_path)
+    asked = queries_at(wide_table(), range(40, NUM_STEPS))
+    expected = open_version(version, threads=1).search(asked, 9)
+    for threads in (2, 5):
+        assert_same(open_version(version, threads=threads).search(asked, 9), expected)
+    before = faiss.omp_get_max_threads()
+    open_version(version, threads=1).search(take(asked, slice(0, 1)), 9)
+    assert faiss.omp_get_max_threads() == before  # the caller's setting is not ours to change
+
+
+def test_an_unknown_factory_is_refused_even_where_nothing_needs_it(tmp_path: object) -> None:
+    store, table = Store(tmp_path), wide_table()
+    with pytest.raises(UsageError, match="'HSNW32' is not a FAISS factory"):
+        build_until(store, table, table.series[0].times[259], factory="HSNW32")
+    assert store.names() == ()
+
+
+def test_an_index_that_cannot_be_trained_is_refused(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_indexes(monkeypatch)
+    with pytest.raises(UsageError, match="IVF4096,Flat"):
+        built(tmp_path, factory="IVF4096,Flat")
+
+
+def test_recall_is_measured(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_indexes(monkeypatch)
+    exact, poor = built(tmp_path, name="exact"), built(tmp_path, name="poor", factory="PQ1x1")
+    assert {record.recall_at_10 for record in exact.manifest.spaces} == {1.0}
+    assert min(record.recall_at_10 for record in poor.manifest.spaces) < 0.9
