@@ -139,7 +139,7 @@ class FakeMemory:
         end = self.windows.step.add(queries.origin[b : b + 1], spec.horizon)[0]
         return (times[last + spec.horizon] < own) | (times[last - spec.lookback + 1] > end)
 
-    def encode(self, space: KeySpace, context: np.ndarray, series: np.ndarray):  # noqa: ANN201
+    def encode(self, space: KeySpace, context: np.ndarray, series: np.ndarray):
         """Keys [N, E] ([1, E] for `joint`) and statistics [3 of N] of one moment."""
         order = np.argsort(series) if space.scope == "joint" else np.arange(len(series))
         encoded = self.encoder.encode(space.view, context[None, order], series[order], (space.scope,))
@@ -167,7 +167,9 @@ class FakeMemory:
             scopes = tuple(s for s in SCOPES if s in built and can[s] and s != "pooled") or ("pooled",)
         if not scopes or not set(scopes) <= set(SCOPES):
             raise UsageError("scopes")
-        if not all(scope in built and can[scope] for scope in scopes) or not set(views or ()) <= set(self.windows.views):
+        if not all(scope in built and can[scope] for scope in scopes) or not set(views or ()) <= set(
+            self.windows.views
+        ):
             raise IncompatibleError("scope or view")
         return tuple(s for s in self.records if s.scope in scopes and s.view in (views or self.windows.views))
 

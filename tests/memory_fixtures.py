@@ -38,7 +38,9 @@ NUM_TRAINING = 260  # steps that `built` stores
 START = np.datetime64("2021-03-01T00:00", "ns")
 
 
-def wide_table(num_steps: int = NUM_STEPS, *, seed: int = 7, step: Step = HOURLY, start: np.datetime64 = START) -> SeriesTable:
+def wide_table(
+    num_steps: int = NUM_STEPS, *, seed: int = 7, step: Step = HOURLY, start: np.datetime64 = START
+) -> SeriesTable:
     """Three series that share their times; a longer table begins with the same values as a shorter one.
 
     load: daily and weekly season, drift, noise. flat: constant stretches between waves. beat: whole numbers that
@@ -63,7 +65,12 @@ def ragged_table(num_steps: int = NUM_STEPS, *, step: Step = HOURLY) -> SeriesTa
     """A long table: the series begin and end at different times, none of them later than `num_steps`."""
     whole = wide_table(num_steps, step=step)
     spans = [(0, num_steps), (40, num_steps - 17), (15, num_steps - 5)]
-    return replace(whole, layout="long", source="long.csv", series=tuple(part(s, *span) for s, span in zip(whole.series, spans, strict=True)))
+    return replace(
+        whole,
+        layout="long",
+        source="long.csv",
+        series=tuple(part(s, *span) for s, span in zip(whole.series, spans, strict=True)),
+    )
 
 
 def with_missing(table: SeriesTable, cells: Iterable[tuple[str, int]]) -> SeriesTable:

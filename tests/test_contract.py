@@ -36,7 +36,6 @@ from memory_index.local import LocalMemory
 from memory_index.store import Store
 from memory_index.types import Filter, Memory, Queries
 
-
 BY_QUERY = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
 
 
@@ -199,7 +198,11 @@ def test_more_neighbours_than_rows(case: Case, origins: Queries) -> None:
     for v, space in enumerate(found.spaces):
         flat = windows.flat[:, windows.views.index(space.view)]
         for n, name in enumerate(asked.series_id):
-            mine = windows.series == windows.series_ids.index(name) if space.scope == "own" else np.ones(len(windows), bool)
+            mine = (
+                windows.series == windows.series_ids.index(name)
+                if space.scope == "own"
+                else np.ones(len(windows), bool)
+            )
             numbers = found.valid[:, n, v].sum(axis=1)
             # All versions end before these origins, so everything is admissible but windows of another flatness.
             assert set(numbers) <= {int((mine & flat).sum()), int((mine & ~flat).sum())}
@@ -263,7 +266,9 @@ def test_wrong_queries_are_refused(case: Case, origins: Queries) -> None:
 
 
 def test_an_unseen_series_is_answered_by_all_or_not_at_all(case: Case, origins: Queries) -> None:
-    stranger = replace(origins, context=origins.context[150:160, :1], origin=origins.origin[150:160], series_id=np.array(["new"]))
+    stranger = replace(
+        origins, context=origins.context[150:160, :1], origin=origins.origin[150:160], series_id=np.array(["new"])
+    )
     found = case.memory.search(stranger, 5)
     assert {space.scope for space in found.spaces} == {"pooled"}
     assert np.isfinite(found.forecast()).all()
@@ -289,7 +294,9 @@ def test_filter_by_dates(case: Case, origins: Queries) -> None:
     times = wide_table().series[0].times
     where = Filter(after=times[90], before=times[150])
     for scopes in (("own", "joint"), ("pooled",)):
-        found, expected = (memory.search(asked, 5, scopes=scopes, where=where) for memory in (case.memory, case.reference))
+        found, expected = (
+            memory.search(asked, 5, scopes=scopes, where=where) for memory in (case.memory, case.reference)
+        )
         origin = found.windows.origin(found.row[found.valid])
         assert origin.min() >= times[90]
         assert origin.max() <= times[150]

@@ -64,7 +64,9 @@ def test_scan_finds_what_numpy_finds(case: tuple) -> None:
     squared, rows = search.scan(KeyGroup(keys=keys), queries, ranges, k, excluded=excluded)
     place = np.arange(len(keys))
     for q, query in enumerate(queries):
-        visible = (place >= ranges.first) & (place < ranges.before[q]) | (place >= ranges.after[q]) & (place < ranges.last)
+        visible = (place >= ranges.first) & (place < ranges.before[q]) | (place >= ranges.after[q]) & (
+            place < ranges.last
+        )
         if excluded is not None:
             visible &= ~excluded
         expected = by_numpy(keys, query, visible, k)  # sums of few squares of quarters: exact in float32 too
@@ -85,7 +87,9 @@ def test_a_proposal_that_proves_nothing_is_looked_at_again() -> None:
     # The proposal is off by far more than the distances differ, which only the exact sum can tell.
     keys = np.full((200, 4), 5000, dtype=np.float32)
     keys[:, 0] += np.linspace(2, 0, 200, dtype=np.float32)
-    _, rows = search.scan(KeyGroup(keys=keys), np.full((1, 4), 5000, dtype=np.float32), Ranges(0, *np.full((2, 1), 200), 200), 5)
+    _, rows = search.scan(
+        KeyGroup(keys=keys), np.full((1, 4), 5000, dtype=np.float32), Ranges(0, *np.full((2, 1), 200), 200), 5
+    )
     np.testing.assert_array_equal(rows, [[199, 198, 197, 196, 195]])
 
 
@@ -162,9 +166,7 @@ def test_an_index_is_used_guarded_and_exact_where_it_comes_back_short(
     assert memory.search(last, 5, scopes=("own",)).valid.all()
 
 
-def test_an_index_that_answers_with_late_rows_is_refused(
-    tmp_path: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_that_answers_with_late_rows_is_refused(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard after the guard: were the filter behind FAISS broken, the result would still refuse to exist."""
     use_indexes(monkeypatch)
     memory = open_version(built(tmp_path, factory="HNSW16"), threads=1)
