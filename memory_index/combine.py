@@ -57,7 +57,7 @@ def forecast(neighbours: Neighbours, on_empty: OnEmpty) -> np.ndarray:
     A query without any neighbour gets the last value of its context, or raises `NotFoundError`, as `on_empty` says.
     """
     mean = mean_over_spaces(space_forecasts(neighbours))
-    return _with_last_value(neighbours, mean, on_empty)
+    return with_last_value(neighbours, mean, on_empty)
 
 
 def mean_over_spaces(by_space: np.ndarray) -> np.ndarray:
@@ -84,10 +84,10 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
         values = neighbours.query_location[chunk][..., None, None] + neighbours.query_spread[chunk][..., None, None] * standard
         values = values.reshape(*values.shape[:2], v * k, -1)  # [b, N, V*K, H]
         result[chunk] = _weighted_quantiles(values, weight[chunk][..., None], levels)
-    return np.stack([_with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)
+    return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)
 
 
-def _with_last_value(neighbours: Neighbours, values: np.ndarray, on_empty: OnEmpty) -> np.ndarray:
+def with_last_value(neighbours: Neighbours, values: np.ndarray, on_empty: OnEmpty) -> np.ndarray:
     """values [B, N, H] with the last value of the context for queries that have no neighbour, if that is allowed."""
     found = neighbours.valid.any(axis=(2, 3))
     if on_empty == "error":

@@ -8,10 +8,12 @@ is `search.py`; the leak rule is `leakage.py`; the result checks itself in `type
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import faiss
 import numpy as np
@@ -239,7 +241,7 @@ class LocalMemory:
                         for part in np.split(chosen, range(BLOCK, len(chosen), BLOCK))
                     ]
 
-            def run(task, keys=keys, squared=squared, row=row, value=value) -> None:
+            def run(task: Any, squared: np.ndarray = squared, row: np.ndarray = row, value: np.ndarray = value) -> None:
                 segment, space, g, part, ranges, excluded = task
                 squared[part], row[part], value[part] = self._search_block(segment, space, g, keys[part], ranges, k, excluded)
 
@@ -268,10 +270,12 @@ class LocalMemory:
         row = safe if isinstance(local, slice) else local[safe]
         return squared, np.where(valid, row + segment.first_row, -1), value
 
-    def _run_all(self, run, tasks: list) -> None:
+    def _run_all(self, run: Callable[[Any], None], tasks: list[Any]) -> None:
+        """Run tasks on this memory's threads: several tasks side by side, a single one with all threads inside FAISS."""
         if self.threads == 1 or len(tasks) <= 1:
-            for task in tasks:
-                run(task)
+            with faiss_threads(self.threads):
+                for task in tasks:
+                    run(task)
             return
         with ThreadPoolExecutor(self.threads, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
             list(pool.map(run, tasks))
@@ -392,3 +396,14 @@ def _merge(found: list[tuple[np.ndarray, np.ndarray, np.ndarray]], k: int) -> tu
     squared, row, value = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     order = np.lexsort((row, squared), axis=-1)[:, :k]
     return tuple(np.take_along_axis(part, order, axis=1) for part in (squared, row, value))  # type: ignore[return-value]
+
+
+@contextmanager
+def faiss_threads(num: int) -> Iterator[None]:
+    """Let FAISS use so many threads when called from this one; the setting is per calling thread."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(num)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)

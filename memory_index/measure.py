@@ -41,13 +41,7 @@ def temperatures(memory: LocalMemory) -> dict[KeySpace, float]:
 
 def recall_at_10(memory: LocalMemory) -> dict[KeySpace, float]:
     """Share of the true ten nearest admissible windows that the search finds, against the exact scan of the same keys."""
-    exact = memory.with_segments([
-        dataclasses.replace(
-            segment,
-            groups={space: [dataclasses.replace(g, index=None) for g in groups] for space, groups in segment.groups.items()},
-        )
-        for segment in memory.segments
-    ])
+    exact = memory.with_segments(without_indexes(memory))
     hits: dict[KeySpace, int] = {record.space: 0 for record in memory.manifest.spaces}
     wanted = dict(hits)
     for found, true in zip(_sample_searches(memory, 10), _sample_searches(exact, 10), strict=True):
@@ -56,6 +50,20 @@ def recall_at_10(memory: LocalMemory) -> dict[KeySpace, float]:
             hits[space] += int(((theirs[..., None] == ours[..., None, :]).any(axis=-1) & (theirs >= 0)).sum())
             wanted[space] += int((theirs >= 0).sum())
     return {space: hits[space] / wanted[space] if wanted[space] else 1.0 for space in hits}
+
+
+def without_indexes(memory: LocalMemory) -> list[Segment]:
+    """The segments of a memory without their FAISS indexes, so that a search scans the same keys exactly."""
+    return [
+        dataclasses.replace(
+            segment,
+            groups={
+                space: [dataclasses.replace(group, index=None) for group in groups]
+                for space, groups in segment.groups.items()
+            },
+        )
+        for segment in memory.segments
+    ]
 
 
 def self_distances(memory: LocalMemory) -> dict[KeySpace, float]:

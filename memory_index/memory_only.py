@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from memory_index.baselines import last_value, season_length, seasonal_naive
-from memory_index.combine import OnEmpty
+from memory_index.combine import OnEmpty, mean_over_spaces, with_last_value
 from memory_index.errors import DataError, UsageError
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
 from memory_index.metrics import Score, ScoreSum
-from memory_index.queries import QueryBlock, latest_origins, query_blocks
+from memory_index.queries import BLOCK, QueryBlock, latest_origins, query_blocks
 from memory_index.scaling import fit_scale
 from memory_index.series import SeriesTable
 from memory_index.splits import part_origins
@@ -83,11 +83,12 @@ def evaluate(
     part: str = "test",
     *,
     options: MemoryOptions | None = None,
+    block: int = BLOCK,
     report: Report = lambda done, total: None,
 ) -> Evaluation:
     """Score the memory's forecast of every window of a part (`train`, `val`, `test`), asked under `causal`.
 
-    Bounded memory: one block of moments at a time. report: called with (windows done, all windows).
+    Bounded memory: so many moments (`block`) at a time; the scores do not depend on it. report: called with (windows done, all windows).
 
     Raises `DataError` (no such part, no window in it), `NotFoundError` (no neighbours, unless on_empty allows).
     """
@@ -104,18 +105,18 @@ def evaluate(
     sums: dict[str, ScoreSum] = {}
     season = season_length(table.step)
     without, done, first_origin = 0, 0, np.datetime64("NaT", "ns")
-    for block in query_blocks(table, origins, spec, Policy.CAUSAL, known=manifest.series_ids):
-        future = np.stack([cut(table.series[s].values, block.row[:, n] + 1, spec.horizon) for n, s in enumerate(block.series)], axis=1)
-        forecasts, empty = block_forecasts(memory, block, options)
-        context = block.queries.context
+    for asked in query_blocks(table, origins, spec, Policy.CAUSAL, known=manifest.series_ids, block=block):
+        future = np.stack([cut(table.series[s].values, asked.row[:, n] + 1, spec.horizon) for n, s in enumerate(asked.series)], axis=1)
+        forecasts, empty = block_forecasts(memory, asked, options)
+        context = asked.queries.context
         forecasts["last_value"] = last_value(context, spec.horizon)
-        forecasts["linear"] = memory.encoder.linear_forecast(max(memory.windows.views), context, memory.series_numbers(block.queries))
+        forecasts["linear"] = memory.encoder.linear_forecast(max(memory.windows.views), context, memory.series_numbers(asked.queries))
         if season is not None and season <= spec.lookback:
             forecasts["seasonal_naive"] = seasonal_naive(context, spec.horizon, season)
         for name, values in forecasts.items():
-            sums.setdefault(name, ScoreSum()).add(values, future, unit[block.series])
-        without, done = without + empty, done + block.row.size
-        first_origin = np.fmin(first_origin, block.queries.origin.min())
+            sums.setdefault(name, ScoreSum()).add(values, future, unit[asked.series])
+        without, done = without + empty, done + asked.row.size
+        first_origin = np.fmin(first_origin, asked.queries.origin.min())
         report(done, total)
     scores = {name: part_sum.score() for name, part_sum in sums.items()}
     named = {field.name: scores.pop(field.name, None) for field in fields(Baselines)}
@@ -144,7 +145,7 @@ def block_forecasts(memory: LocalMemory, block: QueryBlock, options: MemoryOptio
     by_space = neighbours.space_forecasts()
     filled = np.where(np.isnan(by_space), block.queries.context[:, :, None, -1:], by_space)
     forecasts = {str(space): filled[:, :, number] for number, space in enumerate(neighbours.spaces)}
-    forecasts["memory_only"] = neighbours.forecast(on_empty=options.on_empty)
+    forecasts["memory_only"] = with_last_value(neighbours, mean_over_spaces(by_space), options.on_empty)
     return forecasts, int((~neighbours.valid.any(axis=(2, 3))).sum())
 
 

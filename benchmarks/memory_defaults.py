@@ -1,0 +1,151 @@
+"""How the defaults of the memory were chosen: once for all data sets, never by a test figure.
+
+    python -m benchmarks.memory_defaults --data-dir datasets
+
+For every setting, the memory-only MSE on (a) validation windows, asked under `causal`, and (b) training windows, asked
+under `disjoint` with a cross-fitted encoder: three contiguous blocks of time, each asked of keys whose encoder was fitted
+on the others, lookback + horizon steps purged. Shown relative to the defaults, as a mean over data sets of both. Every
+4th validation and every 8th training moment is asked. Data sets whose file is missing are skipped, saying so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.report import machine
+from memory_index.build import build, stored_part
+from memory_index.encoder import EncoderConfig
+from memory_index.leakage import Policy
+from memory_index.local import LocalMemory
+from memory_index.opening import open_version
+from memory_index.queries import query_blocks
+from memory_index.reading import read_table
+from memory_index.series import SeriesTable
+from memory_index.splits import Split, part_origins, split_by_name
+from memory_index.store import Store
+from memory_index.windows import WindowSpec, cut, origin_rows
+
+DATA_SETS = {"ETTh1.csv": "ett-hourly", "ETTh2.csv": "ett-hourly", "exchange_rate.csv": "70/10/20"}
+WINDOW = WindowSpec(lookback=512, horizon=96)
+NUM_BLOCKS, VAL_STRIDE, TRAIN_STRIDE = 3, 4, 8
+
+DEFAULTS = EncoderConfig()
+BUILT: dict[str, dict[str, object]] = {  # settings that need other keys
+    "defaults": {},
+    **{f"spread_floor {v}": {"spread_floor": v} for v in (0.05, 0.1, 0.2, 0.4)},
+    **{f"flat_below {v}": {"flat_below": v} for v in (0.0, 0.05, 0.1)},
+    **{f"shape_weight {v}": {"shape_weight": v} for v in (0.5, 0.8, 0.95, 1.0)},
+    **{f"forecast_weight {v}": {"forecast_weight": v} for v in (0.0, 1.0, 2.0, 4.0)},
+    **{f"shape_width {v}": {"shape_width": v} for v in (24, 32, 96)},
+    **{f"joint_width {v}": {"joint_width": v} for v in (64, 256)},
+    **{f"ridge {v}": {"ridge": v} for v in (0.001, 0.1)},
+    "views 48, 96, 168, 336": {"views": (48, 96, 168, 336)},
+    "views 96, 168, 336, 512": {"views": (96, 168, 336, 512)},
+}
+ASKED: dict[str, dict[str, object]] = {  # settings of the search, asked of the default keys
+    **{f"K {v}": {"k": v} for v in (5, 10, 25, 100)},
+    **{f"scope {s} only": {"scopes": (s,)} for s in ("own", "joint", "pooled")},
+    "scopes own, joint, pooled": {"scopes": ("own", "joint", "pooled")},
+    **{f"view {v} only": {"views": (v,)} for v in DEFAULTS.views},
+    "equal weights": {"equal": True},
+}
+
+
+def main() -> None:
+    """Measure every setting on every data set that is there, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", type=Path, default=Path("datasets"))
+    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    options = parser.parse_args()
+    results: dict[str, dict[str, float]] = {}  # setting -> "ETTh1 val" -> MSE
+    for file, split_name in DATA_SETS.items():
+        path = next(iter(sorted(options.data_dir.rglob(file))), None)
+        if path is None:
+            print(f"skipped: no {file} below {options.data_dir}", file=sys.stderr)
+            continue
+        table = read_table(path)
+        split = split_by_name(split_name, table.series[0].times)
+        for setting, changes in BUILT.items():
+            config = dataclasses.replace(DEFAULTS, **changes)  # type: ignore[arg-type]
+            measured = measure(table, split, config, ASKED if setting == "defaults" else {})
+            for name, parts in measured.items():
+                label = setting if name == "" else name
+                results.setdefault(label, {}).update({f"{path.stem} {part}": mse for part, mse in parts.items()})
+            print(f"{time.strftime('%H:%M:%S')} {path.stem} {setting}", file=sys.stderr)
+    show(results, options.out)
+
+
+def measure(
+    table: SeriesTable, split: Split, config: EncoderConfig, asked: dict[str, dict[str, object]]
+) -> dict[str, dict[str, float]]:
+    """MSE of one kind of keys, by way of asking ("" is the default way) and part."""
+    training = stored_part(table, split.train_until, WINDOW)
+    origins = [origin_rows(series.values, WINDOW) for series in training.series]
+    squared: dict[str, dict[str, list[np.ndarray]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+
+        def memory(fit_origins: list[np.ndarray] | None) -> LocalMemory:
+            return open_version(
+                build(table, store, "trial", window=WINDOW, split=split, encoder=config, fit_origins=fit_origins)
+            )
+
+        val = [rows[::VAL_STRIDE] for rows in part_origins(table, WINDOW, split, "val")]
+        ask(memory(None), table, val, Policy.CAUSAL, asked, "val", squared)
+        for number in range(NUM_BLOCKS):
+            block = [np.array_split(rows, NUM_BLOCKS)[number] for rows in origins]
+            others = [
+                rows[(rows <= own[0] - WINDOW.length) | (rows >= own[-1] + WINDOW.length)]
+                for rows, own in zip(origins, block, strict=True)
+            ]
+            thinned = [rows[::TRAIN_STRIDE] for rows in block]
+            ask(memory(others), table, thinned, Policy.DISJOINT, asked, "train", squared)
+    return {
+        name: {part: float(np.concatenate(values).mean()) for part, values in parts.items()}
+        for name, parts in squared.items()
+    }
+
+
+def ask(
+    memory: LocalMemory,
+    table: SeriesTable,
+    origins: list[np.ndarray],
+    policy: Policy,
+    asked: dict[str, dict[str, object]],
+    part: str,
+    squared: dict[str, dict[str, list[np.ndarray]]],
+) -> None:
+    """Add the standardised squared error of each window to `squared[way][part]`."""
+    unit = memory.encoder.scale.std
+    for block in query_blocks(table, origins, WINDOW, policy, known=table.series_ids):
+        future = np.stack([cut(s.values, block.row[:, n] + 1, WINDOW.horizon) for n, s in enumerate(table.series)], axis=1)
+        for name, way in {"": {}, **asked}.items():
+            search = {key: value for key, value in way.items() if key not in ("k", "equal")}
+            neighbours = memory.search(block.queries, int(way.get("k", 50)), **search)  # type: ignore[arg-type, call-overload]
+            if way.get("equal"):
+                neighbours = dataclasses.replace(neighbours, temperature=np.full_like(neighbours.temperature, 1e9))
+            error = (neighbours.forecast(on_empty="last-value") - future) / unit[:, None]
+            squared.setdefault(name, {}).setdefault(part, []).append(np.square(error).mean(axis=2).ravel())
+
+
+def show(results: dict[str, dict[str, float]], out: Path | None) -> None:
+    """The table, best first."""
+    base = results["defaults"]
+    relative = {name: float(np.mean([parts[c] / base[c] for c in base])) for name, parts in results.items()}
+    print(f"{machine()}\n\n| setting | relative MSE | {' | '.join(base)} |\n|---|---|{'---|' * len(base)}")
+    for name in sorted(relative, key=relative.__getitem__):
+        print(f"| {name} | {relative[name]:.4f} | {' | '.join(f'{results[name][c]:.4f}' for c in base)} |")
+    if out is not None:
+        out.write_text(json.dumps({"relative": relative, "mse": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

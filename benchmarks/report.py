@@ -1,0 +1,76 @@
+"""What every benchmark prints: the machine it ran on, and its figures as a Markdown table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Figure(NamedTuple):
+    """One line of the table. goal: what it should reach, or empty. beside: the comparison from the same run."""
+
+    what: str
+    measured: str
+    goal: str = ""
+    beside: str = ""
+
+
+def machine() -> str:
+    """Processor, cores and library versions, in one line."""
+    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("numpy", "faiss-cpu", "torch", "pyarrow"))
+    return f"{cpu or platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {libraries}"
+
+
+def show(title: str, command: str, figures: list[Figure], out: Path | None) -> None:
+    """Print the table; with `out`, also write it as JSON."""
+    print(f"## {title}\n\n`{command}`\n\n{machine()}\n\n| what | measured | goal | beside it, in the same run |\n|---|---|---|---|")
+    for figure in figures:
+        print("| " + " | ".join(figure) + " |")
+    if out is not None:
+        document = {"title": title, "command": command, "machine": machine(), "figures": [f._asdict() for f in figures]}
+        out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def timed(action: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that an action took, and what it returned."""
+    started = time.perf_counter()
+    result = action()
+    return time.perf_counter() - started, result
+
+
+def milliseconds(action: Callable[[int], Any], repeats: int) -> tuple[float, float]:
+    """p50 and p99 of an action's time in ms, after a tenth as many unmeasured calls."""
+    for i in range(max(1, repeats // 10)):
+        action(i)
+    times = [timed(lambda i=i: action(i))[0] for i in range(repeats)]
+    return float(np.percentile(times, 50) * 1e3), float(np.percentile(times, 99) * 1e3)
+
+
+def run_cli(*arguments: str) -> tuple[float, float, dict[str, Any]]:
+    """A command in a process of its own: wall seconds from a cold start, its peak memory in MB, its JSON document."""
+    before = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    text, problems = process.stdout.read(), process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - before
+    if status != 0:
+        raise SystemExit(f"cli {' '.join(arguments)} failed: {problems.decode()}{text.decode()}")
+    return seconds, usage.ru_maxrss / 1024, json.loads(text) if text.startswith(b"{") else {}

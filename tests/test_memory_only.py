@@ -1,0 +1,253 @@
+"""A memory alone: every window scored, whole tables forecast, one query inspected; and none of it sees the future."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from memory_index import baselines
+from memory_index.errors import DataError, IncompatibleError, NotFoundError
+from memory_index.inspection import inspect_window
+from memory_index.memory_only import MemoryOptions, evaluate, forecast
+from memory_index.queries import query_blocks, require_same_data
+from memory_index.series import Series, SeriesTable
+from memory_index.splits import part_origins, split_by_name
+from memory_index.windows import Step
+from tests.memory_fixtures import ENCODER, HOURLY, WINDOW, Policy, build, open_version, ragged_table, wide_table
+from tests.memory_fixtures import Store
+
+SPLIT = "60/20/20"
+
+
+def memory_of(table: SeriesTable, folder, **options):
+    split = split_by_name(SPLIT, np.unique(np.concatenate([series.times for series in table.series])))
+    return open_version(build(table, Store(folder), "m", window=WINDOW, split=split, encoder=ENCODER, **options))
+
+
+@pytest.fixture(scope="module")
+def table():
+    return wide_table()
+
+
+@pytest.fixture(scope="module")
+def memory(table, tmp_path_factory):
+    return memory_of(table, tmp_path_factory.mktemp("memory"))
+
+
+def test_every_test_window_is_scored(memory, table):
+    result = evaluate(memory, table)
+    num_test = int(0.2 * len(table.series[0]))
+    assert result.num_windows == num_test - WINDOW.horizon + 1
+    assert result.num_scored == result.num_windows * 3
+    assert result.num_without_neighbours == 0
+    assert not result.in_sample
+
+
+def test_scores_are_plain_means_over_windows_steps_and_series(memory, table):
+    rows = part_origins(table, WINDOW, memory.manifest.split, "test")[0]
+    num_train = int(0.6 * len(table.series[0]))
+    squared, absolute = [], []
+    for series in table.series:
+        unit = series.values[:num_train].std()
+        for row in rows:
+            error = (series.values[row] - series.values[row + 1 : row + 1 + WINDOW.horizon]) / unit
+            squared.append(np.mean(error**2))
+            absolute.append(np.mean(np.abs(error)))
+    score = evaluate(memory, table).baselines.last_value
+    assert score.mse == pytest.approx(np.mean(squared), rel=1e-6)
+    assert score.mae == pytest.approx(np.mean(absolute), rel=1e-6)
+
+
+def test_scores_do_not_depend_on_the_block_size(memory, table):
+    one, many = evaluate(memory, table, block=1), evaluate(memory, table, block=1000)
+    assert (one.mse, one.mae, one.by_space) == (many.mse, many.mae, many.by_space)
+
+
+def test_the_memory_beats_the_last_value_where_the_past_repeats(memory, table):
+    result = evaluate(memory, table)
+    assert result.mse < 0.5 * result.baselines.last_value.mse
+
+
+def test_scores_of_validation_do_not_see_the_test_part(memory, table):
+    clean = evaluate(memory, table, "val")
+    first_test = part_origins(table, WINDOW, memory.manifest.split, "test")[0][0] + 1
+    poisoned = replace(table, series=tuple(
+        replace(s, values=np.concatenate([s.values[:first_test], np.full(len(s) - first_test, 1e6)])) for s in table.series
+    ))
+    assert evaluate(memory, poisoned, "val").mse == clean.mse
+
+
+def test_training_windows_are_marked_as_in_sample(memory, table):
+    result = evaluate(memory, table, "train", options=MemoryOptions(on_empty="last-value"))
+    assert result.in_sample
+    assert result.num_without_neighbours > 0  # the first windows have no past that is known
+
+
+def test_a_window_without_neighbours_is_an_error_unless_asked_otherwise(memory, table):
+    with pytest.raises(NotFoundError, match="no admissible neighbour"):
+        evaluate(memory, table, "train")
+
+
+def test_ragged_tables_are_scored_series_by_series(tmp_path):
+    table = ragged_table()
+    memory = memory_of(table, tmp_path)
+    result = evaluate(memory, table)
+    origins = part_origins(table, WINDOW, memory.manifest.split, "test")
+    assert result.num_scored == sum(len(rows) for rows in origins)
+    assert set(result.by_space) == {"own-12", "own-36"}
+
+
+def test_missing_values_leave_windows_out_and_nothing_else(memory, table):
+    values = table.series[0].values.copy()
+    values[-40] = np.nan
+    holed = replace(table, series=(replace(table.series[0], values=values), *table.series[1:]))
+    whole, some = evaluate(memory, table), evaluate(memory, holed)
+    assert some.num_scored < whole.num_scored
+    assert some.num_windows == whole.num_windows  # the other series still have all of theirs
+
+
+def test_query_blocks_ask_every_window_once(table):
+    rows = np.arange(40, 100)
+    origins = [rows, rows[5:], rows[:-3]]
+    asked = {0: [], 1: [], 2: []}
+    for block in query_blocks(table, origins, WINDOW, Policy.CAUSAL, known=table.series_ids, block=7):
+        for place, number in enumerate(block.series):
+            asked[int(number)] += block.row[:, place].tolist()
+            series = table.series[number]
+            for b, row in enumerate(block.row[:, place]):
+                expected = series.values[row + 1 - WINDOW.lookback : row + 1].astype(np.float32)
+                np.testing.assert_array_equal(block.queries.context[b, place], expected)
+                assert block.queries.origin[b] == series.times[row]
+    assert [sorted(asked[n]) for n in range(3)] == [origin.tolist() for origin in origins]
+
+
+# Forecasts
+
+
+def test_a_forecast_continues_every_series(memory, table):
+    result = forecast(memory, table, quantiles=(0.1, 0.5, 0.9))
+    assert list(result.columns) == ["unique_id", "ds", "yhat", "q0.1", "q0.5", "q0.9"]
+    assert list(result["unique_id"]) == [name for name in table.series_ids for _ in range(WINDOW.horizon)]
+    first = result["ds"].iloc[0]
+    assert first == pd.Timestamp(table.series[0].times[-1]) + pd.Timedelta(hours=1)
+    assert (result["q0.1"] <= result["q0.5"]).all()
+    assert (result["q0.5"] <= result["q0.9"]).all()
+
+
+def test_a_repeating_series_is_forecast_exactly(memory, table):
+    result = forecast(memory, table, options=MemoryOptions(k=5, scopes=("own",)))
+    beat = result[result["unique_id"] == "beat"]["yhat"].to_numpy()
+    truth = wide_table(len(table.series[0]) + WINDOW.horizon)["beat"].values[-WINDOW.horizon :]
+    np.testing.assert_allclose(beat, truth, atol=1e-4)
+
+
+def test_an_unseen_series_is_forecast_and_changes_nothing_for_the_others(memory, table):
+    stranger = Series(series_id="stranger", times=table.series[0].times, values=table.series[0].values * 3 + 7)
+    mixed = replace(table, series=(*table.series, stranger))
+    alone, together = forecast(memory, table), forecast(memory, mixed)
+    pd.testing.assert_frame_equal(alone, together[together["unique_id"] != "stranger"].reset_index(drop=True))
+    assert np.isfinite(together[together["unique_id"] == "stranger"]["yhat"]).all()
+
+
+def test_times_of_a_forecast_are_in_the_zone_of_the_table(tmp_path):
+    zoned = Step(frequency="h", time_zone="Europe/Berlin")
+    table = wide_table(step=zoned)
+    result = forecast(memory_of(table, tmp_path), table)
+    assert str(result["ds"].dt.tz) == "Europe/Berlin"
+
+
+def test_a_history_shorter_than_the_lookback_is_refused(memory, table):
+    short = replace(table, series=tuple(
+        Series(series_id=s.series_id, times=s.times[-20:], values=s.values[-20:]) for s in table.series
+    ))
+    with pytest.raises(DataError, match=r"'load' has 20 steps, but a forecast needs the last 36"):
+        forecast(memory, short)
+
+
+def test_a_missing_value_in_the_context_is_named(memory, table):
+    values = table.series[1].values.copy()
+    values[-3] = np.nan
+    holed = replace(table, series=(table.series[0], replace(table.series[1], values=values), table.series[2]))
+    with pytest.raises(DataError, match="series 'flat'.*2 steps before the origin"):
+        forecast(memory, holed)
+
+
+# Data that belong to a version
+
+
+def test_data_that_differ_from_the_version_are_refused_at_the_first_cell(memory, table):
+    values = table.series[1].values.copy()
+    values[[100, 120]] += 1
+    changed = replace(table, series=(table.series[0], replace(table.series[1], values=values), table.series[2]))
+    with pytest.raises(IncompatibleError, match=r"series 'flat' at 2021-03-05T04:00:00 .*2 of \d+ common steps differ"):
+        require_same_data(changed, memory.windows, "m@1")
+    require_same_data(table, memory.windows, "m@1")
+
+
+def test_data_of_another_step_are_refused(memory):
+    with pytest.raises(IncompatibleError, match="a step of D"):
+        require_same_data(wide_table(step=Step(frequency="D")), memory.windows, "m@1")
+
+
+# One query
+
+
+def test_inspected_neighbours_are_known_nearest_first_and_weighted_to_one(memory, table):
+    at = table.series[0].times[330]
+    found = inspect_window(memory, table, "load", at, k=4)
+    assert {(n.scope, n.view) for n in found.neighbours} == {(s, v) for s in ("own", "joint") for v in (12, 36)}
+    for scope in ("own", "joint"):
+        group = [n for n in found.neighbours if (n.scope, n.view) == (scope, 12)]
+        assert [n.rank for n in group] == [1, 2, 3, 4]
+        assert [n.distance for n in group] == sorted(n.distance for n in group)
+        assert sum(n.weight for n in group) == pytest.approx(1, abs=1e-6)
+    for n in found.neighbours:
+        assert np.datetime64(n.known_at) <= at
+        row = int(np.flatnonzero(table.series[0].times == np.datetime64(n.origin))[0])
+        np.testing.assert_array_equal(n.future, table[n.series_id].values[row + 1 : row + 1 + WINDOW.horizon].astype(np.float32))
+    np.testing.assert_array_equal(found.actual, table["load"].values[331 : 331 + WINDOW.horizon].astype(np.float32))
+
+
+def test_the_actual_future_does_not_touch_the_forecast(memory, table):
+    at = table.series[0].times[330]
+    poisoned = replace(table, series=tuple(
+        replace(s, values=np.concatenate([s.values[:331], np.full(len(s) - 331, -1e6)])) for s in table.series
+    ))
+    clean, dirty = (inspect_window(memory, t, "load", at, k=4) for t in (table, poisoned))
+    np.testing.assert_array_equal(clean.forecast, dirty.forecast)
+    assert [n.row_id for n in clean.neighbours] == [n.row_id for n in dirty.neighbours]
+
+
+def test_a_time_without_a_step_names_its_neighbours(memory, table):
+    with pytest.raises(NotFoundError, match="no step at 2021-03-02T00:30:00"):
+        inspect_window(memory, table, "load", np.datetime64("2021-03-02T00:30", "ns"))
+    with pytest.raises(NotFoundError, match="a query needs 36"):
+        inspect_window(memory, table, "load", table.series[0].times[10])
+    with pytest.raises(NotFoundError, match="no admissible neighbour"):
+        inspect_window(memory, table, "load", table.series[0].times[40])
+
+
+# Baselines
+
+
+@pytest.mark.parametrize(
+    ("frequency", "season"),
+    [("h", 24), ("15min", 96), ("D", 7), ("B", 5), ("W-SUN", 52), ("MS", 12), ("QS-OCT", 4), ("YS-JAN", None), ("7h", None)],
+)
+def test_the_usual_season_of_a_step(frequency, season):
+    assert baselines.season_length(Step(frequency=frequency)) == season
+
+
+def test_seasonal_naive_repeats_the_last_season():
+    context = np.arange(10, dtype=np.float32)[None, None]
+    np.testing.assert_array_equal(baselines.seasonal_naive(context, 5, 3)[0, 0], [7, 8, 9, 7, 8])
+    np.testing.assert_array_equal(baselines.last_value(context, 2)[0, 0], [9, 9])
+
+
+def test_hourly_steps_are_fixed_and_months_are_not():
+    assert HOURLY.is_fixed
+    assert not Step(frequency="MS").is_fixed
+    assert not Step(frequency="D", time_zone="Europe/Berlin").is_fixed
