@@ -138,7 +138,8 @@ def _weighted_quantiles(values: np.ndarray, weight: np.ndarray, levels: tuple[fl
         a, c = (np.take_along_axis(ordered, i, axis=2) for i in (lower, upper))
         p, q = (np.take_along_axis(middle, i, axis=2) for i in (lower, upper))
         part = np.clip(np.where(q > p, (level - p) / np.where(q > p, q - p, 1), 0), 0, 1)
-        result.append((a + part * (c - a))[:, :, 0])
+        with np.errstate(invalid="ignore"):  # inf - inf where a query has no neighbour at all
+            result.append((a + part * (c - a))[:, :, 0])
     return np.stack(result, axis=-1)
 
 
