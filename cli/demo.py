@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cli.asking import require_targets
 from cli.output import note, print_table
 
 LOOKBACK, HORIZON, NAME = 336, 48, "demo"
@@ -35,6 +36,7 @@ def demo(
     from memory_index.windows import WindowSpec
 
     out.mkdir(parents=True, exist_ok=True)
+    require_targets(picture=out / "neighbours.png")
     sample = shipped("sample.csv")
     report = check_table(sample)
     note(f"1. check     {sample.name}: {report.num_rows:,} rows, {len(report.series)} series, step {report.step}, no faults")

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.asking import names, numbers, open_with_table, require_targets
 from cli.output import note, print_json, print_table, progress
 from cli.table_options import reads_table
 
 if TYPE_CHECKING:
     from memory_index.columns import ReadOptions
-    from memory_index.local import LocalMemory
     from memory_index.memory_only import Evaluation
-    from memory_index.series import SeriesTable
 
 Index = Annotated[str, typer.Option("--index", metavar="REF", help="NAME, NAME@3 or NAME@alias.", show_default=False)]
 File = Annotated[Path, typer.Argument(help="CSV or Parquet, wide or long.", show_default=False)]
@@ -52,8 +51,8 @@ def forecast(
     from memory_index import memory_only
 
     levels = _levels(quantiles)
-    _require_formats(out, plot)
-    memory, table, ref = _open(file, index, indexes_dir, table_options)
+    require_targets(table=out, picture=plot)
+    memory, table, ref = open_with_table(index, file, indexes_dir, table_options)
     options = _options(memory_k, scopes, views, on_empty)
     result = memory_only.forecast(memory, table, quantiles=levels, options=options)
     if out is not None:
@@ -94,7 +93,7 @@ def evaluate(
     """
     from memory_index import memory_only
 
-    memory, table, ref = _open(file, index, indexes_dir, table_options)
+    memory, table, ref = open_with_table(index, file, indexes_dir, table_options)
     with progress(f"scoring {split} windows") as report:
         result = memory_only.evaluate(memory, table, split, options=_options(memory_k, scopes, views, on_empty), report=report)
     if as_json:
@@ -142,39 +141,10 @@ def _print_evaluation(ref: str, result: Evaluation, with_spaces: bool) -> None:
         note("in sample: fitted parts of this version have seen steps later than some origins")
 
 
-def _open(file: Path, ref: str, indexes_dir: Path, options: ReadOptions) -> tuple[LocalMemory, SeriesTable, str]:
-    """The memory, the table, and the full reference, checked to belong together."""
-    from memory_index.opening import open_version
-    from memory_index.queries import require_same_data
-    from memory_index.reading import read_table
-    from memory_index.store import Store
-
-    version = Store(indexes_dir).resolve(ref)
-    table = read_table(file, options)
-    memory = open_version(version)
-    require_same_data(table, memory.windows, version.ref)
-    return memory, table, version.ref
-
-
 def _options(memory_k: int, scopes: str | None, views: str | None, on_empty: str) -> Any:
     from memory_index.memory_only import MemoryOptions
 
     return MemoryOptions(k=memory_k, scopes=names(scopes), views=numbers("--views", views), on_empty=on_empty)  # type: ignore[arg-type]
-
-
-def names(text: str | None) -> tuple[str, ...] | None:
-    """`a,b` as a tuple; None stays None."""
-    return None if text is None else tuple(part.strip() for part in text.split(","))
-
-
-def numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
-    """`96,336` as a tuple of numbers; None stays None. Raises `UsageError`."""
-    from memory_index.errors import UsageError
-
-    parts = names(text)
-    if parts is not None and not all(part.isdecimal() for part in parts):
-        raise UsageError(f"{flag} {text} is not a list of steps", hint=f"for example {flag} 96,336")
-    return None if parts is None else tuple(int(part) for part in parts)
 
 
 def _levels(text: str) -> tuple[float, ...]:
@@ -189,21 +159,6 @@ def _levels(text: str) -> tuple[float, ...]:
     if not levels or not all(0 < level < 1 for level in levels) or len(set(levels)) != len(levels):
         raise UsageError(f"--quantiles {text}: levels are different numbers between 0 and 1", hint="for example 0.1,0.5,0.9")
     return levels
-
-
-def _require_formats(out: Path | None, plot: Path | None) -> None:
-    """Raise before any work is done if a file could not be written in the end."""
-    from memory_index.errors import NotFoundError, UsageError
-
-    if out is not None and out.suffix.lower() not in (".csv", ".parquet"):
-        raise UsageError(f"--out {out}: a forecast is a .csv or .parquet file", hint=f"for example {out.with_suffix('.csv').name}")
-    if plot is not None:
-        from cli.pictures import require_format
-
-        require_format(plot)
-    for path in (out, plot):
-        if path is not None and not path.parent.is_dir():
-            raise NotFoundError(f"there is no folder {path.parent} for {path.name}", hint="make it first")
 
 
 def _write(result: Any, out: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.forecast import names, numbers
+from cli.asking import names, numbers, open_with_table, require_targets
 from cli.output import note, print_json, print_table
 from cli.table_options import reads_table
 
@@ -46,16 +46,10 @@ def neighbours(
     correlation with what really followed the query, where FILE knows it.
     """
     from memory_index.inspection import inspect_window
-    from memory_index.opening import open_memory
-    from memory_index.queries import require_same_data
-    from memory_index.reading import read_table
-    from memory_index.store import Store
     from memory_index.types import Filter
 
-    table = read_table(file, table_options)
-    memory = open_memory(indexes_dir, ref)
-    full_ref = Store(indexes_dir).locate(ref).ref
-    require_same_data(table, memory.windows, full_ref)
+    require_targets(picture=plot, page=html)
+    memory, table, full_ref = open_with_table(ref, file, indexes_dir, table_options)
     where = Filter(
         series_id=names(only_series),
         after=None if after is None else table.step.parse(after),

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from memory_index.errors import ResourceError, UsageError
-
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
@@ -24,29 +22,19 @@ if TYPE_CHECKING:
 SCOPE_COLOURS = {"own": "#0072B2", "joint": "#D55E00", "pooled": "#009E73"}
 SCOPE_STYLES = {"own": "-", "joint": "--", "pooled": "-."}
 QUERY_COLOUR, FORECAST_COLOUR = "#000000", "#CC79A7"
-FORMATS = (".png", ".svg", ".pdf")
 MAX_PANELS = 12
 SHOWN_STEPS = 3  # horizons of history that are drawn before the origin
 
 
 def figure(width: float, height: float) -> Figure:
-    """A figure that needs no display. Raises `ResourceError` where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ResourceError("drawing needs matplotlib, which is not installed", hint="pip install 'gram-forecaster[plot]'") from error
+    """A figure that needs no display."""
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
-
-
-def require_format(path: Path) -> None:
-    """Raise `UsageError` unless a picture can be saved under this name; called before any work is done."""
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{path}: a picture is a {', '.join(FORMATS)} file", hint=f"for example {path.with_suffix('.png').name}")
 
 
 def save(drawn: Figure, path: Path) -> None:
     """Write a figure in the format of the suffix."""
-    require_format(path)
     drawn.savefig(path, dpi=130)
 
 

@@ -1,0 +1,74 @@
+"""What all commands that ask a memory share: opening it with the data, lists in options, files to be written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.output import note
+
+if TYPE_CHECKING:
+    from memory_index.columns import ReadOptions
+    from memory_index.local import LocalMemory
+    from memory_index.series import SeriesTable
+
+TABLE_SUFFIXES, PICTURE_SUFFIXES, PAGE_SUFFIXES = (".csv", ".parquet"), (".png", ".svg", ".pdf"), (".html",)
+
+
+def open_with_table(
+    ref: str, file: Path, indexes_dir: Path, options: ReadOptions
+) -> tuple[LocalMemory, SeriesTable, str]:
+    """The memory, the table, and the full reference (`NAME@3`), checked to belong together.
+
+    The table is read with the step of the version unless another is asked for: a few rows alone do not tell it.
+    """
+    from dataclasses import replace
+
+    from memory_index.opening import open_version
+    from memory_index.queries import require_same_data
+    from memory_index.reading import read_table
+    from memory_index.store import Store
+
+    version = Store(indexes_dir).resolve(ref)
+    table = read_table(file, replace(options, step=options.step or version.manifest.step.frequency))
+    for done in table.notes:
+        note(done)
+    memory = open_version(version)
+    require_same_data(table, memory.windows, version.ref)
+    return memory, table, version.ref
+
+
+def names(text: str | None) -> tuple[str, ...] | None:
+    """`a,b` as a tuple; None stays None."""
+    return None if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
+    """`96,336` as a tuple of numbers; None stays None. Raises `UsageError`."""
+    from memory_index.errors import UsageError
+
+    parts = names(text)
+    if parts is not None and not all(part.isdecimal() for part in parts):
+        raise UsageError(f"{flag} {text} is not a list of steps", hint=f"for example {flag} 96,336")
+    return None if parts is None else tuple(int(part) for part in parts)
+
+
+def require_targets(*, table: Path | None = None, picture: Path | None = None, page: Path | None = None) -> None:
+    """Raise before any work is done if a file could not be written in the end.
+
+    Raises `UsageError` (suffix), `NotFoundError` (folder), `ResourceError` (drawing without matplotlib).
+    """
+    from importlib.util import find_spec
+
+    from memory_index.errors import NotFoundError, ResourceError, UsageError
+
+    wanted = ((table, TABLE_SUFFIXES, "a table"), (picture, PICTURE_SUFFIXES, "a picture"), (page, PAGE_SUFFIXES, "a page"))
+    for path, suffixes, what in wanted:
+        if path is None:
+            continue
+        if path.suffix.lower() not in suffixes:
+            raise UsageError(f"{path}: {what} is a {' or '.join(suffixes)} file", hint=f"for example {path.stem}{suffixes[0]}")
+        if not path.parent.is_dir():
+            raise NotFoundError(f"there is no folder {path.parent} for {path.name}", hint="make it first")
+        if what != "a table" and find_spec("matplotlib") is None:
+            raise ResourceError(f"{path}: drawing needs matplotlib, which is not installed", hint="pip install 'gram-forecaster[plot]'")

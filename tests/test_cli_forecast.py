@@ -1,0 +1,198 @@
+"""`cli forecast`, `evaluate`, `index neighbours` and `demo`: documents, files, pictures, and one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from cli.main import run
+from memory_index.catalog import shipped
+
+AT = "2024-09-25 23:00"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with an index of the sample named `grid`."""
+    path = tmp_path_factory.mktemp("cli")
+    arguments = ["--name", "grid", "--lookback", "168", "--horizon", "24", "--views", "96,168", "--stride", "2"]
+    assert run(["index", "build", str(shipped("sample.csv")), *arguments, "--indexes-dir", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def call(folder, capfd):
+    """Run a command on the sample: (exit code, stdout, stderr)."""
+
+    def run_command(*arguments: str):
+        capfd.readouterr()
+        code = run([*arguments, "--indexes-dir", str(folder)])
+        return code, *capfd.readouterr()
+
+    return run_command
+
+
+SAMPLE = str(shipped("sample.csv"))
+NEIGHBOURS = ("index", "neighbours", "grid", SAMPLE, "--series", "feeder_north", "--at", AT)
+
+
+def test_evaluate_has_the_promised_keys(call):
+    code, out, _ = call("evaluate", SAMPLE, "--index", "grid", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert next(iter(document)) == "schema"
+    keys = {"run", "ref", "split", "num_windows", "num_series", "mse", "mae", "direction_accuracy", "gate", "baselines", "seconds"}
+    assert keys <= set(document)
+    assert (document["ref"], document["split"], document["run"], document["gate"]) == ("grid@1", "test", None, None)
+    assert document["num_windows"] == int(0.2 * 7200) - 24 + 1
+    baselines = document["baselines"]
+    assert set(baselines) == {"last_value", "seasonal_naive", "linear", "memory_only"}
+    assert baselines["memory_only"] == {"mse": document["mse"], "mae": document["mae"]}
+    assert document["mse"] < baselines["seasonal_naive"]["mse"] < baselines["last_value"]["mse"]
+
+
+def test_evaluate_prints_a_table_with_the_baselines(call):
+    code, out, err = call("evaluate", SAMPLE, "--index", "grid", "--split", "val", "--baselines")
+    assert code == 0
+    for name in ("memory alone", "linear (ridge)", "seasonal naive", "last value", "key space joint-96"):
+        assert name in out
+    assert "standardised units" in err
+
+
+def test_forecast_prints_a_long_table(call):
+    code, out, _ = call("forecast", SAMPLE, "--index", "grid@1")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0] == "unique_id,ds,yhat,q0.1,q0.5,q0.9"
+    assert len(lines) == 1 + 5 * 24
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_forecast_writes_the_format_of_the_suffix(call, tmp_path, suffix):
+    out, picture = tmp_path / f"forecast{suffix}", tmp_path / "forecast.png"
+    code, text, _ = call("forecast", SAMPLE, "--index", "grid", "--out", str(out), "--plot", str(picture), "--quantiles", "none")
+    assert (code, text) == (0, "")
+    table = pd.read_csv(out) if suffix == ".csv" else pd.read_parquet(out)
+    assert list(table.columns) == ["unique_id", "ds", "yhat"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_forecast_as_json(call):
+    code, out, _ = call("forecast", SAMPLE, "--index", "grid", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["horizon"] == 24
+    assert set(document["forecast"][0]) == {"unique_id", "ds", "yhat", "q0.1", "q0.5", "q0.9"}
+
+
+def test_neighbours_have_the_promised_keys(call):
+    code, out, _ = call(*NEIGHBOURS, "-k", "3", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert (document["query"]["series_id"], document["query"]["origin"]) == ("feeder_north", "2024-09-25T23:00:00")
+    assert document["in_sample"] is False
+    assert len(document["neighbours"]) == 3 * 4
+    keys = "scope view rank row_id series_id start origin known_at distance shape_distance value_distance weight context future"
+    assert set(keys.split()) <= set(document["neighbours"][0])
+    groups: dict[tuple, float] = {}
+    for each in document["neighbours"]:
+        groups[each["scope"], each["view"]] = groups.get((each["scope"], each["view"]), 0) + each["weight"]
+        assert each["known_at"] <= document["query"]["origin"]
+    assert all(total == pytest.approx(1, abs=1e-5) for total in groups.values())
+
+
+def test_neighbours_far_apart_and_from_chosen_times(call):
+    options = ("--scope", "own", "--view", "96", "--min-gap", "100", "--after", "2024-02-01", "--before", "2024-06-01", "--json")
+    code, out, _ = call(*NEIGHBOURS, *options)
+    found = json.loads(out)["neighbours"]
+    origins = sorted(pd.Timestamp(each["origin"]) for each in found)
+    assert code == 0
+    assert len(found) == 5
+    assert all(late - early >= pd.Timedelta(hours=100) for early, late in zip(origins, origins[1:], strict=False))
+    assert pd.Timestamp("2024-02-01") <= origins[0]
+    assert origins[-1] <= pd.Timestamp("2024-06-01")
+
+
+def test_neighbours_of_other_series(call):
+    code, out, _ = call(*NEIGHBOURS, "--scope", "pooled", "--only-series", "feeder_south", "--json")
+    assert code == 0
+    assert {each["series_id"] for each in json.loads(out)["neighbours"]} == {"feeder_south"}
+
+
+def test_a_picture_and_a_page_that_needs_nothing_else(call, tmp_path):
+    picture, page = tmp_path / "n.svg", tmp_path / "n.html"
+    code, out, _ = call(*NEIGHBOURS, "--plot", str(picture), "--html", str(page))
+    html = page.read_text()
+    assert code == 0
+    assert "what followed" in out
+    assert "<svg" in picture.read_text()
+    assert 'alt="feeder_north up to 2024-09-25' in html
+    assert "prefers-color-scheme" in html or "color-scheme" in html
+    assert not re.search(r'(src|href)="(?!data:)', html)
+
+
+MISTAKES = {
+    "unknown series": (("--series", "feeder_nort", "--at", AT), 4, "feeder_north"),
+    "no such time": (("--series", "wind", "--at", "2024-09-25 23:30"), 4, "no step at"),
+    "not a time": (("--series", "wind", "--at", "soon"), 2, "not a time"),
+    "nothing known yet": (("--series", "wind", "--at", "2024-01-08 00:00"), 4, "no admissible neighbour"),
+    "too early for a context": (("--series", "wind", "--at", "2024-01-02 00:00"), 4, "a query needs 168"),
+    "unknown view": (("--series", "wind", "--at", AT, "--view", "50"), 6, "no view of 50"),
+    "view that is no number": (("--series", "wind", "--at", AT, "--view", "long"), 2, "--view"),
+    "unknown scope": (("--series", "wind", "--at", AT, "--scope", "mine"), 2, "unknown scope"),
+    "picture of no kind": (("--series", "wind", "--at", AT, "--plot", "x.bmp"), 2, ".png"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_of_neighbours_are_one_line(call, name):
+    options, expected, text = MISTAKES[name]
+    code, out, err = call("index", "neighbours", "grid", SAMPLE, *options)
+    assert code == expected
+    assert out == ""
+    assert text in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "expected", "text"),
+    [
+        (("forecast", SAMPLE, "--index", "gird"), 4, "grid"),
+        (("forecast", "nowhere.csv", "--index", "grid"), 4, "nowhere.csv"),
+        (("forecast", SAMPLE, "--index", "grid", "--out", "x.txt"), 2, ".csv or .parquet"),
+        (("forecast", SAMPLE, "--index", "grid", "--out", "no/such/folder.csv"), 4, "no folder"),
+        (("forecast", SAMPLE, "--index", "grid", "--quantiles", "0.1,2"), 2, "--quantiles"),
+        (("forecast", SAMPLE, "--index", "grid", "--on-empty", "zero"), 2, "last-value"),
+        (("evaluate", SAMPLE, "--index", "grid", "--split", "tset"), 2, "train, val or test"),
+        (("evaluate", SAMPLE, "--index", "grid", "--split", "train"), 4, "no admissible neighbour"),
+    ],
+)
+def test_mistakes_of_forecast_and_evaluate_are_one_line(call, command, expected, text):
+    code, out, err = call(*command)
+    assert (code, out) == (expected, "")
+    assert text in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_data_that_differ_are_incompatible(call, tmp_path):
+    lines = shipped("sample.csv").read_text().splitlines()
+    cells = lines[50].split(",")
+    cells[1] = "99.9"
+    changed = tmp_path / "changed.csv"
+    changed.write_text("\n".join([*lines[:50], ",".join(cells), *lines[51:]]) + "\n")
+    for command in (("forecast",), ("evaluate",)):
+        code, _, err = call(*command, str(changed), "--index", "grid")
+        assert code == 6
+        assert "feeder_north" in err
+        assert "99.9" in err
+
+
+def test_too_short_a_history_is_bad_data(call, tmp_path):
+    short = tmp_path / "short.csv"
+    short.write_text("\n".join(shipped("sample.csv").read_text().splitlines()[:100]) + "\n")
+    code, _, err = call("forecast", str(short), "--index", "grid")
+    assert code == 3
+    assert "has 99 steps" in err
