@@ -45,7 +45,7 @@ class Split:
             raise DataError(
                 f"the split '{self.name}' of this version has no {part} part", hint="build with --split, or with --until and --val-until"
             )
-        before = {"train": None, "val": self.train_until, "test": self.val_until}[part]
+        before = {"train": None, "val": self.train_until, "test": self.val_until or self.train_until}[part]
         return (None if before is None else np.datetime64(before, "ns")), np.datetime64(until, "ns")
 
 
