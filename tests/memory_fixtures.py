@@ -18,7 +18,6 @@ from memory_index.build import append, build, compact
 from memory_index.encoder import EncoderConfig
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
-from memory_index.manifest import Manifest
 from memory_index.opening import open_version, read_memory
 from memory_index.segments import write_segment
 from memory_index.series import Series, SeriesTable
@@ -191,10 +190,6 @@ def queries_at(
 def take(queries: Queries, chosen: slice | np.ndarray) -> Queries:
     """Some of the moments."""
     return replace(queries, context=queries.context[chosen], origin=queries.origin[chosen])
-
-
-def with_factory(manifest: Manifest, factory: str) -> Manifest:
-    return replace(manifest, spaces=tuple(replace(record, factory=factory) for record in manifest.spaces))
 
 
 def use_indexes(patch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,311 @@
+"""Growing a version: what is appended answers as if it had always been there, and what does not fit is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from memory_fixtures import (
+    ENCODER,
+    HOURLY,
+    NUM_STEPS,
+    NUM_TRAINING,
+    WINDOW,
+    LocalMemory,
+    Policy,
+    SeriesTable,
+    Step,
+    Store,
+    Version,
+    append,
+    appended,
+    assert_close,
+    assert_same,
+    between,
+    build_until,
+    built,
+    compact,
+    known_until,
+    open_version,
+    queries_at,
+    ragged_table,
+    rebuilt_with_same_encoder,
+    use_indexes,
+    wide_table,
+    with_missing,
+    with_values,
+)
+
+from memory_index.errors import DataError, IncompatibleError, UsageError
+from memory_index.opening import verify_contents
+
+HOUR = np.timedelta64(1, "h")
+MISSING = with_missing(wide_table(), [("flat", 30), ("load", 250), ("beat", 262), ("flat", 290), ("load", 291)])
+
+
+def assert_like_a_rebuild(
+    folder: Path, memory: LocalMemory, table: SeriesTable, asked: SeriesTable, *, rows: bool = True
+) -> None:
+    """A memory that has grown to a table answers as one segment of all its windows. asked: without missing values."""
+    rebuilt = rebuilt_with_same_encoder(folder / "rebuilt", memory, table)
+    assert len(rebuilt.windows) == len(memory.windows)
+    for policy in Policy:
+        for scopes in dict.fromkeys((record.scope,) for record in memory.manifest.spaces):
+            names = [None] if asked.shares_times else [[name] for name in asked.series_ids]
+            for series in names:
+                queries = queries_at(asked, range(60, min(len(s) for s in asked.series), 7), policy, series=series)
+                found, expected = (m.search(queries, 8, scopes=scopes) for m in (memory, rebuilt))
+                assert expected.valid.any()
+                assert_same(found, expected, rows=rows)
+
+
+@pytest.mark.parametrize("stride", [1, 5])
+@pytest.mark.parametrize("delay", [0, 4])
+def test_a_grown_version_answers_like_a_rebuild(stride: int, delay: int, tmp_path: Path) -> None:
+    window = replace(WINDOW, stride=stride, known_delay=delay)
+    version = built(tmp_path, window=window)
+    for end in (262, 263, 300, NUM_STEPS):
+        grown = appended(tmp_path, version, end)
+        assert len(grown.manifest.segments) == 2
+        memory = open_version(grown)
+        assert_like_a_rebuild(tmp_path / f"{end}", memory, between(wide_table(), 0, end), wide_table())
+
+
+def test_three_small_steps_are_one(tmp_path: Path) -> None:
+    """With a stride of 5, some of the steps bring no new window at all."""
+    version = built(tmp_path, window=replace(WINDOW, stride=5))
+    small = open_version(appended(tmp_path, version, 261, 262, 263, 270, 271, 300))
+    large = open_version(appended(tmp_path, version, 300))
+    assert [len(segment.windows) for segment in small.segments][1:] == [0, 0, 0, 6, 0, 18]
+    for scopes in (("own", "joint"), ("pooled",)):
+        for policy in Policy:
+            queries = queries_at(wide_table(), range(50, NUM_STEPS, 3), policy)
+            assert_same(small.search(queries, 7, scopes=scopes), large.search(queries, 7, scopes=scopes))
+    assert small.windows.values.shape == large.windows.values.shape
+    np.testing.assert_array_equal(small.windows.values, large.windows.values)
+
+
+def test_missing_values_are_left_out_as_in_a_rebuild(tmp_path: Path) -> None:
+    store, times = Store(tmp_path), MISSING.series[0].times
+    version = build_until(store, MISSING, times[NUM_TRAINING - 1])
+    memory = open_version(appended(tmp_path, version, 263, NUM_STEPS, table=MISSING))
+    touched = (
+        memory.windows.contexts(np.arange(len(memory.windows))),
+        memory.windows.futures(np.arange(len(memory.windows))),
+    )
+    assert all(np.isfinite(part).all() for part in touched)
+    assert_like_a_rebuild(tmp_path, memory, MISSING, wide_table())
+
+
+def test_only_the_new_rows_are_needed(tmp_path: Path) -> None:
+    version = built(tmp_path)
+    whole = append(Store(tmp_path), version.ref, wide_table())
+    for start in (NUM_TRAINING, NUM_TRAINING - 3):
+        tail = append(Store(tmp_path), version.ref, between(wide_table(), start, NUM_STEPS))
+        assert tail.manifest.source["sha256"] == whole.manifest.source["sha256"]
+        assert tail.manifest.files == whole.manifest.files
+
+
+def test_ragged_series_grow_apart(tmp_path: Path) -> None:
+    table = ragged_table()
+    last = table.series[0].times[259]
+    version = build_until(Store(tmp_path), known_until(table, last), last)
+    assert version.manifest.joint != "built"
+    once = append(Store(tmp_path), version.ref, known_until(table, last + 30 * HOUR))
+    memory = open_version(append(Store(tmp_path), once.ref, table))
+    # Row ids follow the order of appending, so only rows at the same distance may differ.
+    assert_like_a_rebuild(tmp_path, memory, table, table, rows=False)
+
+
+def test_one_series_alone_may_grow_unless_moments_are_compared(tmp_path: Path) -> None:
+    table = wide_table()
+    longer = replace(table, series=(table.series[0], *between(table, 0, 280).series[1:]))
+    with pytest.raises(IncompatibleError, match="whole moments"):
+        append(Store(tmp_path), built(tmp_path).ref, longer)
+    version = built(tmp_path, name="apart", scopes=("own", "pooled"))
+    memory = open_version(append(Store(tmp_path), version.ref, longer))
+    assert_like_a_rebuild(tmp_path, memory, longer, between(table, 0, 280), rows=False)
+
+
+def test_until_stops_and_the_delay_counts(tmp_path: Path) -> None:
+    table = wide_table()
+    times = table.series[0].times
+    version = built(tmp_path, window=replace(WINDOW, known_delay=4))
+    assert version.manifest.fitted_until == str(times[NUM_TRAINING - 1 - 4])
+    assert version.manifest.last_known_at == str(times[NUM_TRAINING - 1])
+    grown = append(Store(tmp_path), version.ref, table, until=times[299])
+    assert grown.manifest.last_known_at == str(times[299])
+    assert open_version(grown).windows.times.max() == times[295]
+
+
+def test_nothing_is_fitted_or_encoded_again(tmp_path: Path) -> None:
+    version = built(tmp_path)
+    grown = appended(tmp_path, version, 300)
+    old, new = version.manifest, grown.manifest
+    assert new.parent == old.fingerprint
+    for path, record in old.files.items():
+        assert new.files[path] == record
+        assert (grown.path / path).samefile(version.path / path)
+    for name in ("encoder", "fitted_until", "split", "window", "first_known_at", "joint", "series_ids"):
+        assert getattr(new, name) == getattr(old, name)
+    assert [record.temperature for record in new.spaces] == [record.temperature for record in old.spaces]
+    assert new.num_rows == old.num_rows + 3 * 40
+    assert open_version(version).search(queries_at(wide_table(), [300]), 5).row.max() < old.num_rows
+
+
+@pytest.mark.parametrize("stride", [1, 5])
+def test_compacting_changes_no_answer(stride: int, tmp_path: Path) -> None:
+    version = appended(tmp_path, built(tmp_path, window=replace(WINDOW, stride=stride)), 263, 264, NUM_STEPS)
+    memory, merged = open_version(version), open_version(compact(Store(tmp_path), version.ref))
+    assert len(merged.segments) == 1
+    for scopes in (("own", "joint"), ("pooled",)):
+        for policy in Policy:
+            queries = queries_at(wide_table(), range(50, NUM_STEPS, 3), policy)
+            assert_same(merged.search(queries, 9, scopes=scopes), memory.search(queries, 9, scopes=scopes))
+    with pytest.raises(UsageError, match="only one segment"):
+        compact(Store(tmp_path), "small")
+
+
+def test_compacting_ragged_series_changes_no_distance(tmp_path: Path) -> None:
+    table = ragged_table()
+    last = table.series[0].times[259]
+    version = append(Store(tmp_path), build_until(Store(tmp_path), known_until(table, last), last).ref, table)
+    memory, merged = open_version(version), open_version(compact(Store(tmp_path), version.ref))
+    for series in table.series:
+        queries = queries_at(table, range(60, len(series), 5), series=[series.series_id])
+        for scope in ("own", "pooled"):
+            assert_close(merged.search(queries, 5, scopes=(scope,)), memory.search(queries, 5, scopes=(scope,)))
+
+
+def test_versions_pass_their_own_check(tmp_path: Path) -> None:
+    first = built(tmp_path)
+    grown = appended(tmp_path, first, 261, 300)
+    for version in (first, grown, compact(Store(tmp_path), grown.ref)):
+        assert verify_contents(version) == []
+
+
+def test_an_approximate_version_that_has_grown_keeps_its_recall(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_indexes(monkeypatch)
+    version = appended(tmp_path, built(tmp_path, factory="HNSW16"), 330)
+    assert any(path.startswith("segment-1/") and path.endswith(".faiss") for path in version.manifest.files)
+    assert min(record.recall_at_10 for record in version.manifest.spaces) > 0.9
+    memory = open_version(version)
+    rebuilt = rebuilt_with_same_encoder(tmp_path / "rebuilt", exact(memory), between(wide_table(), 0, 330))
+    queries = queries_at(wide_table(), range(60, NUM_STEPS, 3))
+    for scopes in (("own",), ("pooled",)):
+        found, expected = (m.search(queries, 10, scopes=scopes) for m in (memory, rebuilt))
+        assert np.isclose(found.distance, expected.distance, rtol=1e-5)[expected.valid].mean() > 0.98
+
+
+def exact(memory: LocalMemory) -> LocalMemory:
+    """The same memory, described as scanned exactly."""
+    spaces = tuple(replace(record, factory="Flat") for record in memory.manifest.spaces)
+    return LocalMemory(replace(memory.manifest, spaces=spaces), memory.encoder, memory.windows, memory.segments)
+
+
+# What is refused
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Version]:
+    folder = tmp_path_factory.mktemp("refused")
+    return Store(folder), built(folder)
+
+
+def changed(row: int, name: str) -> SeriesTable:
+    at = wide_table().series[0].times[row]
+    return with_values(
+        wide_table(), lambda s: np.where((s.times == at) & (s.series_id == name), s.values + 0.125, s.values)
+    )
+
+
+def test_an_overlap_that_differs_names_the_first_cell(base: tuple[Store, Version]) -> None:
+    store, version = base
+    table = changed(200, "flat")
+    at = table.series[0].times[200].astype("datetime64[s]")
+    old, new = wide_table()["flat"].values[200], table["flat"].values[200]
+    with pytest.raises(IncompatibleError) as caught:
+        append(store, version.ref, table)
+    assert f"series 'flat' at {at} is {new}, but the version has {old} (1 of 260 overlapping steps" in str(caught.value)
+    with pytest.raises(IncompatibleError, match=r"series 'load'.* is nan"):
+        append(store, version.ref, with_missing(wide_table(), [("load", 100)]))
+    assert append(store, version.ref, changed(NUM_TRAINING, "flat")).manifest.parent == version.manifest.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            between(wide_table(), NUM_TRAINING + 1, NUM_STEPS),
+            r"begins at 2021-03-11T21:00:00, but the version ends before",
+        ),
+        (wide_table(start=np.datetime64("2021-02-28T22:00", "ns")), "before or between the steps"),
+        (wide_table(start=np.datetime64("2021-03-01T00:30", "ns")), "before or between the steps"),
+        (replace(wide_table(), series=wide_table().series[:2]), "series 'beat' of the version is not in"),
+        (
+            replace(wide_table(), series=(*wide_table().series, replace(wide_table().series[0], series_id="new"))),
+            "'new' is not in the version",
+        ),
+        (wide_table(step=Step(frequency="30min")), "has the step 30min, the version h"),
+        (wide_table(step=replace(HOURLY, time_zone="UTC")), "has the step h in UTC"),
+    ],
+)
+def test_what_does_not_continue_the_version_is_refused(
+    base: tuple[Store, Version], table: SeriesTable, message: str
+) -> None:
+    store, version = base
+    numbers = store.numbers("small")
+    with pytest.raises(IncompatibleError, match=message) as caught:
+        append(store, version.ref, table)
+    assert caught.value.hint
+    assert store.numbers("small") == numbers
+
+
+@pytest.mark.parametrize("end", [NUM_TRAINING, NUM_TRAINING - 100])
+def test_nothing_new_is_refused(base: tuple[Store, Version], end: int) -> None:
+    store, version = base
+    with pytest.raises(DataError, match="has no steps after 2021-03-11T19:00:00"):
+        append(store, version.ref, between(wide_table(), 0, end))
+    with pytest.raises(DataError, match="has no steps after"):
+        append(store, version.ref, wide_table(), until=wide_table().series[0].times[NUM_TRAINING - 1])
+
+
+def test_series_may_come_in_another_order(base: tuple[Store, Version]) -> None:
+    store, version = base
+    turned = replace(wide_table(), series=wide_table().series[::-1])
+    straight, other = (append(store, version.ref, table) for table in (wide_table(), turned))
+    assert other.manifest.files == straight.manifest.files
+
+
+# What is refused when building
+
+
+def test_a_joint_key_of_series_that_never_have_a_window_together(tmp_path: Path) -> None:
+    """Missing values may leave each series windows, but no moment at which all have one."""
+    table = with_missing(
+        wide_table(), [("load", row) for row in range(120)] + [("beat", row) for row in range(120, 260)]
+    )
+    last = table.series[0].times[259]
+    version = build_until(Store(tmp_path), table, last)
+    assert "missing value" in version.manifest.joint
+    assert {record.scope for record in version.manifest.spaces} == {"own", "pooled"}
+    with pytest.raises(IncompatibleError, match="'joint'"):
+        build_until(Store(tmp_path), table, last, scopes=("own", "joint"))
+
+
+def test_a_series_without_a_window_is_named(tmp_path: Path) -> None:
+    table = with_missing(wide_table(), [("flat", row) for row in range(20, 260, 30)])
+    with pytest.raises(DataError, match=r"series 'flat' has no whole window of 36 \+ 8 steps .* 8 of them missing"):
+        build_until(Store(tmp_path), table, table.series[0].times[259])
+    assert Store(tmp_path).names() == ()
+
+
+def test_equal_data_and_settings_give_equal_fingerprints(tmp_path: Path) -> None:
+    first, second = built(tmp_path, name="one"), built(tmp_path, name="two")
+    assert first.manifest.fingerprint == second.manifest.fingerprint
+    other = built(tmp_path, name="three", encoder=replace(ENCODER, shape_weight=0.8))
+    assert other.manifest.fingerprint != first.manifest.fingerprint
