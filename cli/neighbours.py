@@ -144,9 +144,10 @@ def _print(ref: str, found: Inspection) -> None:
     sample = "; a fitted part of this version has seen later steps (in sample)" if found.in_sample else ""
     note(f"{ref}: neighbours of {found.series_id} at {found.origin_text}, all known by then{sample}")
     print_table(COLUMNS, rows(found))
-    note(f"memory alone, next {len(found.forecast)} steps: {sparkline(found.forecast)}")
+    label = f"memory alone, next {len(found.forecast)} steps:"
+    note(f"{label} {sparkline(found.forecast)}")
     if found.actual_known:
-        note(f"what really followed:{' ' * (8 + len(str(len(found.forecast))))}{sparkline(found.actual)}")
+        note(f"{'what really followed:'.ljust(len(label))} {sparkline(found.actual)}")
 
 
 def _minute(time: str) -> str:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import faiss
 import numpy as np
 
+MORE = 8  # times as many candidates for a query that the first ones do not settle
 SPARE = 14  # candidates beyond k: room for the rounding of the proposal
 OVERFETCH = 64  # candidates asked of a FAISS index beyond k, for those the time guard rejects
 EXACT_ROWS = 20_000  # with fewer visible rows an exact scan is faster than a filtered graph search
@@ -116,32 +117,50 @@ def scan(
 def _scan_block(
     group: KeyGroup, queries: np.ndarray, ranges: Ranges, k: int, excluded: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Scan the visible keys for one block of queries; those that a few candidates do not settle get more of them."""
     first = ranges.first
     last = ranges.last if (ranges.after < ranges.last).any() else int(max(ranges.before.max(), first))
+    distances = np.full((len(queries), k), np.inf, dtype=np.float32)
+    rows = np.full((len(queries), k), -1, dtype=np.int64)
+    if last <= first:
+        return distances, rows
     proposed = _proposed_distances(group, queries, first, last)
     _hide(proposed, ranges, last)
     if excluded is not None:
         proposed[:, excluded[first:last]] = np.inf
-    num = min(k + SPARE, last - first)
-    if num <= 0:
-        return nearest(np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64), k)
-    complete = num == last - first
-    columns = np.broadcast_to(np.arange(num), (len(queries), num)) if complete else np.argpartition(proposed, num - 1, axis=1)[:, :num]
+    pending, num = np.arange(len(queries)), k + SPARE
+    while len(pending):
+        part = proposed if len(pending) == len(queries) else proposed[pending]
+        found, row, proved = _best(group, queries[pending], part, first, min(num, last - first), k)
+        distances[pending[proved]], rows[pending[proved]] = found[proved], row[proved]
+        pending, num = pending[~proved], num * MORE
+    return distances, rows
+
+
+def _best(
+    group: KeyGroup, queries: np.ndarray, proposed: np.ndarray, first: int, num: int, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The k nearest among the `num` best proposals, and whether that proves them the k nearest of all, bool [q].
+
+    A row that is no candidate was estimated at `farthest` or more. If the k-th exact distance is smaller than that by
+    more than the rounding of an estimate, no such row belongs to the answer. Rounding: a sum of E products in float32
+    is off by at most E u (|q| + |key|)^2 <= E eps (|q|^2 + |key|^2), in whatever order it is summed.
+    """
+    n, width = proposed.shape[1], group.keys.shape[1]
+    if num == n:
+        columns = np.broadcast_to(np.arange(n), proposed.shape)
+    else:
+        columns = np.argpartition(proposed, num - 1, axis=1)[:, :num]
     estimate = np.take_along_axis(proposed, columns, axis=1)
     candidates = np.where(np.isfinite(estimate), columns + first, -1).astype(np.int64)
     distances, rows = nearest(squared_distances(group.keys, queries, candidates), candidates, k)
-    if not complete:
-        # Every row that is not a candidate was estimated at `farthest` or more. If the k-th exact distance is
-        # smaller than that by more than the rounding of the estimate, none of them can belong to the answer.
-        lengths = np.einsum("qe,qe->q", queries, queries)
-        farthest = estimate.max(axis=1) + lengths
-        rounding = 4 * group.keys.shape[1] * np.finfo(np.float32).eps * (lengths + group.norms[first:last].max())
-        unproved = np.flatnonzero(np.isfinite(farthest) & ~(distances[:, -1] < farthest - rounding))
-        for query in unproved:
-            visible = first + np.flatnonzero(np.isfinite(proposed[query]))[None].astype(np.int64)
-            exact = squared_distances(group.keys, queries[query : query + 1], visible)
-            distances[query], rows[query] = (part[0] for part in nearest(exact, visible, k))
-    return distances, rows
+    if num == n:
+        return distances, rows, np.ones(len(queries), dtype=bool)
+    lengths = np.einsum("qe,qe->q", queries, queries)
+    farthest = estimate.max(axis=1) + lengths
+    longest = group.norms[first : first + n].max()
+    rounding = (width + 8) * np.finfo(np.float32).eps * (lengths + longest)
+    return distances, rows, ~np.isfinite(farthest) | (distances[:, -1] < farthest - rounding)
 
 
 def _proposed_distances(group: KeyGroup, queries: np.ndarray, first: int, last: int) -> np.ndarray:
