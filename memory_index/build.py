@@ -16,14 +16,13 @@ import numpy as np
 
 from memory_index.encoder import EncoderConfig, KeyEncoder
 from memory_index.errors import DataError, IncompatibleError, UsageError
+from memory_index.factories import check_factory, choose_factory
 from memory_index.fit_encoder import fit_encoder, shared_origins
 from memory_index.manifest import FORMAT, BuildRecord, Manifest, SegmentRecord, SpaceRecord
 from memory_index.measure import recall_at_10, temperatures
 from memory_index.opening import LoadEncoder, open_version, read_encoder, read_memory, read_series, write_encoder
 from memory_index.segments import (
     SegmentWindows,
-    choose_factory,
-    empty_index,
     index_files,
     keys_file,
     write_index,
@@ -57,12 +56,14 @@ def build(
     encoder: EncoderConfig | None = None,
     scopes: tuple[Scope, ...] | None = None,
     factory: str = "auto",
+    fit_origins: list[np.ndarray] | None = None,
 ) -> Version:
     """Build a version from the training part of a table and publish it.
 
     encoder: settings of the built-in key; default views are those that fit the lookback. scopes: default all
     that the table allows (`joint` needs 2 to 64 series with shared time stamps). factory: `auto`, `Flat`, or any
-    FAISS factory string.
+    FAISS factory string. fit_origins: origin rows per series of the windows that the encoder is fitted on, where those are
+    not all that are stored (cross-fitting, METHOD 5.2).
 
     Raises `DataError` (series too short), `UsageError` (views, scopes, factory), `IncompatibleError` (a scope
     that this table cannot have), `ResourceError` (disk, lock).
@@ -75,11 +76,16 @@ def build(
     require_windows(training, origins, window)
     joint = joint_refusal(table, origins)
     scopes = choose_scopes(scopes, joint)
+    spaces = tuple(KeySpace(scope, view) for scope in scopes for view in encoder.views)
+    check_factory(
+        factory,
+        {space: encoder.key_width(space, len(table.series)) for space in spaces},
+        {space: group_sizes(space, origins) for space in spaces},
+    )
     with store.staging(name) as staging:
         fitted = fit_encoder(
-            training, origins, encoder, lookback=window.lookback, horizon=window.horizon, scopes=scopes
+            training, fit_origins or origins, encoder, lookback=window.lookback, horizon=window.horizon, scopes=scopes
         )
-        spaces = tuple(KeySpace(scope, view) for scope in scopes for view in encoder.views)
         described = write_encoder(staging.path, fitted)
         windows = write_segment(
             staging.path / "segment-0",
@@ -233,6 +239,13 @@ def choose_scopes(asked: tuple[Scope, ...] | None, joint: str) -> tuple[Scope, .
     return tuple(scope for scope in SCOPES if scope in asked)
 
 
+def group_sizes(space: KeySpace, origins: list[np.ndarray]) -> np.ndarray:
+    """Keys in each group of a key space of a version with windows at these origin rows, int64 [groups]."""
+    if space.scope == "own":
+        return np.array([len(rows) for rows in origins])
+    return np.array([len(shared_origins(origins)) if space.scope == "joint" else sum(map(len, origins))])
+
+
 def stored_part(table: SeriesTable, until: str | np.datetime64, window: WindowSpec) -> SeriesTable:
     """The steps that are known by `until`: with a publication delay, that many steps fewer."""
     limit = np.datetime64(until, "ns")
@@ -261,7 +274,7 @@ def require_windows(table: SeriesTable, origins: list[np.ndarray], window: Windo
             raise DataError(
                 f"{table.source}: series '{series.series_id}' has no whole window of {window.lookback} + {window.horizon} "
                 f"steps in its training part of {len(series)} steps" + (f", {missing} of them missing" if missing else ""),
-                hint="choose a shorter --lookback or --horizon, a larger training part, or leave the series out (--series)",
+                hint="choose a shorter --lookback or --horizon, a larger training part, or leave the series out (--ignore)",
             )
 
 
@@ -289,8 +302,9 @@ def join_new_rows(stored: SeriesTable, table: SeriesTable, *, until: np.datetime
     if num_new == 0:
         last = max(series.times[-1] for series in stored.series)
         raise DataError(
-            f"{table.source} has no steps after {stored.step.isoformat(last)}, which the version already has",
-            hint="append a file with later rows",
+            f"{table.source} has no steps after {stored.step.isoformat(last)}, which the version already has"
+            + ("" if until is None else f", that are known by {stored.step.isoformat(until)}"),
+            hint="append a file with later rows" + ("" if until is None else ", or choose a later --until"),
         )
     return dataclasses.replace(stored, series=tuple(joined), source=table.source)
 
@@ -299,7 +313,7 @@ def require_same_kind(stored: SeriesTable, table: SeriesTable) -> None:
     """Raise `IncompatibleError` unless a table has the step and the series of a version."""
     if table.step != stored.step:
         ours, theirs = (f"{step.frequency}" + (f" in {step.time_zone}" if step.time_zone else "") for step in (stored.step, table.step))
-        raise IncompatibleError(f"{table.source} has the step {theirs}, the version {ours}", hint="append data of the same step and time zone")
+        raise IncompatibleError(f"{table.source} has the step {theirs}, the version {ours}", hint="append data of the same; where a short file cannot tell, say so: --step, --time-zone")
     more = sorted(set(table.series_ids) - set(stored.series_ids))
     less = sorted(set(stored.series_ids) - set(table.series_ids))
     if more or less:
@@ -386,7 +400,6 @@ def write_indexes(
         sizes = np.diff(group_offsets(windows, space, joint_series, num_series))
         chosen, reason = choose_factory(factory, int(sizes.max()))
         width = np.load(folder / keys_file(space), mmap_mode="r", allow_pickle=False).shape[1]
-        empty_index(width, chosen)  # a wrong string is an error even where all groups are small enough to be scanned
         write_group_indexes(folder, space, chosen, windows, joint_series, num_series)
         records.append(
             SpaceRecord(

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from memory_index.errors import UsageError
 from memory_index.scaling import SeriesScale, WindowStatistics, window_statistics
 from memory_index.types import KeySpace, Scope
 
@@ -47,6 +48,20 @@ class EncoderConfig:
     ridge: float = 0.01
     spread_floor: float = 0.3
     flat_below: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name, above, most in (("shape_weight", 0.0, 1.0), ("spread_floor", 0.0, math.inf)):
+            if not above < getattr(self, name) <= most:
+                bounds = "above 0" + (f" and at most {most:g}" if math.isfinite(most) else "")
+                raise UsageError(f"{name} is {getattr(self, name):g}, but must be {bounds}")
+
+    def key_width(self, space: KeySpace, num_series: int) -> int:
+        """Numbers of a key that these settings make for a table of so many series."""
+        shape = min(self.shape_width, space.view)
+        if space.scope != "joint":
+            return shape + (NUM_VALUES if space.scope == "own" else 0)
+        value = min(self.joint_width // 8, NUM_VALUES * num_series)
+        return value + min(self.joint_width - value, shape * num_series)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"views": list(self.views)}

@@ -19,14 +19,13 @@ import pyarrow.parquet as pq
 
 from memory_index.encoder import KeyEncoder
 from memory_index.errors import UsageError
+from memory_index.factories import empty_index
 from memory_index.search import EXACT_ROWS, KeyGroup
 from memory_index.series import Series, SeriesTable
 from memory_index.types import KeySpace
 from memory_index.windows import WindowSpec, cut
 
 CHUNK = 2048  # windows encoded at once
-MAX_EXACT_ROWS = 200_000  # `auto` scans groups of up to this many keys exactly (docs/benchmarks.md)
-AUTO_FACTORY = "HNSW32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,15 +196,6 @@ def join_series(tables: list[pa.Table], series_ids: tuple[str, ...]) -> list[Ser
     ]
 
 
-def choose_factory(requested: str, largest_group: int) -> tuple[str, str]:
-    """(FAISS factory string, the reason for it) of a key space whose largest group has so many keys."""
-    if requested != "auto":
-        return requested, "asked for"
-    if largest_group <= MAX_EXACT_ROWS:
-        return "Flat", f"exact scan: at most {largest_group:,} keys in a group, and up to {MAX_EXACT_ROWS:,} it is fastest"
-    return AUTO_FACTORY, f"{largest_group:,} keys in a group: above {MAX_EXACT_ROWS:,} a graph index is faster than an exact scan"
-
-
 def write_index(path: Path, keys: np.ndarray, factory: str) -> None:
     """Build one FAISS index over a group of keys. Raises `UsageError` if there are too few keys to train it."""
     index = empty_index(keys.shape[1], factory)
@@ -218,17 +208,6 @@ def write_index(path: Path, keys: np.ndarray, factory: str) -> None:
             ) from error
     index.add(keys)
     faiss.write_index(index, str(path))
-
-
-def empty_index(width: int, factory: str) -> faiss.Index:
-    """A FAISS index for keys of a width, without any. Raises `UsageError` for a factory string that does not fit it."""
-    try:
-        return faiss.index_factory(width, factory, faiss.METRIC_L2)
-    except RuntimeError as error:
-        raise UsageError(
-            f"'{factory}' is not a FAISS factory string for keys of {width} numbers",
-            hint="for example Flat, HNSW32 or IVF1024,SQ8, or auto",
-        ) from error
 
 
 def index_files(space: KeySpace, factory: str, offsets: np.ndarray) -> dict[int, str]:

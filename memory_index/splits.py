@@ -13,7 +13,7 @@ import numpy as np
 
 from memory_index.errors import DataError, UsageError
 from memory_index.series import SeriesTable
-from memory_index.windows import WindowSpec, origin_rows
+from memory_index.windows import Step, WindowSpec, origin_rows
 
 ETT_HOURLY_ROWS = (8640, 2880, 2880)  # 12, 4 and 4 months of 30 days: the ETT benchmark's convention
 DEFAULT_SPLIT = "70/10/20"
@@ -43,7 +43,8 @@ class Split:
         until = ends[part]
         if until is None:
             raise DataError(
-                f"the split '{self.name}' of this version has no {part} part", hint="build with --split, or with --until and --val-until"
+                f"the split '{self.name}' of this version has no {part} part",
+                hint="build with --split, or with --until and --val-until",
             )
         before = {"train": None, "val": self.train_until, "test": self.val_until or self.train_until}[part]
         return (None if before is None else np.datetime64(before, "ns")), np.datetime64(until, "ns")
@@ -59,18 +60,23 @@ def split_by_name(name: str, times: np.ndarray) -> Split:
         num_train, num_val, num_test = ETT_HOURLY_ROWS
         if len(times) < num_train + num_val + num_test:
             raise DataError(
-                f"the split 'ett-hourly' needs {sum(ETT_HOURLY_ROWS)} rows, but the table has {len(times)}", hint="use --split 70/10/20"
+                f"the split 'ett-hourly' needs {sum(ETT_HOURLY_ROWS)} rows, but the table has {len(times)}",
+                hint="use --split 70/10/20",
             )
     else:
         match = re.fullmatch(r"(\d+)/(\d+)/(\d+)", name)
         percent = [int(part) for part in match.groups()] if match else []
         if sum(percent) != 100 or percent[0] == 0:
-            raise UsageError(f"'{name}' is not a split", hint="three percentages that sum to 100 such as 70/10/20, or ett-hourly")
+            raise UsageError(
+                f"'{name}' is not a split", hint="three percentages that sum to 100 such as 70/10/20, or ett-hourly"
+            )
         num_train, num_test = len(times) * percent[0] // 100, len(times) * percent[2] // 100
         num_val = len(times) - num_train - num_test
     ends = np.cumsum([num_train, num_val, num_test])
     if num_train == 0:
-        raise DataError(f"the split '{name}' leaves no training rows in a table of {len(times)}", hint="use a longer table")
+        raise DataError(
+            f"the split '{name}' leaves no training rows in a table of {len(times)}", hint="use a longer table"
+        )
     until = [str(times[end - 1]) for end in ends]
     return Split(
         name=name,
@@ -80,26 +86,31 @@ def split_by_name(name: str, times: np.ndarray) -> Split:
     )
 
 
-def split_until(until: str, val_until: str | None, times: np.ndarray) -> Split:
+def split_until(until: str, val_until: str | None, times: np.ndarray, step: Step) -> Split:
     """Everything known up to a time, or to the `end` of the table, is training.
 
-    until, val_until: ISO 8601 (UTC if the table has a time zone). Without `val_until` there is no
-    validation or test part; with it, validation ends there and the rest of the table is the test part.
+    until, val_until: as `Step.parse` reads them. Without `val_until` there is no validation or test part; with it,
+    validation ends there and the rest of the table is the test part. times: as in `split_by_name`. step: the table's.
     """
-    last = times[-1]
-    train = last if until == "end" else np.datetime64(until, "ns")
-    if train < times[0]:
-        raise DataError(f"--until {until} is before the table's first step {times[0]}", hint=f"choose a time up to {last}")
+    first, last = times[0], times[-1]
+    train = last if until == "end" else step.parse(until)
+    if train < first:
+        raise DataError(
+            f"--until {step.isoformat(train)} is before the table's first step {step.isoformat(first)}",
+            hint=f"choose a time up to {step.isoformat(last)}",
+        )
     train = min(train, last)
-    val = None if val_until is None else min(np.datetime64(val_until, "ns"), last)
+    val = None if val_until is None else min(step.parse(val_until), last)
     if val is not None and val <= train:
-        raise UsageError(f"--val-until {val_until} must be later than --until {until} and lie inside the table", hint=f"the table ends at {last}")
-    test = last if val is not None and val < last else None
+        raise UsageError(
+            f"--val-until {val_until} leaves no validation part behind --until {until}",
+            hint=f"the training part ends at {step.isoformat(train)}, the table at {step.isoformat(last)}",
+        )
     return Split(
         name="until",
         train_until=str(train),
         val_until=None if val is None else str(val),
-        test_until=None if test is None else str(test),
+        test_until=str(last) if val is not None and val < last else None,
     )
 
 

@@ -152,7 +152,7 @@ class Store:
         folder = self.indexes_dir / name
         with disk.refusals_named(folder), ExitStack() as until_done:
             if not folder.is_dir():
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
                 disk.sync(self.indexes_dir)
             path = folder / f"{STAGING}{secrets.token_hex(4)}"
             with self.catalog(name):
@@ -316,6 +316,14 @@ class Store:
         trash = hide(location.path)
         disk.sync(trash.parent)
         return trash
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it. Raises `ResourceError` where there can be none, such as below /proc."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        raise ResourceError(f"{folder}: the folder cannot be made", hint=disk.DENIED) from error
 
 
 def version_entry(location: Location, aliases: dict[str, int]) -> VersionEntry:

@@ -7,6 +7,7 @@ version are ordered by (known_at, series), so a row id never changes when later 
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -51,6 +52,25 @@ class Step:
     def isoformat(self, time: np.datetime64) -> str:
         """One time as ISO 8601, with the table's UTC offset if it has a time zone."""
         return str(self.local(np.array([time], dtype="datetime64[ns]"))[0].isoformat())
+
+    def parse(self, text: str) -> np.datetime64:
+        """A time as a person types it -> datetime64[ns], UTC or naive; without an offset it is in the table's own zone.
+
+        The year comes first: of 01/07/2017 nobody can tell which number is the month. Raises `UsageError`.
+        """
+        try:
+            if not re.match(r"\s*\d{4}[-/.]?\d", text):
+                raise ValueError("it must begin with the year, then month and day")
+            index = pd.DatetimeIndex([pd.Timestamp(text)]).as_unit("ns")
+            if self.time_zone is None and index.tz is not None:
+                raise ValueError("it has a UTC offset, but the table's times have none")
+            if self.time_zone is not None and index.tz is None:
+                index = index.tz_localize(self.time_zone, ambiguous="NaT", nonexistent="NaT")
+                if index.isna().any():
+                    raise ValueError(f"{self.time_zone} has it twice or not at all, so add its UTC offset")
+        except (ValueError, TypeError, OverflowError) as error:
+            raise UsageError(f"'{text}' is not a time: {error}", hint="for example '2018-02-01 00:00'") from error
+        return to_ns(index)[0]
 
     @property
     def offset(self) -> pd.tseries.offsets.BaseOffset:
@@ -182,4 +202,3 @@ class StoredWindows:
     def futures(self, rows: np.ndarray) -> np.ndarray:
         """float32 [..., H], raw units: what followed."""
         return cut(self.values, self.origin_position[rows] + 1, self.spec.horizon)
-
