@@ -179,6 +179,19 @@ def test_compacting_ragged_series_changes_no_distance(tmp_path: Path) -> None:
             assert_close(merged.search(queries, 5, scopes=(scope,)), memory.search(queries, 5, scopes=(scope,)))
 
 
+def test_compacting_puts_late_comers_in_their_place(tmp_path: Path) -> None:
+    """Two series catch up with the first: the second segment has windows that were known before some of the first's."""
+    table = wide_table()
+    ahead = replace(table, series=(table.series[0], *between(table, 0, 280).series[1:]))
+    version = built(tmp_path, scopes=("own", "pooled"))
+    version = append(Store(tmp_path), append(Store(tmp_path), version.ref, ahead).ref, table)
+    memory, merged = open_version(version), open_version(compact(Store(tmp_path), version.ref))
+    assert (np.diff(memory.windows.known_at) < np.timedelta64(0)).any()
+    assert (np.diff(merged.windows.known_at) >= np.timedelta64(0)).all()
+    assert_like_a_rebuild(tmp_path / "grown", memory, table, table, rows=False)
+    assert_like_a_rebuild(tmp_path / "merged", merged, table, table)
+
+
 def test_versions_pass_their_own_check(tmp_path: Path) -> None:
     first = built(tmp_path)
     grown = appended(tmp_path, first, 261, 300)
