@@ -1,0 +1,80 @@
+"""Write the golden version of the present format: `python tests/make_golden.py`. Run once per format number.
+
+A version of every format that was ever published lies in tests/golden and must open, verify and answer for ever.
+So an old folder is never written again: this refuses one that is there, unless it is of the present format and
+`--replace` says that this format has not been published yet.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from memory_fixtures import (
+    ENCODER,
+    WINDOW,
+    LocalMemory,
+    Policy,
+    Store,
+    append,
+    between,
+    build_until,
+    open_version,
+    queries_at,
+    wide_table,
+)
+
+from memory_index.manifest import FORMAT
+
+GOLDEN = Path(__file__).parent / "golden"
+NAME = "golden"
+ANSWERS = "answers.json"
+NUM_STEPS, NUM_STORED, NUM_APPENDED = 200, 120, 140
+
+
+def answers(memory: LocalMemory) -> dict[str, object]:
+    """What the version answers to the same queries, for both policies and all scopes, as JSON."""
+    found: dict[str, object] = {}
+    for policy in Policy:
+        for scope in ("own", "joint", "pooled"):
+            asked = queries_at(wide_table(NUM_STEPS), range(80, NUM_STEPS, 23), policy)
+            neighbours = memory.search(asked, 3, scopes=(scope,))  # type: ignore[arg-type]
+            found[f"{policy}-{scope}"] = {
+                "row": neighbours.row.tolist(),
+                "distance": np.where(neighbours.valid, neighbours.distance, -1).round(5).tolist(),
+                "forecast": np.nan_to_num(neighbours.space_forecasts(), nan=-1e6).round(3).tolist(),
+            }
+    return found
+
+
+def write(folder: Path) -> None:
+    """A version of two segments, and what it answers."""
+    table = wide_table(NUM_STEPS)
+    with tempfile.TemporaryDirectory() as scratch:
+        store = Store(Path(scratch))
+        encoder = replace(ENCODER, views=(12,), shape_width=8, joint_width=24)
+        first = build_until(
+            store, table, table.series[0].times[NUM_STORED - 1], name=NAME, window=WINDOW, encoder=encoder
+        )
+        grown = append(store, first.ref, between(table, 0, NUM_APPENDED))
+        shutil.copytree(grown.path, folder / NAME / "000001")
+        (folder / ANSWERS).write_text(json.dumps(answers(open_version(grown)), sort_keys=True) + "\n")
+
+
+def main(arguments: list[str]) -> None:
+    folder = GOLDEN / f"format-{FORMAT}"
+    if folder.exists() and arguments != ["--replace"]:
+        sys.exit(f"error: {folder} is there already; formats that were published are never written again")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write(folder)
+    print(f"{folder}: {sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()):,} bytes")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
