@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from memory_index.key_spaces import Segment
 from memory_index.leakage import Policy
-from memory_index.local import LocalMemory, Segment
+from memory_index.local import LocalMemory
 from memory_index.types import KeySpace, Neighbours, Queries, Scope
 
 SAMPLE = 256  # windows asked per scope

@@ -1,0 +1,271 @@
+"""One key space over all segments: which keys each query looks at, which of them it may see, and the k nearest.
+
+Finding the nearest keys of one group is `search.py`; the leak rule is `leakage.py`; which key spaces are asked, and what
+becomes of the answer, is `local.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import faiss
+import numpy as np
+
+from memory_index.encoder import Encoded
+from memory_index.leakage import TimeSpans, admissible_ranges
+from memory_index.search import KeyGroup, Ranges, search_group
+from memory_index.segments import SegmentWindows
+from memory_index.types import Filter, KeySpace, Queries, Scope
+from memory_index.windows import StoredWindows
+
+BLOCK = 256  # queries searched at once by one thread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One opened segment. first_row: id of its first window in the version."""
+
+    windows: SegmentWindows
+    first_row: int
+    groups: dict[KeySpace, list[KeyGroup]]
+    joint_series: tuple[int, ...]
+    num_series: int
+
+    @cached_property
+    def own_rows(self) -> np.ndarray:
+        """int64 [n]: local row of each `own` key."""
+        return self.windows.by_series()
+
+    @cached_property
+    def own_offsets(self) -> np.ndarray:
+        """int64 [num_series + 1]: where each series' keys begin."""
+        return np.searchsorted(self.windows.series[self.own_rows], np.arange(self.num_series + 1))
+
+    @cached_property
+    def moments(self) -> np.ndarray:
+        """int64 [M, N]: local rows of each `joint` key."""
+        return self.windows.moments(self.joint_series)
+
+    def rows(self, scope: Scope, group: int) -> np.ndarray | slice:
+        """Local row of every key of a group; for `joint` that of the moment's first series."""
+        if scope == "own":
+            return self.own_rows[self.own_offsets[group] : self.own_offsets[group + 1]]
+        return self.moments[:, 0] if scope == "joint" else slice(None)
+
+
+class Found(NamedTuple):
+    """The k nearest of each query: squared distance and its value part, float32, and row ids, int64 (-1 unused), [..., k]."""
+
+    squared: np.ndarray
+    row: np.ndarray
+    value: np.ndarray
+
+
+class Task(NamedTuple):
+    """One block of queries (numbers in `part`) against one group of keys."""
+
+    segment: Segment
+    group: int
+    part: np.ndarray
+    ranges: Ranges
+    excluded: np.ndarray | None
+
+
+class KeySpaceSearch:
+    """Searches one key space at a time over the segments of a version."""
+
+    def __init__(
+        self, windows: StoredWindows, segments: Sequence[Segment], value_width: dict[KeySpace, int], threads: int
+    ) -> None:
+        self.windows = windows
+        self.segments = tuple(segments)
+        self.value_width = value_width
+        self.threads = threads
+        self._times: dict[tuple[int, Scope, int], tuple[TimeSpans, np.ndarray]] = {}
+
+    def nearest(
+        self,
+        space: KeySpace,
+        encoded: Encoded,
+        queries: Queries,
+        series: np.ndarray,
+        k: int,
+        where: Filter,
+        min_gap: int,
+    ) -> Found:
+        """The k nearest admissible windows of each of B x N queries, [B, N, k]."""
+        fetch = k if min_gap == 0 else 4 * k
+        while True:
+            found = self._over_segments(space, encoded, queries, series, fetch, where)
+            if min_gap == 0:
+                break
+            found, settled = self._spread_out(found, k, min_gap)
+            if settled:
+                break
+            fetch *= 4
+        if space.scope == "joint":
+            return self._per_series(space, found, encoded.statistics.flat, series)
+        return Found(*(part.reshape(len(queries), len(series), k) for part in found))
+
+    def _over_segments(
+        self, space: KeySpace, encoded: Encoded, queries: Queries, series: np.ndarray, k: int, where: Filter
+    ) -> Found:
+        """The k nearest over all segments, flat over queries: [B * N, k], or [B, k] for `joint`."""
+        keys = encoded.keys[space.scope]
+        keys = np.ascontiguousarray(keys.reshape(-1, keys.shape[-1]))
+        results = []
+        for number in range(len(self.segments)):
+            found = Found(
+                np.full((len(keys), k), np.inf, dtype=np.float32),
+                np.full((len(keys), k), -1, dtype=np.int64),
+                np.full((len(keys), k), np.inf, dtype=np.float32),
+            )
+
+            def run(task: Task, found: Found = found) -> None:
+                block = self._block(space, task, keys[task.part], k)
+                for whole, part in zip(found, block, strict=True):
+                    whole[task.part] = part
+
+            self._run_all(run, list(self._tasks(number, space, encoded.statistics.flat, queries, series, where)))
+            results.append(found)
+        return _merged(results, k)
+
+    def _tasks(
+        self, number: int, space: KeySpace, flat: np.ndarray, queries: Queries, series: np.ndarray, where: Filter
+    ) -> Iterator[Task]:
+        """Blocks of queries that look at one group of keys and are flat or not alike, those that see little first."""
+        segment = self.segments[number]
+        per_moment = 1 if space.scope == "joint" else len(series)
+        moment = np.repeat(np.arange(len(queries)), per_moment)
+        group = np.tile(series, len(queries)) if space.scope == "own" else np.zeros(len(moment), dtype=np.int64)
+        is_flat = np.zeros(len(moment), dtype=bool) if space.scope == "joint" else flat.ravel()
+        for g in (int(each) for each in np.unique(group)):
+            if len(segment.groups[space][g]) == 0:
+                continue
+            ranges = self._ranges(number, space.scope, g, queries, where)
+            for flatness in (False, True):
+                chosen = np.flatnonzero((group == g) & (is_flat == flatness))
+                chosen = chosen[np.argsort(ranges.before[moment[chosen]], kind="stable")]
+                excluded = self._excluded(segment, space, g, flatness, where) if len(chosen) else None
+                for start in range(0, len(chosen), BLOCK):
+                    part = chosen[start : start + BLOCK]
+                    yield Task(segment, g, part, ranges.take(moment[part]), excluded)
+
+    def _block(self, space: KeySpace, task: Task, keys: np.ndarray, k: int) -> Found:
+        """One block of queries against one group of keys, with row ids of the version."""
+        group = task.segment.groups[space][task.group]
+        squared, position = search_group(group, keys, task.ranges, k, excluded=task.excluded)
+        valid, safe = position >= 0, np.maximum(position, 0)
+        first = keys.shape[1] - self.value_width[space]
+        difference = group.keys[:, first:][safe] - keys[:, None, first:]
+        value = np.where(valid, np.square(difference).sum(axis=-1), np.inf)
+        local = task.segment.rows(space.scope, task.group)
+        row = safe if isinstance(local, slice) else local[safe]
+        return Found(squared, np.where(valid, row + task.segment.first_row, -1), value)
+
+    def _run_all(self, run: Callable[[Task], None], tasks: list[Task]) -> None:
+        """Run tasks on this memory's threads: several tasks side by side, a single one with all threads inside FAISS."""
+        if self.threads == 1 or len(tasks) <= 1:
+            with faiss_threads(self.threads):
+                for task in tasks:
+                    run(task)
+            return
+        with ThreadPoolExecutor(self.threads, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(run, tasks))
+
+    def _ranges(self, segment: int, scope: Scope, group: int, queries: Queries, where: Filter) -> Ranges:
+        """The rows of a group that each moment may see, by the leak rule and the filter's dates."""
+        spans, origin = self._group_times(segment, scope, group)
+        spec, step = self.windows.spec, self.windows.step
+        before, after = admissible_ranges(
+            queries.policy,
+            spans,
+            origin=queries.origin,
+            query_start=step.add(queries.origin, 1 - spec.lookback),
+            query_end=step.add(queries.origin, spec.horizon),
+        )
+        first = 0 if where.after is None else int(np.searchsorted(origin, where.after, side="left"))
+        last = len(origin) if where.before is None else int(np.searchsorted(origin, where.before, side="right"))
+        last = max(first, last)
+        return Ranges(first, np.clip(before, first, last), np.clip(after, first, last), last)
+
+    def _group_times(self, segment: int, scope: Scope, group: int) -> tuple[TimeSpans, np.ndarray]:
+        """Spans and origins of the windows of a group of keys, in time order; kept, since every search needs them."""
+        name = (segment, scope, group)
+        if name not in self._times:
+            part = self.segments[segment]
+            local = part.rows(scope, group)
+            rows = part.first_row + (np.arange(len(part.windows)) if isinstance(local, slice) else local)
+            self._times[name] = self.windows.spans(rows), self.windows.origin(rows)
+        return self._times[name]
+
+    def _excluded(self, segment: Segment, space: KeySpace, group: int, flat: bool, where: Filter) -> np.ndarray | None:
+        """bool [n]: keys of a group that cannot answer: of another flatness than the query, or of a series filtered out."""
+        if space.scope == "joint":
+            return None  # flatness is a matter of each series: see _per_series
+        local = segment.rows(space.scope, group)
+        excluded = segment.windows.flat[local, self.windows.views.index(space.view)] != flat
+        if where.series_id is not None:
+            numbers = [self.windows.series_number.get(name, -1) for name in where.series_id]
+            excluded |= ~np.isin(segment.windows.series[local], numbers)
+        return excluded if excluded.any() else None
+
+    def _spread_out(self, found: Found, k: int, min_gap: int) -> tuple[Found, bool]:
+        """Greedily keep the nearest k whose origins are `min_gap` steps apart: [q, m] -> [q, k], and whether more would change nothing."""
+        origin = self.windows.origin(np.maximum(found.row, 0))
+        earliest = self.windows.step.add(origin, 1 - min_gap)  # inclusive bounds of what a kept row rules out
+        latest = self.windows.step.add(origin, min_gap - 1)
+        free = found.row >= 0
+        chosen = np.full((len(free), k), -1, dtype=np.int64)
+        for slot in range(k):
+            pick, some = free.argmax(axis=1), free.any(axis=1)
+            chosen[some, slot] = pick[some]
+            low, high = (np.take_along_axis(bound, pick[:, None], axis=1) for bound in (earliest, latest))
+            free &= ~(some[:, None] & (origin >= low) & (origin <= high))
+        kept = chosen >= 0
+        settled = bool((kept[:, -1] | (found.row[:, -1] < 0)).all())
+        squared, row, value = (np.take_along_axis(part, np.maximum(chosen, 0), axis=1) for part in found)
+        return Found(np.where(kept, squared, np.inf), np.where(kept, row, -1), np.where(kept, value, np.inf)), settled
+
+    def _per_series(self, space: KeySpace, found: Found, flat: np.ndarray, series: np.ndarray) -> Found:
+        """Moments [B, k] -> the windows of each queried series at those moments, [B, N, k].
+
+        The rows of a moment are consecutive (SegmentWindows.moments). A series takes part only where it is
+        as flat at the neighbour as in the query: dividing by the spread of a constant stretch explodes.
+        """
+        moment = found.row[:, None, :]
+        rows = np.where(moment >= 0, moment + series[None, :, None], -1)
+        view = self.windows.views.index(space.view)
+        fits = (rows >= 0) & (self.windows.flat[np.maximum(rows, 0), view] == flat[..., None])
+        order = np.argsort(~fits, axis=-1, kind="stable")  # unused slots last, the others still nearest first
+        parts = (
+            np.where(fits, found.squared[:, None], np.inf),
+            np.where(fits, rows, -1),
+            np.where(fits, found.value[:, None], np.inf),
+        )
+        return Found(*(np.take_along_axis(part, order, axis=-1) for part in parts))
+
+
+def _merged(results: list[Found], k: int) -> Found:
+    """Results of several segments, each [q, k], by (distance, row id)."""
+    if len(results) == 1:
+        return results[0]
+    joined = Found(*(np.concatenate(parts, axis=1) for parts in zip(*results, strict=True)))
+    order = np.lexsort((joined.row, joined.squared), axis=-1)[:, :k]
+    return Found(*(np.take_along_axis(part, order, axis=1) for part in joined))
+
+
+@contextmanager
+def faiss_threads(num: int) -> Iterator[None]:
+    """Let FAISS use so many threads when called from this one; the setting is per calling thread."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(num)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
