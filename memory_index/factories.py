@@ -46,10 +46,10 @@ def check_factory(requested: str, widths: dict[KeySpace, int], group_sizes: dict
         fewest = int(indexed.min()) if len(indexed) else largest
         if fewest < needed:
             whose = f"a group of {space}" if len(indexed) else "the largest group"
-            most = fewest // points_per_list()
+            most = fewest // points_per_cluster()
             raise UsageError(
                 f"the factory '{requested}' needs {needed:,} keys to be trained on, but {whose} has {fewest:,}",
-                hint="choose auto, HNSW32, which needs no training" + (f", or at most IVF{most}" if most else ""),
+                hint=f"choose auto, HNSW32, which needs no training, or fewer clusters: at most {max(most, 1)}",
             )
 
 
@@ -65,17 +65,19 @@ def empty_index(width: int, factory: str, *, where: str = "") -> faiss.Index:
 
 
 def num_training_keys(index: faiss.Index, factory: str) -> int:
-    """Keys that an index needs to be trained well, by FAISS's own measure of points per list; 0 without lists."""
+    """Keys that an index needs to be trained well, by FAISS's own measure of points per cluster; 0 without clusters.
+
+    Clusters are the lists of an inverted file, and the codes of a product or residual quantizer (`PQ8x12`: 2^12).
+    """
     inverted = faiss.try_extract_index_ivf(index)
-    if inverted is None:
-        return 0
-    if inverted.nlist < 1:
+    if inverted is not None and inverted.nlist < 1:
         raise UsageError(f"the factory '{factory}' has no lists to put keys into", hint="for example IVF1024,SQ8")
-    return int(inverted.nlist) * points_per_list()
+    num_codes = [2 ** int(bits or 8) for bits in re.findall(r"(?:PQ|RQ|LSQ)\d+(?:x(\d+))?", factory)]
+    return max([0 if inverted is None else int(inverted.nlist), *num_codes]) * points_per_cluster()
 
 
-def points_per_list() -> int:
-    """Keys per list below which FAISS warns that its clusters are poor."""
+def points_per_cluster() -> int:
+    """Keys per cluster below which FAISS warns that its clusters are poor."""
     return int(faiss.ClusteringParameters().min_points_per_centroid)
 
 

@@ -287,6 +287,7 @@ def test_the_sample_can_be_built(document, repository):
         (["--factory", "PQ7"], 2, "multiple of the number of subquantizers"),
         (["--factory", "IVF0,Flat"], 2, "no lists"),
         (["--factory", "IVF4096,Flat"], 2, "needs 159,744 keys to be trained on, but the largest group has 442"),
+        (["--factory", "IVF2,PQ4x12", "--scopes", "pooled"], 2, "needs 159,744 keys to be trained on"),
         (["--name", "a/b"], 2, "cannot be the name of an index"),
         (["--columns", "nroth"], 4, "nroth"),
     ],
