@@ -1,11 +1,12 @@
 """One key space over all segments: which keys each query looks at, which of them it may see, and the k nearest.
 
-Finding the nearest keys of one group is `search.py`; the leak rule is `leakage.py`; which key spaces are asked, and what
-becomes of the answer, is `local.py`.
+Finding the nearest keys of one group is `search.py`; the leak rule is `leakage.py`; which key spaces are asked, and
+what becomes of the answer, is `local.py`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from memory_index.types import Filter, KeySpace, Queries, Scope
 from memory_index.windows import StoredWindows
 
 BLOCK = 256  # queries searched at once by one thread
+MAX_FETCHED = 1 << 22  # candidates held at once while neighbours that lie far apart are looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +61,38 @@ class Segment:
 
 
 class Found(NamedTuple):
-    """The k nearest of each query: squared distance and its value part, float32, and row ids, int64 (-1 unused), [..., k]."""
+    """What was found, [..., k]: squared distance and its value part, float32, and row ids, int64 (-1 unused)."""
 
     squared: np.ndarray
     row: np.ndarray
     value: np.ndarray
+
+    @classmethod
+    def empty(cls, num: int, k: int) -> Found:
+        """Nothing found yet by `num` queries."""
+        return cls(
+            np.full((num, k), np.inf, dtype=np.float32),
+            np.full((num, k), -1, dtype=np.int64),
+            np.full((num, k), np.inf, dtype=np.float32),
+        )
+
+    def put(self, chosen: np.ndarray, part: Found) -> None:
+        """Set the answers of some queries."""
+        for mine, theirs in zip(self, part, strict=True):
+            mine[chosen] = theirs
+
+
+class Asked(NamedTuple):
+    """q queries of one key space: keys float32 [q, E]; number of their moment, of their group of keys, and flatness, [q]."""
+
+    keys: np.ndarray
+    moment: np.ndarray
+    group: np.ndarray
+    flat: np.ndarray
+
+    def take(self, chosen: np.ndarray) -> Asked:
+        """Some of the queries."""
+        return Asked(*(part[chosen] for part in self))
 
 
 class Task(NamedTuple):
@@ -99,62 +128,65 @@ class KeySpaceSearch:
         min_gap: int,
     ) -> Found:
         """The k nearest admissible windows of each of B x N queries, [B, N, k]."""
-        fetch = k if min_gap == 0 else 4 * k
-        while True:
-            found = self._over_segments(space, encoded, queries, series, fetch, where)
-            if min_gap == 0:
-                break
-            found, settled = self._spread_out(found, k, min_gap)
-            if settled:
-                break
-            fetch *= 4
+        b, n = len(queries), len(series)
+        keys = encoded.keys[space.scope]
+        keys = np.ascontiguousarray(keys.reshape(math.prod(keys.shape[:-1]), keys.shape[-1]))
+        per_moment = 1 if space.scope == "joint" else n
+        asked = Asked(
+            keys=keys,
+            moment=np.repeat(np.arange(b), per_moment),
+            group=np.tile(series, b) if space.scope == "own" else np.zeros(len(keys), dtype=np.int64),
+            flat=np.zeros(len(keys), dtype=bool) if space.scope == "joint" else encoded.statistics.flat.ravel(),
+        )
+        if min_gap == 0:
+            found = self._over_segments(space, asked, queries, k, where)
+        else:
+            found = self._far_apart(space, asked, queries, k, where, min_gap)
         if space.scope == "joint":
             return self._per_series(space, found, encoded.statistics.flat, series)
-        return Found(*(part.reshape(len(queries), len(series), k) for part in found))
+        return Found(*(part.reshape(b, n, k) for part in found))
 
-    def _over_segments(
-        self, space: KeySpace, encoded: Encoded, queries: Queries, series: np.ndarray, k: int, where: Filter
-    ) -> Found:
-        """The k nearest over all segments, flat over queries: [B * N, k], or [B, k] for `joint`."""
-        keys = encoded.keys[space.scope]
-        keys = np.ascontiguousarray(keys.reshape(-1, keys.shape[-1]))
+    def _far_apart(self, space: KeySpace, asked: Asked, queries: Queries, k: int, where: Filter, min_gap: int) -> Found:
+        """The nearest k whose origins are `min_gap` steps apart, [q, k]; fetches more until k of them are found."""
+        result = Found.empty(len(asked.keys), k)
+        pending, fetch = np.arange(len(asked.keys)), 4 * k
+        while len(pending):
+            unsettled = []
+            for part in np.array_split(pending, -(-len(pending) * fetch // MAX_FETCHED)):
+                found = self._over_segments(space, asked.take(part), queries, fetch, where)
+                kept, settled = self._spread_out(found, k, min_gap)
+                result.put(part, kept)
+                unsettled.append(part[~settled])
+            pending, fetch = np.concatenate(unsettled), 4 * fetch
+        return result
+
+    def _over_segments(self, space: KeySpace, asked: Asked, queries: Queries, k: int, where: Filter) -> Found:
+        """The k nearest over all segments, [q, k]."""
         results = []
         for number in range(len(self.segments)):
-            found = Found(
-                np.full((len(keys), k), np.inf, dtype=np.float32),
-                np.full((len(keys), k), -1, dtype=np.int64),
-                np.full((len(keys), k), np.inf, dtype=np.float32),
-            )
+            found = Found.empty(len(asked.keys), k)
 
             def run(task: Task, found: Found = found) -> None:
-                block = self._block(space, task, keys[task.part], k)
-                for whole, part in zip(found, block, strict=True):
-                    whole[task.part] = part
+                found.put(task.part, self._block(space, task, asked.keys[task.part], k))
 
-            self._run_all(run, list(self._tasks(number, space, encoded.statistics.flat, queries, series, where)))
+            self._run_all(run, list(self._tasks(number, space, asked, queries, where)))
             results.append(found)
         return _merged(results, k)
 
-    def _tasks(
-        self, number: int, space: KeySpace, flat: np.ndarray, queries: Queries, series: np.ndarray, where: Filter
-    ) -> Iterator[Task]:
+    def _tasks(self, number: int, space: KeySpace, asked: Asked, queries: Queries, where: Filter) -> Iterator[Task]:
         """Blocks of queries that look at one group of keys and are flat or not alike, those that see little first."""
         segment = self.segments[number]
-        per_moment = 1 if space.scope == "joint" else len(series)
-        moment = np.repeat(np.arange(len(queries)), per_moment)
-        group = np.tile(series, len(queries)) if space.scope == "own" else np.zeros(len(moment), dtype=np.int64)
-        is_flat = np.zeros(len(moment), dtype=bool) if space.scope == "joint" else flat.ravel()
-        for g in (int(each) for each in np.unique(group)):
-            if len(segment.groups[space][g]) == 0:
+        for group in (int(each) for each in np.unique(asked.group)):
+            if len(segment.groups[space][group]) == 0:
                 continue
-            ranges = self._ranges(number, space.scope, g, queries, where)
-            for flatness in (False, True):
-                chosen = np.flatnonzero((group == g) & (is_flat == flatness))
-                chosen = chosen[np.argsort(ranges.before[moment[chosen]], kind="stable")]
-                excluded = self._excluded(segment, space, g, flatness, where) if len(chosen) else None
+            ranges = self._ranges(number, space.scope, group, queries, where)
+            for flat in (False, True):
+                chosen = np.flatnonzero((asked.group == group) & (asked.flat == flat))
+                chosen = chosen[np.argsort(ranges.before[asked.moment[chosen]], kind="stable")]
+                excluded = self._excluded(segment, space, group, flat, where) if len(chosen) else None
                 for start in range(0, len(chosen), BLOCK):
                     part = chosen[start : start + BLOCK]
-                    yield Task(segment, g, part, ranges.take(moment[part]), excluded)
+                    yield Task(segment, group, part, ranges.take(asked.moment[part]), excluded)
 
     def _block(self, space: KeySpace, task: Task, keys: np.ndarray, k: int) -> Found:
         """One block of queries against one group of keys, with row ids of the version."""
@@ -169,7 +201,7 @@ class KeySpaceSearch:
         return Found(squared, np.where(valid, row + task.segment.first_row, -1), value)
 
     def _run_all(self, run: Callable[[Task], None], tasks: list[Task]) -> None:
-        """Run tasks on this memory's threads: several tasks side by side, a single one with all threads inside FAISS."""
+        """Run tasks on this memory's threads: several side by side, a single one with all threads inside FAISS."""
         if self.threads == 1 or len(tasks) <= 1:
             with faiss_threads(self.threads):
                 for task in tasks:
@@ -205,7 +237,7 @@ class KeySpaceSearch:
         return self._times[name]
 
     def _excluded(self, segment: Segment, space: KeySpace, group: int, flat: bool, where: Filter) -> np.ndarray | None:
-        """bool [n]: keys of a group that cannot answer: of another flatness than the query, or of a series filtered out."""
+        """bool [n]: keys of a group that cannot answer: flat where the query is not (or not flat), or filtered out."""
         if space.scope == "joint":
             return None  # flatness is a matter of each series: see _per_series
         local = segment.rows(space.scope, group)
@@ -215,8 +247,8 @@ class KeySpaceSearch:
             excluded |= ~np.isin(segment.windows.series[local], numbers)
         return excluded if excluded.any() else None
 
-    def _spread_out(self, found: Found, k: int, min_gap: int) -> tuple[Found, bool]:
-        """Greedily keep the nearest k whose origins are `min_gap` steps apart: [q, m] -> [q, k], and whether more would change nothing."""
+    def _spread_out(self, found: Found, k: int, min_gap: int) -> tuple[Found, np.ndarray]:
+        """Greedily keep the nearest k, `min_gap` steps apart: [q, m] -> [q, k], and where more would change nothing."""
         origin = self.windows.origin(np.maximum(found.row, 0))
         earliest = self.windows.step.add(origin, 1 - min_gap)  # inclusive bounds of what a kept row rules out
         latest = self.windows.step.add(origin, min_gap - 1)
@@ -228,7 +260,7 @@ class KeySpaceSearch:
             low, high = (np.take_along_axis(bound, pick[:, None], axis=1) for bound in (earliest, latest))
             free &= ~(some[:, None] & (origin >= low) & (origin <= high))
         kept = chosen >= 0
-        settled = bool((kept[:, -1] | (found.row[:, -1] < 0)).all())
+        settled = kept[:, -1] | (found.row[:, -1] < 0)
         squared, row, value = (np.take_along_axis(part, np.maximum(chosen, 0), axis=1) for part in found)
         return Found(np.where(kept, squared, np.inf), np.where(kept, row, -1), np.where(kept, value, np.inf)), settled
 

@@ -143,8 +143,8 @@ def _best(
     """The k nearest among the `num` best proposals, and whether that proves them the k nearest of all, bool [q].
 
     A row that is no candidate was estimated at `farthest` or more. If the k-th exact distance is smaller than that by
-    more than the rounding of an estimate, no such row belongs to the answer. Rounding: a sum of E products in float32
-    is off by at most E u (|q| + |key|)^2 <= E eps (|q|^2 + |key|^2), in whatever order it is summed.
+    more than the rounding of both, no such row belongs to the answer. Rounding: a sum of E products in float32 is off by
+    at most E u (|q| + |key|)^2 <= E eps (|q|^2 + |key|^2), in whatever order it is summed.
     """
     n, width = proposed.shape[1], group.keys.shape[1]
     if num == n:
@@ -159,7 +159,7 @@ def _best(
     lengths = np.einsum("qe,qe->q", queries, queries)
     farthest = estimate.max(axis=1) + lengths
     longest = group.norms[first : first + n].max()
-    rounding = (width + 8) * np.finfo(np.float32).eps * (lengths + longest)
+    rounding = 2 * (width + 8) * np.finfo(np.float32).eps * (lengths + longest)
     return distances, rows, ~np.isfinite(farthest) | (distances[:, -1] < farthest - rounding)
 
 
