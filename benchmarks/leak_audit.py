@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import Figure, show
-from memory_index.catalog import shipped
-from memory_index.leakage import Policy, TimeSpans, is_admissible
-from memory_index.build import build
-from memory_index.opening import open_version
-from memory_index.reading import read_table
+from memory_index.leakage import Policy, is_admissible
 from memory_index.search import Ranges, search_group
 from memory_index.splits import split_by_name
-from memory_index.store import Store
+from memory_index.tables.catalog import shipped
+from memory_index.tables.reading import read_table
 from memory_index.types import KeySpace
+from memory_index.versions.build import build
+from memory_index.versions.opening import open_version
+from memory_index.versions.store import Store
 from memory_index.windows import WindowSpec
 
 WINDOW, K, STRIDE = WindowSpec(lookback=336, horizon=48), 10, 5

@@ -19,12 +19,12 @@ import torch
 from benchmarks.report import Figure, milliseconds, run_cli, show, timed
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
-from memory_index.opening import open_memory
 from memory_index.queries import query_blocks
-from memory_index.reading import read_table
-from memory_index.series import SeriesTable
 from memory_index.splits import part_origins
+from memory_index.tables.reading import read_table
+from memory_index.tables.series import SeriesTable
 from memory_index.types import KeySpace, Queries
+from memory_index.versions.opening import open_memory
 from memory_index.windows import cut
 
 LOOKBACK, HORIZON, K = 512, 96, 50
@@ -95,7 +95,12 @@ def neighbours_of_all(memory: LocalMemory, table: SeriesTable) -> list[Figure]:
             "2 x brute force",
             f"torch brute force (matmul, mask, topk): {brute:.1f} s, {brute / ours:.1f} x slower",
         ),
-        Figure("equal to an exact search of the same keys", f"{agreed:,} of {compared:,} rows", "all", "float64 distances, every 97th window"),
+        Figure(
+            "equal to an exact search of the same keys",
+            f"{agreed:,} of {compared:,} rows",
+            "all",
+            "float64 distances, every 97th window",
+        ),
     ]
 
 
@@ -118,7 +123,7 @@ def brute_force_all(memory: LocalMemory, table: SeriesTable) -> None:
                 queries, origin = normalised(parts[part]), torch.from_numpy(parts[part])
                 for start in range(0, len(queries), 256):
                     distance = lengths - 2 * queries[start : start + 256] @ keys.T
-                    gap = (stored - origin[start : start + 256, None])
+                    gap = stored - origin[start : start + 256, None]
                     hidden = gap > -spec.horizon if policy is Policy.CAUSAL else gap.abs() < spec.length
                     distance[hidden] = torch.inf
                     distance.topk(K, dim=1, largest=False)
@@ -136,7 +141,9 @@ def agreement(memory: LocalMemory, table: SeriesTable) -> tuple[int, int]:
             gap = part_origins(table, spec, memory.manifest.split, "train")[0] - block.row[:, :1]
             visible = gap <= -spec.horizon if policy is Policy.CAUSAL else np.abs(gap) >= spec.length
             for v, space in enumerate(found.spaces):
-                encoded = memory.encoder.encode(space.view, block.queries.context, np.arange(len(table.series)), ("own",))
+                encoded = memory.encoder.encode(
+                    space.view, block.queries.context, np.arange(len(table.series)), ("own",)
+                )
                 for n in range(len(table.series)):
                     keys = segment.groups[KeySpace("own", space.view)][n].keys.astype(np.float64)
                     query = encoded.keys["own"][:, n].astype(np.float64)
@@ -152,7 +159,10 @@ def latency(memory: LocalMemory, table: SeriesTable) -> list[Figure]:
     """One window at a time, in process."""
     spec = memory.windows.spec
     rows = part_origins(table, spec, memory.manifest.split, "test")[0]
-    contexts = [np.stack([cut(s.values.astype(np.float32), r - spec.lookback + 1, spec.lookback) for s in table.series]) for r in rows[:500]]
+    contexts = [
+        np.stack([cut(s.values.astype(np.float32), r - spec.lookback + 1, spec.lookback) for s in table.series])
+        for r in rows[:500]
+    ]
 
     def ask(i: int, num_series: int, **search) -> None:
         queries = Queries(
@@ -185,7 +195,11 @@ def append(file: Path, indexes: Path, folder: Path, num_bytes: int) -> list[Figu
     longer.write_text("\n".join(lines[: 1 + 8640 + WEEK]) + "\n")
     seconds, _, document = run_cli("index", "append", "etth1@1", str(longer), "--indexes-dir", str(indexes), "--json")
     number = document["version"]
-    new = sum(path.stat().st_size for path in (indexes / "etth1" / f"{number:06d}").rglob("*") if path.is_file() and path.stat().st_nlink == 1)
+    new = sum(
+        path.stat().st_size
+        for path in (indexes / "etth1" / f"{number:06d}").rglob("*")
+        if path.is_file() and path.stat().st_nlink == 1
+    )
     return [
         Figure(
             f"append {WEEK} steps x 7 series",

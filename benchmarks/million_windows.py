@@ -19,15 +19,15 @@ import numpy as np
 
 from benchmarks.report import Figure, peak_rss_mb, show, timed
 from benchmarks.synthetic import SEED, self_similar_table
-from memory_index.build import build
 from memory_index.encoder import EncoderConfig
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
 from memory_index.measure import without_indexes
-from memory_index.opening import open_memory
 from memory_index.splits import split_until
-from memory_index.store import Store
 from memory_index.types import Neighbours, Queries
+from memory_index.versions.build import build
+from memory_index.versions.opening import open_memory
+from memory_index.versions.store import Store
 from memory_index.windows import WindowSpec
 
 SERIES, VIEW = 20, 96
@@ -65,8 +65,18 @@ def main() -> None:
         figures.append(Figure("open, all files hashed", f"warm {warm:.2f} s", "1 s", f"cold {cold:.2f} s"))
         found = in_own_process("search", options)
         figures += [
-            Figure(f"search, batches of {BATCH}, k = {K}, 1 thread", f"{found['rate']:,.0f} queries/s", "2000 queries/s", f"exact scan of the same keys: {found['exact_rate']:,.0f} queries/s"),
-            Figure("recall@10 under the time guard", f"{found['recall']:.4f}", ".98", f"least over ten parts of the time line: {found['least_recall']:.4f}"),
+            Figure(
+                f"search, batches of {BATCH}, k = {K}, 1 thread",
+                f"{found['rate']:,.0f} queries/s",
+                "2000 queries/s",
+                f"exact scan of the same keys: {found['exact_rate']:,.0f} queries/s",
+            ),
+            Figure(
+                "recall@10 under the time guard",
+                f"{found['recall']:.4f}",
+                ".98",
+                f"least over ten parts of the time line: {found['least_recall']:.4f}",
+            ),
         ]
     show("A million windows", "python -m benchmarks.million_windows", figures, options.out)
 
@@ -74,7 +84,9 @@ def main() -> None:
 def in_own_process(step: str, options: argparse.Namespace) -> dict:
     """One step of this script in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.million_windows", "--step", step, "--windows", str(options.windows)]
-    done = subprocess.run([*command, "--indexes-dir", str(options.indexes_dir)], check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [*command, "--indexes-dir", str(options.indexes_dir)], check=True, stdout=subprocess.PIPE, text=True
+    )
     return json.loads(done.stdout)
 
 

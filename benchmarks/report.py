@@ -35,7 +35,9 @@ def machine() -> str:
 
 def show(title: str, command: str, figures: list[Figure], out: Path | None) -> None:
     """Print the table; with `out`, also write it as JSON."""
-    print(f"## {title}\n\n`{command}`\n\n{machine()}\n\n| what | measured | goal | beside it, in the same run |\n|---|---|---|---|")
+    print(
+        f"## {title}\n\n`{command}`\n\n{machine()}\n\n| what | measured | goal | beside it, in the same run |\n|---|---|---|---|"
+    )
     for figure in figures:
         print("| " + " | ".join(figure) + " |")
     if out is not None:
@@ -66,7 +68,9 @@ def milliseconds(action: Callable[[int], Any], repeats: int) -> tuple[float, flo
 def run_cli(*arguments: str) -> tuple[float, float, dict[str, Any]]:
     """A command in a process of its own: wall seconds from a cold start, its peak memory in MB, its JSON document."""
     before = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdout is not None and process.stderr is not None
     text, problems = process.stdout.read(), process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from cli.output import note
 
 if TYPE_CHECKING:
-    from memory_index.columns import ReadOptions
     from memory_index.local import LocalMemory
-    from memory_index.series import SeriesTable
+    from memory_index.tables.columns import ReadOptions
+    from memory_index.tables.series import SeriesTable
 
 TABLE_SUFFIXES, PICTURE_SUFFIXES, PAGE_SUFFIXES = (".csv", ".parquet"), (".png", ".svg", ".pdf"), (".html",)
 
@@ -24,10 +24,10 @@ def open_with_table(
     """
     from dataclasses import replace
 
-    from memory_index.opening import open_version
     from memory_index.queries import require_same_data
-    from memory_index.reading import read_table
-    from memory_index.store import Store
+    from memory_index.tables.reading import read_table
+    from memory_index.versions.opening import open_version
+    from memory_index.versions.store import Store
 
     version = Store(indexes_dir).resolve(ref)
     table = read_table(file, replace(options, step=options.step or version.manifest.step.frequency))
@@ -62,13 +62,21 @@ def require_targets(*, table: Path | None = None, picture: Path | None = None, p
 
     from memory_index.errors import NotFoundError, ResourceError, UsageError
 
-    wanted = ((table, TABLE_SUFFIXES, "a table"), (picture, PICTURE_SUFFIXES, "a picture"), (page, PAGE_SUFFIXES, "a page"))
+    wanted = (
+        (table, TABLE_SUFFIXES, "a table"),
+        (picture, PICTURE_SUFFIXES, "a picture"),
+        (page, PAGE_SUFFIXES, "a page"),
+    )
     for path, suffixes, what in wanted:
         if path is None:
             continue
         if path.suffix.lower() not in suffixes:
-            raise UsageError(f"{path}: {what} is a {' or '.join(suffixes)} file", hint=f"for example {path.stem}{suffixes[0]}")
+            raise UsageError(
+                f"{path}: {what} is a {' or '.join(suffixes)} file", hint=f"for example {path.stem}{suffixes[0]}"
+            )
         if not path.parent.is_dir():
             raise NotFoundError(f"there is no folder {path.parent} for {path.name}", hint="make it first")
         if what != "a table" and find_spec("matplotlib") is None:
-            raise ResourceError(f"{path}: drawing needs matplotlib, which is not installed", hint="pip install 'gram-forecaster[plot]'")
+            raise ResourceError(
+                f"{path}: drawing needs matplotlib, which is not installed", hint="pip install 'gram-forecaster[plot]'"
+            )

@@ -11,8 +11,8 @@ from cli.output import note, print_json, print_table, progress
 from cli.table_options import reads_table
 
 if TYPE_CHECKING:
-    from memory_index.checking import TableReport
-    from memory_index.columns import ReadOptions
+    from memory_index.tables.checking import TableReport
+    from memory_index.tables.columns import ReadOptions
 
 app = typer.Typer(
     help="Check a data file; list and fetch public benchmark sets.", no_args_is_help=True, rich_markup_mode=None
@@ -37,7 +37,7 @@ def check(
     Each fault comes with its series, time and row, and with the flag that resolves it. Exit code 3 if there is any;
     notes (flat stretches, constant series, rows out of order) do not count. A row is a line of a CSV file.
     """
-    from memory_index.checking import check_table
+    from memory_index.tables.checking import check_table
 
     report = check_table(file, table_options, lookback=lookback, horizon=horizon)
     if as_json:
@@ -73,7 +73,7 @@ def list_sets(as_json: AsJson = False) -> None:
     """List the public benchmark sets that `cli data fetch` knows, with licence and address."""
     from dataclasses import asdict
 
-    from memory_index.catalog import read_catalog
+    from memory_index.tables.catalog import read_catalog
 
     catalog = read_catalog()
     if as_json:
@@ -93,7 +93,7 @@ def fetch(
     as_json: AsJson = False,
 ) -> None:
     """Download a public set, going on where an earlier try broke off, and check its sha256."""
-    from memory_index import catalog
+    from memory_index.tables import catalog
 
     entry = catalog.find_entry(name, catalog.read_catalog())
     note(f"{entry.name}: {entry.licence}; cite {entry.citation}")

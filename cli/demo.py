@@ -25,21 +25,23 @@ def demo(
     from cli.neighbours import COLUMNS, rows
     from cli.pictures import draw_forecast, draw_neighbours, save
     from memory_index import memory_only
-    from memory_index.build import build
-    from memory_index.catalog import shipped
-    from memory_index.checking import check_table
     from memory_index.inspection import inspect_window
-    from memory_index.opening import open_version
-    from memory_index.reading import read_table
     from memory_index.splits import DEFAULT_SPLIT, part_origins, split_by_name, split_until
-    from memory_index.store import Store
+    from memory_index.tables.catalog import shipped
+    from memory_index.tables.checking import check_table
+    from memory_index.tables.reading import read_table
+    from memory_index.versions.build import build
+    from memory_index.versions.opening import open_version
+    from memory_index.versions.store import Store
     from memory_index.windows import WindowSpec
 
     out.mkdir(parents=True, exist_ok=True)
     require_targets(picture=out / "neighbours.png")
     sample = shipped("sample.csv")
     report = check_table(sample)
-    note(f"1. check     {sample.name}: {report.num_rows:,} rows, {len(report.series)} series, step {report.step}, no faults")
+    note(
+        f"1. check     {sample.name}: {report.num_rows:,} rows, {len(report.series)} series, step {report.step}, no faults"
+    )
 
     table, store, window = read_table(sample), Store(out / "indexes"), WindowSpec(lookback=LOOKBACK, horizon=HORIZON)
     split = split_by_name(DEFAULT_SPLIT, table.series[0].times)
@@ -52,7 +54,9 @@ def demo(
     rows_of_test = part_origins(table, window, split, "test")[0]
     at = series.times[rows_of_test[len(rows_of_test) // 2]]
     found = inspect_window(memory, table, series.series_id, at, k=NUM_NEIGHBOURS, min_gap=HORIZON)
-    print_table(COLUMNS, rows(found), title=f"Neighbours of {found.series_id} at {found.origin_text}, all known by then")
+    print_table(
+        COLUMNS, rows(found), title=f"Neighbours of {found.series_id} at {found.origin_text}, all known by then"
+    )
     save(draw_neighbours(found, memory.windows, version.ref), out / "neighbours.png")
     note(f"3. inspect   {out / 'neighbours.png'}")
 
@@ -64,7 +68,9 @@ def demo(
     forecast = memory_only.forecast(open_version(full), table, quantiles=(0.1, 0.5, 0.9))
     forecast.to_csv(out / "forecast.csv", index=False)
     save(draw_forecast(table, forecast, f"Forecast of {sample.name} by {full.ref}, memory alone"), out / "forecast.png")
-    note(f"5. forecast  the next {HORIZON} steps with a memory of everything ({full.ref}): {out / 'forecast.csv'}, {out / 'forecast.png'}")
+    note(
+        f"5. forecast  the next {HORIZON} steps with a memory of everything ({full.ref}): {out / 'forecast.csv'}, {out / 'forecast.png'}"
+    )
     note("\nNow with your own data (a time column and one column per series, or unique_id, ds, y):")
     note("  cli data check FILE.csv")
     note(f"  cli index build FILE.csv --name mine --lookback {LOOKBACK} --horizon {HORIZON} --until end")

@@ -12,8 +12,8 @@ from cli.output import note, print_json, print_table, progress
 from cli.table_options import reads_table
 
 if TYPE_CHECKING:
-    from memory_index.columns import ReadOptions
     from memory_index.memory_only import Evaluation
+    from memory_index.tables.columns import ReadOptions
 
 Index = Annotated[str, typer.Option("--index", metavar="REF", help="NAME, NAME@3 or NAME@alias.", show_default=False)]
 File = Annotated[Path, typer.Argument(help="CSV or Parquet, wide or long.", show_default=False)]
@@ -95,7 +95,9 @@ def evaluate(
 
     memory, table, ref = open_with_table(index, file, indexes_dir, table_options)
     with progress(f"scoring {split} windows") as report:
-        result = memory_only.evaluate(memory, table, split, options=_options(memory_k, scopes, views, on_empty), report=report)
+        result = memory_only.evaluate(
+            memory, table, split, options=_options(memory_k, scopes, views, on_empty), report=report
+        )
     if as_json:
         print_json("evaluate", evaluation_document(ref, result))
     else:
@@ -136,7 +138,9 @@ def _print_evaluation(ref: str, result: Evaluation, with_spaces: bool) -> None:
     print_table(["forecast", "MSE", "MAE"], rows, title=title)
     note(f"standardised units; {result.seconds:.1f} s")
     if result.num_without_neighbours:
-        note(f"{result.num_without_neighbours} of {result.num_scored} windows had no neighbour: the last value stands in")
+        note(
+            f"{result.num_without_neighbours} of {result.num_scored} windows had no neighbour: the last value stands in"
+        )
     if result.in_sample:
         note("in sample: fitted parts of this version have seen steps later than some origins")
 
@@ -157,7 +161,9 @@ def _levels(text: str) -> tuple[float, ...]:
     except ValueError:
         levels = ()
     if not levels or not all(0 < level < 1 for level in levels) or len(set(levels)) != len(levels):
-        raise UsageError(f"--quantiles {text}: levels are different numbers between 0 and 1", hint="for example 0.1,0.5,0.9")
+        raise UsageError(
+            f"--quantiles {text}: levels are different numbers between 0 and 1", hint="for example 0.1,0.5,0.9"
+        )
     return levels
 
 

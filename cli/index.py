@@ -18,7 +18,7 @@ from cli.version_diff import difference_document, print_difference
 from cli.version_report import FINGERPRINT_SHOWN, describe_bytes, parent_ref, print_version, version_document
 
 if TYPE_CHECKING:
-    from memory_index.store import IndexEntry
+    from memory_index.versions.store import IndexEntry
 
 app = typer.Typer(
     help="Build an index from a table; list, compare, check, name and move its versions.", no_args_is_help=True
@@ -39,7 +39,7 @@ def list_versions(
     as_json: AsJson = False,
 ) -> None:
     """List every version of every index, or of one."""
-    from memory_index.store import Store
+    from memory_index.versions.store import Store
 
     entries = Store(indexes_dir).list_indexes(name)
     if as_json:
@@ -69,7 +69,7 @@ def _print_entries(entries: tuple[IndexEntry, ...]) -> None:
 @app.command(epilog="Example: cli index show load@prod")
 def show(ref: Ref, indexes_dir: IndexesDir = DEFAULT_DIR, as_json: AsJson = False) -> None:
     """Show what a version holds and how it was built. Its files are not checked: see verify."""
-    from memory_index.store import Store
+    from memory_index.versions.store import Store
 
     store = Store(indexes_dir)
     version = store.resolve(ref)
@@ -88,8 +88,8 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Show what two versions do not have in common."""
-    from memory_index.manifest import difference
-    from memory_index.store import Store
+    from memory_index.versions.manifest import difference
+    from memory_index.versions.store import Store
 
     store = Store(indexes_dir)
     versions = (store.resolve(first), store.resolve(second))
@@ -106,9 +106,9 @@ def verify(ref: Ref, indexes_dir: IndexesDir = DEFAULT_DIR, as_json: AsJson = Fa
 
     Every byte is compared; then counts, widths, keys and recall are. Exit code 5 if anything is not as it was.
     """
-    from memory_index.opening import verify_contents
-    from memory_index.store import Store
-    from memory_index.version import verify as verify_bytes
+    from memory_index.versions.opening import verify_contents
+    from memory_index.versions.store import Store
+    from memory_index.versions.version import verify as verify_bytes
 
     store = Store(indexes_dir)
     location = store.locate(ref)
@@ -136,7 +136,7 @@ def alias(
     as_json: AsJson = False,
 ) -> None:
     """Name a version, or let a name that is taken mean another one. The switch is atomic."""
-    from memory_index.store import Store
+    from memory_index.versions.store import Store
 
     store = Store(indexes_dir)
     target = store.set_alias(name, version, alias)
@@ -154,7 +154,7 @@ def unalias(
     as_json: AsJson = False,
 ) -> None:
     """Forget an alias. The version that it names stays."""
-    from memory_index.store import Store
+    from memory_index.versions.store import Store
 
     Store(indexes_dir).remove_alias(name, alias)
     if as_json:
@@ -170,7 +170,7 @@ def remove(
     as_json: AsJson = False,
 ) -> None:
     """Delete one version for good. A version that an alias names is refused; others that share its files stay whole."""
-    from memory_index.store import Store
+    from memory_index.versions.store import Store
 
     location = Store(indexes_dir).remove(ref)
     if as_json:
@@ -194,7 +194,7 @@ def gc(
 
     Leftovers are of killed builds and removals. A version that an alias names is never deleted.
     """
-    from memory_index.store import Store
+    from memory_index.versions.store import Store
 
     report = Store(indexes_dir).gc(name, keep=keep, dry_run=dry_run)
     if as_json:
@@ -221,8 +221,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a version, with all that it needs, into one file. Its bytes are checked on the way."""
-    from memory_index.archive import export as write_archive
-    from memory_index.store import Store
+    from memory_index.versions.archive import export as write_archive
+    from memory_index.versions.store import Store
 
     version = Store(indexes_dir).resolve(ref)
     with progress(f"{version.ref} to {file}"):
@@ -243,8 +243,8 @@ def import_archive(
     as_json: AsJson = False,
 ) -> None:
     """Publish the version in an archive as the next one of its name. Nothing is added if it is there already."""
-    from memory_index.archive import import_version
-    from memory_index.store import Store
+    from memory_index.versions.archive import import_version
+    from memory_index.versions.store import Store
 
     with progress(f"reading {file}"):
         imported = import_version(Store(indexes_dir), file, name)

@@ -15,10 +15,10 @@ from cli.table_options import reads_table
 from cli.version_report import describe_bytes, parent_ref, print_version, version_document
 
 if TYPE_CHECKING:
-    from memory_index.columns import ReadOptions
     from memory_index.encoder import EncoderConfig
-    from memory_index.series import SeriesTable
-    from memory_index.version import Version
+    from memory_index.tables.columns import ReadOptions
+    from memory_index.tables.series import SeriesTable
+    from memory_index.versions.version import Version
 
 MANY_SEGMENTS = 16  # every search visits each of them
 UNTIL = "ISO 8601; without a UTC offset it is in the table's own time zone"
@@ -74,9 +74,9 @@ def build(
     A window is LOOKBACK steps and the HORIZON steps that followed. A killed build leaves nothing behind that can be
     seen; a version never changes once it is published.
     """
-    from memory_index import build as building
-    from memory_index.reading import read_table
-    from memory_index.store import Store
+    from memory_index.tables.reading import read_table
+    from memory_index.versions import build as building
+    from memory_index.versions.store import Store
     from memory_index.windows import WindowSpec
 
     window = WindowSpec(lookback=lookback, horizon=horizon, stride=stride, known_delay=known_delay)
@@ -116,17 +116,17 @@ def append(
     Nothing is fitted or encoded again, so its cost is in proportion to what is new. The version appended to stays as
     it is. Where FILE overlaps what is stored, both must agree.
     """
-    from memory_index import build as building
-    from memory_index.manifest import segment_files
-    from memory_index.reading import read_table
-    from memory_index.store import Store
+    from memory_index.tables.reading import read_table
+    from memory_index.versions import append as appending
+    from memory_index.versions.manifest import segment_files
+    from memory_index.versions.store import Store
 
     store = Store(indexes_dir)
-    store.locate(ref)  # before a large file is read
+    step = store.resolve(ref).manifest.step.frequency  # a few new rows alone do not tell it
     with progress(f"{ref}: reading {file.name} and encoding its new windows"):
-        table = read_table(file, table_options)
+        table = read_table(file, replace(table_options, step=table_options.step or step))
         limit = None if until is None else table.step.parse(until)
-        version = building.append(store, ref, table, until=limit)
+        version = appending.append(store, ref, table, until=limit)
     added = version.manifest.segments[-1]
     num_bytes = sum(record.bytes for record in segment_files(version.manifest, added).values())
     if as_json:
@@ -145,13 +145,13 @@ def compact(ref: Ref, indexes_dir: IndexesDir = DEFAULT_DIR, as_json: AsJson = F
     Its windows and answers stay the same. Every append adds a segment, and every search visits all of them. The
     version that was compacted stays as it is: to free its space, remove it.
     """
-    from memory_index import build as building
-    from memory_index.store import Store
+    from memory_index.versions import compact as compacting
+    from memory_index.versions.store import Store
 
     store = Store(indexes_dir)
     parent = store.resolve(ref)
     with progress(f"{parent.ref}: merging {len(parent.manifest.segments)} segments"):
-        version = building.compact(store, parent.ref)
+        version = compacting.compact(store, parent.ref)
     if as_json:
         print_json("index-compact", version_document(version) | {"compacted_from": parent.ref})
     else:
@@ -162,8 +162,8 @@ def encoder_config(
     views: tuple[int, ...] | None, lookback: int, *, shape_weight: float | None, spread_floor: float | None
 ) -> EncoderConfig:
     """The settings of the key that were given; the others stay at their defaults."""
-    from memory_index.build import default_views
     from memory_index.encoder import EncoderConfig
+    from memory_index.versions.build import default_views
 
     config = EncoderConfig(views=views or default_views(lookback))
     if shape_weight is not None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from memory_index.series import SeriesTable
     from memory_index.splits import Split
+    from memory_index.tables.series import SeriesTable
     from memory_index.types import Scope
 
 DEFAULT_DIR = Path("indexes")

@@ -49,5 +49,7 @@ def neighbours_page(found: Inspection, windows: StoredWindows, ref: str) -> str:
         image=base64.b64encode(image.getvalue()).decode(),
         caption=escape("Neighbours, nearest first within each scope and view"),
         head="".join(f"<th scope=col>{escape(column)}</th>" for column in COLUMNS),
-        body="".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows(found)),
+        body="".join(
+            "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows(found)
+        ),
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from memory_index.inspection import Inspection
-    from memory_index.series import SeriesTable
+    from memory_index.tables.series import SeriesTable
     from memory_index.windows import StoredWindows
 
 SCOPE_COLOURS = {"own": "#0072B2", "joint": "#D55E00", "pooled": "#009E73"}
@@ -53,20 +53,32 @@ def _draw_windows(axes: Axes, found: Inspection) -> None:
     longest = max(n.view for n in found.neighbours)
     shown = min(longest, max(SHOWN_STEPS * horizon, 48), len(found.context))
     before, after = np.arange(1 - shown, 1), np.arange(1, horizon + 1)
-    axes.fill_between(after, found.quantiles[:, 0], found.quantiles[:, 1], color="#BBBBBB", alpha=0.5, lw=0, label="10 to 90 % of neighbours")
+    axes.fill_between(
+        after,
+        found.quantiles[:, 0],
+        found.quantiles[:, 1],
+        color="#BBBBBB",
+        alpha=0.5,
+        lw=0,
+        label="10 to 90 % of neighbours",
+    )
     labelled: set[str] = set()
     for n in sorted(found.neighbours, key=lambda n: n.rank, reverse=True):
         look = {"color": SCOPE_COLOURS[n.scope], "ls": SCOPE_STYLES[n.scope], "lw": 0.8, "alpha": 0.45}
         seen = min(n.view, shown)
         axes.plot(np.arange(1 - seen, 1), n.aligned_context[-seen:], **look)
-        axes.plot(after, n.aligned_future, **look, label=None if n.scope in labelled else f"neighbours, scope {n.scope}")
+        axes.plot(
+            after, n.aligned_future, **look, label=None if n.scope in labelled else f"neighbours, scope {n.scope}"
+        )
         labelled.add(n.scope)
     axes.plot(before, found.context[-shown:], color=QUERY_COLOUR, lw=1.8, label="query: known at the origin")
     if np.isfinite(found.actual).any():
         axes.plot(after, found.actual, color=QUERY_COLOUR, lw=1.8, ls=":", label="what really followed")
     axes.plot(after, found.forecast, color=FORECAST_COLOUR, lw=2.2, label="forecast of the memory alone")
     axes.axvline(0.5, color="#666666", lw=1)
-    axes.annotate("origin", (0.5, 1), xycoords=("data", "axes fraction"), xytext=(4, -12), textcoords="offset points", fontsize=9)
+    axes.annotate(
+        "origin", (0.5, 1), xycoords=("data", "axes fraction"), xytext=(4, -12), textcoords="offset points", fontsize=9
+    )
     low, high = _limits(found, shown)
     axes.set_ylim(low, high)
     axes.set_xlim(before[0], horizon)
@@ -95,7 +107,9 @@ def _draw_timeline(axes: Axes, found: Inspection, windows: StoredWindows) -> Non
     for n in found.neighbours:
         start, end = (_dates(windows, np.array([step.parse(time)]))[0] for time in (n.start, n.known_at))
         place = scopes.index(n.scope) / len(scopes)
-        axes.axvspan(start, end, ymin=place, ymax=place + 1 / len(scopes), color=SCOPE_COLOURS[n.scope], alpha=0.18, lw=0)
+        axes.axvspan(
+            start, end, ymin=place, ymax=place + 1 / len(scopes), color=SCOPE_COLOURS[n.scope], alpha=0.18, lw=0
+        )
     axes.axvline(_dates(windows, np.array([found.origin]))[0], color=QUERY_COLOUR, lw=1.2)
     axes.set_xlabel(f"where the neighbours lie in the history of {name} (black line: the origin)")
     axes.set_ylabel(name)

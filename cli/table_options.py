@@ -51,7 +51,7 @@ def reads_table(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def with_options(**arguments: Any) -> None:
-        from memory_index.columns import ReadOptions
+        from memory_index.tables.columns import ReadOptions
 
         given = {name: arguments.pop(name) for name in OPTIONS}
         if given["columns"] is not None:

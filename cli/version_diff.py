@@ -9,8 +9,8 @@ from cli.output import note, print_table
 from cli.version_report import FINGERPRINT_SHOWN
 
 if TYPE_CHECKING:
-    from memory_index.manifest import Difference
-    from memory_index.version import Version
+    from memory_index.versions.manifest import Difference
+    from memory_index.versions.version import Version
 
 CELL_WIDTH = 60  # characters of a setting that the table shows
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from cli.output import print_table
 
 if TYPE_CHECKING:
-    from memory_index.manifest import Manifest, SpaceRecord
-    from memory_index.store import Store
-    from memory_index.version import Version
+    from memory_index.versions.manifest import Manifest, SpaceRecord
+    from memory_index.versions.store import Store
+    from memory_index.versions.version import Version
 
 FINGERPRINT_SHOWN = 12  # hexadecimal digits, as in error messages
 MANY_SERIES = 10  # more are counted, not listed
@@ -60,7 +60,8 @@ def version_document(version: Version) -> dict[str, Any]:
         "fitted_until": _at(manifest, manifest.fitted_until),
         "encoder": manifest.encoder,
         "num_segments": len(manifest.segments),
-        "source": manifest.source,
+        "source": manifest.built.source,
+        "data_sha256": manifest.data_sha256,
         "parent": manifest.parent,
         "libraries": manifest.libraries,
         "path": version.path,
@@ -122,7 +123,7 @@ def _lines(version: Version) -> list[tuple[str, str]]:
         ("  train until", f"{_at(manifest, split.train_until)}" + (" (appended to since)" if grown else "")),
         ("  val until", _at(manifest, split.val_until) or ""),
         ("  test until", _at(manifest, split.test_until) or ""),
-        ("source", str(manifest.source["file"])),
+        ("source", manifest.built.source),
         ("size", f"{describe_bytes(manifest.num_bytes)} in {num_segments} segment{'s' if num_segments > 1 else ''}"),
         ("fingerprint", manifest.fingerprint[:FINGERPRINT_SHOWN]),
         ("built", f"{built.created_at} in {built.seconds:.1f} s, {built.peak_rss_mb:.0f} MB of memory at most"),

@@ -81,7 +81,10 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
     result = np.empty((b, n, neighbours.windows.spec.horizon, len(levels)), dtype=np.float32)
     for chunk in _chunks(neighbours):
         standard = _standard_futures(neighbours, chunk)
-        values = neighbours.query_location[chunk][..., None, None] + neighbours.query_spread[chunk][..., None, None] * standard
+        values = (
+            neighbours.query_location[chunk][..., None, None]
+            + neighbours.query_spread[chunk][..., None, None] * standard
+        )
         values = values.reshape(*values.shape[:2], v * k, -1)  # [b, N, V*K, H]
         result[chunk] = _weighted_quantiles(values, weight[chunk][..., None], levels)
     return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)

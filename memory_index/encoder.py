@@ -100,13 +100,12 @@ class DualKeyEncoder:
 
     arrays (float32), by name: `own-VIEW` [N_v, view, D], `pooled-VIEW` [view, D], `joint-VIEW`
     [N_j * D, E_shape], `joint-value-VIEW` [N_j * 5, E_value], `ridge-VIEW` [view, H]; a scope that the
-    version does not have has no arrays. joint_series: numbers of the joint group, int [N_j].
+    version does not have has no arrays.
     """
 
     config: EncoderConfig
     horizon: int
     scale: SeriesScale
-    joint_series: tuple[int, ...]
     arrays: dict[str, np.ndarray] = field(repr=False)
 
     @property
@@ -149,7 +148,9 @@ class DualKeyEncoder:
         if (series < 0).any():
             own = context.astype(np.float64, order="C").std(axis=-1)
             unit = np.where(series >= 0, unit, np.where(own > 0, own, 1.0))
-        return window_statistics(windows, floor=self.config.spread_floor * unit, flat_below=self.config.flat_below * unit)
+        return window_statistics(
+            windows, floor=self.config.spread_floor * unit, flat_below=self.config.flat_below * unit
+        )
 
     def own_shape(self, view: int, z: np.ndarray, series: np.ndarray) -> np.ndarray:
         """z [B, N, view] -> each series' own PCA of it, float64 [B, N, D], whose distance is d_shape."""
@@ -159,7 +160,12 @@ class DualKeyEncoder:
     def value_part(self, windows: np.ndarray, statistics: WindowStatistics, series: np.ndarray) -> np.ndarray:
         """Windows [B, N, view] -> float64 [B, N, 5] in training-split units, whose distance is d_value."""
         mean, std = self.scale.mean[series], self.scale.std[series]
-        parts = [statistics.location - mean, statistics.spread, windows.max(axis=-1) - mean, windows.min(axis=-1) - mean]
+        parts = [
+            statistics.location - mean,
+            statistics.spread,
+            windows.max(axis=-1) - mean,
+            windows.min(axis=-1) - mean,
+        ]
         parts.append(windows[..., -1] - windows[..., 0])
         return np.stack([part / std for part in parts], axis=-1) / np.sqrt(NUM_VALUES)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from memory_index.encoder import NUM_VALUES, DualKeyEncoder, EncoderConfig
 from memory_index.scaling import fit_scale
-from memory_index.series import SeriesTable
+from memory_index.tables.series import SeriesTable
 from memory_index.types import Scope
 from memory_index.windows import cut
 
@@ -47,8 +47,7 @@ def fit_encoder(
     table: the training part. origins: origin rows of its windows, per series, int64 [n_s] each.
     """
     scale = fit_scale([series.values for series in table.series])
-    joint = tuple(range(len(table.series))) if "joint" in scopes else ()
-    encoder = DualKeyEncoder(config=config, horizon=horizon, scale=scale, joint_series=joint, arrays={})
+    encoder = DualKeyEncoder(config=config, horizon=horizon, scale=scale, arrays={})
     for view in config.views:
         moments = _second_moments(table, origins, encoder, view=view, lookback=lookback)
         ridge = _ridge(moments, config.ridge)
@@ -57,7 +56,9 @@ def fit_encoder(
         arrays = encoder.arrays
         arrays[f"ridge-{view}"] = ridge.astype(np.float32)
         if "own" in scopes or "joint" in scopes:
-            arrays[f"own-{view}"] = np.stack([_principal(gram, root, width) for gram in moments.gram]).astype(np.float32)
+            arrays[f"own-{view}"] = np.stack([_principal(gram, root, width) for gram in moments.gram]).astype(
+                np.float32
+            )
         if "pooled" in scopes:
             pooled = np.average(moments.gram, axis=0, weights=moments.count)
             arrays[f"pooled-{view}"] = _principal(pooled, root, width).astype(np.float32)
@@ -113,7 +114,7 @@ def _principal(gram: np.ndarray, root: np.ndarray, width: int) -> np.ndarray:
 
 def _fit_joint(encoder: DualKeyEncoder, table: SeriesTable, rows: np.ndarray, *, view: int, lookback: int) -> None:
     """PCA over the concatenated own parts of all series of a moment (METHOD 5.1b), shape and value apart."""
-    series = np.array(encoder.joint_series)
+    series = np.arange(len(table.series))
     rows = rows[:: max(1, -(-len(rows) // MAX_JOINT_MOMENTS))]
     shape_gram, value_gram = 0.0, 0.0
     for chunk in _chunks(rows):

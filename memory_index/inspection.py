@@ -10,7 +10,7 @@ import numpy as np
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
 from memory_index.queries import QueryBlock, origin_at, query_blocks
-from memory_index.series import SeriesTable
+from memory_index.tables.series import SeriesTable
 from memory_index.types import Filter, Neighbours, Scope
 
 
@@ -124,7 +124,11 @@ def _block_around(memory: LocalMemory, table: SeriesTable, number: int, row: int
 def _records(neighbours: Neighbours, place: int, actual: np.ndarray) -> Iterator[NeighbourRecord]:
     """The neighbours of series number `place` of the one moment that was asked."""
     windows, step = neighbours.windows, neighbours.windows.step
-    weight, futures, aligned = neighbours.weights[0, place], neighbours.futures()[0, place], neighbours.aligned_futures()[0, place]
+    weight, futures, aligned = (
+        neighbours.weights[0, place],
+        neighbours.futures()[0, place],
+        neighbours.aligned_futures()[0, place],
+    )
     for v, space in enumerate(neighbours.spaces):
         location, spread = neighbours.query_location[0, place, v], neighbours.query_spread[0, place, v]
         for rank in np.flatnonzero(neighbours.valid[0, place, v]):

@@ -20,8 +20,8 @@ import numpy as np
 from memory_index.encoder import Encoded
 from memory_index.leakage import TimeSpans, admissible_ranges
 from memory_index.search import KeyGroup, Ranges, search_group
-from memory_index.segments import SegmentWindows
 from memory_index.types import Filter, KeySpace, Queries, Scope
+from memory_index.versions.segments import SegmentWindows
 from memory_index.windows import StoredWindows
 
 BLOCK = 256  # queries searched at once by one thread
@@ -35,7 +35,6 @@ class Segment:
     windows: SegmentWindows
     first_row: int
     groups: dict[KeySpace, list[KeyGroup]]
-    joint_series: tuple[int, ...]
     num_series: int
 
     @cached_property
@@ -46,12 +45,12 @@ class Segment:
     @cached_property
     def own_offsets(self) -> np.ndarray:
         """int64 [num_series + 1]: where each series' keys begin."""
-        return np.searchsorted(self.windows.series[self.own_rows], np.arange(self.num_series + 1))
+        return self.windows.group_offsets(KeySpace("own", 0), self.num_series)
 
     @cached_property
     def moments(self) -> np.ndarray:
         """int64 [M, N]: local rows of each `joint` key."""
-        return self.windows.moments(self.joint_series)
+        return self.windows.moments(self.num_series)
 
     def rows(self, scope: Scope, group: int) -> np.ndarray | slice:
         """Local row of every key of a group; for `joint` that of the moment's first series."""

@@ -15,8 +15,8 @@ import numpy as np
 from memory_index.encoder import DualKeyEncoder, Encoded
 from memory_index.errors import IncompatibleError, NotFoundError, UsageError
 from memory_index.key_spaces import BLOCK, KeySpaceSearch, Segment
-from memory_index.manifest import Manifest
 from memory_index.types import SCOPES, Filter, KeySpace, Neighbours, Queries, Scope
+from memory_index.versions.manifest import Manifest
 from memory_index.windows import StoredWindows
 
 

@@ -116,4 +116,6 @@ def _sample_searches(memory: LocalMemory, k: int) -> Iterator[Neighbours]:
 
 def _even(num: int, at_most: int) -> np.ndarray:
     """Up to `at_most` of the numbers 0 .. num - 1, evenly spread."""
-    return np.unique(np.linspace(0, num - 1, min(num, at_most)).astype(np.int64)) if num else np.empty(0, dtype=np.int64)
+    return (
+        np.unique(np.linspace(0, num - 1, min(num, at_most)).astype(np.int64)) if num else np.empty(0, dtype=np.int64)
+    )

@@ -17,8 +17,8 @@ from memory_index.local import LocalMemory
 from memory_index.metrics import Score, ScoreSum
 from memory_index.queries import BLOCK, QueryBlock, latest_origins, query_blocks
 from memory_index.scaling import fit_scale
-from memory_index.series import SeriesTable
 from memory_index.splits import part_origins
+from memory_index.tables.series import SeriesTable
 from memory_index.types import Scope
 from memory_index.windows import cut
 
@@ -106,11 +106,15 @@ def evaluate(
     season = season_length(table.step)
     without, done, first_origin = 0, 0, np.datetime64("NaT", "ns")
     for asked in query_blocks(table, origins, spec, Policy.CAUSAL, known=manifest.series_ids, block=block):
-        future = np.stack([cut(table.series[s].values, asked.row[:, n] + 1, spec.horizon) for n, s in enumerate(asked.series)], axis=1)
+        future = np.stack(
+            [cut(table.series[s].values, asked.row[:, n] + 1, spec.horizon) for n, s in enumerate(asked.series)], axis=1
+        )
         forecasts, empty = block_forecasts(memory, asked, options)
         context = asked.queries.context
         forecasts["last_value"] = last_value(context, spec.horizon)
-        forecasts["linear"] = memory.encoder.linear_forecast(max(memory.windows.views), context, memory.series_numbers(asked.queries))
+        forecasts["linear"] = memory.encoder.linear_forecast(
+            max(memory.windows.views), context, memory.series_numbers(asked.queries)
+        )
         if season is not None and season <= spec.lookback:
             forecasts["seasonal_naive"] = seasonal_naive(context, spec.horizon, season)
         for name, values in forecasts.items():
@@ -136,7 +140,9 @@ def evaluate(
     )
 
 
-def block_forecasts(memory: LocalMemory, block: QueryBlock, options: MemoryOptions) -> tuple[dict[str, np.ndarray], int]:
+def block_forecasts(
+    memory: LocalMemory, block: QueryBlock, options: MemoryOptions
+) -> tuple[dict[str, np.ndarray], int]:
     """The memory's forecast (`memory_only`) and that of each key space, float32 [B, N, H]; and how many had no neighbour.
 
     Where one key space is empty, its own score counts the last value.
@@ -170,7 +176,9 @@ def forecast(
     options = options or MemoryOptions()
     spec = memory.windows.spec
     parts: dict[int, pd.DataFrame] = {}
-    for block in query_blocks(table, latest_origins(table, spec), spec, Policy.CAUSAL, known=memory.manifest.series_ids):
+    for block in query_blocks(
+        table, latest_origins(table, spec), spec, Policy.CAUSAL, known=memory.manifest.series_ids
+    ):
         neighbours = memory.search(block.queries, options.k, scopes=options.scopes, views=options.views)
         values = neighbours.forecast(on_empty=options.on_empty)
         levels = neighbours.quantiles(quantiles, on_empty=options.on_empty) if quantiles else None

@@ -9,7 +9,7 @@ import numpy as np
 
 from memory_index.errors import DataError, IncompatibleError, NotFoundError
 from memory_index.leakage import Policy
-from memory_index.series import Series, SeriesTable
+from memory_index.tables.series import Series, SeriesTable
 from memory_index.types import Queries
 from memory_index.windows import StoredWindows, WindowSpec, cut
 

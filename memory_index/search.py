@@ -192,7 +192,9 @@ def _search_index(
     for num in np.unique(fetch[~short]):
         chosen = np.flatnonzero(fetch == num)
         where = ranges.take(chosen)
-        _, found = group.index.search(np.ascontiguousarray(queries[chosen]), int(num), params=_parameters(group.index, int(num)))
+        _, found = group.index.search(
+            np.ascontiguousarray(queries[chosen]), int(num), params=_parameters(group.index, int(num))
+        )
         admissible = (found >= where.first) & (found < where.before[:, None])
         admissible |= (found >= where.after[:, None]) & (found < where.last)
         if excluded is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memory_index.errors import DataError, UsageError
-from memory_index.series import SeriesTable
+from memory_index.tables.series import SeriesTable
 from memory_index.windows import Step, WindowSpec, origin_rows
 
 ETT_HOURLY_ROWS = (8640, 2880, 2880)  # 12, 4 and 4 months of 30 days: the ETT benchmark's convention
@@ -70,7 +70,7 @@ def split_by_name(name: str, times: np.ndarray) -> Split:
             raise UsageError(
                 f"'{name}' is not a split", hint="three percentages that sum to 100 such as 70/10/20, or ett-hourly"
             )
-        num_train, num_test = len(times) * percent[0] // 100, len(times) * percent[2] // 100
+        num_train, num_test = int(percent[0] / 100 * len(times)), int(percent[2] / 100 * len(times))
         num_val = len(times) - num_train - num_test
     ends = np.cumsum([num_train, num_val, num_test])
     if num_train == 0:

@@ -18,7 +18,7 @@ from memory_index.leakage import Policy, TimeSpans, require_admissible
 from memory_index.windows import StoredWindows
 
 if TYPE_CHECKING:
-    from memory_index.manifest import Manifest
+    from memory_index.versions.manifest import Manifest
 
 Scope = Literal["own", "joint", "pooled"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -57,7 +57,9 @@ class Queries:
         if self.context.ndim != 3 or self.context.dtype != np.float32:
             raise UsageError(f"context must be float32 [B, N, L], not {self.context.dtype} {self.context.shape}")
         if self.origin.dtype != np.dtype("datetime64[ns]") or self.origin.shape != self.context.shape[:1]:
-            raise UsageError(f"origin must be datetime64[ns] [{len(self.context)}], not {self.origin.dtype} {self.origin.shape}")
+            raise UsageError(
+                f"origin must be datetime64[ns] [{len(self.context)}], not {self.origin.dtype} {self.origin.shape}"
+            )
         if self.series_id.shape != self.context.shape[1:2]:
             raise UsageError(f"series_id must be str [{self.context.shape[1]}], not {self.series_id.shape}")
         if np.isnat(self.origin).any():
@@ -104,7 +106,9 @@ class Neighbours:
             raise UsageError(f"row must be [{b}, {n}, {len(self.spaces)}, K], not {self.row.shape}")
         for name in ("distance", "shape_distance", "value_distance"):
             if getattr(self, name).shape != self.row.shape:
-                raise UsageError(f"{name} must have the shape of row, {self.row.shape}, not {getattr(self, name).shape}")
+                raise UsageError(
+                    f"{name} must have the shape of row, {self.row.shape}, not {getattr(self, name).shape}"
+                )
         valid = self.valid
         if (self.row >= len(self.windows)).any() or not (np.isfinite(self.distance) == valid).all():
             raise UsageError("row ids and distances do not belong together: unused slots need row -1 and distance +inf")

@@ -18,11 +18,11 @@ from typing import Any
 
 from store_fixtures import append, publish
 
-from memory_index.store import Store
-from memory_index.version import verify
+from memory_index.versions.store import Store
+from memory_index.versions.version import verify
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["store_fixtures", "memory_index.archive"])
+PROCESSES.set_forkserver_preload(["store_fixtures", "memory_index.versions.archive"])
 
 
 def run_together(errand: Callable[..., Any], *arguments: tuple[Any, ...]) -> list[Any]:

@@ -29,7 +29,7 @@ from memory_fixtures import (
     wide_table,
 )
 
-from memory_index.manifest import FORMAT
+from memory_index.versions.manifest import FORMAT
 
 GOLDEN = Path(__file__).parent / "golden"
 NAME = "golden"

@@ -13,18 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memory_index import search, segments
-from memory_index.build import append, build, compact
+from memory_index import search
 from memory_index.encoder import EncoderConfig
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
-from memory_index.opening import open_version, read_memory
-from memory_index.segments import write_segment
-from memory_index.series import Series, SeriesTable
 from memory_index.splits import Split
-from memory_index.store import Store
+from memory_index.tables.series import Series, SeriesTable
 from memory_index.types import Neighbours, Queries
-from memory_index.version import Version
+from memory_index.versions import segments
+from memory_index.versions.append import append
+from memory_index.versions.build import build
+from memory_index.versions.compact import compact
+from memory_index.versions.opening import open_version, plan_of, read_memory
+from memory_index.versions.segments import write_segment
+from memory_index.versions.store import Store
+from memory_index.versions.version import Version
 from memory_index.windows import Step, WindowSpec, origin_rows
 
 __all__ = ["append", "compact", "open_version"]  # handed through
@@ -145,25 +148,9 @@ def rebuilt_with_same_encoder(folder: Path, memory: LocalMemory, table: SeriesTa
     """All windows of a table as one segment, encoded by the parts that a memory was fitted with."""
     manifest = memory.manifest
     origins = [origin_rows(series.values, manifest.window) for series in table.series]
-    joint = tuple(range(len(table.series))) if manifest.joint == "built" else ()
-    spaces = tuple(record.space for record in manifest.spaces)
-    windows = write_segment(
-        folder / "segment-0",
-        table,
-        origins,
-        memory.encoder,
-        spec=manifest.window,
-        spaces=spaces,
-        views=tuple(dict.fromkeys(space.view for space in spaces)),
-        joint_series=joint,
-        new_from=[0] * len(table.series),
-    )
-    record = replace(
-        manifest.segments[0],
-        num_rows=len(windows),
-        num_moments=len(windows.moments(joint)),
-        num_steps=sum(len(series) for series in table.series),
-    )
+    windows = write_segment(folder / "segment-0", table, origins, memory.encoder, plan_of(manifest))
+    num_steps = sum(len(series) for series in table.series)
+    record = replace(manifest.segments[0], num_rows=len(windows), num_steps=num_steps)
     return read_memory(folder, replace(manifest, segments=(record,)), memory.encoder, threads=1)
 
 

@@ -6,10 +6,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-from memory_index.manifest import FORMAT, BuildRecord, Manifest, SegmentRecord, SpaceRecord
 from memory_index.splits import Split
-from memory_index.store import Store
-from memory_index.version import Version
+from memory_index.versions.manifest import FORMAT, BuildRecord, Manifest, SegmentRecord, SpaceRecord
+from memory_index.versions.store import Store
+from memory_index.versions.version import Version
 from memory_index.windows import Step, WindowSpec
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 12345\n"
@@ -42,12 +42,14 @@ def make_manifest(**changes: Any) -> Manifest:
         "num_rows": 1000,
         "first_known_at": "2016-07-01T00:00:00",
         "last_known_at": "2018-01-01T00:00:00",
-        "source": {"file": "ETTh1.csv", "content_hash": "c" * 64},
-        "segments": (SegmentRecord(folder="segment-0", num_rows=1000, num_moments=500, num_steps=900),),
+        "data_sha256": "c" * 64,
+        "segments": (SegmentRecord(folder="segment-0", num_rows=1000, num_steps=900),),
         "files": {},
         "parent": None,
         "libraries": {"numpy": "2.4"},
-        "built": BuildRecord(created_at="2018-01-02T00:00:00+00:00", seconds=1.5, peak_rss_mb=100.0),
+        "built": BuildRecord(
+            source="ETTh1.csv", created_at="2018-01-02T00:00:00+00:00", seconds=1.5, peak_rss_mb=100.0
+        ),
     }
     return Manifest(**{**fields, **changes})
 
@@ -74,7 +76,7 @@ def append(store: Store, parent: Version, *, seed: int = 1) -> Version:
         number = len(parent.manifest.segments)
         staging.adopt(parent, "encoder.safetensors", *(segment.folder for segment in parent.manifest.segments))
         write_files(staging.path, seed, segment_files(number))
-        added = SegmentRecord(folder=f"segment-{number}", num_rows=10, num_moments=5, num_steps=9)
+        added = SegmentRecord(folder=f"segment-{number}", num_rows=10, num_steps=9)
         return staging.publish(
             make_manifest(
                 segments=(*parent.manifest.segments, added),

@@ -39,7 +39,7 @@ from memory_fixtures import (
 )
 
 from memory_index.errors import DataError, IncompatibleError, UsageError
-from memory_index.opening import verify_contents
+from memory_index.versions.opening import verify_contents
 
 HOUR = np.timedelta64(1, "h")
 MISSING = with_missing(wide_table(), [("flat", 30), ("load", 250), ("beat", 262), ("flat", 290), ("load", 291)])
@@ -104,7 +104,7 @@ def test_only_the_new_rows_are_needed(tmp_path: Path) -> None:
     whole = append(Store(tmp_path), version.ref, wide_table())
     for start in (NUM_TRAINING, NUM_TRAINING - 3):
         tail = append(Store(tmp_path), version.ref, between(wide_table(), start, NUM_STEPS))
-        assert tail.manifest.source["sha256"] == whole.manifest.source["sha256"]
+        assert tail.manifest.data_sha256 == whole.manifest.data_sha256
         assert tail.manifest.files == whole.manifest.files
 
 

@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from memory_index.catalog import CatalogEntry, fetch, find_entry, read_catalog, shipped
 from memory_index.errors import DataError, NotFoundError, ResourceError, ServiceError, UsageError, VerificationError
+from memory_index.tables.catalog import CatalogEntry, fetch, find_entry, read_catalog, shipped
 
 CONTENT = b"date,a\n" + b"".join(b"2024-01-01 00:%02d,%d\n" % (minute, minute) for minute in range(60)) * 400
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.data import app
-from memory_index import catalog
 from memory_index.errors import NotFoundError, UsageError
+from memory_index.tables import catalog
 
 GOOD = "date,load,wind\n" + "".join(f"2024-01-01 {hour:02d}:00,{hour}.5,{hour * 2}\n" for hour in range(24))
 BAD = GOOD.replace("2024-01-01 05:00,5.5", "2024-01-01 05:00,oops").replace("2024-01-01 07:00,7.5,14\n", "")

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from cli.main import run
-from memory_index.catalog import shipped
+from memory_index.tables.catalog import shipped
 
 AT = "2024-09-25 23:00"
 
@@ -44,7 +44,19 @@ def test_evaluate_has_the_promised_keys(call):
     document = json.loads(out)
     assert code == 0
     assert next(iter(document)) == "schema"
-    keys = {"run", "ref", "split", "num_windows", "num_series", "mse", "mae", "direction_accuracy", "gate", "baselines", "seconds"}
+    keys = {
+        "run",
+        "ref",
+        "split",
+        "num_windows",
+        "num_series",
+        "mse",
+        "mae",
+        "direction_accuracy",
+        "gate",
+        "baselines",
+        "seconds",
+    }
     assert keys <= set(document)
     assert (document["ref"], document["split"], document["run"], document["gate"]) == ("grid@1", "test", None, None)
     assert document["num_windows"] == int(0.2 * 7200) - 24 + 1
@@ -73,7 +85,9 @@ def test_forecast_prints_a_long_table(call):
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_forecast_writes_the_format_of_the_suffix(call, tmp_path, suffix):
     out, picture = tmp_path / f"forecast{suffix}", tmp_path / "forecast.png"
-    code, text, _ = call("forecast", SAMPLE, "--index", "grid", "--out", str(out), "--plot", str(picture), "--quantiles", "none")
+    code, text, _ = call(
+        "forecast", SAMPLE, "--index", "grid", "--out", str(out), "--plot", str(picture), "--quantiles", "none"
+    )
     assert (code, text) == (0, "")
     table = pd.read_csv(out) if suffix == ".csv" else pd.read_parquet(out)
     assert list(table.columns) == ["unique_id", "ds", "yhat"]
@@ -105,7 +119,19 @@ def test_neighbours_have_the_promised_keys(call):
 
 
 def test_neighbours_far_apart_and_from_chosen_times(call):
-    options = ("--scope", "own", "--view", "96", "--min-gap", "100", "--after", "2024-02-01", "--before", "2024-06-01", "--json")
+    options = (
+        "--scope",
+        "own",
+        "--view",
+        "96",
+        "--min-gap",
+        "100",
+        "--after",
+        "2024-02-01",
+        "--before",
+        "2024-06-01",
+        "--json",
+    )
     code, out, _ = call(*NEIGHBOURS, *options)
     found = json.loads(out)["neighbours"]
     origins = sorted(pd.Timestamp(each["origin"]) for each in found)

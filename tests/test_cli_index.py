@@ -14,14 +14,14 @@ import pytest
 
 from cli import index_build, main
 from cli.version_report import describe_bytes
-from memory_index import factories
-from memory_index.columns import ReadOptions
 from memory_index.encoder import EncoderConfig
 from memory_index.errors import UsageError
 from memory_index.splits import split_until
-from memory_index.store import Store
+from memory_index.tables.columns import ReadOptions
 from memory_index.types import KeySpace
-from memory_index.version import load
+from memory_index.versions import factories
+from memory_index.versions.store import Store
+from memory_index.versions.version import load
 from memory_index.windows import Step
 
 VERSION_KEYS = {

@@ -33,8 +33,8 @@ from memory_fixtures import (
 from memory_index.errors import DataError, IncompatibleError, NotFoundError, UsageError
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
-from memory_index.store import Store
 from memory_index.types import Filter, Memory, Queries
+from memory_index.versions.store import Store
 
 BY_QUERY = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
 

@@ -10,9 +10,9 @@ import pytest
 from make_golden import ANSWERS, GOLDEN, NAME, answers
 from memory_fixtures import Store, append, between, compact, open_version, wide_table
 
-from memory_index.manifest import FORMAT
-from memory_index.opening import verify_contents
-from memory_index.version import verify
+from memory_index.versions.manifest import FORMAT
+from memory_index.versions.opening import verify_contents
+from memory_index.versions.version import verify
 
 FORMATS = sorted(path.name for path in GOLDEN.glob("format-*"))
 

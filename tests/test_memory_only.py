@@ -13,11 +13,10 @@ from memory_index.errors import DataError, IncompatibleError, NotFoundError
 from memory_index.inspection import inspect_window
 from memory_index.memory_only import MemoryOptions, evaluate, forecast
 from memory_index.queries import query_blocks, require_same_data
-from memory_index.series import Series, SeriesTable
 from memory_index.splits import part_origins, split_by_name
+from memory_index.tables.series import Series, SeriesTable
 from memory_index.windows import Step
-from tests.memory_fixtures import ENCODER, HOURLY, WINDOW, Policy, build, open_version, ragged_table, wide_table
-from tests.memory_fixtures import Store
+from tests.memory_fixtures import ENCODER, HOURLY, WINDOW, Policy, Store, build, open_version, ragged_table, wide_table
 
 SPLIT = "60/20/20"
 
@@ -74,9 +73,13 @@ def test_the_memory_beats_the_last_value_where_the_past_repeats(memory, table):
 def test_scores_of_validation_do_not_see_the_test_part(memory, table):
     clean = evaluate(memory, table, "val")
     first_test = part_origins(table, WINDOW, memory.manifest.split, "test")[0][0] + 1
-    poisoned = replace(table, series=tuple(
-        replace(s, values=np.concatenate([s.values[:first_test], np.full(len(s) - first_test, 1e6)])) for s in table.series
-    ))
+    poisoned = replace(
+        table,
+        series=tuple(
+            replace(s, values=np.concatenate([s.values[:first_test], np.full(len(s) - first_test, 1e6)]))
+            for s in table.series
+        ),
+    )
     assert evaluate(memory, poisoned, "val").mse == clean.mse
 
 
@@ -160,9 +163,10 @@ def test_times_of_a_forecast_are_in_the_zone_of_the_table(tmp_path):
 
 
 def test_a_history_shorter_than_the_lookback_is_refused(memory, table):
-    short = replace(table, series=tuple(
-        Series(series_id=s.series_id, times=s.times[-20:], values=s.values[-20:]) for s in table.series
-    ))
+    short = replace(
+        table,
+        series=tuple(Series(series_id=s.series_id, times=s.times[-20:], values=s.values[-20:]) for s in table.series),
+    )
     with pytest.raises(DataError, match=r"'load' has 20 steps, but a forecast needs the last 36"):
         forecast(memory, short)
 
@@ -207,15 +211,20 @@ def test_inspected_neighbours_are_known_nearest_first_and_weighted_to_one(memory
     for n in found.neighbours:
         assert np.datetime64(n.known_at) <= at
         row = int(np.flatnonzero(table.series[0].times == np.datetime64(n.origin))[0])
-        np.testing.assert_array_equal(n.future, table[n.series_id].values[row + 1 : row + 1 + WINDOW.horizon].astype(np.float32))
+        np.testing.assert_array_equal(
+            n.future, table[n.series_id].values[row + 1 : row + 1 + WINDOW.horizon].astype(np.float32)
+        )
     np.testing.assert_array_equal(found.actual, table["load"].values[331 : 331 + WINDOW.horizon].astype(np.float32))
 
 
 def test_the_actual_future_does_not_touch_the_forecast(memory, table):
     at = table.series[0].times[330]
-    poisoned = replace(table, series=tuple(
-        replace(s, values=np.concatenate([s.values[:331], np.full(len(s) - 331, -1e6)])) for s in table.series
-    ))
+    poisoned = replace(
+        table,
+        series=tuple(
+            replace(s, values=np.concatenate([s.values[:331], np.full(len(s) - 331, -1e6)])) for s in table.series
+        ),
+    )
     clean, dirty = (inspect_window(memory, t, "load", at, k=4) for t in (table, poisoned))
     np.testing.assert_array_equal(clean.forecast, dirty.forecast)
     assert [n.row_id for n in clean.neighbours] == [n.row_id for n in dirty.neighbours]
@@ -235,7 +244,17 @@ def test_a_time_without_a_step_names_its_neighbours(memory, table):
 
 @pytest.mark.parametrize(
     ("frequency", "season"),
-    [("h", 24), ("15min", 96), ("D", 7), ("B", 5), ("W-SUN", 52), ("MS", 12), ("QS-OCT", 4), ("YS-JAN", None), ("7h", None)],
+    [
+        ("h", 24),
+        ("15min", 96),
+        ("D", 7),
+        ("B", 5),
+        ("W-SUN", 52),
+        ("MS", 12),
+        ("QS-OCT", 4),
+        ("YS-JAN", None),
+        ("7h", None),
+    ],
 )
 def test_the_usual_season_of_a_step(frequency, season):
     assert baselines.season_length(Step(frequency=frequency)) == season

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_index.checking import check_table
-from memory_index.columns import ReadOptions
 from memory_index.errors import DataError, NotFoundError, ResourceError, UsageError
-from memory_index.reading import read_table
-from memory_index.steps import grid_positions, infer_step
+from memory_index.tables.checking import check_table
+from memory_index.tables.columns import ReadOptions
+from memory_index.tables.reading import read_table
+from memory_index.tables.steps import grid_positions, infer_step
 from memory_index.windows import Step, to_ns
 
 HOURLY = "date,load,wind\n" + "".join(f"2024-01-01 {hour:02d}:00,{hour}.5,{hour * 2}\n" for hour in range(24))

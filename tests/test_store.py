@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 from store_fixtures import append, make_manifest, publish, write_files
 
-from memory_index import disk
-from memory_index.archive import export, import_version
 from memory_index.errors import (
     IncompatibleError,
     NotFoundError,
@@ -22,9 +20,11 @@ from memory_index.errors import (
     UsageError,
     VerificationError,
 )
-from memory_index.manifest import BuildRecord, FileRecord, difference, manifest_from_json
-from memory_index.store import Store
-from memory_index.version import check_files, load, read_parquet, verify
+from memory_index.versions import disk
+from memory_index.versions.archive import export, import_version
+from memory_index.versions.manifest import BuildRecord, FileRecord, difference, manifest_from_json
+from memory_index.versions.store import Store
+from memory_index.versions.version import check_files, load, read_parquet, verify
 from memory_index.windows import WindowSpec
 
 
@@ -64,7 +64,9 @@ def test_latest_is_the_highest_number(store: Store) -> None:
 
 def test_fingerprint_depends_on_content_only(store: Store) -> None:
     first = publish(store, seed=5)
-    again = publish(store, "other", seed=5, built=BuildRecord(created_at="2030-01-01", seconds=9.0, peak_rss_mb=1.0))
+    again = publish(
+        store, "other", seed=5, built=BuildRecord(source="x.csv", created_at="2030-01-01", seconds=9.0, peak_rss_mb=1.0)
+    )
     assert first.manifest.fingerprint == again.manifest.fingerprint
     assert publish(store, seed=6).manifest.fingerprint != first.manifest.fingerprint
     assert publish(store, seed=5, fitted_until="2017-01-01").manifest.fingerprint != first.manifest.fingerprint

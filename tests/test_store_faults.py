@@ -24,11 +24,11 @@ from killing import check_after_kill, kill_one, run_together
 from safetensors.numpy import save_file
 from store_fixtures import LFS_POINTER, append, make_manifest, publish, segment_files, write_files
 
-from memory_index import disk
-from memory_index.archive import export, import_version
 from memory_index.errors import IncompatibleError, MemoryIndexError, NotFoundError, ResourceError, VerificationError
-from memory_index.store import Store
-from memory_index.version import Location, Version, check_files, load, manifest_files, verify
+from memory_index.versions import disk
+from memory_index.versions.archive import export, import_version
+from memory_index.versions.store import Store
+from memory_index.versions.version import Location, Version, check_files, load, manifest_files, verify
 
 FILES = ("manifest.json", "manifest.sha256", "encoder.safetensors", *segment_files(0), *segment_files(1))
 NOBODY = 65534
@@ -484,7 +484,7 @@ class TestRivals:
             store.remove("etth1@1")
             return load(location)
 
-        monkeypatch.setattr("memory_index.store.load", switch_first)
+        monkeypatch.setattr("memory_index.versions.store.load", switch_first)
         assert store.resolve("etth1@prod") == second
 
     def test_readers_beside_switches_and_removals(self, store: Store) -> None:

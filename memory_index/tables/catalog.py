@@ -56,7 +56,7 @@ def shipped(name: str) -> Path:
     In an installed wheel it lies inside the package, in a checkout in `datasets/` beside it.
     Raises `NotFoundError` if it is in neither place.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     places = (package / "shipped" / name, package.parent / "datasets" / name)
     for place in places:
         if place.is_file():

@@ -12,13 +12,12 @@ from memory_index.encoder import DualKeyEncoder, EncoderConfig, KeyEncoder
 from memory_index.errors import IncompatibleError, MemoryIndexError, VerificationError
 from memory_index.key_spaces import Segment
 from memory_index.local import LocalMemory
-from memory_index.manifest import Manifest
 from memory_index.scaling import SeriesScale
-from memory_index.segments import join_series, keys_file, read_groups, read_windows
-from memory_index.series import Series, SeriesTable
-from memory_index.store import Store
-from memory_index.types import KeySpace
-from memory_index.version import Problem, Version, check_files, read_parquet
+from memory_index.tables.series import Series, SeriesTable
+from memory_index.versions.manifest import Manifest
+from memory_index.versions.segments import SegmentPlan, join_series, keys_file, read_groups, read_windows
+from memory_index.versions.store import Store
+from memory_index.versions.version import Problem, Version, check_files, read_parquet
 from memory_index.windows import StoredWindows
 
 ENCODER_FILE = "encoder.safetensors"
@@ -62,7 +61,6 @@ def read_encoder(folder: Path, manifest: Manifest, load_encoder: LoadEncoder | N
             config=EncoderConfig(**settings),
             horizon=manifest.window.horizon,
             scale=SeriesScale(mean=arrays.pop("scale-mean"), std=arrays.pop("scale-std")),
-            joint_series=tuple(range(len(manifest.series_ids))) if manifest.joint == "built" else (),
             arrays=arrays,
         )
     else:
@@ -71,34 +69,44 @@ def read_encoder(folder: Path, manifest: Manifest, load_encoder: LoadEncoder | N
             hint="open it through the forecaster, which can load it",
         )
     if encoder.fingerprint != manifest.encoder["fingerprint"]:
-        raise VerificationError(f"the encoder in {folder} is not the one that made this version's keys", hint="restore the version")
+        raise VerificationError(
+            f"the encoder in {folder} is not the one that made this version's keys", hint="restore the version"
+        )
     return encoder
 
 
 def write_encoder(folder: Path, encoder: DualKeyEncoder) -> dict[str, object]:
     """Write the built-in encoder; returns what the manifest says of it."""
     arrays = encoder.arrays | {"scale-mean": encoder.scale.mean, "scale-std": encoder.scale.std}
-    safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / ENCODER_FILE)
+    safetensors.numpy.save_file(
+        {name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / ENCODER_FILE
+    )
     return {"kind": BUILT_IN, "settings": encoder.config.to_dict(), "fingerprint": encoder.fingerprint}
+
+
+def plan_of(manifest: Manifest) -> SegmentPlan:
+    """What all segments of a version have in common."""
+    spaces = tuple(record.space for record in manifest.spaces)
+    return SegmentPlan(window=manifest.window, spaces=spaces, num_series=len(manifest.series_ids))
 
 
 def read_series(folder: Path, manifest: Manifest) -> SeriesTable:
     """All steps that a version stores, as a table. Hashes must have been checked before."""
     tables = [
-        read_parquet(folder / segment.folder / "series.parquet", num_rows=segment.num_steps) for segment in manifest.segments
+        read_parquet(folder / segment.folder / "series.parquet", num_rows=segment.num_steps)
+        for segment in manifest.segments
     ]
     return SeriesTable(
         step=manifest.step,
         layout=manifest.layout,
         series=tuple(join_series(tables, manifest.series_ids)),
-        source=str(manifest.source["file"]),
+        source=manifest.built.source,
     )
 
 
 def read_memory(folder: Path, manifest: Manifest, encoder: KeyEncoder, *, threads: int | None = None) -> LocalMemory:
     """Read and map the files of a version. Hashes must have been checked before."""
-    views = tuple(dict.fromkeys(record.view for record in manifest.spaces))
-    joint = tuple(range(len(manifest.series_ids))) if manifest.joint == "built" else ()
+    views = plan_of(manifest).views
     segments, first_row = [], 0
     for record in manifest.segments:
         table = read_parquet(folder / record.folder / "windows.parquet", num_rows=record.num_rows)
@@ -106,23 +114,15 @@ def read_memory(folder: Path, manifest: Manifest, encoder: KeyEncoder, *, thread
             windows=read_windows(table, views),
             first_row=first_row,
             groups={},
-            joint_series=joint,
             num_series=len(manifest.series_ids),
         )
         for space in manifest.spaces:
-            offsets = _group_offsets(segment, space.space)
+            offsets = segment.windows.group_offsets(space.space, segment.num_series)
             segment.groups[space.space] = read_groups(folder / record.folder, space.space, space.factory, offsets)
         segments.append(segment)
         first_row += record.num_rows
     windows = _stored_windows(read_series(folder, manifest).series, manifest, segments, views)
     return LocalMemory(manifest, encoder, windows, segments, threads=threads)
-
-
-def _group_offsets(segment: Segment, space: KeySpace) -> np.ndarray:
-    """Where the groups of a key space begin and end in its keys."""
-    if space.scope == "own":
-        return segment.own_offsets
-    return np.array([0, len(segment.moments) if space.scope == "joint" else len(segment.windows)])
 
 
 def _stored_windows(
@@ -158,9 +158,21 @@ def verify_contents(version: Version, *, load_encoder: LoadEncoder | None = None
             file = f"{where.folder}/{keys_file(record.space)}"
             for group in segment.groups[record.space]:
                 if group.keys.shape[1] != record.width:
-                    problems.append(Problem(file=file, kind="unknown", message=f"has keys of width {group.keys.shape[1]}, not {record.width}"))
+                    problems.append(
+                        Problem(
+                            file=file,
+                            kind="unknown",
+                            message=f"has keys of width {group.keys.shape[1]}, not {record.width}",
+                        )
+                    )
                 if group.index is not None and group.index.ntotal != len(group):
-                    problems.append(Problem(file=file, kind="unknown", message=f"has {len(group)} keys, its FAISS index {group.index.ntotal}"))
+                    problems.append(
+                        Problem(
+                            file=file,
+                            kind="unknown",
+                            message=f"has {len(group)} keys, its FAISS index {group.index.ntotal}",
+                        )
+                    )
     if not problems:
         problems += _canary(memory)
     return problems
@@ -173,9 +185,21 @@ def _canary(memory: LocalMemory) -> list[Problem]:
     problems = []
     for space, distance in self_distances(memory).items():
         if distance > CANARY_TOLERANCE:
-            problems.append(Problem(file=keys_file(space), kind="unknown", message=f"stored windows encode {distance:.3g} away from their keys"))
+            problems.append(
+                Problem(
+                    file=keys_file(space),
+                    kind="unknown",
+                    message=f"stored windows encode {distance:.3g} away from their keys",
+                )
+            )
     for space, recall in recall_at_10(memory).items():
         promised = next(record.recall_at_10 for record in memory.manifest.spaces if record.space == space)
         if recall < promised - 0.02:
-            problems.append(Problem(file=keys_file(space), kind="unknown", message=f"recall@10 is {recall:.3f}, {promised:.3f} when it was built"))
+            problems.append(
+                Problem(
+                    file=keys_file(space),
+                    kind="unknown",
+                    message=f"recall@10 is {recall:.3f}, {promised:.3f} when it was built",
+                )
+            )
     return problems

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from memory_index import disk
 from memory_index.errors import IncompatibleError, MemoryIndexError, NotFoundError, UsageError, VerificationError
-from memory_index.layout import check_name, parse_ref
-from memory_index.manifest import FileRecord, Manifest, manifest_from_json
-from memory_index.store import Store
-from memory_index.version import (
+from memory_index.versions import disk
+from memory_index.versions.layout import check_name, parse_ref
+from memory_index.versions.manifest import FileRecord, Manifest, manifest_from_json
+from memory_index.versions.store import Store
+from memory_index.versions.version import (
     MANIFEST,
     MANIFEST_HASH,
     MAX_MANIFEST_BYTES,

@@ -13,8 +13,8 @@ import secrets
 from collections.abc import Collection
 from pathlib import Path
 
-from memory_index import disk
 from memory_index.errors import NotFoundError, UsageError, VerificationError
+from memory_index.versions import disk
 
 LATEST = "latest"
 ALIASES = "aliases"

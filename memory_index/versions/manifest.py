@@ -34,7 +34,6 @@ class SegmentRecord:
 
     folder: str
     num_rows: int
-    num_moments: int
     num_steps: int  # over all series
 
 
@@ -65,6 +64,7 @@ class SpaceRecord:
 class BuildRecord:
     """How the build went. The only part of the manifest that is not in the fingerprint."""
 
+    source: str  # name of the file that the data came from
     created_at: str  # ISO 8601, UTC
     seconds: float
     peak_rss_mb: float
@@ -87,7 +87,7 @@ class Manifest:
     num_rows: int
     first_known_at: str
     last_known_at: str
-    source: dict[str, Any]  # file name and content hash (series.SeriesTable.content_hash) of all data stored
+    data_sha256: str  # of all series stored (SeriesTable.content_hash)
     segments: tuple[SegmentRecord, ...]
     files: dict[str, FileRecord]  # by path relative to the version folder, "/" between parts
     parent: str | None  # fingerprint of the version that this one was appended to

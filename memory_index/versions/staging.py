@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memory_index import disk
 from memory_index.errors import VerificationError
-from memory_index.manifest import FileRecord, Manifest, manifest_from_json
-from memory_index.version import MANIFEST, RESTORE, Version, manifest_files, require_present
+from memory_index.versions import disk
+from memory_index.versions.manifest import FileRecord, Manifest, manifest_from_json
+from memory_index.versions.version import MANIFEST, RESTORE, Version, manifest_files, require_present
 
 if TYPE_CHECKING:
-    from memory_index.store import Store
+    from memory_index.versions.store import Store
 
 READ_ONLY = ~0o222
 

@@ -64,6 +64,19 @@ def empty_index(width: int, factory: str, *, where: str = "") -> faiss.Index:
         ) from error
 
 
+def trained_index(keys: np.ndarray, factory: str) -> faiss.Index:
+    """A FAISS index over keys float32 [n, E]. Raises `UsageError` if they are too few to train it."""
+    index = empty_index(keys.shape[1], factory)
+    if not index.is_trained:
+        try:
+            index.train(keys)
+        except RuntimeError as error:
+            message = f"{len(keys):,} keys cannot train a FAISS index '{factory}'"
+            raise UsageError(message, hint="choose a smaller one, or --factory auto") from error
+    index.add(keys)
+    return index
+
+
 def num_training_keys(index: faiss.Index, factory: str) -> int:
     """Keys that an index needs to be trained well, by FAISS's own measure of points per cluster; 0 without clusters.
 

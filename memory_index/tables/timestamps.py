@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memory_index.errors import UsageError
-from memory_index.problems import Problem, ProblemLog
+from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.windows import to_ns
 
 DATE_FORMATS = (

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from memory_index import disk
-from memory_index.layout import ALIASES, STAGING, TRASH
+from memory_index.versions import disk
+from memory_index.versions.layout import ALIASES, STAGING, TRASH
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,9 +15,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from memory_index import disk
 from memory_index.errors import IncompatibleError, NotFoundError, ResourceError, UsageError, VerificationError
-from memory_index.layout import (
+from memory_index.versions import disk
+from memory_index.versions.layout import (
     ALIASES,
     BUILDER_LOCK,
     CATALOG_LOCK,
@@ -33,9 +33,9 @@ from memory_index.layout import (
     read_alias,
     unknown,
 )
-from memory_index.leftovers import GcReport, freed_bytes, is_held, leftovers_in
-from memory_index.staging import Staging
-from memory_index.version import Location, Version, load
+from memory_index.versions.leftovers import GcReport, freed_bytes, is_held, leftovers_in
+from memory_index.versions.staging import Staging
+from memory_index.versions.version import Location, Version, load
 
 CATALOG_WAIT_S = 10.0  # its holders need milliseconds
 

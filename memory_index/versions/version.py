@@ -16,9 +16,9 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from memory_index.disk import files_below, hash_files, refusals_named
 from memory_index.errors import MemoryIndexError, NotFoundError, ResourceError, VerificationError
-from memory_index.manifest import LFS_POINTER, FileRecord, Manifest, manifest_from_json
+from memory_index.versions.disk import files_below, hash_files, refusals_named
+from memory_index.versions.manifest import LFS_POINTER, FileRecord, Manifest, manifest_from_json
 
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"

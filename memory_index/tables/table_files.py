@@ -17,7 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from memory_index.errors import NotFoundError, ResourceError
-from memory_index.problems import Problem, ProblemLog
+from memory_index.tables.problems import Problem, ProblemLog
 
 DELIMITERS = ",;\t|"
 COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")

@@ -1,14 +1,14 @@
 """One segment of a version: its files, how they are written, and how they are read back.
 
-    series.parquet    the steps that this segment adds: series, time, value
-    windows.parquet   its windows, ordered by (known_at, series): where they are and what normalised them
-    keys-SCOPE-VIEW.npy   keys, float32 [n, E]; `own` grouped by series, `joint` one per moment; each in time order
-    SCOPE-VIEW-GROUP.faiss   an index over one group of keys, only where it is faster than an exact scan
+series.parquet    the steps that this segment adds: series, time, value
+windows.parquet   its windows, ordered by (known_at, series): where they are and what normalised them
+keys-SCOPE-VIEW.npy   keys, float32 [n, E]; `own` grouped by series, `joint` one per moment; each in time order
+SCOPE-VIEW-GROUP.faiss   an index over one group of keys, only where it is faster than an exact scan
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +18,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memory_index.encoder import KeyEncoder
-from memory_index.errors import UsageError
-from memory_index.factories import empty_index
 from memory_index.search import EXACT_ROWS, KeyGroup
-from memory_index.series import Series, SeriesTable
-from memory_index.types import KeySpace
+from memory_index.tables.series import Series, SeriesTable
+from memory_index.types import KeySpace, Scope
+from memory_index.versions.disk import write_array
+from memory_index.versions.factories import trained_index
 from memory_index.windows import WindowSpec, cut
 
 CHUNK = 2048  # windows encoded at once
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentPlan:
+    """What all segments of a version have in common: the shape of windows, the key spaces, the number of series."""
+
+    window: WindowSpec
+    spaces: tuple[KeySpace, ...]
+    num_series: int
+
+    @property
+    def views(self) -> tuple[int, ...]:
+        """The views of all key spaces, in their order."""
+        return tuple(dict.fromkeys(space.view for space in self.spaces))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +60,22 @@ class SegmentWindows:
         """int64 [n]: rows grouped by series, each group in time order; the order of `own` keys."""
         return np.argsort(self.series, kind="stable")
 
-    def moments(self, joint_series: tuple[int, ...]) -> np.ndarray:
-        """int64 [M, N]: for each time at which every series of the joint group has a window, their rows; the order of `joint` keys.
+    def moments(self, num_series: int) -> np.ndarray:
+        """int64 [M, N]: rows of each moment at which all N series have a window; the order of `joint` keys.
 
         Rows are ordered by (known_at, series), so the rows of a complete moment are consecutive.
         """
-        num = len(joint_series)
-        if not num or len(self) < num:
-            return np.empty((0, num), dtype=np.int64)
-        first = np.flatnonzero(self.known_at[num - 1 :] == self.known_at[: len(self) - num + 1])
-        return first[:, None] + np.arange(num)
+        if len(self) < num_series:
+            return np.empty((0, num_series), dtype=np.int64)
+        last = num_series - 1
+        first = np.flatnonzero(self.known_at[last:] == self.known_at[: len(self) - last])
+        return first[:, None] + np.arange(num_series)
+
+    def group_offsets(self, space: KeySpace, num_series: int) -> np.ndarray:
+        """int64 [groups + 1]: where the groups of a key space begin and end in its keys."""
+        if space.scope == "own":
+            return np.concatenate([[0], np.cumsum(np.bincount(self.series, minlength=num_series))])
+        return np.array([0, len(self.moments(num_series)) if space.scope == "joint" else len(self)])
 
 
 def write_segment(
@@ -63,64 +83,61 @@ def write_segment(
     table: SeriesTable,
     origins: list[np.ndarray],
     encoder: KeyEncoder,
+    plan: SegmentPlan,
     *,
-    spec: WindowSpec,
-    spaces: Iterable[KeySpace],
-    views: tuple[int, ...],
-    joint_series: tuple[int, ...],
-    new_from: list[int],
+    new_from: list[int] | None = None,
 ) -> SegmentWindows:
     """Encode the windows at `origins` and write every file but the FAISS indexes.
 
-    table: all steps that the windows need. origins: origin rows per series, ascending, counted in `table`.
-    new_from: per series, the first row of `table` that no earlier segment stores. Row numbers written are
-    those of `table`: the caller passes tables that begin where the version's series begin.
+    table: whole series, from where the version's series begin. origins: origin rows per series, ascending.
+    new_from: per series, the first row of `table` that no earlier segment stores (default: all are new).
     """
     folder.mkdir(parents=True)
-    counts = [len(rows) for rows in origins]
+    spec, counts = plan.window, [len(rows) for rows in origins]
     series = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    origin_row = np.concatenate([*origins, np.empty(0, dtype=np.int64)])
-    known_at = np.concatenate([
-        table.step.add(part.times[rows + spec.horizon], spec.known_delay)
-        for part, rows in zip(table.series, origins, strict=True)
-    ])
+    ends = [part.times[rows + spec.horizon] for part, rows in zip(table.series, origins, strict=True)]
+    known_at = table.step.add(np.concatenate(ends), spec.known_delay)
     order = np.lexsort((series, known_at))
-    statistics = np.empty((len(views), 3, len(series)), dtype=np.float32)
-    spaces = tuple(spaces)
-    for number, view in enumerate(views):
-        scopes = tuple(space.scope for space in spaces if space.view == view and space.scope != "joint")
+    statistics = np.empty((len(plan.views), 3, len(series)), dtype=np.float32)
+    for number, view in enumerate(plan.views):
+        scopes = tuple(space.scope for space in plan.spaces if space.view == view and space.scope != "joint")
         keys, statistics[number] = _encode_series(table, origins, encoder, view, scopes, spec)
         for scope, rows in keys.items():
-            np.save(folder / keys_file(KeySpace(scope, view)), rows if scope == "own" else rows[order], allow_pickle=False)
-        del keys
+            write_array(folder / keys_file(KeySpace(scope, view)), rows if scope == "own" else rows[order])
     windows = SegmentWindows(
         series=series[order],
-        origin_row=origin_row[order],
+        origin_row=np.concatenate(origins)[order],
         known_at=known_at[order],
         location=statistics[:, 0, order].T,
         spread=statistics[:, 1, order].T,
         flat=statistics[:, 2, order].T > 0,
     )
-    moments = windows.moments(joint_series)
-    for space in spaces:
+    for space in plan.spaces:
         if space.scope == "joint":
-            joint = _encode_moments(table, windows.origin_row[moments], encoder, space.view, np.array(joint_series), spec)
-            np.save(folder / keys_file(space), joint, allow_pickle=False)
-    write_windows(folder, windows, views)
-    write_series(folder, [(part.times[start:], part.values[start:]) for part, start in zip(table.series, new_from, strict=True)])
+            rows = windows.origin_row[windows.moments(plan.num_series)]
+            write_array(folder / keys_file(space), _encode_moments(table, rows, encoder, space.view, spec))
+    write_windows(folder, windows, plan.views)
+    new_from = new_from or [0] * len(table.series)
+    write_series(folder, [(s.times[start:], s.values[start:]) for s, start in zip(table.series, new_from, strict=True)])
     return windows
 
 
 def keys_file(space: KeySpace) -> str:
+    """The file of a key space's keys, in its segment."""
     return f"keys-{space}.npy"
 
 
 def _encode_series(
-    table: SeriesTable, origins: list[np.ndarray], encoder: KeyEncoder, view: int, scopes: tuple, spec: WindowSpec
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    table: SeriesTable,
+    origins: list[np.ndarray],
+    encoder: KeyEncoder,
+    view: int,
+    scopes: tuple[Scope, ...],
+    spec: WindowSpec,
+) -> tuple[dict[Scope, np.ndarray], np.ndarray]:
     """Keys of every window, series after series, {scope: float32 [n, E]}, and statistics float32 [3, n]."""
     total = sum(len(rows) for rows in origins)
-    keys: dict[str, np.ndarray] = {}
+    keys: dict[Scope, np.ndarray] = {}
     statistics = np.empty((3, total), dtype=np.float32)
     done = 0
     for number, rows in enumerate(origins):
@@ -137,15 +154,16 @@ def _encode_series(
 
 
 def _encode_moments(
-    table: SeriesTable, origin_row: np.ndarray, encoder: KeyEncoder, view: int, series: np.ndarray, spec: WindowSpec
+    table: SeriesTable, origin_row: np.ndarray, encoder: KeyEncoder, view: int, spec: WindowSpec
 ) -> np.ndarray:
     """Joint keys, float32 [M, E]; origin_row: int64 [M, N]."""
-    values = [table.series[number].values.astype(np.float32) for number in series]
+    values = [series.values.astype(np.float32) for series in table.series]
+    numbers = np.arange(len(values))
     parts = []
     for chunk in _chunks(origin_row):
         first = chunk - spec.lookback + 1
         context = np.stack([cut(v, first[:, n], spec.lookback) for n, v in enumerate(values)], axis=1)
-        parts.append(encoder.encode(view, context, series, ("joint",)).keys["joint"])
+        parts.append(encoder.encode(view, context, numbers, ("joint",)).keys["joint"])
     return np.concatenate(parts)
 
 
@@ -165,7 +183,10 @@ def read_windows(table: pa.Table, views: tuple[int, ...]) -> SegmentWindows:
         name: np.stack([column[f"{name}_{view}"] for view in views], axis=1) for name in ("location", "spread", "flat")
     }
     return SegmentWindows(
-        series=column["series"], origin_row=column["origin_row"], known_at=column["known_at"].astype("datetime64[ns]"), **stack
+        series=column["series"],
+        origin_row=column["origin_row"],
+        known_at=column["known_at"].astype("datetime64[ns]"),
+        **stack,
     )
 
 
@@ -196,33 +217,32 @@ def join_series(tables: list[pa.Table], series_ids: tuple[str, ...]) -> list[Ser
     ]
 
 
-def write_index(path: Path, keys: np.ndarray, factory: str) -> None:
-    """Build one FAISS index over a group of keys. Raises `UsageError` if there are too few keys to train it."""
-    index = empty_index(keys.shape[1], factory)
-    if not index.is_trained:
-        try:
-            index.train(keys)
-        except RuntimeError as error:
-            raise UsageError(
-                f"{len(keys):,} keys cannot train a FAISS index '{factory}'", hint="choose a smaller one, or --factory auto"
-            ) from error
-    index.add(keys)
-    faiss.write_index(index, str(path))
+def read_keys(folder: Path, space: KeySpace) -> np.ndarray:
+    """The keys of a key space, float32 [n, E], mapped from disk."""
+    return np.load(folder / keys_file(space), mmap_mode="r", allow_pickle=False).view(np.ndarray)
+
+
+def write_indexes(folder: Path, windows: SegmentWindows, plan: SegmentPlan, factories: dict[KeySpace, str]) -> None:
+    """Write the FAISS files of a segment, for the groups of keys that are large enough to need one."""
+    for space in plan.spaces:
+        offsets, keys = windows.group_offsets(space, plan.num_series), read_keys(folder, space)
+        for group, file in index_files(space, factories[space], offsets).items():
+            index = trained_index(keys[offsets[group] : offsets[group + 1]], factories[space])
+            # By way of Python's file, because FAISS's own does not notice a disk that is full when it closes it.
+            with (folder / file).open("xb") as target:
+                faiss.write_index(index, faiss.PyCallbackIOWriter(target.write))
 
 
 def index_files(space: KeySpace, factory: str, offsets: np.ndarray) -> dict[int, str]:
     """Which groups of a key space have a FAISS file: {group number: file name}. Small groups are scanned."""
     if factory == "Flat":
         return {}
-    return {
-        group: f"{space}-{group}.faiss" for group, size in enumerate(np.diff(offsets)) if size > EXACT_ROWS
-    }
+    return {group: f"{space}-{group}.faiss" for group, size in enumerate(np.diff(offsets)) if size > EXACT_ROWS}
 
 
 def read_groups(folder: Path, space: KeySpace, factory: str, offsets: np.ndarray) -> list[KeyGroup]:
     """The key groups of one key space, mapped from disk. Hashes must have been checked before."""
-    keys = np.load(folder / keys_file(space), mmap_mode="r", allow_pickle=False).view(np.ndarray)
-    files = index_files(space, factory, offsets)
+    keys, files = read_keys(folder, space), index_files(space, factory, offsets)
     flags = faiss.IO_FLAG_MMAP_IFC
     return [
         KeyGroup(

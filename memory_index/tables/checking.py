@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from memory_index.columns import ReadOptions
 from memory_index.errors import DataError
-from memory_index.problems import Problem, ProblemLog
-from memory_index.reading import assemble
-from memory_index.series import Series, SeriesTable
+from memory_index.tables.columns import ReadOptions
+from memory_index.tables.problems import Problem, ProblemLog
+from memory_index.tables.reading import assemble
+from memory_index.tables.series import Series, SeriesTable
 
 FLAT_STEPS = 48  # so many equal values in a row are worth a note: two days of an hourly table
 

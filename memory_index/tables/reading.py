@@ -17,13 +17,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memory_index.columns import MISSING, ReadOptions, Roles, find_roles
-from memory_index.problems import Problem, ProblemLog
-from memory_index.regular import Block, Grid, regular
-from memory_index.series import SeriesTable
-from memory_index.steps import infer_step, step_of
-from memory_index.table_files import RawTable, read_columns
-from memory_index.timestamps import parse_times
+from memory_index.tables.columns import MISSING, ReadOptions, Roles, find_roles
+from memory_index.tables.problems import Problem, ProblemLog
+from memory_index.tables.regular import Block, Grid, regular
+from memory_index.tables.series import SeriesTable
+from memory_index.tables.steps import infer_step, step_of
+from memory_index.tables.table_files import RawTable, read_columns
+from memory_index.tables.timestamps import parse_times
 from memory_index.windows import Step
 
 

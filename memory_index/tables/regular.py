@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from memory_index.columns import ReadOptions
 from memory_index.errors import ResourceError
-from memory_index.problems import Problem, ProblemLog
-from memory_index.series import Series
-from memory_index.steps import grid_positions
+from memory_index.tables.columns import ReadOptions
+from memory_index.tables.problems import Problem, ProblemLog
+from memory_index.tables.series import Series
+from memory_index.tables.steps import grid_positions
 from memory_index.windows import Step
 
 FILL_FIX = "drop, ffill or interpolate"

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from memory_index.errors import MemoryIndexError, ResourceError
-from memory_index.manifest import FileRecord
+from memory_index.versions.manifest import FileRecord
 
 TEMPORARY = ".new-"  # beginning of the name of a file that is about to replace another
 READ_BYTES = 1 << 20  # per read: large enough for full speed, small enough for the cache of a core

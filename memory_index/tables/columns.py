@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memory_index.errors import NotFoundError, UsageError
-from memory_index.problems import Problem, ProblemLog
-from memory_index.table_files import RawTable
-from memory_index.timestamps import looks_like_times
+from memory_index.tables.problems import Problem, ProblemLog
+from memory_index.tables.table_files import RawTable
+from memory_index.tables.timestamps import looks_like_times
 
 TIME_NAMES = ("ds", "date", "time", "timestamp", "datetime", "date_time", "time_stamp")
 ID_NAMES = ("unique_id", "series_id", "item_id")

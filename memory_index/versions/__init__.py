@@ -1,0 +1,1 @@
+"""Tables to versions: building and appending, publishing and finding, checking and opening, moving."""

@@ -1,0 +1,226 @@
+"""Building a version from the training part of a table; what `append.py` and `compact.py` share with it stands last.
+
+All of them write into a staging folder and publish it with one rename (`store.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version as library_version
+from pathlib import Path
+
+import numpy as np
+
+from memory_index.encoder import EncoderConfig, KeyEncoder
+from memory_index.errors import DataError, IncompatibleError, UsageError
+from memory_index.fit_encoder import fit_encoder, shared_origins
+from memory_index.measure import recall_at_10, temperatures
+from memory_index.splits import Split
+from memory_index.tables.series import Series, SeriesTable
+from memory_index.types import SCOPES, KeySpace, Scope
+from memory_index.versions.factories import check_factory, choose_factory
+from memory_index.versions.manifest import FORMAT, BuildRecord, Manifest, SegmentRecord, SpaceRecord
+from memory_index.versions.opening import read_memory, write_encoder
+from memory_index.versions.segments import SegmentPlan, SegmentWindows, write_indexes, write_segment
+from memory_index.versions.store import Store
+from memory_index.versions.version import Version
+from memory_index.windows import WindowSpec, check_views, origin_rows
+
+MAX_JOINT_SERIES = 64  # METHOD 5.1b
+DEFAULT_VIEWS = EncoderConfig().views
+FIRST_SEGMENT = "segment-0"
+RECORDED_LIBRARIES = ("numpy", "pandas", "pyarrow", "faiss-cpu", "safetensors")
+
+
+def default_views(lookback: int) -> tuple[int, ...]:
+    """The default views that fit a lookback, or the whole lookback where none does."""
+    return tuple(view for view in DEFAULT_VIEWS if view <= lookback) or (lookback,)
+
+
+def build(
+    table: SeriesTable,
+    store: Store,
+    name: str,
+    *,
+    window: WindowSpec,
+    split: Split,
+    encoder: EncoderConfig | None = None,
+    scopes: tuple[Scope, ...] | None = None,
+    factory: str = "auto",
+    fit_origins: list[np.ndarray] | None = None,
+) -> Version:
+    """Build a version from the training part of a table and publish it.
+
+    encoder: settings of the built-in key; default views are those that fit the lookback. scopes: default all
+    that the table allows (`joint` needs 2 to 64 series with shared time stamps). factory: `auto`, `Flat`, or any
+    FAISS factory string. fit_origins: origin rows per series of the windows that the encoder is fitted on, where those are
+    not all that are stored (cross-fitting, METHOD 5.2).
+
+    Raises `DataError` (series too short), `UsageError` (views, scopes, factory), `IncompatibleError` (a scope
+    that this table cannot have), `ResourceError` (disk, lock).
+    """
+    started = time.perf_counter()
+    encoder = encoder or EncoderConfig(views=default_views(window.lookback))
+    check_views(encoder.views, window)
+    training = stored_part(table, split.train_until, window)
+    origins = [origin_rows(series.values, window) for series in training.series]
+    require_windows(training, origins, window)
+    joint = joint_refusal(table, origins)
+    scopes = choose_scopes(scopes, joint)
+    plan = SegmentPlan(
+        window=window,
+        spaces=tuple(KeySpace(scope, view) for scope in scopes for view in encoder.views),
+        num_series=len(table.series),
+    )
+    sizes = {space: group_sizes(space, origins) for space in plan.spaces}
+    check_factory(factory, {space: encoder.key_width(space, plan.num_series) for space in plan.spaces}, sizes)
+    with store.staging(name) as staging:
+        fitted = fit_encoder(
+            training, fit_origins or origins, encoder, lookback=window.lookback, horizon=window.horizon, scopes=scopes
+        )
+        described = write_encoder(staging.path, fitted)
+        windows = write_segment(staging.path / FIRST_SEGMENT, training, origins, fitted, plan)
+        records = tuple(
+            space_record(space, plan, encoder, fitted.value_width(space), factory, sizes[space])
+            for space in plan.spaces
+        )
+        write_indexes(staging.path / FIRST_SEGMENT, windows, plan, {record.space: record.factory for record in records})
+        manifest = Manifest(
+            format=FORMAT,
+            window=window,
+            step=table.step,
+            layout=table.layout,
+            series_ids=table.series_ids,
+            joint="built" if "joint" in scopes else joint or "not asked for",
+            encoder=described,
+            spaces=records,
+            split=split,
+            fitted_until=str(max(series.times[-1] for series in training.series)),
+            num_rows=len(windows),
+            first_known_at=str(windows.known_at[0]),
+            last_known_at=str(windows.known_at[-1]),
+            data_sha256=training.content_hash,
+            segments=(segment_record(FIRST_SEGMENT, windows, [len(series) for series in training.series]),),
+            files={},
+            parent=None,
+            libraries={library: library_version(library) for library in RECORDED_LIBRARIES},
+            built=built_since(started, table.source),
+        )
+        measured = temperatures(read_memory(staging.path, manifest, fitted))
+        spaces = tuple(dataclasses.replace(record, temperature=measured[record.space]) for record in records)
+        manifest = with_recall(staging.path, dataclasses.replace(manifest, spaces=spaces), fitted)
+        return staging.publish(dataclasses.replace(manifest, built=built_since(started, table.source)))
+
+
+def joint_refusal(table: SeriesTable, origins: list[np.ndarray]) -> str:
+    """Why a table with these training windows cannot have the joint scope; empty if it can (METHOD 5.1b)."""
+    if not 2 <= len(table.series) <= MAX_JOINT_SERIES:
+        return f"it needs 2 to {MAX_JOINT_SERIES} series, and there are {len(table.series)}"
+    if not table.shares_times:
+        return "it needs series that share all time stamps"
+    return (
+        "" if len(shared_origins(origins)) else "it needs a time at which no series has a missing value in its window"
+    )
+
+
+def choose_scopes(asked: tuple[Scope, ...] | None, joint: str) -> tuple[Scope, ...]:
+    """The scopes to build. joint: why there can be no joint scope, or empty."""
+    if asked is None:
+        return tuple(scope for scope in SCOPES if scope != "joint" or not joint)
+    for scope in asked:
+        if scope not in SCOPES:
+            raise UsageError(f"unknown scope '{scope}'", hint=f"choose from {', '.join(SCOPES)}")
+    if "joint" in asked and joint:
+        raise IncompatibleError(f"this table cannot have the scope 'joint': {joint}", hint="leave it out of --scopes")
+    if not asked:
+        raise UsageError("at least one scope is needed", hint=f"choose from {', '.join(SCOPES)}")
+    return tuple(scope for scope in SCOPES if scope in asked)
+
+
+def group_sizes(space: KeySpace, origins: list[np.ndarray]) -> np.ndarray:
+    """Keys in each group of a key space of a version with windows at these origin rows, int64 [groups]."""
+    if space.scope == "own":
+        return np.array([len(rows) for rows in origins])
+    return np.array([len(shared_origins(origins)) if space.scope == "joint" else sum(map(len, origins))])
+
+
+def stored_part(table: SeriesTable, until: str | np.datetime64, window: WindowSpec) -> SeriesTable:
+    """The steps that are known by `until`: with a publication delay, that many steps fewer."""
+    limit = np.datetime64(until, "ns")
+    return cut_table(
+        table,
+        [
+            int(np.searchsorted(table.step.add(series.times, window.known_delay), limit, side="right"))
+            for series in table.series
+        ],
+    )
+
+
+def cut_table(table: SeriesTable, rows: list[int]) -> SeriesTable:
+    """The first rows of each series; series that shared their time stamps go on sharing them."""
+    times = {(id(s.times), n): s.times[:n] for s, n in zip(table.series, rows, strict=True)}
+    return dataclasses.replace(
+        table,
+        series=tuple(
+            Series(series_id=s.series_id, times=times[id(s.times), n], values=s.values[:n])
+            for s, n in zip(table.series, rows, strict=True)
+        ),
+    )
+
+
+def require_windows(table: SeriesTable, origins: list[np.ndarray], window: WindowSpec) -> None:
+    """Raise `DataError` for a series without a single whole window in the training part."""
+    for series, rows in zip(table.series, origins, strict=True):
+        if len(rows) == 0:
+            missing = int(np.isnan(series.values).sum())
+            raise DataError(
+                f"{table.source}: series '{series.series_id}' has no whole window of {window.lookback} + {window.horizon} "
+                f"steps in its training part of {len(series)} steps"
+                + (f", {missing} of them missing" if missing else ""),
+                hint="choose a shorter --lookback or --horizon, a larger training part, or leave the series out (--ignore)",
+            )
+
+
+def space_record(
+    space: KeySpace, plan: SegmentPlan, config: EncoderConfig, value_width: int, factory: str, sizes: np.ndarray
+) -> SpaceRecord:
+    """How a key space will be searched; its temperature and recall are not measured yet. sizes: int [groups]."""
+    chosen, reason = choose_factory(factory, int(sizes.max()))
+    return SpaceRecord(
+        scope=space.scope,
+        view=space.view,
+        width=config.key_width(space, plan.num_series),
+        value_width=value_width,
+        factory=chosen,
+        reason=reason,
+        temperature=1.0,
+        recall_at_10=1.0,
+    )
+
+
+# What append and compact do alike
+
+
+def with_recall(folder: Path, manifest: Manifest, encoder: KeyEncoder) -> Manifest:
+    """The manifest with the recall that its files have."""
+    recall = recall_at_10(read_memory(folder, manifest, encoder))
+    spaces = tuple(dataclasses.replace(record, recall_at_10=recall[record.space]) for record in manifest.spaces)
+    return dataclasses.replace(manifest, spaces=spaces)
+
+
+def segment_record(folder: str, windows: SegmentWindows, num_steps: list[int]) -> SegmentRecord:
+    """What the manifest says of a segment. num_steps: per series."""
+    return SegmentRecord(folder=folder, num_rows=len(windows), num_steps=sum(num_steps))
+
+
+def built_since(started: float, source: str) -> BuildRecord:
+    """How a build went that began at `time.perf_counter() == started`."""
+    return BuildRecord(
+        source=Path(source).name,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(time.perf_counter() - started, 3),
+        peak_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    )

@@ -1,0 +1,64 @@
+"""Compacting a version: its segments become one. Windows, keys and answers stay the same, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+
+from memory_index.errors import UsageError
+from memory_index.local import LocalMemory
+from memory_index.tables.series import SeriesTable
+from memory_index.versions.build import FIRST_SEGMENT, built_since, segment_record, with_recall
+from memory_index.versions.disk import write_array
+from memory_index.versions.opening import LoadEncoder, open_version, plan_of, read_series
+from memory_index.versions.segments import SegmentWindows, keys_file, write_indexes, write_series, write_windows
+from memory_index.versions.store import Store
+from memory_index.versions.version import Version
+
+
+def compact(store: Store, ref: str, *, load_encoder: LoadEncoder | None = None) -> Version:
+    """A new version with the segments of another merged into one.
+
+    Raises `UsageError` if there is only one segment.
+    """
+    started = time.perf_counter()
+    with store.staging(store.locate(ref).name) as staging:
+        parent = store.resolve(ref)
+        manifest = parent.manifest
+        if len(manifest.segments) == 1:
+            raise UsageError(f"{parent.ref} has only one segment: there is nothing to merge")
+        memory, plan = open_version(parent, load_encoder=load_encoder), plan_of(manifest)
+        staging.adopt(parent, *[path for path in manifest.files if "/" not in path])
+        folder = staging.path / FIRST_SEGMENT
+        windows = merge_segments(folder, memory, read_series(parent.path, manifest))
+        write_indexes(folder, windows, plan, {record.space: record.factory for record in manifest.spaces})
+        merged = dataclasses.replace(
+            manifest,
+            segments=(segment_record(FIRST_SEGMENT, windows, [len(memory.windows.values)]),),
+            parent=manifest.fingerprint,
+        )
+        merged = with_recall(staging.path, merged, memory.encoder)
+        return staging.publish(dataclasses.replace(merged, built=built_since(started, manifest.built.source)))
+
+
+def merge_segments(folder: Path, memory: LocalMemory, table: SeriesTable) -> SegmentWindows:
+    """Write the segments of a memory as one: the same rows and keys, in the order of a single segment."""
+    folder.mkdir(parents=True)
+    stored = memory.windows
+    order = np.lexsort((stored.series, stored.known_at))
+    names = ("series", "origin_row", "known_at", "location", "spread", "flat")
+    windows = SegmentWindows(**{name: getattr(stored, name)[order] for name in names})
+    write_windows(folder, windows, stored.views)
+    write_series(folder, [(series.times, series.values) for series in table.series])
+    for space in (record.space for record in memory.manifest.spaces):
+        if space.scope == "own":  # grouped by series, and within one the segments follow each other in time
+            groups = range(len(stored.series_ids))
+            keys = np.concatenate([segment.groups[space][g].keys for g in groups for segment in memory.segments])
+        else:
+            keys = np.concatenate([segment.groups[space][0].keys for segment in memory.segments])
+            keys = keys[order] if space.scope == "pooled" else keys
+        write_array(folder / keys_file(space), keys)
+    return windows
