@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -20,6 +20,7 @@ import numpy as np
 from memory_index.encoder import Encoded
 from memory_index.leakage import TimeSpans, admissible_ranges
 from memory_index.search import KeyGroup, Ranges, search_group
+from memory_index.threads import faiss_threads, one_blas_thread
 from memory_index.types import Filter, KeySpace, Queries, Scope
 from memory_index.versions.segments import SegmentWindows
 from memory_index.windows import StoredWindows
@@ -200,14 +201,15 @@ class KeySpaceSearch:
         return Found(squared, np.where(valid, row + task.segment.first_row, -1), value)
 
     def _run_all(self, run: Callable[[Task], None], tasks: list[Task]) -> None:
-        """Run tasks on this memory's threads: several side by side, a single one with all threads inside FAISS."""
-        if self.threads == 1 or len(tasks) <= 1:
-            with faiss_threads(self.threads):
-                for task in tasks:
-                    run(task)
+        """Run tasks on this memory's threads: several side by side, a single one with all threads inside it."""
+        if len(tasks) > 1 and self.threads > 1:
+            start = {"initializer": faiss.omp_set_num_threads, "initargs": (1,)}
+            with one_blas_thread(), ThreadPoolExecutor(self.threads, **start) as pool:
+                list(pool.map(run, tasks))
             return
-        with ThreadPoolExecutor(self.threads, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(run, tasks))
+        with one_blas_thread() if self.threads == 1 else nullcontext(), faiss_threads(self.threads):
+            for task in tasks:
+                run(task)
 
     def _ranges(self, segment: int, scope: Scope, group: int, queries: Queries, where: Filter) -> Ranges:
         """The rows of a group that each moment may see, by the leak rule and the filter's dates."""
@@ -289,14 +291,3 @@ def _merged(results: list[Found], k: int) -> Found:
     joined = Found(*(np.concatenate(parts, axis=1) for parts in zip(*results, strict=True)))
     order = np.lexsort((joined.row, joined.squared), axis=-1)[:, :k]
     return Found(*(np.take_along_axis(part, order, axis=1) for part in joined))
-
-
-@contextmanager
-def faiss_threads(num: int) -> Iterator[None]:
-    """Let FAISS use so many threads when called from this one; the setting is per calling thread."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(num)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)

@@ -1,0 +1,58 @@
+"""Threads of the libraries below: held while a search runs its own, and put back after."""
+
+from __future__ import annotations
+
+import threading
+
+import faiss
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from memory_index.threads import faiss_threads, one_blas_thread
+
+
+def blas_threads() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+@pytest.fixture(autouse=True)
+def _two_blas_threads():
+    with threadpool_limits(limits=2, user_api="blas"):
+        yield
+
+
+def test_blas_is_held_to_one_thread_and_put_back():
+    with one_blas_thread():
+        assert blas_threads() == {1}
+    assert blas_threads() == {2}
+
+
+def test_the_last_one_out_puts_it_back():
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with one_blas_thread():
+            inside.set()
+            leave.wait()
+
+    other = threading.Thread(target=hold)
+    other.start()
+    inside.wait()
+    with one_blas_thread():
+        leave.set()
+        other.join()
+        assert blas_threads() == {1}
+    assert blas_threads() == {2}
+
+
+def test_blas_is_put_back_after_an_error():
+    with pytest.raises(ZeroDivisionError), one_blas_thread():
+        raise ZeroDivisionError
+    assert blas_threads() == {2}
+
+
+def test_faiss_threads_are_those_of_the_caller():
+    before = faiss.omp_get_max_threads()
+    with faiss_threads(3):
+        assert faiss.omp_get_max_threads() == 3
+    assert faiss.omp_get_max_threads() == before
