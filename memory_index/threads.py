@@ -50,10 +50,14 @@ def faiss_threads(num: int) -> Iterator[None]:
 
 
 class _Limiter:
-    """The BLAS libraries that are loaded, found once: looking for them takes milliseconds."""
+    """The BLAS libraries that are loaded, found once: looking for them takes milliseconds.
+
+    Those that run on OpenMP (FAISS brings one) follow the setting of each calling thread, and are left alone.
+    """
 
     def __init__(self) -> None:
-        self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+        loaded = ThreadpoolController().select(user_api="blas").lib_controllers
+        self.libraries = [library for library in loaded if getattr(library, "threading_layer", "") != "openmp"]
         self.before: list[int] = []
 
     def hold(self) -> None:

@@ -12,7 +12,9 @@ from memory_index.threads import faiss_threads, one_blas_thread
 
 
 def blas_threads() -> set[int]:
-    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+    """Threads of every BLAS whose setting belongs to the whole process."""
+    loaded = [each for each in threadpool_info() if each["user_api"] == "blas"]
+    return {each["num_threads"] for each in loaded if each.get("threading_layer") != "openmp"}
 
 
 @pytest.fixture(autouse=True)
