@@ -1,4 +1,7 @@
-"""Forecasts that need no memory, to stand beside it: last value and seasonal naive (linear: `encoder.linear_forecast`)."""
+"""Forecasts that need no memory, to stand beside it: last value and seasonal naive.
+
+The linear forecast is made by the encoder: `encoder.linear_forecast`.
+"""
 
 from __future__ import annotations
 

@@ -40,14 +40,14 @@ def aligned_futures(neighbours: Neighbours) -> np.ndarray:
 
 def space_forecasts(neighbours: Neighbours) -> np.ndarray:
     """Weighted mean of the aligned futures of each key space, float32 [B, N, V, H]; NaN where it has none."""
-    b, n, v, k = neighbours.row.shape
+    b, n, v, _ = neighbours.row.shape
     weight = weights(neighbours)
     result = np.empty((b, n, v, neighbours.windows.spec.horizon), dtype=np.float32)
     for chunk in _chunks(neighbours):
         standard = _standard_futures(neighbours, chunk)
         mean = (weight[chunk][..., None] * standard).sum(axis=3)
         mean = neighbours.query_location[chunk][..., None] + neighbours.query_spread[chunk][..., None] * mean
-        result[chunk] = np.where(neighbours.valid[chunk].any(axis=3)[..., None], mean, np.nan)
+        result[chunk] = np.where(np.any(neighbours.valid[chunk], axis=3)[..., None], mean, np.nan)
     return result
 
 
@@ -71,8 +71,8 @@ def mean_over_spaces(by_space: np.ndarray) -> np.ndarray:
 def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmpty) -> np.ndarray:
     """Weighted quantiles over the aligned futures of all key spaces together, float32 [B, N, H, Q].
 
-    Each key space that has neighbours counts the same. `on_empty` as in `forecast`. The quantile of a level is interpolated linearly
-    between the values at the midpoints of the cumulative weights.
+    Each key space that has neighbours counts the same. `on_empty` as in `forecast`. The quantile of a level is
+    interpolated linearly between the values at the midpoints of the cumulative weights.
     """
     if not levels or not all(0 < level < 1 for level in levels):
         raise UsageError(f"quantile levels must lie between 0 and 1, not {list(levels)}")
@@ -92,7 +92,7 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
 
 def with_last_value(neighbours: Neighbours, values: np.ndarray, on_empty: OnEmpty) -> np.ndarray:
     """values [B, N, H] with the last value of the context for queries that have no neighbour, if that is allowed."""
-    found = neighbours.valid.any(axis=(2, 3))
+    found = np.any(neighbours.valid, axis=(2, 3))
     if on_empty == "error":
         require_neighbours(neighbours, found)
     return np.where(found[..., None], values, neighbours.queries.context[..., -1:])

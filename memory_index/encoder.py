@@ -1,6 +1,6 @@
-"""From windows to keys: the dual key (shape + value), its forecast-aware metric, views and scopes (METHOD 3.1, 5.1, 5.2).
+"""From windows to keys: the dual key (shape + value), its forecast-aware metric, views and scopes.
 
-A key is a row of numbers whose Euclidean distance to another key is the dual distance
+See METHOD 3.1, 5.1 and 5.2. A key is a row of numbers whose Euclidean distance to another key is the dual distance
 
     d^2 = w * d_shape^2 + (1 - w) * d_value^2.
 
@@ -64,6 +64,7 @@ class EncoderConfig:
         return value + min(self.joint_width - value, shape * num_series)
 
     def to_dict(self) -> dict[str, Any]:
+        """The settings in terms of JSON, by name."""
         return asdict(self) | {"views": list(self.views)}
 
 
@@ -81,6 +82,16 @@ class KeyEncoder(Protocol):
     """Turns windows into keys. A version carries its encoder; a mismatch is an error."""
 
     @property
+    def config(self) -> EncoderConfig:
+        """The settings that keys were made with; a search reads the shape weight from it."""
+        ...
+
+    @property
+    def scale(self) -> SeriesScale:
+        """The training scale of each series of the version, float64 [N_v]."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Hash of everything that decides a key."""
         ...
@@ -91,6 +102,10 @@ class KeyEncoder(Protocol):
 
     def value_width(self, space: KeySpace) -> int:
         """How many of the last numbers of a key are its value part."""
+        ...
+
+    def linear_forecast(self, view: int, context: np.ndarray, series: np.ndarray) -> np.ndarray:
+        """A linear forecast, as a baseline: context [B, N, L] -> float32 [B, N, H], raw units; series as in `encode`."""
         ...
 
 
@@ -110,6 +125,7 @@ class DualKeyEncoder:
 
     @property
     def fingerprint(self) -> str:
+        """sha256, hexadecimal, of the settings, every array and the training scale."""
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         for name in sorted(self.arrays):
             digest.update(name.encode() + np.ascontiguousarray(self.arrays[name]).tobytes())
@@ -117,6 +133,7 @@ class DualKeyEncoder:
         return digest.hexdigest()
 
     def value_width(self, space: KeySpace) -> int:
+        """See `KeyEncoder.value_width`."""
         if space.scope == "pooled":
             return 0  # an unseen series has no training level to compare with
         return NUM_VALUES if space.scope == "own" else self.arrays[f"joint-value-{space.view}"].shape[1]

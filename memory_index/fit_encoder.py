@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
 from memory_index.encoder import NUM_VALUES, DualKeyEncoder, EncoderConfig
-from memory_index.scaling import fit_scale
+from memory_index.scaling import WindowStatistics, fit_scale
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Scope
 from memory_index.windows import cut
@@ -21,7 +21,8 @@ CHUNK = 2048  # windows handled at once
 MAX_JOINT_MOMENTS = 20_000  # METHOD 5.1b: enough for a PCA, and it bounds its cost
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moments:
     """Accumulated second moments of the training windows of one view.
 
     gram: [N, view, view], mean of z z^T per series. cross: [view, H], mean of z f^T over all series, where
@@ -89,7 +90,10 @@ def _second_moments(
     return Moments(gram=gram / np.maximum(count, 1)[:, None, None], cross=cross / max(count.sum(), 1), count=count)
 
 
-def _normalise(encoder: DualKeyEncoder, context: np.ndarray, view: int, series: np.ndarray):
+def _normalise(
+    encoder: DualKeyEncoder, context: np.ndarray, view: int, series: np.ndarray
+) -> tuple[np.ndarray, WindowStatistics]:
+    """z, float64 [B, N, view], of contexts [B, N, L] under one view, and the statistics [B, N] that made it."""
     windows = context[..., -view:].astype(np.float64, order="C")
     statistics = encoder.statistics(windows, context, series)
     return (windows - statistics.location[..., None]) / statistics.spread[..., None], statistics

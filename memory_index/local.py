@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from memory_index.encoder import DualKeyEncoder, Encoded
+from memory_index.encoder import Encoded, KeyEncoder
 from memory_index.errors import IncompatibleError, NotFoundError, UsageError
 from memory_index.key_spaces import BLOCK, KeySpaceSearch, Segment
 from memory_index.types import SCOPES, Filter, KeySpace, Neighbours, Queries, Scope
@@ -29,7 +29,7 @@ class LocalMemory:
     def __init__(
         self,
         manifest: Manifest,
-        encoder: DualKeyEncoder,
+        encoder: KeyEncoder,
         windows: StoredWindows,
         segments: Sequence[Segment],
         *,
@@ -83,7 +83,8 @@ class LocalMemory:
         lookback = self.windows.spec.lookback
         if queries.context.shape[2] != lookback:
             raise IncompatibleError(
-                f"the query has a lookback of {queries.context.shape[2]} steps, but this memory's windows have {lookback}",
+                f"the query has a lookback of {queries.context.shape[2]} steps, "
+                f"but this memory's windows have {lookback}",
                 hint=f"give the last {lookback} steps, or build a version with another --lookback",
             )
         number = self.windows.series_number
@@ -135,7 +136,8 @@ class LocalMemory:
                 else "this memory was built without it"
             )
         if scope != "pooled" and unseen:
-            return f"series '{unseen[0]}' is not in this memory, which has {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
+            listed = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+            return f"series '{unseen[0]}' is not in this memory, which has {listed}"
         if scope == "joint" and not np.array_equal(np.sort(series), np.arange(len(known))):
             return f"it compares all {len(known)} series of a moment, but the query has {len(series)}"
         if scope != "pooled" and where.series_id is not None:

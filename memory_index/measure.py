@@ -41,7 +41,10 @@ def temperatures(memory: LocalMemory) -> dict[KeySpace, float]:
 
 
 def recall_at_10(memory: LocalMemory) -> dict[KeySpace, float]:
-    """Share of the true ten nearest admissible windows that the search finds, against the exact scan of the same keys."""
+    """Share of the ten nearest admissible windows that the search finds, for each key space.
+
+    Which ten are the nearest is told by the exact scan of the same keys. 1.0 where no sampled window has any neighbour.
+    """
     exact = memory.with_segments(without_indexes(memory))
     hits: dict[KeySpace, int] = {record.space: 0 for record in memory.manifest.spaces}
     wanted = dict(hits)
@@ -68,7 +71,10 @@ def without_indexes(memory: LocalMemory) -> list[Segment]:
 
 
 def self_distances(memory: LocalMemory) -> dict[KeySpace, float]:
-    """How far sampled stored windows, encoded again, lie from their stored keys: the largest distance, 0 if all is well."""
+    """How far sampled stored windows, encoded again, lie from their stored keys.
+
+    The largest difference of any one number of a key, for each key space; about 0 if all is well.
+    """
     worst = {record.space: 0.0 for record in memory.manifest.spaces}
     for segment in memory.segments:
         for scope in dict.fromkeys(space.scope for space in worst):
@@ -96,6 +102,7 @@ def _sample_rows(segment: Segment, scope: Scope) -> Iterator[tuple[np.ndarray, n
         return
     for series in _even(segment.num_series, MAX_SERIES):
         rows = segment.rows("own", int(series))
+        assert isinstance(rows, np.ndarray), "only the scope pooled has a slice"
         yield np.array([series]), rows[_even(len(rows), max(4, SAMPLE // min(segment.num_series, MAX_SERIES)))][:, None]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -88,7 +88,8 @@ def evaluate(
 ) -> Evaluation:
     """Score the memory's forecast of every window of a part (`train`, `val`, `test`), asked under `causal`.
 
-    Bounded memory: so many moments (`block`) at a time; the scores do not depend on it. report: called with (windows done, all windows).
+    Bounded memory: so many moments (`block`) at a time; the scores do not depend on it. report: called with
+    (windows done, all windows).
 
     Raises `DataError` (no such part, no window in it), `NotFoundError` (no neighbours, unless on_empty allows).
     """
@@ -98,7 +99,8 @@ def evaluate(
     total = sum(len(rows) for rows in origins)
     if total == 0:
         raise DataError(
-            f"{table.source} has no whole window of {spec.lookback} + {spec.horizon} steps in the {part} part of the split",
+            f"{table.source} has no whole window of {spec.lookback} + {spec.horizon} steps "
+            f"in the {part} part of the split",
             hint="give the whole table, as it was when the version was built",
         )
     unit = standard_units(memory, table)
@@ -123,7 +125,12 @@ def evaluate(
         first_origin = np.fmin(first_origin, asked.queries.origin.min())
         report(done, total)
     scores = {name: part_sum.score() for name, part_sum in sums.items()}
-    named = {field.name: scores.pop(field.name, None) for field in fields(Baselines)}
+    baselines = Baselines(
+        last_value=scores.pop("last_value"),
+        seasonal_naive=scores.pop("seasonal_naive", None),
+        linear=scores.pop("linear", None),
+        memory_only=scores.pop("memory_only"),
+    )
     origin_times = [series.times[rows] for series, rows in zip(table.series, origins, strict=True)]
     return Evaluation(
         part=part,
@@ -131,9 +138,9 @@ def evaluate(
         num_series=sum(len(rows) > 0 for rows in origins),
         num_scored=total,
         num_without_neighbours=without,
-        mse=named["memory_only"].mse,
-        mae=named["memory_only"].mae,
-        baselines=Baselines(**named),
+        mse=baselines.memory_only.mse,
+        mae=baselines.memory_only.mae,
+        baselines=baselines,
         by_space=scores,
         in_sample=bool(first_origin < np.datetime64(manifest.fitted_until, "ns")),
         seconds=time.perf_counter() - started,
@@ -143,9 +150,10 @@ def evaluate(
 def block_forecasts(
     memory: LocalMemory, block: QueryBlock, options: MemoryOptions
 ) -> tuple[dict[str, np.ndarray], int]:
-    """The memory's forecast (`memory_only`) and that of each key space, float32 [B, N, H]; and how many had no neighbour.
+    """The memory's forecast (`memory_only`) and that of each key space, float32 [B, N, H], by name.
 
-    Where one key space is empty, its own score counts the last value.
+    Where one key space is empty, its own score counts the last value. Returns with them how many of the B x N windows
+    had no neighbour in any key space.
     """
     neighbours = memory.search(block.queries, options.k, scopes=options.scopes, views=options.views)
     by_space = neighbours.space_forecasts()
@@ -156,7 +164,10 @@ def block_forecasts(
 
 
 def standard_units(memory: LocalMemory, table: SeriesTable) -> np.ndarray:
-    """Training standard deviation of each series of a table, float64 [N]: the version's, or its own for an unseen series."""
+    """Training standard deviation of each series of a table, float64 [N].
+
+    The version's, or for a series that it has never seen the series' own over the same stretch of time.
+    """
     until = np.datetime64(memory.manifest.split.train_until, "ns")
     own = fit_scale([series.values[series.times <= until] for series in table.series]).std
     number = memory.windows.series_number
@@ -181,7 +192,8 @@ def forecast(
     ):
         neighbours = memory.search(block.queries, options.k, scopes=options.scopes, views=options.views)
         values = neighbours.forecast(on_empty=options.on_empty)
-        levels = neighbours.quantiles(quantiles, on_empty=options.on_empty) if quantiles else None
+        no_levels = np.empty((*values.shape, 0), dtype=np.float32)
+        levels = neighbours.quantiles(quantiles, on_empty=options.on_empty) if quantiles else no_levels
         for b, origin in enumerate(block.queries.origin):
             times = table.step.local(table.step.range(origin, spec.horizon + 1)[1:])
             for n, number in enumerate(block.series):

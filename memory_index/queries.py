@@ -74,7 +74,8 @@ def latest_origins(table: SeriesTable, spec: WindowSpec) -> list[np.ndarray]:
     for series in table.series:
         if len(series) < spec.lookback:
             raise DataError(
-                f"{table.source}: series '{series.series_id}' has {len(series)} steps, but a forecast needs the last {spec.lookback}",
+                f"{table.source}: series '{series.series_id}' has {len(series)} steps, "
+                f"but a forecast needs the last {spec.lookback}",
                 hint="give a longer history, or use a version with a shorter --lookback",
             )
     return [np.array([len(series) - 1]) for series in table.series]
@@ -129,7 +130,7 @@ def _require_same_series(series: Series, windows: StoredWindows, number: int, so
     if len(differs):
         at = series.times[both][differs[0]]
         raise IncompatibleError(
-            f"{source}: series '{series.series_id}' at {windows.step.isoformat(at)} is {theirs[differs[0]]}, but {ref} was "
-            f"built on {ours[differs[0]]} ({len(differs)} of {int(both.sum())} common steps differ)",
+            f"{source}: series '{series.series_id}' at {windows.step.isoformat(at)} is {theirs[differs[0]]}, "
+            f"but {ref} was built on {ours[differs[0]]} ({len(differs)} of {int(both.sum())} common steps differ)",
             hint="use the data that the version was built on, or build a version on these",
         )

@@ -20,9 +20,10 @@ _num_holding = 0
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Hold the BLAS of this process to one thread as long as any thread is inside; then everything is as before.
+    """Ask the BLAS of this process for one thread as long as any thread is inside; then everything is as before.
 
-    The setting belongs to the whole process, so it is counted: the last one out puts it back.
+    The setting belongs to the whole process, so it is counted: the last one out puts it back. It is a matter of speed
+    only: OpenBLAS may not listen to a thread other than the one that set it before.
     """
     global _num_holding
     with _lock:

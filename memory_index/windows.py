@@ -35,7 +35,8 @@ class Step:
         if num_steps == 0:
             return times
         if self.is_fixed:
-            return times + np.timedelta64(pd.Timedelta(offset).value * num_steps, "ns")
+            length = pd.Timedelta(offset).value  # type: ignore[arg-type]  # the stubs forget Day, which has a length too
+            return times + np.timedelta64(length * num_steps, "ns")
         index = self.local(times.ravel()) + num_steps * offset
         return to_ns(index).reshape(times.shape)
 
@@ -49,8 +50,8 @@ class Step:
         index = pd.DatetimeIndex(times)
         return index if self.time_zone is None else index.tz_localize("UTC").tz_convert(self.time_zone)
 
-    def isoformat(self, time: np.datetime64) -> str:
-        """One time as ISO 8601, with the table's UTC offset if it has a time zone."""
+    def isoformat(self, time: np.datetime64 | np.ndarray) -> str:
+        """One time (a scalar, or an array of shape []) as ISO 8601, with the table's UTC offset if it has a time zone."""
         return str(self.local(np.array([time], dtype="datetime64[ns]"))[0].isoformat())
 
     def parse(self, text: str) -> np.datetime64:
@@ -74,6 +75,7 @@ class Step:
 
     @property
     def offset(self) -> pd.tseries.offsets.BaseOffset:
+        """The step as pandas counts with it."""
         return pd.tseries.frequencies.to_offset(self.frequency)
 
     @property
@@ -115,6 +117,7 @@ class WindowSpec:
         return self.lookback + self.horizon
 
     def to_dict(self) -> dict[str, int]:
+        """The fields by name, each in steps."""
         return asdict(self)
 
 
@@ -180,6 +183,7 @@ class StoredWindows:
 
     @cached_property
     def series_number(self) -> dict[str, int]:
+        """The number of each series, by its name: its place in `series_ids`."""
         return {series_id: number for number, series_id in enumerate(self.series_ids)}
 
     def origin(self, rows: np.ndarray) -> np.ndarray:

@@ -36,21 +36,26 @@ def test_blas_is_held_to_one_thread_and_put_back(before):
     assert blas_threads() == before
 
 
-def test_the_last_one_out_puts_it_back(before):
-    inside, leave = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with one_blas_thread():
-            inside.set()
-            leave.wait()
-
-    other = threading.Thread(target=hold)
-    other.start()
-    inside.wait()
+def test_it_is_put_back_when_the_last_one_leaves(before):
     with one_blas_thread():
-        leave.set()
-        other.join()
+        with one_blas_thread():
+            pass
         assert blas_threads() == {1}
+    assert blas_threads() == before
+
+
+def test_many_threads_at_once_leave_it_as_it_was(before):
+    def hold() -> None:
+        for _ in range(50):
+            with one_blas_thread():
+                pass
+
+    others = [threading.Thread(target=hold) for _ in range(4)]
+    for other in others:
+        other.start()
+    hold()
+    for other in others:
+        other.join()
     assert blas_threads() == before
 
 

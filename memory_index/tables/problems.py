@@ -51,6 +51,7 @@ class ProblemLog:
     count: Counter[str] = field(default_factory=Counter)  # by kind, the unlisted ones too
 
     def add(self, problem: Problem) -> None:
+        """Note one problem."""
         self.add_many(1, [problem], kind=problem.kind)
 
     def add_many(self, count: int, problems: Iterable[Problem], *, kind: str) -> None:
@@ -69,10 +70,12 @@ class ProblemLog:
 
     @property
     def faults(self) -> tuple[Problem, ...]:
+        """The listed problems that no option has mended."""
         return tuple(problem for problem in self.listed if problem.severity == "fault")
 
     @property
     def notes(self) -> tuple[str, ...]:
+        """What was done to the file on request, a sentence each."""
         return tuple(problem.sentence(self.source) for problem in self.listed if problem.severity == "note")
 
     @property

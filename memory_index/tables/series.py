@@ -52,6 +52,7 @@ class SeriesTable:
 
     @property
     def series_ids(self) -> tuple[str, ...]:
+        """The names of all series, in file order."""
         return tuple(series.series_id for series in self.series)
 
     @property

@@ -120,7 +120,10 @@ def require_same_kind(stored: SeriesTable, table: SeriesTable) -> None:
 
 
 def require_overlap(old: Series, new: Series, table: SeriesTable, step: Step) -> None:
-    """Raise `IncompatibleError` unless a new series continues the stored one and agrees with it where both have steps."""
+    """Raise `IncompatibleError` unless a new series continues the stored one and agrees with it.
+
+    They agree if they have the same steps and values wherever both have steps.
+    """
     where = f"{table.source}: series '{old.series_id}'"
     expected = step.add(old.times[-1:], 1)[0]
     if new.times[0] > expected:

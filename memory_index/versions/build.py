@@ -56,8 +56,8 @@ def build(
 
     encoder: settings of the built-in key; default views are those that fit the lookback. scopes: default all
     that the table allows (`joint` needs 2 to 64 series with shared time stamps). factory: `auto`, `Flat`, or any
-    FAISS factory string. fit_origins: origin rows per series of the windows that the encoder is fitted on, where those are
-    not all that are stored (cross-fitting, METHOD 5.2).
+    FAISS factory string. fit_origins: origin rows per series of the windows that the encoder is fitted on, where
+    those are not all that are stored (cross-fitting, METHOD 5.2).
 
     Raises `DataError` (series too short), `UsageError` (views, scopes, factory), `IncompatibleError` (a scope
     that this table cannot have), `ResourceError` (disk, lock).
@@ -149,7 +149,7 @@ def group_sizes(space: KeySpace, origins: list[np.ndarray]) -> np.ndarray:
 
 def stored_part(table: SeriesTable, until: str | np.datetime64, window: WindowSpec) -> SeriesTable:
     """The steps that are known by `until`: with a publication delay, that many steps fewer."""
-    limit = np.datetime64(until, "ns")
+    limit = np.datetime64(until, "ns")  # type: ignore[call-overload]  # numpy's stubs have no datetime64 with a unit
     return cut_table(
         table,
         [
@@ -177,10 +177,11 @@ def require_windows(table: SeriesTable, origins: list[np.ndarray], window: Windo
         if len(rows) == 0:
             missing = int(np.isnan(series.values).sum())
             raise DataError(
-                f"{table.source}: series '{series.series_id}' has no whole window of {window.lookback} + {window.horizon} "
-                f"steps in its training part of {len(series)} steps"
+                f"{table.source}: series '{series.series_id}' has no whole window of "
+                f"{window.lookback} + {window.horizon} steps in its training part of {len(series)} steps"
                 + (f", {missing} of them missing" if missing else ""),
-                hint="choose a shorter --lookback or --horizon, a larger training part, or leave the series out (--ignore)",
+                hint="choose a shorter --lookback or --horizon, a larger training part, "
+                "or leave the series out (--ignore)",
             )
 
 

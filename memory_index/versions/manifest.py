@@ -57,6 +57,7 @@ class SpaceRecord:
 
     @property
     def space(self) -> KeySpace:
+        """Its name: the scope and the view."""
         return KeySpace(self.scope, self.view)  # type: ignore[arg-type]
 
 
@@ -103,9 +104,11 @@ class Manifest:
 
     @property
     def num_bytes(self) -> int:
+        """Size of all files that the manifest lists, those that a parent shares included."""
         return sum(record.bytes for record in self.files.values())
 
     def to_json(self) -> str:
+        """The document as it is stored in `manifest.json`."""
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 
 

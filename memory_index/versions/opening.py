@@ -51,7 +51,10 @@ def open_version(
 
 
 def read_encoder(folder: Path, manifest: Manifest, load_encoder: LoadEncoder | None = None) -> KeyEncoder:
-    """The version's own encoder. Raises `IncompatibleError` for an unknown kind, `VerificationError` if it is another one."""
+    """The version's own encoder.
+
+    Raises `IncompatibleError` for an unknown kind, `VerificationError` if it is not the one that made the keys.
+    """
     if load_encoder is not None and manifest.encoder["kind"] != BUILT_IN:
         encoder = load_encoder(folder, manifest)
     elif manifest.encoder["kind"] == BUILT_IN:
@@ -179,7 +182,10 @@ def verify_contents(version: Version, *, load_encoder: LoadEncoder | None = None
 
 
 def _canary(memory: LocalMemory) -> list[Problem]:
-    """Encode some stored windows again: each must come out at its stored key, and the search must find what it found."""
+    """Encode some stored windows again: each must come out at its stored key.
+
+    And the search must find what it found when the version was built. Returns what is wrong, empty if nothing is.
+    """
     from memory_index.measure import recall_at_10, self_distances
 
     problems = []

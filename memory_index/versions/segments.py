@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import faiss
@@ -209,7 +210,7 @@ def join_series(tables: list[pa.Table], series_ids: tuple[str, ...]) -> list[Ser
         times = table.column("time").to_numpy().astype("datetime64[ns]")
         values = table.column("value").to_numpy()
         bounds = np.searchsorted(number, np.arange(len(series_ids) + 1))
-        for series, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for series, (start, end) in enumerate(pairwise(bounds)):
             parts[series].append((times[start:end], values[start:end]))
     return [
         Series(series_id=name, times=np.concatenate([t for t, _ in part]), values=np.concatenate([v for _, v in part]))
@@ -249,7 +250,7 @@ def read_groups(folder: Path, space: KeySpace, factory: str, offsets: np.ndarray
             keys=keys[start:end],
             index=faiss.read_index(str(folder / files[group]), flags) if group in files else None,
         )
-        for group, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True))
+        for group, (start, end) in enumerate(pairwise(offsets))
     ]
 
 
