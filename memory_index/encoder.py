@@ -105,7 +105,7 @@ class KeyEncoder(Protocol):
         ...
 
     def linear_forecast(self, view: int, context: np.ndarray, series: np.ndarray) -> np.ndarray:
-        """A linear forecast, as a baseline: context [B, N, L] -> float32 [B, N, H], raw units; series as in `encode`."""
+        """A linear baseline: context [B, N, L] -> float32 [B, N, H], both in raw units; series as in `encode`."""
         ...
 
 

@@ -51,7 +51,7 @@ class Step:
         return index if self.time_zone is None else index.tz_localize("UTC").tz_convert(self.time_zone)
 
     def isoformat(self, time: np.datetime64 | np.ndarray) -> str:
-        """One time (a scalar, or an array of shape []) as ISO 8601, with the table's UTC offset if it has a time zone."""
+        """One time (a scalar or an array of shape []) as ISO 8601, with the table's UTC offset if it has a zone."""
         return str(self.local(np.array([time], dtype="datetime64[ns]"))[0].isoformat())
 
     def parse(self, text: str) -> np.datetime64:

@@ -70,12 +70,12 @@ class ProblemLog:
 
     @property
     def faults(self) -> tuple[Problem, ...]:
-        """The listed problems that no option has mended."""
+        """The listed problems that stop every command."""
         return tuple(problem for problem in self.listed if problem.severity == "fault")
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was done to the file on request, a sentence each."""
+        """The listed problems that stop no command, a sentence each."""
         return tuple(problem.sentence(self.source) for problem in self.listed if problem.severity == "note")
 
     @property
