@@ -40,7 +40,8 @@ def demo(
     sample = shipped("sample.csv")
     report = check_table(sample)
     note(
-        f"1. check     {sample.name}: {report.num_rows:,} rows, {len(report.series)} series, step {report.step}, no faults"
+        f"1. check     {sample.name}: {report.num_rows:,} rows, {len(report.series)} series, "
+        f"step {report.step}, no faults"
     )
 
     table, store, window = read_table(sample), Store(out / "indexes"), WindowSpec(lookback=LOOKBACK, horizon=HORIZON)
@@ -69,7 +70,8 @@ def demo(
     forecast.to_csv(out / "forecast.csv", index=False)
     save(draw_forecast(table, forecast, f"Forecast of {sample.name} by {full.ref}, memory alone"), out / "forecast.png")
     note(
-        f"5. forecast  the next {HORIZON} steps with a memory of everything ({full.ref}): {out / 'forecast.csv'}, {out / 'forecast.png'}"
+        f"5. forecast  the next {HORIZON} steps with a memory of everything ({full.ref}): "
+        f"{out / 'forecast.csv'}, {out / 'forecast.png'}"
     )
     note("\nNow with your own data (a time column and one column per series, or unique_id, ds, y):")
     note("  cli data check FILE.csv")

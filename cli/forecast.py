@@ -12,7 +12,9 @@ from cli.output import note, print_json, print_table, progress
 from cli.table_options import reads_table
 
 if TYPE_CHECKING:
-    from memory_index.memory_only import Evaluation
+    import pandas as pd
+
+    from memory_index.memory_only import Evaluation, MemoryOptions
     from memory_index.tables.columns import ReadOptions
 
 Index = Annotated[str, typer.Option("--index", metavar="REF", help="NAME, NAME@3 or NAME@alias.", show_default=False)]
@@ -44,7 +46,8 @@ def forecast(
     """Forecast the next steps of every series of FILE from the memory alone; nothing is trained.
 
     A long table in original units: unique_id, ds, yhat and one column per quantile (q0.1). A series that the index has
-    never seen is forecast from windows of all series (scope pooled). Only windows known by the last step of FILE are used.
+    never seen is forecast from windows of all series (scope pooled). Only windows known by the last step of FILE are
+    used.
     """
     import pandas as pd
 
@@ -145,7 +148,7 @@ def _print_evaluation(ref: str, result: Evaluation, with_spaces: bool) -> None:
         note("in sample: fitted parts of this version have seen steps later than some origins")
 
 
-def _options(memory_k: int, scopes: str | None, views: str | None, on_empty: str) -> Any:
+def _options(memory_k: int, scopes: str | None, views: str | None, on_empty: str) -> MemoryOptions:
     from memory_index.memory_only import MemoryOptions
 
     return MemoryOptions(k=memory_k, scopes=names(scopes), views=numbers("--views", views), on_empty=on_empty)  # type: ignore[arg-type]
@@ -167,7 +170,7 @@ def _levels(text: str) -> tuple[float, ...]:
     return levels
 
 
-def _write(result: Any, out: Path) -> None:
+def _write(result: pd.DataFrame, out: Path) -> None:
     if out.suffix.lower() == ".parquet":
         result.to_parquet(out, index=False)
     else:

@@ -12,6 +12,8 @@ from cli.output import note, print_json, print_table
 from cli.table_options import reads_table
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from memory_index.inspection import Inspection
     from memory_index.tables.columns import ReadOptions
 
@@ -157,11 +159,11 @@ def _minute(time: str) -> str:
     return time.replace("T", " ").removesuffix(":00")
 
 
-def sparkline(values: Any) -> str:
+def sparkline(values: np.ndarray) -> str:
     """Values [n] as a row of bars, from the lowest to the highest of them."""
     import numpy as np
 
     means = np.array([part.mean() for part in np.array_split(np.asarray(values), min(SPARK_WIDTH, len(values)))])
     span = means.max() - means.min()
     level = (means - means.min()) / span * (NUM_BARS - 1) if span > 0 else np.full(len(means), NUM_BARS // 2)
-    return "".join(chr(LOWEST_BAR + int(round(each))) for each in level)
+    return "".join(chr(LOWEST_BAR + round(each)) for each in level)

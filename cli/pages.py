@@ -42,9 +42,10 @@ def neighbours_page(found: Inspection, windows: StoredWindows, ref: str) -> str:
             + (" A fitted part of this version has seen later steps (in sample)." if found.in_sample else "")
         ),
         alternative=escape(
-            f"{found.series_id} up to {found.origin_text} with {len(found.neighbours)} similar windows of the past laid over it, "
-            f"what followed each of them, and the forecast made from them. The nearest begins at {nearest.start} "
-            f"in series {nearest.series_id}, at a distance of {nearest.distance:.3f}."
+            f"{found.series_id} up to {found.origin_text} with {len(found.neighbours)} similar windows of the past "
+            f"laid over it, what followed each of them, and the forecast made from them. "
+            f"The nearest begins at {nearest.start} in series {nearest.series_id}, "
+            f"at a distance of {nearest.distance:.3f}."
         ),
         image=base64.b64encode(image.getvalue()).decode(),
         caption=escape("Neighbours, nearest first within each scope and view"),

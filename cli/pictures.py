@@ -6,7 +6,7 @@ Colours are those of Okabe and Ito (2008), told apart by the colour-blind; line 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,7 +39,10 @@ def save(drawn: Figure, path: Path) -> None:
 
 
 def draw_neighbours(found: Inspection, windows: StoredWindows, ref: str) -> Figure:
-    """The query and its neighbours aligned at the origin in the query's own units, and where on the time line they lie."""
+    """The query and its neighbours, aligned at the origin in the query's own units.
+
+    Below them the time line, with where the neighbours lie on it.
+    """
     drawn = figure(11, 7)
     top, bottom = drawn.subplots(2, 1, height_ratios=(3, 1))
     _draw_windows(top, found)
@@ -64,7 +67,7 @@ def _draw_windows(axes: Axes, found: Inspection) -> None:
     )
     labelled: set[str] = set()
     for n in sorted(found.neighbours, key=lambda n: n.rank, reverse=True):
-        look = {"color": SCOPE_COLOURS[n.scope], "ls": SCOPE_STYLES[n.scope], "lw": 0.8, "alpha": 0.45}
+        look: dict[str, Any] = {"color": SCOPE_COLOURS[n.scope], "ls": SCOPE_STYLES[n.scope], "lw": 0.8, "alpha": 0.45}
         seen = min(n.view, shown)
         axes.plot(np.arange(1 - seen, 1), n.aligned_context[-seen:], **look)
         axes.plot(
@@ -88,7 +91,10 @@ def _draw_windows(axes: Axes, found: Inspection) -> None:
 
 
 def _limits(found: Inspection, shown: int) -> tuple[float, float]:
-    """Limits that show the query, the truth, the forecast and most of each neighbour: one wild line must not flatten the rest."""
+    """Limits that show the query, the truth, the forecast and most of each neighbour.
+
+    Not all of each: one wild line must not flatten the rest.
+    """
     lines = [found.context[-shown:], found.forecast, found.quantiles.ravel(), found.actual[np.isfinite(found.actual)]]
     futures = np.concatenate([n.aligned_future for n in found.neighbours])
     lines.append(np.quantile(futures, [0.02, 0.98]))
