@@ -1,9 +1,10 @@
-"""`cli forecast`, `evaluate`, `index neighbours` and `demo`: documents, files, pictures, and one line for each mistake."""
+"""`cli forecast`, `evaluate`, `index neighbours`, `demo`: documents, files, pictures, and one line for each mistake."""
 
 from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 
 import pandas as pd
 import pytest
@@ -109,8 +110,9 @@ def test_neighbours_have_the_promised_keys(call):
     assert (document["query"]["series_id"], document["query"]["origin"]) == ("feeder_north", "2024-09-25T23:00:00")
     assert document["in_sample"] is False
     assert len(document["neighbours"]) == 3 * 4
-    keys = "scope view rank row_id series_id start origin known_at distance shape_distance value_distance weight context future"
-    assert set(keys.split()) <= set(document["neighbours"][0])
+    about = "scope view rank row_id series_id start origin known_at"
+    measured = "distance shape_distance value_distance weight context future"
+    assert {*about.split(), *measured.split()} <= set(document["neighbours"][0])
     groups: dict[tuple, float] = {}
     for each in document["neighbours"]:
         groups[each["scope"], each["view"]] = groups.get((each["scope"], each["view"]), 0) + each["weight"]
@@ -137,7 +139,7 @@ def test_neighbours_far_apart_and_from_chosen_times(call):
     origins = sorted(pd.Timestamp(each["origin"]) for each in found)
     assert code == 0
     assert len(found) == 5
-    assert all(late - early >= pd.Timedelta(hours=100) for early, late in zip(origins, origins[1:], strict=False))
+    assert all(late - early >= pd.Timedelta(hours=100) for early, late in pairwise(origins))
     assert pd.Timestamp("2024-02-01") <= origins[0]
     assert origins[-1] <= pd.Timestamp("2024-06-01")
 

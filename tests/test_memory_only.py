@@ -16,7 +16,7 @@ from memory_index.queries import query_blocks, require_same_data
 from memory_index.splits import part_origins, split_by_name
 from memory_index.tables.series import Series, SeriesTable
 from memory_index.windows import Step
-from tests.memory_fixtures import ENCODER, HOURLY, WINDOW, Policy, Store, build, open_version, ragged_table, wide_table
+from memory_fixtures import ENCODER, HOURLY, WINDOW, Policy, Store, build, open_version, ragged_table, wide_table
 
 SPLIT = "60/20/20"
 
@@ -175,7 +175,7 @@ def test_a_missing_value_in_the_context_is_named(memory, table):
     values = table.series[1].values.copy()
     values[-3] = np.nan
     holed = replace(table, series=(table.series[0], replace(table.series[1], values=values), table.series[2]))
-    with pytest.raises(DataError, match="series 'flat'.*2 steps before the origin"):
+    with pytest.raises(DataError, match=r"series 'flat'.*2 steps before the origin"):
         forecast(memory, holed)
 
 
