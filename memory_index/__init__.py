@@ -1,1 +1,85 @@
-"""A searchable memory of the past: windows of time series, and the guard that keeps their future from a query."""
+"""A global retrieval-augmented memory: windows of the past, searchable under a time guard, as versions that never change.
+
+    table = read_table("load.csv")
+    split = split_by_name("70/10/20", table.series[0].times)
+    version = build(table, Store("indexes"), "load", window=WindowSpec(lookback=336, horizon=48), split=split)
+    memory = open_memory("indexes", version.ref)
+    neighbours = memory.search(Queries(context=..., origin=..., series_id=..., policy=Policy.CAUSAL), k=50)
+    neighbours.forecast()
+
+Needs numpy, pandas, pyarrow, faiss and safetensors; never torch. Read `types.py` first.
+"""
+
+from memory_index.encoder import EncoderConfig, KeyEncoder
+from memory_index.errors import (
+    DataError,
+    IncompatibleError,
+    MemoryIndexError,
+    NotFoundError,
+    ResourceError,
+    ServiceError,
+    UsageError,
+    VerificationError,
+)
+from memory_index.inspection import Inspection, inspect_window
+from memory_index.leakage import LeakError, Policy
+from memory_index.memory_only import Evaluation, MemoryOptions, evaluate, forecast
+from memory_index.queries import query_blocks
+from memory_index.splits import Split, split_by_name, split_until
+from memory_index.tables.columns import ReadOptions
+from memory_index.tables.reading import read_table
+from memory_index.tables.series import Series, SeriesTable
+from memory_index.types import Filter, KeySpace, Memory, Neighbours, Queries, Scope
+from memory_index.versions.append import append
+from memory_index.versions.build import build
+from memory_index.versions.compact import compact
+from memory_index.versions.manifest import Manifest
+from memory_index.versions.opening import open_memory
+from memory_index.versions.store import Store
+from memory_index.versions.version import Version, verify
+from memory_index.windows import Step, WindowSpec
+
+__all__ = [
+    "DataError",
+    "EncoderConfig",
+    "Evaluation",
+    "Filter",
+    "IncompatibleError",
+    "Inspection",
+    "KeyEncoder",
+    "KeySpace",
+    "LeakError",
+    "Manifest",
+    "Memory",
+    "MemoryIndexError",
+    "MemoryOptions",
+    "Neighbours",
+    "NotFoundError",
+    "Policy",
+    "Queries",
+    "ReadOptions",
+    "ResourceError",
+    "Scope",
+    "Series",
+    "SeriesTable",
+    "ServiceError",
+    "Split",
+    "Step",
+    "Store",
+    "UsageError",
+    "VerificationError",
+    "Version",
+    "WindowSpec",
+    "append",
+    "build",
+    "compact",
+    "evaluate",
+    "forecast",
+    "inspect_window",
+    "open_memory",
+    "query_blocks",
+    "read_table",
+    "split_by_name",
+    "split_until",
+    "verify",
+]

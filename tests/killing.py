@@ -22,7 +22,7 @@ from memory_index.versions.store import Store
 from memory_index.versions.version import verify
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["store_fixtures", "memory_index.versions.archive"])
+PROCESSES.set_forkserver_preload(["store_fixtures", "memory_fixtures", "memory_index.versions.archive"])
 
 
 def run_together(errand: Callable[..., Any], *arguments: tuple[Any, ...]) -> list[Any]:
@@ -118,17 +118,24 @@ class Record:
         return record
 
 
-def kill_one(indexes_dir: Path, log: Path, chance: random.Random) -> None:
-    """Start a worker and kill it with SIGKILL at a random moment of its work."""
+def kill_one(
+    indexes_dir: Path,
+    log: Path,
+    chance: random.Random,
+    *,
+    work: Callable[[Path, Path, int], None] = work_until_killed,
+    within_s: float = 0.15,
+) -> None:
+    """Start a worker and kill it with SIGKILL at a random moment of the first so many seconds of its work."""
     num_ready = log.read_text().count("ready") if log.exists() else 0
-    process = PROCESSES.Process(target=work_until_killed, args=(indexes_dir, log, chance.randrange(1 << 30)))
+    process = PROCESSES.Process(target=work, args=(indexes_dir, log, chance.randrange(1 << 30)))
     process.start()
     until = time.monotonic() + 60
     while not log.exists() or log.read_text().count("ready") == num_ready:
         assert process.is_alive(), "the worker failed before it was killed"
         assert time.monotonic() < until
         time.sleep(0.002)
-    time.sleep(chance.uniform(0, 0.15))
+    time.sleep(chance.uniform(0, within_s))
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import faiss
 import pytest
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from memory_index.threads import faiss_threads, one_blas_thread
 
@@ -25,9 +26,12 @@ def blas_threads() -> set[int]:
     return seen[0]
 
 
-@pytest.fixture(autouse=True)
-def before() -> set[int]:
-    return blas_threads()
+@pytest.fixture
+def before() -> Iterator[set[int]]:
+    """What it was: two threads, so that one is a difference."""
+    with threadpool_limits(limits=2, user_api="blas"):
+        assert blas_threads() == {2}
+        yield {2}
 
 
 def test_blas_is_held_to_one_thread_and_put_back(before):

@@ -1,0 +1,78 @@
+"""The README does what it says: its commands run as they stand, its snippet runs, its files exist."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import memory_index
+from memory_index.tables.catalog import shipped
+
+
+@pytest.fixture(scope="module")
+def readme(repository: Path) -> str:
+    return (repository / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with the sample under the name that the README uses."""
+    path = tmp_path_factory.mktemp("reader")
+    shutil.copy(shipped("sample.csv"), path / "load.csv")
+    return path
+
+
+def run(command: str, folder: Path, repository: Path) -> str:
+    """One line of a shell, with `cli` meaning this checkout's."""
+    program = f'{sys.executable} -c "import sys; sys.path.insert(0, \'{repository}\'); from cli.main import main; main()"'
+    line = re.sub(r"(^|&& )cli ", lambda match: f"{match[1]}{program} ", command)
+    done = subprocess.run(line, shell=True, cwd=folder, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+def test_the_commands_for_own_data_run_in_order(readme, folder, repository):
+    blocks = re.findall(r"```console\n(.*?)```", readme, flags=re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines() if line.startswith("cli ")]
+    assert len(commands) == 5
+    for command in commands:
+        run(command, folder, repository)
+    for made in ("neighbours.png", "forecast.csv", "forecast.png"):
+        assert (folder / made).stat().st_size > 1000
+
+
+def test_the_python_snippet_runs(readme, folder, repository):
+    [snippet] = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    (folder / "snippet.py").write_text(f"import sys; sys.path.insert(0, {str(repository)!r})\n{snippet}")
+    done = subprocess.run([sys.executable, "snippet.py"], cwd=folder, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert 0 < float(done.stdout) < 1
+
+
+def test_the_two_make_targets_exist(readme, repository):
+    makefile = (repository / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", readme, flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+def test_links_between_documents_lead_somewhere(repository):
+    for page in [repository / "README.md", *(repository / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_files_named_in_the_architecture_exist(repository):
+    text = (repository / "docs" / "architecture.md").read_text()
+    for name in re.findall(r"`((?:tables/|versions/)?\w+\.py)`", text):
+        assert list((repository / "memory_index").rglob(name.split("/")[-1])), name
+
+
+def test_public_names_are_there_and_documented():
+    for name in memory_index.__all__:
+        assert getattr(memory_index, name).__doc__ or name == "Scope", name
+    assert memory_index.__all__ == sorted(memory_index.__all__)
