@@ -1,4 +1,6 @@
-"""A global retrieval-augmented memory: windows of the past, searchable under a time guard, as versions that never change.
+"""A global retrieval-augmented memory: windows of the past, searchable under a time guard.
+
+It is built and kept as versions that never change.
 
     table = read_table("load.csv")
     split = split_by_name("70/10/20", table.series[0].times)

@@ -83,7 +83,11 @@ class Found(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """q queries of one key space: keys float32 [q, E]; number of their moment, of their group of keys, and flatness, [q]."""
+    """q queries of one key space.
+
+    keys: float32 [q, E]. moment, group: int64 [q], number of a query's moment, and of the group of keys it looks at.
+    flat: bool [q], whether its window is flat; always False for `joint`, where that is a matter of each series.
+    """
 
     keys: np.ndarray
     moment: np.ndarray
@@ -256,7 +260,7 @@ class KeySpaceSearch:
         free = found.row >= 0
         chosen = np.full((len(free), k), -1, dtype=np.int64)
         for slot in range(k):
-            pick, some = free.argmax(axis=1), free.any(axis=1)
+            pick, some = free.argmax(axis=1), np.any(free, axis=1)
             chosen[some, slot] = pick[some]
             low, high = (np.take_along_axis(bound, pick[:, None], axis=1) for bound in (earliest, latest))
             free &= ~(some[:, None] & (origin >= low) & (origin <= high))

@@ -25,7 +25,10 @@ BLOCK_VALUES = 1 << 22  # proposed distances held at once by one thread (16 MiB)
 
 
 class Ranges(NamedTuple):
-    """What each of q queries may see of n rows: `[first, before)` and `[after, last)`, int64 [q]; one window of time for all."""
+    """What each of q queries may see of n rows: `[first, before)` and `[after, last)`.
+
+    before, after: int64 [q]. first, last: one window of time for all queries.
+    """
 
     first: int
     before: np.ndarray
@@ -34,9 +37,11 @@ class Ranges(NamedTuple):
 
     @property
     def num_visible(self) -> np.ndarray:
+        """int64 [q]: how many rows each query may see."""
         return np.maximum(self.before - self.first, 0) + np.maximum(self.last - self.after, 0)
 
     def take(self, chosen: np.ndarray) -> Ranges:
+        """The ranges of some of the queries."""
         return Ranges(self.first, self.before[chosen], self.after[chosen], self.last)
 
 
@@ -70,9 +75,10 @@ def search_group(
 
 
 def squared_distances(keys: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The one final distance: float32 [q, m] from queries [q, E] to keys[rows], rows int64 [q, m]; +inf where a row is -1.
+    """The one final distance: float32 [q, m] from queries [q, E] to keys[rows], rows int64 [q, m].
 
-    Each pair is summed by itself in a fixed order (FAISS `fvec_L2sqr`), whatever else is in the batch.
+    +inf where a row is -1. Each pair is summed by itself in a fixed order (FAISS `fvec_L2sqr`), whatever else is in the
+    batch.
     """
     queries, rows = np.ascontiguousarray(queries), np.ascontiguousarray(rows)
     result = np.empty(rows.shape, dtype=np.float32)
@@ -143,8 +149,8 @@ def _best(
     """The k nearest among the `num` best proposals, and whether that proves them the k nearest of all, bool [q].
 
     A row that is no candidate was estimated at `farthest` or more. If the k-th exact distance is smaller than that by
-    more than the rounding of both, no such row belongs to the answer. Rounding: a sum of E products in float32 is off by
-    at most E u (|q| + |key|)^2 <= E eps (|q|^2 + |key|^2), in whatever order it is summed.
+    more than the rounding of both, no such row belongs to the answer. Rounding: a sum of E products in float32 is off
+    by at most E u (|q| + |key|)^2 <= E eps (|q|^2 + |key|^2), in whatever order it is summed.
     """
     n, width = proposed.shape[1], group.keys.shape[1]
     if num == n:
@@ -184,6 +190,7 @@ def _search_index(
     group: KeyGroup, queries: np.ndarray, ranges: Ranges, k: int, excluded: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Candidates from the FAISS index where much is visible; all queries that come back short are scanned exactly."""
+    assert group.index is not None, "a group without an index is scanned"
     distances = np.full((len(queries), k), np.inf, dtype=np.float32)
     rows = np.full((len(queries), k), -1, dtype=np.int64)
     visible = np.minimum(ranges.num_visible, len(group) if excluded is None else int((~excluded).sum()))

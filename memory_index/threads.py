@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 
 import faiss
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 _lock = threading.Lock()
 _num_holding = 0
