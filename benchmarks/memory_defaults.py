@@ -3,9 +3,9 @@
     python -m benchmarks.memory_defaults --data-dir datasets
 
 For every setting, the memory-only MSE on (a) validation windows, asked under `causal`, and (b) training windows, asked
-under `disjoint` with a cross-fitted encoder: three contiguous blocks of time, each asked of keys whose encoder was fitted
-on the others, lookback + horizon steps purged. Shown relative to the defaults, as a mean over data sets of both. Every
-4th validation and every 8th training moment is asked. Data sets whose file is missing are skipped, saying so.
+under `disjoint` with a cross-fitted encoder: three contiguous blocks of time, each asked of keys whose encoder was
+fitted on the others, lookback + horizon steps purged. Shown relative to the defaults, as a mean over data sets of both.
+Every 4th validation and every 8th training moment is asked. Data sets whose file is missing are skipped, saying so.
 """
 
 from __future__ import annotations

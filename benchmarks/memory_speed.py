@@ -105,7 +105,10 @@ def neighbours_of_all(memory: LocalMemory, table: SeriesTable) -> list[Figure]:
 
 
 def brute_force_all(memory: LocalMemory, table: SeriesTable) -> None:
-    """The straightforward way: normalised raw windows, one matrix product, a mask, `topk`; own scope, same K and policies."""
+    """The straightforward way: normalised raw windows, one matrix product, a mask, `topk`.
+
+    Own scope, with the same K and policies as the memory.
+    """
     spec, split = memory.windows.spec, memory.manifest.split
     parts = {part: part_origins(table, spec, split, part)[0] for part in SPLIT_ROWS}
     stored = torch.from_numpy(parts["train"])

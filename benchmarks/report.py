@@ -28,16 +28,17 @@ class Figure(NamedTuple):
 
 def machine() -> str:
     """Processor, cores and library versions, in one line."""
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
+    described = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in described if line.startswith("model name")), "")
     libraries = ", ".join(f"{name} {version(name)}" for name in ("numpy", "faiss-cpu", "torch", "pyarrow"))
-    return f"{cpu or platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {libraries}"
+    cores = f"{len(os.sched_getaffinity(0))} cores"
+    return f"{cpu or platform.machine()}, {cores}, Python {platform.python_version()}, {libraries}"
 
 
 def show(title: str, command: str, figures: list[Figure], out: Path | None) -> None:
     """Print the table; with `out`, also write it as JSON."""
-    print(
-        f"## {title}\n\n`{command}`\n\n{machine()}\n\n| what | measured | goal | beside it, in the same run |\n|---|---|---|---|"
-    )
+    print(f"## {title}\n\n`{command}`\n\n{machine()}\n")
+    print("| what | measured | goal | beside it, in the same run |\n|---|---|---|---|")
     for figure in figures:
         print("| " + " | ".join(figure) + " |")
     if out is not None:
@@ -71,7 +72,8 @@ def run_cli(*arguments: str) -> tuple[float, float, dict[str, Any]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     text, problems = process.stdout.read(), process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - before
