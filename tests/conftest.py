@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Before anything loads OpenMP or a BLAS. With one worker per core, more threads in each would only wait for one another.
+# Before anything loads OpenMP or a BLAS. With one worker per core, more threads in each would only wait for one
+# another.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 # A test that would reach for a model hub fails at once, on every machine alike.

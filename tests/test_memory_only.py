@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from memory_fixtures import ENCODER, HOURLY, WINDOW, Policy, Store, build, open_version, ragged_table, wide_table
 
 from memory_index import baselines
 from memory_index.errors import DataError, IncompatibleError, NotFoundError
@@ -16,7 +17,6 @@ from memory_index.queries import query_blocks, require_same_data
 from memory_index.splits import part_origins, split_by_name
 from memory_index.tables.series import Series, SeriesTable
 from memory_index.windows import Step
-from memory_fixtures import ENCODER, HOURLY, WINDOW, Policy, Store, build, open_version, ragged_table, wide_table
 
 SPLIT = "60/20/20"
 

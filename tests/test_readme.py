@@ -29,9 +29,11 @@ def folder(tmp_path_factory) -> Path:
 
 def run(command: str, folder: Path, repository: Path) -> str:
     """One line of a shell, with `cli` meaning this checkout's."""
-    program = f'{sys.executable} -c "import sys; sys.path.insert(0, \'{repository}\'); from cli.main import main; main()"'
+    start = f"import sys; sys.path.insert(0, '{repository}'); from cli.main import main; main()"
+    program = f'{sys.executable} -c "{start}"'
     line = re.sub(r"(^|&& )cli ", lambda match: f"{match[1]}{program} ", command)
-    done = subprocess.run(line, shell=True, cwd=folder, capture_output=True, text=True, timeout=280)
+    # In a shell, because the README quotes arguments and joins commands by &&.
+    done = subprocess.run(line, shell=True, cwd=folder, capture_output=True, text=True, timeout=280)  # noqa: S602
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done.stdout
 
