@@ -117,6 +117,8 @@ class LocalMemory:
                 raise UsageError(f"unknown scope '{scope}'", hint=f"choose {', '.join(SCOPES)}")
             if refused[scope]:
                 raise IncompatibleError(f"scope '{scope}' cannot be served: {refused[scope]}")
+        if views == ():
+            raise UsageError("no view is asked for", hint=f"choose from {list(self.windows.views)}, or leave views out")
         for view in views or ():
             if view not in self.windows.views:
                 raise IncompatibleError(

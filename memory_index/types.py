@@ -214,7 +214,10 @@ class Memory(Protocol):
         where: Filter | None = None,
         min_gap: int = 0,
     ) -> Neighbours:
-        """The k nearest admissible windows per query and key space, by (distance, row id).
+        """The k nearest admissible windows per query and key space, by (squared distance, row id).
+
+        `joint` finds the k nearest moments; a series has no neighbour at a moment where it was flat and now is not, or
+        the other way round.
 
         scopes: default is what the version has and the query can ask: `own` and `joint` for series of the
         version, `pooled` for others; a scope asked for by name that cannot be served is an error.

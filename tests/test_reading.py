@@ -479,7 +479,6 @@ def test_options_that_do_not_exist(write):
     for options in (
         {"time_zone": "Mars/Olympus"},
         {"id_column": "load", "layout": "wide"},
-        {"columns": ("load",), "layout": "long"},
     ):
         with pytest.raises(UsageError):
             read_table(write(HOURLY), ReadOptions(**options))
@@ -630,3 +629,16 @@ def test_the_sample_has_no_fault(repository):
     report = check_table(path, lookback=512, horizon=96)
     assert report.problems == ()
     assert (report.layout, report.step, len(report.series)) == ("wide", "h", 5)
+
+
+LONG = "unique_id,ds,y\n" + "".join(
+    f"{name},2024-01-01 {hour:02d}:00,{hour}\n" for name in ("north", "south", "new") for hour in range(24)
+)
+
+
+def test_series_of_a_long_table_are_chosen_and_left_out(write):
+    assert read_table(write(LONG), ReadOptions(columns=("new", "north"))).series_ids == ("north", "new")
+    assert read_table(write(LONG), ReadOptions(ignore=("new",))).series_ids == ("north", "south")
+    with pytest.raises(NotFoundError, match=r"grid\.csv has no series 'sout'") as caught:
+        read_table(write(LONG), ReadOptions(ignore=("sout",)))
+    assert "'south'" in caught.value.hint

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,8 +36,8 @@ class ReadOptions:
     """How a file is to be read. Every default is "detect it" or "stop and say so".
 
     layout: `wide` or `long`. time_column, id_column, value_column: the roles (the last two: long tables).
-    columns: the variates of a wide table to read, the others being left out on purpose. ignore: columns
-    to leave out. missing: cells that mean "no value", beside the usual ones. step: a pandas frequency.
+    columns: the variates (long: the series) to read, the others being left out on purpose. ignore: columns (long:
+    also series) to leave out. missing: cells that mean "no value", beside the usual ones. step: a pandas frequency.
     time_format: strptime format of the times. time_zone: what naive times are in, or what times with
     several UTC offsets are to be shown in.
 
@@ -99,8 +100,8 @@ class Roles:
 def find_roles(raw: RawTable, options: ReadOptions, log: ProblemLog) -> Roles:
     """Decide the roles. Raises `NotFoundError` for a named column that is not there and `DataError` if unclear."""
     named = (options.time_column, options.id_column, options.value_column)
-    for name in (*(name for name in named if name), *(options.columns or ()), *options.ignore):
-        _require_column(name, raw, log)
+    for name in (name for name in named if name):
+        require_known(name, raw.columns, log, what="column")
     names = [name for name in raw.columns if name not in options.ignore]
     time = options.time_column or _find_time(raw, names, log)
     names = [name for name in names if name != time]
@@ -111,6 +112,8 @@ def find_roles(raw: RawTable, options: ReadOptions, log: ProblemLog) -> Roles:
             "--id-column and --value-column belong to long tables, and this one is wide",
             hint="add --layout long if it is not, or choose variates with --columns",
         )
+    for name in (*(options.columns or ()), *options.ignore):
+        require_known(name, raw.columns, log, what="column")
     values = tuple(name for name in names if options.columns is None or name in options.columns)
     if not values:
         message = "there is no column of values beside the time column"
@@ -128,11 +131,11 @@ def _note_unnamed(values: tuple[str, ...], options: ReadOptions, log: ProblemLog
             log.add(Problem(kind="column", series_id=name, message=message, fix=fix))
 
 
-def _require_column(name: str, raw: RawTable, log: ProblemLog) -> None:
-    if name not in raw.columns:
-        near = difflib.get_close_matches(name, raw.columns, n=1, cutoff=0.0)
-        hint = f"the nearest of {len(raw.columns)} is '{near[0]}'"
-        raise NotFoundError(f"{log.source} has no column '{name}'", hint=hint)
+def require_known(name: str, known: Collection[str], log: ProblemLog, *, what: str) -> None:
+    """Raise `NotFoundError`, naming the nearest, for a column or series that is not there."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise NotFoundError(f"{log.source} has no {what} '{name}'", hint=f"the nearest of {len(known)} is '{near[0]}'")
 
 
 def _find_time(raw: RawTable, names: list[str], log: ProblemLog) -> str:
@@ -167,10 +170,6 @@ def _is_long(raw: RawTable, time: str, names: list[str], options: ReadOptions) -
 
 
 def _long_roles(raw: RawTable, names: list[str], time: str, options: ReadOptions, log: ProblemLog) -> Roles:
-    if options.columns is not None:
-        raise UsageError(
-            "--columns chooses the variates of a wide table", hint="in a long one: --value-column, --ignore"
-        )
     by_name = [name for name in names if name in ID_NAMES]
     text = [name for name in names if not _starts_numeric(raw.columns[name])]
     ids = [options.id_column] if options.id_column else by_name or text

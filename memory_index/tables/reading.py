@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memory_index.tables.columns import MISSING, ReadOptions, Roles, find_roles
+from memory_index.tables.columns import MISSING, ReadOptions, Roles, find_roles, require_known
 from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.regular import Block, Grid, regular
 from memory_index.tables.series import SeriesTable
@@ -71,7 +71,7 @@ def assemble(path: Path, options: ReadOptions, log: ProblemLog) -> tuple[SeriesT
     def moment(place: int) -> str | None:
         return None if np.isnat(times[place]) else clock.isoformat(times[place])
 
-    blocks = list(_blocks(raw, roles, times, Cells(missing=options.missing, log=log, moment=moment)))
+    blocks = list(_blocks(raw, roles, times, Cells(missing=options.missing, log=log, moment=moment), options))
     if not blocks:
         log.raise_faults()
         message = "there is no row with a time and a number"
@@ -106,7 +106,9 @@ def _without_blank_rows(raw: RawTable, log: ProblemLog) -> RawTable:
     )
 
 
-def _blocks(raw: RawTable, roles: Roles, times: np.ndarray, cells: Cells) -> Iterator[Block]:
+def _blocks(
+    raw: RawTable, roles: Roles, times: np.ndarray, cells: Cells, options: ReadOptions
+) -> Iterator[Block]:
     """The usable rows of a file as one block (wide) or one per series in order of appearance (long)."""
     columns = {name: _numbers(raw, name, roles, cells) for name in roles.values}
     used = {name: column for name, column in columns.items() if column is not None}
@@ -124,10 +126,11 @@ def _blocks(raw: RawTable, roles: Roles, times: np.ndarray, cells: Cells) -> Ite
         yield whole if len(known) == len(times) else whole.take(known)
         return
     codes, names = _series_codes(raw, roles.id, cells.log)
+    wanted = _wanted_series(names, raw, options, cells.log)
     order = known[np.argsort(codes[known], kind="stable")]
     starts = np.flatnonzero(np.diff(codes[order], prepend=-2))
     for rows in np.split(order, starts[1:]):
-        if codes[rows[0]] >= 0:
+        if codes[rows[0]] >= 0 and names[codes[rows[0]]] in wanted:
             yield replace(whole.take(rows), series_ids=(names[codes[rows[0]]],))
 
 
@@ -145,6 +148,14 @@ def _series_codes(raw: RawTable, name: str, log: ProblemLog) -> tuple[np.ndarray
 
     log.add_at(unnamed, len(unnamed), problem_at, kind="unnamed")
     return codes, [str(each) for each in names]
+
+
+def _wanted_series(names: list[str], raw: RawTable, options: ReadOptions, log: ProblemLog) -> set[str]:
+    """The series of a long table that are to be read. Raises `NotFoundError` for one that is not there."""
+    left_out = [name for name in options.ignore if name not in raw.columns]
+    for name in (*(options.columns or ()), *left_out):
+        require_known(name, names, log, what="series")
+    return set(names if options.columns is None else options.columns) - set(left_out)
 
 
 def _numbers(raw: RawTable, name: str, roles: Roles, cells: Cells) -> tuple[np.ndarray, np.ndarray] | None:
