@@ -30,8 +30,11 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "time_column": (Annotated[str | None, _option("--time-column", "Column of the times.")], None),
     "id_column": (Annotated[str | None, _option("--id-column", "Long table: column that names the series.")], None),
     "value_column": (Annotated[str | None, _option("--value-column", "Long table: column of the values.")], None),
-    "columns": (Annotated[str | None, _option("--columns", "Read only these variates (long: series), as A,B,C.")], None),
-    "ignore": (Annotated[list[str] | None, _option("--ignore", "Leave out a column (long: or a series); may be repeated.")], None),
+    "columns": (Annotated[str | None, _option("--columns", "Read only these variates or series: A,B.")], None),
+    "ignore": (
+        Annotated[list[str] | None, _option("--ignore", "Leave out a column or series; may be repeated.")],
+        None,
+    ),
     "missing": (Annotated[list[str] | None, _option("--missing", "A cell that means no value, such as -999.")], None),
     "step": (
         Annotated[str | None, _option("--step", "pandas frequency (h, 15min, D, B, MS); found if not given.")],

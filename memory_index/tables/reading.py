@@ -106,9 +106,7 @@ def _without_blank_rows(raw: RawTable, log: ProblemLog) -> RawTable:
     )
 
 
-def _blocks(
-    raw: RawTable, roles: Roles, times: np.ndarray, cells: Cells, options: ReadOptions
-) -> Iterator[Block]:
+def _blocks(raw: RawTable, roles: Roles, times: np.ndarray, cells: Cells, options: ReadOptions) -> Iterator[Block]:
     """The usable rows of a file as one block (wide) or one per series in order of appearance (long)."""
     columns = {name: _numbers(raw, name, roles, cells) for name in roles.values}
     used = {name: column for name, column in columns.items() if column is not None}
