@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from memory_index.local import LocalMemory
     from memory_index.tables.columns import ReadOptions
     from memory_index.tables.series import SeriesTable
+    from memory_index.versions.manifest import Manifest
 
 TABLE_SUFFIXES, PICTURE_SUFFIXES, PAGE_SUFFIXES = (".csv", ".parquet"), (".png", ".svg", ".pdf"), (".html",)
 
@@ -20,22 +22,28 @@ def open_with_table(
 ) -> tuple[LocalMemory, SeriesTable, str]:
     """The memory, the table, and the full reference (`NAME@3`), checked to belong together.
 
-    The table is read with the step of the version unless another is asked for: a few rows alone do not tell it.
+    The table is read like the version's own data (`options_like`).
     """
-    from dataclasses import replace
-
     from memory_index.queries import require_same_data
     from memory_index.tables.reading import read_table
     from memory_index.versions.opening import open_version
     from memory_index.versions.store import Store
 
     version = Store(indexes_dir).resolve(ref)
-    table = read_table(file, replace(options, step=options.step or version.manifest.step.frequency))
+    table = read_table(file, options_like(version.manifest, options))
     for done in table.notes:
         note(done)
     memory = open_version(version)
     require_same_data(table, memory.windows, version.ref)
     return memory, table, version.ref
+
+
+def options_like(manifest: Manifest, options: ReadOptions) -> ReadOptions:
+    """Reading options with the step and the time zone of a version, unless others are asked for: rows do not tell."""
+    step = manifest.step
+    if options.time_zone is None and step.time_zone is not None:
+        note(f"times without a UTC offset are read in {step.time_zone}, the time zone of the version")
+    return replace(options, step=options.step or step.frequency, time_zone=options.time_zone or step.time_zone)
 
 
 def names(text: str | None) -> tuple[str, ...] | None:
@@ -48,8 +56,9 @@ def numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
     from memory_index.errors import UsageError
 
     parts = names(text)
-    if parts is not None and not all(part.isdecimal() for part in parts):
-        raise UsageError(f"{flag} {text} is not a list of steps", hint=f"for example {flag} 96,336")
+    for part in parts or ():
+        if not (part.isascii() and part.isdecimal()):
+            raise UsageError(f"{flag} {text}: '{part}' is not a number of steps", hint=f"for example {flag} 96,336")
     return None if parts is None else tuple(int(part) for part in parts)
 
 

@@ -45,7 +45,7 @@ def demo(
     )
 
     table, store, window = read_table(sample), Store(out / "indexes"), WindowSpec(lookback=LOOKBACK, horizon=HORIZON)
-    split = split_by_name(DEFAULT_SPLIT, table.series[0].times)
+    split = split_by_name(DEFAULT_SPLIT, table.times)
     version = build(table, store, NAME, window=window, split=split)
     built = version.manifest
     note(f"2. build     {version.ref}: {built.num_rows:,} windows of the training part in {built.built.seconds:.1f} s")
@@ -65,7 +65,7 @@ def demo(
     note(f"4. evaluate  every test window, in {result.seconds:.1f} s")
     _print_evaluation(version.ref, result, with_spaces=False)
 
-    full = build(table, store, NAME, window=window, split=split_until("end", None, series.times, table.step))
+    full = build(table, store, NAME, window=window, split=split_until("end", None, table.times, table.step))
     forecast = memory_only.forecast(open_version(full), table, quantiles=(0.1, 0.5, 0.9))
     forecast.to_csv(out / "forecast.csv", index=False)
     save(draw_forecast(table, forecast, f"Forecast of {sample.name} by {full.ref}, memory alone"), out / "forecast.png")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.index_options import DEFAULT_DIR, AsJson, IndexesDir, Ref, choose_split, parse_scopes, parse_views
+from cli.asking import names, numbers, options_like
+from cli.index_options import DEFAULT_DIR, AsJson, IndexesDir, Ref, choose_split
 from cli.output import note, print_json, progress
 from cli.table_options import reads_table
 from cli.version_report import describe_bytes, parent_ref, print_version, version_document
@@ -54,7 +55,10 @@ def build(
         str | None,
         typer.Option(help="Whose windows are searched: own, joint, pooled.", show_default="all that the table allows"),
     ] = None,
-    known_delay: Annotated[int, typer.Option(help="Steps after which a value is published.")] = 0,
+    known_delay: Annotated[
+        int,
+        typer.Option(help="Steps until a stored value is published; queries know their own context."),
+    ] = 0,
     factory: Annotated[str, typer.Option(help="auto, Flat (exact), or a FAISS factory string.")] = "auto",
     shape_weight: Annotated[
         float | None,
@@ -80,7 +84,7 @@ def build(
     from memory_index.windows import WindowSpec
 
     window = WindowSpec(lookback=lookback, horizon=horizon, stride=stride, known_delay=known_delay)
-    encoder = encoder_config(parse_views(views), lookback, shape_weight=shape_weight, spread_floor=spread_floor)
+    encoder = encoder_config(numbers("--views", views), lookback, shape_weight=shape_weight, spread_floor=spread_floor)
     with progress(f"{name}: reading {file.name}, fitting and encoding its windows"):
         table = read_table(file, table_options)
         version = building.build(
@@ -90,7 +94,7 @@ def build(
             window=window,
             split=choose_split(table, split=split, until=until, val_until=val_until),
             encoder=encoder,
-            scopes=parse_scopes(scopes),
+            scopes=names(scopes),  # type: ignore[arg-type]  # judged by the library
             factory=factory,
         )
     if as_json:
@@ -122,9 +126,9 @@ def append(
     from memory_index.versions.store import Store
 
     store = Store(indexes_dir)
-    step = store.resolve(ref).manifest.step.frequency  # a few new rows alone do not tell it
+    options = options_like(store.resolve(ref).manifest, table_options)
     with progress(f"{ref}: reading {file.name} and encoding its new windows"):
-        table = read_table(file, replace(table_options, step=table_options.step or step))
+        table = read_table(file, options)
         limit = None if until is None else table.step.parse(until)
         version = appending.append(store, ref, table, until=limit)
     added = version.manifest.segments[-1]

@@ -55,7 +55,7 @@ def neighbours(
     require_targets(picture=plot, page=html)
     memory, table, full_ref = open_with_table(ref, file, indexes_dir, table_options)
     where = Filter(
-        series_id=names(only_series),
+        series_id=(only_series,) if only_series in memory.windows.series_number else names(only_series),
         after=None if after is None else table.step.parse(after),
         before=None if before is None else table.step.parse(before),
     )

@@ -126,6 +126,7 @@ def _lines(version: Version) -> list[tuple[str, str]]:
         ("source", manifest.built.source),
         ("size", f"{describe_bytes(manifest.num_bytes)} in {num_segments} segment{'s' if num_segments > 1 else ''}"),
         ("fingerprint", manifest.fingerprint[:FINGERPRINT_SHOWN]),
+        *(("note", each) for each in built.notes),
         ("built", f"{built.created_at} in {built.seconds:.1f} s, {built.peak_rss_mb:.0f} MB of memory at most"),
     ]
 

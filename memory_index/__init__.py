@@ -3,7 +3,7 @@
 It is built and kept as versions that never change.
 
     table = read_table("load.csv")
-    split = split_by_name("70/10/20", table.series[0].times)
+    split = split_by_name("70/10/20", table.times)
     version = build(table, Store("indexes"), "load", window=WindowSpec(lookback=336, horizon=48), split=split)
     memory = open_memory("indexes", version.ref)
     neighbours = memory.search(Queries(context=..., origin=..., series_id=..., policy=Policy.CAUSAL), k=50)

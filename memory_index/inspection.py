@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from memory_index.errors import NotFoundError
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
-from memory_index.queries import QueryBlock, origin_at, query_blocks
+from memory_index.queries import origin_at, query_blocks
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Filter, Neighbours, Scope
 
@@ -90,9 +91,17 @@ def inspect_window(
     spec = memory.windows.spec
     row = origin_at(table, series_id, at, spec)
     number = table.series_ids.index(series_id)
-    block = _block_around(memory, table, number, row)
+    alone = np.empty(0, dtype=np.int64)
+    origins = [np.array([row]) if n == number else alone for n in range(len(table.series))]
+    [block] = query_blocks(table, origins, spec, Policy.CAUSAL, known=memory.windows.series_ids)
     place = int(np.flatnonzero(block.series == number)[0])
     neighbours = memory.search(block.queries, k, scopes=scopes, views=views, where=where, min_gap=min_gap)
+    if not neighbours.valid[0, place].any():
+        raise NotFoundError(
+            f"no admissible neighbour for series '{series_id}' at {table.step.isoformat(at)}: "
+            f"the memory's first window is known at {table.step.isoformat(memory.windows.known_at.min())}",
+            hint="choose a later time" + (", or fewer filters" if where not in (None, Filter()) else ""),
+        )
     actual = np.full(spec.horizon, np.nan, dtype=np.float32)
     known = table.series[number].values[row + 1 : row + 1 + spec.horizon]
     actual[: len(known)] = known
@@ -100,25 +109,14 @@ def inspect_window(
         series_id=series_id,
         origin=at,
         origin_text=table.step.isoformat(at),
-        in_sample=bool(at < np.datetime64(memory.manifest.fitted_until, "ns")),
+        in_sample=bool(at < memory.manifest.fitted_known_at),
         context=block.queries.context[0, place],
         times=table.step.range(table.series[number].times[row - spec.lookback + 1], spec.length),
         actual=actual,
-        forecast=neighbours.forecast()[0, place],
-        quantiles=neighbours.quantiles((0.1, 0.9))[0, place],
+        forecast=neighbours.forecast(on_empty="last-value")[0, place],
+        quantiles=neighbours.quantiles((0.1, 0.9), on_empty="last-value")[0, place],
         neighbours=tuple(_records(neighbours, place, actual)),
     )
-
-
-def _block_around(memory: LocalMemory, table: SeriesTable, number: int, row: int) -> QueryBlock:
-    """The query of one series, with all other series of its moment where the joint scope can use them."""
-    spec, alone = memory.windows.spec, np.empty(0, dtype=np.int64)
-    contexts = [series.values[row + 1 - spec.lookback : row + 1] for series in table.series]
-    whole = table.shares_times and set(table.series_ids) == set(memory.windows.series_ids)
-    whole = whole and all(np.isfinite(context).all() for context in contexts)
-    origins = [np.array([row]) if whole or n == number else alone for n in range(len(table.series))]
-    blocks = query_blocks(table, origins, spec, Policy.CAUSAL, known=memory.windows.series_ids)
-    return next(block for block in blocks if number in block.series)
 
 
 def _records(neighbours: Neighbours, place: int, actual: np.ndarray) -> Iterator[NeighbourRecord]:

@@ -15,6 +15,7 @@ import numpy as np
 from memory_index.encoder import Encoded, KeyEncoder
 from memory_index.errors import IncompatibleError, NotFoundError, UsageError
 from memory_index.key_spaces import BLOCK, KeySpaceSearch, Segment
+from memory_index.scaling import WindowStatistics
 from memory_index.types import SCOPES, Filter, KeySpace, Neighbours, Queries, Scope
 from memory_index.versions.manifest import Manifest
 from memory_index.windows import StoredWindows
@@ -147,24 +148,23 @@ class LocalMemory:
         return ""
 
     def _encode(self, view: int, queries: Queries, series: np.ndarray, scopes: tuple[Scope, ...]) -> Encoded:
-        """Keys of all queries; the joint group's series are put in its order first."""
-        parts = []
-        order = np.argsort(series) if "joint" in scopes else np.arange(len(series))
+        """Keys of all queries, in blocks; the joint scope wants the series in the version's order."""
+        each, order = tuple(scope for scope in scopes if scope != "joint"), np.argsort(series)
+        keys: dict[Scope, list[np.ndarray]] = {scope: [] for scope in scopes}
+        statistics = []
         for start in range(0, max(len(queries), 1), BLOCK):
-            context = queries.context[start : start + BLOCK, order]
-            parts.append(self.encoder.encode(view, context, series[order], scopes))
-        back = np.argsort(order)
-        keys = {
-            scope: np.concatenate(
-                [part.keys[scope] if scope == "joint" else part.keys[scope][:, back] for part in parts]
-            )
-            for scope in scopes
-        }
+            context = queries.context[start : start + BLOCK]
+            encoded = self.encoder.encode(view, context, series, each)
+            statistics.append(encoded.statistics)
+            for scope in each:
+                keys[scope].append(encoded.keys[scope])
+            if "joint" in scopes:
+                keys["joint"].append(
+                    self.encoder.encode(view, context[:, order], series[order], ("joint",)).keys["joint"]
+                )
         return Encoded(
-            keys,
-            type(parts[0].statistics)(
-                *(np.concatenate(s)[:, back] for s in zip(*(p.statistics for p in parts), strict=True))
-            ),
+            {scope: np.concatenate(parts) for scope, parts in keys.items()},
+            WindowStatistics(*(np.concatenate(parts) for parts in zip(*statistics, strict=True))),
         )
 
     def _neighbours(

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from memory_index.baselines import last_value, season_length, seasonal_naive
-from memory_index.combine import OnEmpty, mean_over_spaces, with_last_value
+from memory_index.combine import OnEmpty, mean_over_spaces, require_neighbours, with_last_value
 from memory_index.errors import DataError, UsageError
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
@@ -120,8 +120,8 @@ def evaluate(
         if season is not None and season <= spec.lookback:
             forecasts["seasonal_naive"] = seasonal_naive(context, spec.horizon, season)
         for name, values in forecasts.items():
-            sums.setdefault(name, ScoreSum()).add(values, future, unit[asked.series])
-        without, done = without + empty, done + asked.row.size
+            sums.setdefault(name, ScoreSum()).add(values, future, unit[asked.series], asked.wanted)
+        without, done = without + empty, done + int(asked.wanted.sum())
         first_origin = np.fmin(first_origin, asked.queries.origin.min())
         report(done, total)
     scores = {name: part_sum.score() for name, part_sum in sums.items()}
@@ -142,7 +142,7 @@ def evaluate(
         mae=baselines.memory_only.mae,
         baselines=baselines,
         by_space=scores,
-        in_sample=bool(first_origin < np.datetime64(manifest.fitted_until, "ns")),
+        in_sample=bool(first_origin < manifest.fitted_known_at),
         seconds=time.perf_counter() - started,
     )
 
@@ -152,15 +152,18 @@ def block_forecasts(
 ) -> tuple[dict[str, np.ndarray], int]:
     """The memory's forecast (`memory_only`) and that of each key space, float32 [B, N, H], by name.
 
-    Where one key space is empty, its own score counts the last value. Returns with them how many of the B x N windows
-    had no neighbour in any key space.
+    Where one key space is empty, its own score counts the last value. Returns with them how many of the wanted windows
+    had no neighbour in any key space. Raises `NotFoundError` for the first of those, unless `on_empty` allows them.
     """
     neighbours = memory.search(block.queries, options.k, scopes=options.scopes, views=options.views)
+    found = np.any(neighbours.valid, axis=(2, 3)) | ~block.wanted
+    if options.on_empty == "error":
+        require_neighbours(neighbours, found)
     by_space = neighbours.space_forecasts()
     filled = np.where(np.isnan(by_space), block.queries.context[:, :, None, -1:], by_space)
     forecasts = {str(space): filled[:, :, number] for number, space in enumerate(neighbours.spaces)}
-    forecasts["memory_only"] = with_last_value(neighbours, mean_over_spaces(by_space), options.on_empty)
-    return forecasts, int((~neighbours.valid.any(axis=(2, 3))).sum())
+    forecasts["memory_only"] = with_last_value(neighbours, mean_over_spaces(by_space), "last-value")
+    return forecasts, int((~found).sum())
 
 
 def standard_units(memory: LocalMemory, table: SeriesTable) -> np.ndarray:
@@ -169,10 +172,18 @@ def standard_units(memory: LocalMemory, table: SeriesTable) -> np.ndarray:
     The version's, or for a series that it has never seen the series' own over the same stretch of time.
     """
     until = np.datetime64(memory.manifest.split.train_until, "ns")
-    own = fit_scale([series.values[series.times <= until] for series in table.series]).std
-    number = memory.windows.series_number
-    known = [number.get(series_id, -1) for series_id in table.series_ids]
-    return np.array([memory.encoder.scale.std[k] if k >= 0 else std for k, std in zip(known, own, strict=True)])
+    units = []
+    for series in table.series:
+        number = memory.windows.series_number.get(series.series_id, -1)
+        training = series.values[series.times <= until]
+        if number < 0 and not np.isfinite(training).any():
+            raise DataError(
+                f"{table.source}: series '{series.series_id}' is not in the version and has no value up to "
+                f"{table.step.isoformat(until)}, the end of the training part, to standardise its errors by",
+                hint="leave the series out (--ignore), or build a version that has it",
+            )
+        units.append(memory.encoder.scale.std[number] if number >= 0 else fit_scale([training]).std[0])
+    return np.array(units)
 
 
 def forecast(
@@ -180,24 +191,26 @@ def forecast(
 ) -> pd.DataFrame:
     """The next H steps of every series: a long table `unique_id, ds, yhat` and one column per quantile (`q0.1`).
 
-    Original units; times in the table's own time zone. Asked under `causal` at the last step of each series.
+    Original units; times in the table's own time zone. Asked under `causal` at the last value of each series: one that
+    ends earlier than the others is forecast from where it ends.
 
     Raises `DataError` (history too short or missing values in it), `NotFoundError` (no neighbours).
     """
     options = options or MemoryOptions()
     spec = memory.windows.spec
+    origins, known = latest_origins(table, spec), memory.manifest.series_ids
     parts: dict[int, pd.DataFrame] = {}
-    for block in query_blocks(
-        table, latest_origins(table, spec), spec, Policy.CAUSAL, known=memory.manifest.series_ids
-    ):
+    for block in query_blocks(table, origins, spec, Policy.CAUSAL, known=known):
         neighbours = memory.search(block.queries, options.k, scopes=options.scopes, views=options.views)
-        values = neighbours.forecast(on_empty=options.on_empty)
+        if options.on_empty == "error":
+            require_neighbours(neighbours, np.any(neighbours.valid, axis=(2, 3)) | ~block.wanted)
+        values = neighbours.forecast(on_empty="last-value")
         no_levels = np.empty((*values.shape, 0), dtype=np.float32)
-        levels = neighbours.quantiles(quantiles, on_empty=options.on_empty) if quantiles else no_levels
-        for b, origin in enumerate(block.queries.origin):
-            times = table.step.local(table.step.range(origin, spec.horizon + 1)[1:])
-            for n, number in enumerate(block.series):
-                columns = {"unique_id": table.series[number].series_id, "ds": times, "yhat": values[b, n]}
-                columns |= {f"q{level:g}": levels[b, n, :, q] for q, level in enumerate(quantiles)}
-                parts[int(number)] = pd.DataFrame(columns)
+        levels = neighbours.quantiles(quantiles, on_empty="last-value") if quantiles else no_levels
+        for b, n in np.argwhere(block.wanted):
+            number = int(block.series[n])
+            times = table.step.local(table.step.range(block.queries.origin[b], spec.horizon + 1)[1:])
+            columns = {"unique_id": table.series[number].series_id, "ds": times, "yhat": values[b, n]}
+            columns |= {f"q{level:g}": levels[b, n, :, q] for q, level in enumerate(quantiles)}
+            parts[number] = pd.DataFrame(columns)
     return pd.concat([parts[number] for number in sorted(parts)], ignore_index=True)

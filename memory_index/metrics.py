@@ -22,11 +22,14 @@ class ScoreSum:
     squared: list[np.ndarray] = field(default_factory=list)
     absolute: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, forecast: np.ndarray, future: np.ndarray, unit: np.ndarray) -> None:
-        """forecast, future: [B, N, H] in raw units; unit: [N], the training standard deviation of each series."""
-        error = (forecast.astype(np.float64) - future) / unit[:, None]
-        self.squared.append(np.square(error).mean(axis=2).ravel())
-        self.absolute.append(np.abs(error).mean(axis=2).ravel())
+    def add(self, forecast: np.ndarray, future: np.ndarray, unit: np.ndarray, wanted: np.ndarray) -> None:
+        """forecast, future: [B, N, H] in raw units; wanted: bool [B, N], what counts.
+
+        unit: [N], the training standard deviation of each series.
+        """
+        error = ((forecast.astype(np.float64) - future) / unit[:, None])[wanted]
+        self.squared.append(np.square(error).mean(axis=1))
+        self.absolute.append(np.abs(error).mean(axis=1))
 
     def score(self) -> Score:
         """The mean over everything added; windows are of one length, so each counts the same."""

@@ -9,19 +9,24 @@ import numpy as np
 
 from memory_index.errors import DataError, IncompatibleError, NotFoundError
 from memory_index.leakage import Policy
-from memory_index.tables.series import Series, SeriesTable
+from memory_index.tables.series import Series, SeriesTable, differing
 from memory_index.types import Queries
-from memory_index.windows import StoredWindows, WindowSpec, cut
+from memory_index.windows import StoredWindows, WindowSpec, cut, origin_rows
 
 BLOCK = 256  # moments asked at once
 
 
 class QueryBlock(NamedTuple):
-    """Queries and where they come from. series: int [N], numbers in the table; row: int64 [B, N], origin rows."""
+    """Queries and where they come from.
+
+    series: int [N], numbers in the table. row: int64 [B, N], origin rows. wanted: bool [B, N], which of them were asked
+    for; the others are there because the joint scope compares whole moments.
+    """
 
     queries: Queries
     series: np.ndarray
     row: np.ndarray
+    wanted: np.ndarray
 
 
 def query_blocks(
@@ -35,50 +40,52 @@ def query_blocks(
 ) -> Iterator[QueryBlock]:
     """All windows of a table, in blocks of up to `block` moments.
 
-    origins: origin rows per series. known: series that the memory has. Moments that all known series of the table share
-    are asked together (so that the joint scope can answer), all other windows series by series.
+    origins: origin rows per series. known: series that the memory has. They are asked together (so that the joint
+    scope can answer) wherever all of them have a whole *context*; all other windows are asked series by series. Futures
+    must not decide that: a gap in the future of one series would change what is asked for another.
     """
-    values = [series.values.astype(np.float32) for series in table.series]
     numbers = [n for n, series in enumerate(table.series) if series.series_id in set(known)]
     together = np.empty(0, dtype=np.int64)
     if table.shares_times and numbers:
-        together = origins[numbers[0]]
-        for n in numbers[1:]:
-            together = np.intersect1d(together, origins[n], assume_unique=True)
-    groups = [(np.array(numbers, dtype=np.int64), together)]
-    for n, rows in enumerate(origins):
-        groups.append((np.array([n]), np.setdiff1d(rows, together) if n in numbers else rows))
+        every = WindowSpec(lookback=spec.lookback, horizon=spec.horizon)
+        together = np.unique(np.concatenate([origins[n] for n in numbers]))
+        for n in numbers:
+            whole = origin_rows(table.series[n].values, every, with_future=False)
+            together = np.intersect1d(together, whole, assume_unique=True)
+    alone = [np.setdiff1d(rows, together) if n in numbers else rows for n, rows in enumerate(origins)]
+    groups = [(np.array(numbers, dtype=np.int64), together), *((np.array([n]), rows) for n, rows in enumerate(alone))]
+    values = [series.values.astype(np.float32) for series in table.series]
     for series, rows in groups:
         for start in range(0, len(rows), block):
-            yield _block(table, values, series, rows[start : start + block], spec, policy)
-
-
-def _block(
-    table: SeriesTable, values: list[np.ndarray], series: np.ndarray, rows: np.ndarray, spec: WindowSpec, policy: Policy
-) -> QueryBlock:
-    first = rows - spec.lookback + 1
-    queries = Queries(
-        context=np.stack([cut(values[number], first, spec.lookback) for number in series], axis=1),
-        origin=table.series[series[0]].times[rows],
-        series_id=np.array([table.series[number].series_id for number in series]),
-        policy=policy,
-    )
-    return QueryBlock(queries, series, np.broadcast_to(rows[:, None], (len(rows), len(series))))
+            part = rows[start : start + block]
+            first = part - spec.lookback + 1
+            queries = Queries(
+                context=np.stack([cut(values[n], first, spec.lookback) for n in series], axis=1),
+                origin=table.series[series[0]].times[part],
+                series_id=np.array([table.series[n].series_id for n in series]),
+                policy=policy,
+            )
+            wanted = np.stack([np.isin(part, origins[n]) for n in series], axis=1)
+            yield QueryBlock(queries, series, np.repeat(part[:, None], len(series), axis=1), wanted)
 
 
 def latest_origins(table: SeriesTable, spec: WindowSpec) -> list[np.ndarray]:
-    """The last row of each series: the origin of a forecast of what comes next.
+    """The last row of each series that holds a value: the origin of a forecast of what comes next.
 
-    Raises `DataError` for a series shorter than the lookback.
+    Raises `DataError` for a series with less than a lookback of steps up to there.
     """
+    origins = []
     for series in table.series:
-        if len(series) < spec.lookback:
+        known = np.flatnonzero(np.isfinite(series.values))
+        num = int(known[-1]) + 1 if len(known) else 0
+        if num < spec.lookback:
             raise DataError(
-                f"{table.source}: series '{series.series_id}' has {len(series)} steps, "
+                f"{table.source}: series '{series.series_id}' has {num} steps, "
                 f"but a forecast needs the last {spec.lookback}",
                 hint="give a longer history, or use a version with a shorter --lookback",
             )
-    return [np.array([len(series) - 1]) for series in table.series]
+        origins.append(np.array([num - 1]))
+    return origins
 
 
 def origin_at(table: SeriesTable, series_id: str, at: np.datetime64, spec: WindowSpec) -> int:
@@ -106,7 +113,7 @@ def origin_at(table: SeriesTable, series_id: str, at: np.datetime64, spec: Windo
 def require_same_data(table: SeriesTable, windows: StoredWindows, ref: str) -> None:
     """Raise `IncompatibleError` if a table differs from what a version stores, at the first cell that does.
 
-    Series that the version does not have, and steps that only one of both has, are not compared.
+    Series that the version does not have, and steps for which it stores no value, are not compared.
     """
     if table.step != windows.step:
         raise IncompatibleError(
@@ -126,7 +133,7 @@ def _require_same_series(series: Series, windows: StoredWindows, number: int, so
     row = np.searchsorted(times, series.times)
     both = (row < len(times)) & (times[np.minimum(row, len(times) - 1)] == series.times)
     ours, theirs = stored[row[both]], series.values[both].astype(np.float32)
-    differs = np.flatnonzero((ours != theirs) & ~(np.isnan(ours) & np.isnan(theirs)))
+    differs = differing(ours, theirs)
     if len(differs):
         at = series.times[both][differs[0]]
         raise IncompatibleError(

@@ -69,7 +69,7 @@ class Queries:
             raise DataError(
                 f"context of series '{self.series_id[n]}' at origin {self.origin[b]} has a missing or infinite value "
                 f"{self.context.shape[2] - 1 - step} steps before the origin",
-                hint="fill the gap first (--on-nan interpolate), or choose another origin",
+                hint="fill the gap first (--on-nan ffill repeats the last value), or choose another origin",
             )
 
     def __len__(self) -> int:

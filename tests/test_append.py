@@ -322,3 +322,13 @@ def test_equal_data_and_settings_give_equal_fingerprints(tmp_path: Path) -> None
     assert first.manifest.fingerprint == second.manifest.fingerprint
     other = built(tmp_path, name="three", encoder=replace(ENCODER, shape_weight=0.8))
     assert other.manifest.fingerprint != first.manifest.fingerprint
+
+
+def test_values_that_have_arrived_since_are_told_of(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    late = with_missing(between(wide_table(), 0, NUM_TRAINING), [("load", NUM_TRAINING - n) for n in (1, 2, 3)])
+    version = build_until(store, late, late.series[0].times[-1])
+    grown = append(store, version.ref, wide_table())
+    [note] = grown.manifest.built.notes
+    assert note.startswith("series 'load': 3 values that were missing have arrived since")
+    assert verify_contents(grown) == []

@@ -103,6 +103,45 @@ def test_ragged_tables_are_scored_series_by_series(tmp_path):
     assert set(result.by_space) == {"own-12", "own-36"}
 
 
+def test_a_gap_in_the_future_of_one_series_does_not_touch_the_forecast_of_another(memory, table):
+    """The joint scope needs whole contexts; were it to need whole futures, what is asked would tell what follows."""
+    rows = part_origins(table, WINDOW, memory.manifest.split, "test")
+    values = table.series[2].values.copy()
+    values[rows[0][3] + 5] = np.nan
+    holed = replace(table, series=(*table.series[:2], replace(table.series[2], values=values)))
+
+    def forecasts_of_the_first(asked: SeriesTable) -> np.ndarray:
+        origins = part_origins(asked, WINDOW, memory.manifest.split, "test")
+        found = {}
+        for block in query_blocks(asked, origins, WINDOW, Policy.CAUSAL, known=asked.series_ids):
+            made = memory.search(block.queries, 5).forecast()
+            for b, n in np.argwhere(block.wanted):
+                found[int(block.series[n]), int(block.row[b, n])] = made[b, n]
+        return np.stack([found[0, int(row)] for row in rows[0][:4]])
+
+    np.testing.assert_array_equal(forecasts_of_the_first(table), forecasts_of_the_first(holed))
+
+
+def test_a_series_without_training_values_cannot_be_standardised(memory, table):
+    late = table.series[0].values.copy()
+    late[: int(0.7 * len(late))] = np.nan
+    stranger = Series(series_id="stranger", times=table.series[0].times, values=late)
+    with pytest.raises(DataError, match="'stranger' is not in the version and has no value"):
+        evaluate(memory, replace(table, series=(*table.series, stranger)))
+
+
+def test_with_a_publication_delay_origins_are_in_sample_for_longer(table, tmp_path):
+    split = split_by_name(SPLIT, table.times)
+    delayed = replace(WINDOW, known_delay=6)
+    version = build(table, Store(tmp_path), "m", window=delayed, split=split, encoder=ENCODER)
+    fitted_until = np.datetime64(version.manifest.fitted_until, "ns")
+    assert version.manifest.fitted_known_at == fitted_until + np.timedelta64(6, "h")
+    row = int(np.flatnonzero(table.times == fitted_until)[0])
+    memory = open_version(version)
+    assert inspect_window(memory, table, "load", table.times[row + 5]).in_sample
+    assert not inspect_window(memory, table, "load", table.times[row + 6]).in_sample
+
+
 def test_missing_values_leave_windows_out_and_nothing_else(memory, table):
     values = table.series[0].values.copy()
     values[-40] = np.nan
@@ -118,7 +157,7 @@ def test_query_blocks_ask_every_window_once(table):
     asked = {0: [], 1: [], 2: []}
     for block in query_blocks(table, origins, WINDOW, Policy.CAUSAL, known=table.series_ids, block=7):
         for place, number in enumerate(block.series):
-            asked[int(number)] += block.row[:, place].tolist()
+            asked[int(number)] += block.row[block.wanted[:, place], place].tolist()
             series = table.series[number]
             for b, row in enumerate(block.row[:, place]):
                 expected = series.values[row + 1 - WINDOW.lookback : row + 1].astype(np.float32)
@@ -179,6 +218,16 @@ def test_a_missing_value_in_the_context_is_named(memory, table):
         forecast(memory, holed)
 
 
+def test_a_series_that_ends_early_is_forecast_from_where_it_ends(memory, table):
+    values = table.series[1].values.copy()
+    values[-5:] = np.nan
+    late = replace(table, series=(table.series[0], replace(table.series[1], values=values), table.series[2]))
+    result = forecast(memory, late)
+    first = result.groupby("unique_id")["ds"].min()
+    assert first["load"] - first["flat"] == pd.Timedelta(hours=5)
+    assert np.isfinite(result["yhat"]).all()
+
+
 # Data that belong to a version
 
 
@@ -189,6 +238,15 @@ def test_data_that_differ_from_the_version_are_refused_at_the_first_cell(memory,
     with pytest.raises(IncompatibleError, match=r"series 'flat' at 2021-03-05T04:00:00 .*2 of \d+ common steps differ"):
         require_same_data(changed, memory.windows, "m@1")
     require_same_data(table, memory.windows, "m@1")
+
+
+def test_a_value_that_has_arrived_since_is_no_contradiction_one_that_vanished_is(table, tmp_path):
+    values = table.series[1].values.copy()
+    values[100] = np.nan
+    holed = replace(table, series=(table.series[0], replace(table.series[1], values=values), table.series[2]))
+    require_same_data(table, memory_of(holed, tmp_path / "holed").windows, "m@1")
+    with pytest.raises(IncompatibleError, match=r"series 'flat' at 2021-03-05T04:00:00 is nan"):
+        require_same_data(holed, memory_of(table, tmp_path / "whole").windows, "m@1")
 
 
 def test_data_of_another_step_are_refused(memory):
@@ -237,6 +295,16 @@ def test_a_time_without_a_step_names_its_neighbours(memory, table):
         inspect_window(memory, table, "load", table.series[0].times[10])
     with pytest.raises(NotFoundError, match="no admissible neighbour"):
         inspect_window(memory, table, "load", table.series[0].times[40])
+
+
+def test_another_series_without_neighbours_is_no_hindrance(table, tmp_path):
+    load = table["load"]
+    dead = replace(load, series_id="dead", values=np.where(np.arange(len(load)) < 250, load.values, 3.0))
+    both = replace(table, series=(load, dead))  # dead is constant at last, as it never was in the training part
+    memory = memory_of(both, tmp_path)
+    assert inspect_window(memory, both, "load", table.times[330]).neighbours
+    with pytest.raises(NotFoundError, match="no admissible neighbour for series 'dead'"):
+        inspect_window(memory, both, "dead", table.times[330])
 
 
 # Baselines

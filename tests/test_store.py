@@ -248,7 +248,7 @@ class TestRemove:
     def test_a_number_is_never_given_again(self, store: Store) -> None:
         publish(store)
         publish(store)
-        store.remove("etth1@latest")
+        store.remove("etth1@2")
         with pytest.raises(NotFoundError, match="etth1@2 was removed"):
             store.resolve("etth1@2")
         assert publish(store).number == 3
@@ -261,6 +261,8 @@ class TestRemove:
         publish(store)
         with pytest.raises(UsageError, match="does not say which version"):
             store.remove("etth1")
+        with pytest.raises(UsageError, match="does not say which version"):
+            store.remove("etth1@latest")  # run twice, it would take two versions
 
     def test_refuses_what_an_alias_names(self, store: Store) -> None:
         version = publish(store)

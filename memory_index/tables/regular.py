@@ -161,7 +161,7 @@ def _note_gaps(block: Block, position: np.ndarray, grid: Grid) -> None:
     before = np.flatnonzero(jump > 1)
     policy = grid.options.on_gap
     if policy != "error":
-        done = "were left missing" if policy == "drop" else f"were filled by {policy}"
+        done = "were left missing" if policy == "drop" else f"to be filled by {policy}"
         grid.changes[f"steps without a row {done} (--on-gap {policy})"] += int((jump[before] - 1).sum()) * len(
             block.series_ids
         )
@@ -195,7 +195,7 @@ def _note_missing(block: Block, values: np.ndarray, position: np.ndarray, grid: 
     for kind, cells in (("missing", ~finite & ~infinite & ~block.unreadable), ("infinite", infinite)):
         number, place = np.nonzero(cells)
         if len(number) and policy != "error":
-            done = "were left missing" if policy == "drop" else f"were filled by {policy}"
+            done = "were left missing" if policy == "drop" else f"to be filled by {policy}"
             grid.changes[f"{kind} cells {done} (--on-nan {policy})"] += len(number)
             continue
 

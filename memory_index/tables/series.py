@@ -56,6 +56,11 @@ class SeriesTable:
         return tuple(series.series_id for series in self.series)
 
     @property
+    def times(self) -> np.ndarray:
+        """datetime64[ns], ascending: every time stamp that any series has."""
+        return self.series[0].times if self.shares_times else np.unique(np.concatenate([s.times for s in self.series]))
+
+    @property
     def shares_times(self) -> bool:
         """Whether all series have the same time stamps (what the joint scope needs)."""
         first = self.series[0].times
@@ -70,3 +75,8 @@ class SeriesTable:
             digest.update(np.ascontiguousarray(series.times).view(np.int64).tobytes())
             digest.update(np.ascontiguousarray(series.values, dtype=np.float64).tobytes())
         return digest.hexdigest()
+
+
+def differing(stored: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Places at which a stored value is not the one that is given now. One that was missing may have arrived since."""
+    return np.flatnonzero((stored != given) & np.isfinite(stored))

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from memory_index.errors import DataError, IncompatibleError
-from memory_index.tables.series import Series, SeriesTable
+from memory_index.tables.series import Series, SeriesTable, differing
 from memory_index.versions.build import built_since, segment_record, with_recall
 from memory_index.versions.opening import LoadEncoder, plan_of, read_encoder, read_series
 from memory_index.versions.segments import write_indexes, write_segment
@@ -68,7 +68,8 @@ def append(
         )
         if set(factories.values()) != {"Flat"}:  # an exact scan has nothing to measure
             child = with_recall(staging.path, child, encoder)
-        return staging.publish(dataclasses.replace(child, built=built_since(started, table.source)))
+        built = dataclasses.replace(built_since(started, table.source), notes=late_values(stored, table))
+        return staging.publish(dataclasses.replace(child, built=built))
 
 
 def join_new_rows(stored: SeriesTable, table: SeriesTable, *, until: np.datetime64 | None, delay: int) -> SeriesTable:
@@ -140,7 +141,7 @@ def require_overlap(old: Series, new: Series, table: SeriesTable, step: Step) ->
             hint="append the same history, or only what is new",
         )
     ours, theirs = old.values[first : first + overlap], new.values[:overlap]
-    differs = np.flatnonzero((ours != theirs) & ~(np.isnan(ours) & np.isnan(theirs)))
+    differs = differing(ours, theirs)
     if len(differs):
         at = int(differs[0])
         raise IncompatibleError(
@@ -159,3 +160,17 @@ def new_origins(stored: SeriesTable, joined: SeriesTable, window: WindowSpec) ->
         rows = origin_rows(series.values[start:], window) + start
         result.append(rows[rows + window.horizon >= len(old)])
     return result
+
+
+def late_values(stored: SeriesTable, table: SeriesTable) -> tuple[str, ...]:
+    """A note for each series of which a table has values where the version stores that they are missing."""
+    notes = []
+    for old in stored.series:
+        new = table[old.series_id]
+        arrived = np.isin(old.times[np.isnan(old.values)], new.times[np.isfinite(new.values)])
+        if arrived.any():
+            notes.append(
+                f"series '{old.series_id}': {int(arrived.sum())} values that were missing have arrived since; "
+                "the next build, not append, stores windows with them"
+            )
+    return tuple(notes)

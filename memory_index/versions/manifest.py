@@ -11,6 +11,8 @@ import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from memory_index.errors import IncompatibleError, VerificationError
 from memory_index.splits import Split
 from memory_index.types import KeySpace
@@ -69,6 +71,7 @@ class BuildRecord:
     created_at: str  # ISO 8601, UTC
     seconds: float
     peak_rss_mb: float
+    notes: tuple[str, ...] = ()  # what a person should know of it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +104,12 @@ class Manifest:
         document = asdict(self)
         del document["built"]
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def fitted_known_at(self) -> np.datetime64:
+        """From when on everything that a fitted part saw is known, datetime64[ns]: earlier origins are in sample."""
+        fitted_until = np.array([self.fitted_until], dtype="datetime64[ns]")
+        return np.datetime64(self.step.add(fitted_until, self.window.known_delay)[0])
 
     @property
     def num_bytes(self) -> int:
@@ -205,7 +214,7 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
                 "split": Split(**document["split"]),
                 "segments": tuple(SegmentRecord(**record) for record in document["segments"]),
                 "files": {path: file_record(path, record) for path, record in document["files"].items()},
-                "built": BuildRecord(**document["built"]),
+                "built": BuildRecord(**{**document["built"], "notes": tuple(document["built"]["notes"])}),
             }
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # a UsageError of WindowSpec is a ValueError

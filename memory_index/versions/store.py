@@ -198,7 +198,7 @@ class Store:
         Raises `UsageError` unless the reference says which version, `IncompatibleError` if an alias names it.
         """
         location = self.locate(ref)
-        if "@" not in ref:
+        if "@" not in ref or ref.endswith(f"@{LATEST}"):
             raise UsageError(f"'{ref}' does not say which version to remove", hint=f"for example {location.ref}")
         with self.catalog(location.name):
             location = self.locate(ref)
