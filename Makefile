@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= logical
+DATA_DIR ?= datasets
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test check soak clean
+.PHONY: help install demo test check soak bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +36,12 @@ check: install  ## linter, formatter, type checker, then the tests
 
 soak: install  ## run the long forms of the tests
 	$(PYTEST) -m soak --hypothesis-profile=soak -o faulthandler_timeout=3600
+
+bench: install  ## measure the figures of docs/benchmarks.md (DATA_DIR holds ETTh1.csv, ETTh2.csv)
+	$(BIN)/python -m benchmarks.memory_accuracy --data-dir $(DATA_DIR)
+	$(BIN)/python -m benchmarks.memory_speed --data-dir $(DATA_DIR)
+	$(BIN)/python -m benchmarks.million_windows
+	$(BIN)/python -m benchmarks.leak_audit
 
 clean:  ## remove the virtual environment and every cache
 	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -38,6 +38,7 @@ WINDOW = WindowSpec(lookback=512, horizon=96)
 NUM_BLOCKS, VAL_STRIDE, TRAIN_STRIDE = 3, 4, 8
 
 DEFAULTS = EncoderConfig()
+MORE_VIEWS = "views 48, 96, 168, 336"
 BUILT: dict[str, dict[str, object]] = {  # settings that need other keys
     "defaults": {},
     **{f"spread_floor {v}": {"spread_floor": v} for v in (0.05, 0.1, 0.2, 0.4)},
@@ -47,13 +48,18 @@ BUILT: dict[str, dict[str, object]] = {  # settings that need other keys
     **{f"shape_width {v}": {"shape_width": v} for v in (24, 32, 96)},
     **{f"joint_width {v}": {"joint_width": v} for v in (64, 256)},
     **{f"ridge {v}": {"ridge": v} for v in (0.001, 0.1)},
-    "views 48, 96, 168, 336": {"views": (48, 96, 168, 336)},
+    MORE_VIEWS: {"views": (48, 96, 168, 336)},
     "views 96, 168, 336, 512": {"views": (96, 168, 336, 512)},
 }
 ASKED: dict[str, dict[str, object]] = {  # settings of the search, asked of the default keys
     **{f"K {v}": {"k": v} for v in (5, 10, 25, 100)},
     **{f"scope {s} only": {"scopes": (s,)} for s in ("own", "joint", "pooled")},
+    "scopes own, joint": {"scopes": ("own", "joint")},
+    "scopes own, pooled": {"scopes": ("own", "pooled")},
+    "scopes joint, pooled": {"scopes": ("joint", "pooled")},
     "scopes own, joint, pooled": {"scopes": ("own", "joint", "pooled")},
+    "scopes own, joint, pooled, K 100": {"scopes": ("own", "joint", "pooled"), "k": 100},
+    "scopes own, joint, pooled, K 25": {"scopes": ("own", "joint", "pooled"), "k": 25},
     **{f"view {v} only": {"views": (v,)} for v in DEFAULTS.views},
     "equal weights": {"equal": True},
 }
@@ -64,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, default=Path("datasets"))
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    parser.add_argument("--settings", nargs="*", default=[*BUILT], choices=[*BUILT], help="only these kinds of keys")
     options = parser.parse_args()
     results: dict[str, dict[str, float]] = {}  # setting -> "ETTh1 val" -> MSE
     for file, split_name in DATA_SETS.items():
@@ -73,11 +80,11 @@ def main() -> None:
             continue
         table = read_table(path)
         split = split_by_name(split_name, table.series[0].times)
-        for setting, changes in BUILT.items():
-            config = dataclasses.replace(DEFAULTS, **changes)  # type: ignore[arg-type]
-            measured = measure(table, split, config, ASKED if setting == "defaults" else {})
+        for setting in options.settings:
+            config = dataclasses.replace(DEFAULTS, **BUILT[setting])  # type: ignore[arg-type]
+            measured = measure(table, split, config, ASKED if setting in ("defaults", MORE_VIEWS) else {})
             for name, parts in measured.items():
-                label = setting if name == "" else name
+                label = setting if name == "" else name if setting == "defaults" else f"{setting}; {name}"
                 results.setdefault(label, {}).update({f"{path.stem} {part}": mse for part, mse in parts.items()})
             print(f"{time.strftime('%H:%M:%S')} {path.stem} {setting}", file=sys.stderr)
     show(results, options.out)

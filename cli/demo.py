@@ -54,7 +54,9 @@ def demo(
     series = table.series[0]
     rows_of_test = part_origins(table, window, split, "test")[0]
     at = series.times[rows_of_test[len(rows_of_test) // 2]]
-    found = inspect_window(memory, table, series.series_id, at, k=NUM_NEIGHBOURS, min_gap=HORIZON)
+    found = inspect_window(
+        memory, table, series.series_id, at, k=NUM_NEIGHBOURS, scopes=("own", "joint"), min_gap=HORIZON
+    )
     print_table(
         COLUMNS, rows(found), title=f"Neighbours of {found.series_id} at {found.origin_text}, all known by then"
     )

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 Index = Annotated[str, typer.Option("--index", metavar="REF", help="NAME, NAME@3 or NAME@alias.", show_default=False)]
 File = Annotated[Path, typer.Argument(help="CSV or Parquet, wide or long.", show_default=False)]
 MemoryK = Annotated[int, typer.Option(help="Neighbours per key space that make the forecast.", min=1)]
-Scopes = Annotated[str | None, typer.Option(help="own,joint,pooled: search only these. Default: own and joint.")]
+Scopes = Annotated[
+    str | None, typer.Option(help="own,joint,pooled: search only these. Default: all that can be asked.")
+]
 Views = Annotated[str | None, typer.Option(help="Compare only the last so many steps, as 96,336. Default: all views.")]
 OnEmpty = Annotated[str, typer.Option(help="A window that nothing is known about yet: error, or its last-value.")]
 IndexesDir = Annotated[Path, typer.Option(help="Folder of the indexes.")]

@@ -28,9 +28,7 @@ def neighbours(
     series: Annotated[str, typer.Option(help="Series of the query.", show_default=False)],
     at: Annotated[str, typer.Option(help="Origin: time of the last step that the query knows.", show_default=False)],
     k: Annotated[int, typer.Option("-k", help="Neighbours per key space.", min=1)] = 5,
-    scope: Annotated[
-        str | None, typer.Option(help="own, joint or pooled; several as own,joint. Default: own and joint.")
-    ] = None,
+    scope: Annotated[str | None, typer.Option(help="own, joint or pooled; several as own,joint. Default: all.")] = None,
     view: Annotated[str | None, typer.Option(help="Compare only the last so many steps; several as 96,336.")] = None,
     only_series: Annotated[str | None, typer.Option(help="Pooled: neighbours from these series only, as A,B.")] = None,
     after: Annotated[str | None, typer.Option(help="Only neighbours with an origin at this time or later.")] = None,

@@ -7,9 +7,9 @@ what becomes of the answer, is `local.py`.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -20,12 +20,13 @@ import numpy as np
 from memory_index.encoder import Encoded
 from memory_index.leakage import TimeSpans, admissible_ranges
 from memory_index.search import KeyGroup, Ranges, search_group
-from memory_index.threads import faiss_threads, one_blas_thread
+from memory_index.threads import faiss_threads
 from memory_index.types import Filter, KeySpace, Queries, Scope
 from memory_index.versions.segments import SegmentWindows
 from memory_index.windows import StoredWindows
 
 BLOCK = 256  # queries searched at once by one thread
+LEAST_BLOCK = 16  # with fewer, the search is not shared among threads
 MAX_FETCHED = 1 << 22  # candidates held at once while neighbours that lie far apart are looked for
 
 
@@ -119,6 +120,7 @@ class KeySpaceSearch:
         self.segments = tuple(segments)
         self.value_width = value_width
         self.threads = threads
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
         self._times: dict[tuple[int, Scope, int], tuple[TimeSpans, np.ndarray]] = {}
 
     def nearest(
@@ -188,8 +190,9 @@ class KeySpaceSearch:
                 chosen = np.flatnonzero((asked.group == group) & (asked.flat == flat))
                 chosen = chosen[np.argsort(ranges.before[asked.moment[chosen]], kind="stable")]
                 excluded = self._excluded(segment, space, group, flat, where) if len(chosen) else None
-                for start in range(0, len(chosen), BLOCK):
-                    part = chosen[start : start + BLOCK]
+                size = min(BLOCK, max(LEAST_BLOCK, -(-len(chosen) // self.threads)))
+                for start in range(0, len(chosen), size):
+                    part = chosen[start : start + size]
                     yield Task(segment, group, part, ranges.take(asked.moment[part]), excluded)
 
     def _block(self, space: KeySpace, task: Task, keys: np.ndarray, k: int) -> Found:
@@ -207,13 +210,20 @@ class KeySpaceSearch:
     def _run_all(self, run: Callable[[Task], None], tasks: list[Task]) -> None:
         """Run tasks on this memory's threads: several side by side, a single one with all threads inside it."""
         if len(tasks) > 1 and self.threads > 1:
-            start = {"initializer": faiss.omp_set_num_threads, "initargs": (1,)}
-            with one_blas_thread(), ThreadPoolExecutor(self.threads, **start) as pool:
-                list(pool.map(run, tasks))
+            list(self._workers().map(run, tasks))
             return
-        with one_blas_thread() if self.threads == 1 else nullcontext(), faiss_threads(self.threads):
+        with faiss_threads(self.threads):
             for task in tasks:
                 run(task)
+
+    def _workers(self) -> ThreadPoolExecutor:
+        """This memory's threads, begun by the first search that needs them, and anew in a forked process."""
+        if self._pool is None or self._pool[0] != os.getpid():
+            self._pool = (
+                os.getpid(),
+                ThreadPoolExecutor(self.threads, initializer=faiss.omp_set_num_threads, initargs=(1,)),
+            )
+        return self._pool[1]
 
     def _ranges(self, segment: int, scope: Scope, group: int, queries: Queries, where: Filter) -> Ranges:
         """The rows of a group that each moment may see, by the leak rule and the filter's dates."""

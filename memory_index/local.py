@@ -16,6 +16,7 @@ from memory_index.encoder import Encoded, KeyEncoder
 from memory_index.errors import IncompatibleError, NotFoundError, UsageError
 from memory_index.key_spaces import BLOCK, KeySpaceSearch, Segment
 from memory_index.scaling import WindowStatistics
+from memory_index.threads import one_blas_thread
 from memory_index.types import SCOPES, Filter, KeySpace, Neighbours, Queries, Scope
 from memory_index.versions.manifest import Manifest
 from memory_index.windows import StoredWindows
@@ -41,6 +42,7 @@ class LocalMemory:
         self.windows = windows
         self.segments = tuple(segments)
         self.threads = threads or len(os.sched_getaffinity(0))
+        self.fingerprint = manifest.fingerprint
         self._records = {record.space: record for record in manifest.spaces}
         widths = {space: record.value_width for space, record in self._records.items()}
         self._key_spaces = KeySpaceSearch(windows, self.segments, widths, self.threads)
@@ -69,14 +71,15 @@ class LocalMemory:
         squared, value = np.full(shape, np.inf, dtype=np.float32), np.full(shape, np.inf, dtype=np.float32)
         row = np.full(shape, -1, dtype=np.int64)
         location, spread = np.empty(shape[:3]), np.empty(shape[:3])
-        for view in dict.fromkeys(space.view for space in spaces):
-            wanted = tuple(space.scope for space in spaces if space.view == view)
-            encoded = self._encode(view, queries, series, wanted)
-            for place, space in enumerate(spaces):
-                if space.view == view:
-                    result = self._key_spaces.nearest(space, encoded, queries, series, k, where, min_gap)
-                    squared[:, :, place], row[:, :, place], value[:, :, place] = result
-                    location[:, :, place], spread[:, :, place] = encoded.statistics[:2]
+        with one_blas_thread():  # the threads are ours: a BLAS that wants all cores as well gets in their way
+            for view in dict.fromkeys(space.view for space in spaces):
+                wanted = tuple(space.scope for space in spaces if space.view == view)
+                encoded = self._encode(view, queries, series, wanted)
+                for place, space in enumerate(spaces):
+                    if space.view == view:
+                        result = self._key_spaces.nearest(space, encoded, queries, series, k, where, min_gap)
+                        squared[:, :, place], row[:, :, place], value[:, :, place] = result
+                        location[:, :, place], spread[:, :, place] = encoded.statistics[:2]
         return self._neighbours(queries, spaces, row, squared, value, location, spread)
 
     def series_numbers(self, queries: Queries) -> np.ndarray:
@@ -107,8 +110,7 @@ class LocalMemory:
         built = tuple(dict.fromkeys(space.scope for space in self._records))
         refused = {scope: self._refusal(scope, queries, series, where) for scope in SCOPES}
         if scopes is None:
-            served = [scope for scope in built if not refused[scope]]
-            scopes = tuple(s for s in served if s != "pooled") or tuple(served)
+            scopes = tuple(scope for scope in built if not refused[scope])
             if not scopes:
                 raise NotFoundError(next(reason for scope in built if (reason := refused[scope])))
         if not scopes:
@@ -194,5 +196,5 @@ class LocalMemory:
             query_spread=spread,
             temperature=np.array([self._records[space].temperature for space in spaces], dtype=np.float32),
             windows=self.windows,
-            fingerprint=self.manifest.fingerprint,
+            fingerprint=self.fingerprint,
         )

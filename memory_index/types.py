@@ -219,8 +219,8 @@ class Memory(Protocol):
         `joint` finds the k nearest moments; a series has no neighbour at a moment where it was flat and now is not, or
         the other way round.
 
-        scopes: default is what the version has and the query can ask: `own` and `joint` for series of the
-        version, `pooled` for others; a scope asked for by name that cannot be served is an error.
+        scopes: default is all that the version has and the query can ask (only `pooled`, where a series is not of the
+        version); a scope asked for by name that cannot be served is an error.
         views: default all. where: see `Filter`. min_gap: neighbours of one key space have origins at least
         so many steps apart (whichever series they come from), so that five neighbours are five episodes.
 

@@ -164,7 +164,7 @@ class FakeMemory:
         can["joint"] = can["own"] and sorted(series) == list(range(len(self.windows.series_ids)))
         built = {space.scope for space in self.records}
         if scopes is None:
-            scopes = tuple(s for s in SCOPES if s in built and can[s] and s != "pooled") or ("pooled",)
+            scopes = tuple(s for s in SCOPES if s in built and can[s])
         if not scopes or not set(scopes) <= set(SCOPES):
             raise UsageError("scopes")
         if not all(scope in built and can[scope] for scope in scopes) or not set(views or ()) <= set(

@@ -109,7 +109,7 @@ def test_neighbours_have_the_promised_keys(call):
     assert code == 0
     assert (document["query"]["series_id"], document["query"]["origin"]) == ("feeder_north", "2024-09-25T23:00:00")
     assert document["in_sample"] is False
-    assert len(document["neighbours"]) == 3 * 4
+    assert len(document["neighbours"]) == 3 * 3 * 2  # three scopes, two views
     about = "scope view rank row_id series_id start origin known_at"
     measured = "distance shape_distance value_distance weight context future"
     assert {*about.split(), *measured.split()} <= set(document["neighbours"][0])

@@ -185,7 +185,7 @@ def test_series_in_another_order_give_the_same_neighbours(case: Case, origins: Q
     asked, order = take(origins, slice(100, 140)), np.array([2, 0, 1])
     turned = replace(asked, context=asked.context[:, order], series_id=asked.series_id[order])
     straight, found = (case.memory.search(queries, 6) for queries in (asked, turned))
-    assert {space.scope for space in found.spaces} == {"own", "joint"}
+    assert {space.scope for space in found.spaces} == {"own", "joint", "pooled"}
     for name in BY_QUERY:
         np.testing.assert_array_equal(getattr(found, name), getattr(straight, name)[:, order], err_msg=name)
     np.testing.assert_array_equal(found.forecast(), straight.forecast()[:, order])
@@ -276,7 +276,7 @@ def test_an_unseen_series_is_answered_by_all_or_not_at_all(case: Case, origins: 
         with pytest.raises((IncompatibleError, NotFoundError)):
             case.memory.search(stranger, 5, scopes=(scope,))
     two = replace(origins, context=origins.context[:, :2], series_id=origins.series_id[:2])
-    assert {space.scope for space in case.memory.search(two, 5).spaces} == {"own"}
+    assert {space.scope for space in case.memory.search(two, 5).spaces} == {"own", "pooled"}
     with pytest.raises(IncompatibleError):
         case.memory.search(two, 5, scopes=("joint",))
 

@@ -100,7 +100,7 @@ def test_ragged_tables_are_scored_series_by_series(tmp_path):
     result = evaluate(memory, table)
     origins = part_origins(table, WINDOW, memory.manifest.split, "test")
     assert result.num_scored == sum(len(rows) for rows in origins)
-    assert set(result.by_space) == {"own-12", "own-36"}
+    assert set(result.by_space) == {"own-12", "own-36", "pooled-12", "pooled-36"}
 
 
 def test_a_gap_in_the_future_of_one_series_does_not_touch_the_forecast_of_another(memory, table):
@@ -260,7 +260,9 @@ def test_data_of_another_step_are_refused(memory):
 def test_inspected_neighbours_are_known_nearest_first_and_weighted_to_one(memory, table):
     at = table.series[0].times[330]
     found = inspect_window(memory, table, "load", at, k=4)
-    assert {(n.scope, n.view) for n in found.neighbours} == {(s, v) for s in ("own", "joint") for v in (12, 36)}
+    assert {(n.scope, n.view) for n in found.neighbours} == {
+        (s, v) for s in ("own", "joint", "pooled") for v in (12, 36)
+    }
     for scope in ("own", "joint"):
         group = [n for n in found.neighbours if (n.scope, n.view) == (scope, 12)]
         assert [n.rank for n in group] == [1, 2, 3, 4]
