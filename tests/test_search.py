@@ -211,3 +211,16 @@ def test_recall_is_measured(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -
     exact, poor = built(tmp_path, name="exact"), built(tmp_path, name="poor", factory="PQ1x1")
     assert {record.recall_at_10 for record in exact.manifest.spaces} == {1.0}
     assert min(record.recall_at_10 for record in poor.manifest.spaces) < 0.9
+
+
+@pytest.mark.parametrize("n", [130, 1024, 1031, 4099])
+@pytest.mark.parametrize("decimals", [6, 1])
+def test_the_smallest_of_long_lines_are_those_of_a_sort(n: int, decimals: int) -> None:
+    random = np.random.default_rng(n)
+    proposed = np.round(random.standard_normal((20, n)), decimals).astype(np.float32)
+    proposed[:, random.integers(0, n, n // 3)] = np.inf
+    for num in (1, 5, 64):
+        columns = search._smallest(proposed, num)
+        assert all(len(set(line)) == num for line in columns.tolist())
+        found = np.sort(np.take_along_axis(proposed, columns, axis=1), axis=1)
+        np.testing.assert_array_equal(found, np.sort(proposed, axis=1)[:, :num])
