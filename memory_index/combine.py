@@ -1,4 +1,4 @@
-"""How neighbours become a forecast: weights, alignment to the query, mean and quantiles (METHOD 3.1, 5.1).
+"""How neighbours become a forecast: weights, alignment to the query, mean and quantiles (docs/method.md).
 
 Sums run over neighbours in a fixed order and in float64, so that a forecast does not depend on how many
 queries were asked at once. Work is done in chunks of queries: memory does not grow with their number.

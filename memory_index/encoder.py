@@ -1,6 +1,6 @@
 """From windows to keys: the dual key (shape + value), its forecast-aware metric, views and scopes.
 
-See METHOD 3.1, 5.1 and 5.2. A key is a row of numbers whose Euclidean distance to another key is the dual distance
+See docs/method.md. A key is a row of numbers whose Euclidean distance to another key is the dual distance
 
     d^2 = w * d_shape^2 + (1 - w) * d_value^2.
 
@@ -33,7 +33,7 @@ NUM_VALUES = 5  # numbers of the value part of one series: location, spread, max
 class EncoderConfig:
     """Settings of the dual key. The defaults were chosen once for all data sets (docs/experiments.md).
 
-    views: how many last steps each key space compares. shape_weight: w of METHOD 3.1. shape_width: PCA
+    views: how many last steps each key space compares. shape_weight: w of docs/method.md. shape_width: PCA
     dimensions of the shape part of one series. joint_width: width of a joint key (d_repr). forecast_weight:
     f above; 0 switches the forecast-aware metric off. ridge: penalty relative to the mean square of z.
     spread_floor: least spread of a window, relative to its series' training standard deviation. flat_below:

@@ -18,7 +18,7 @@ from memory_index.types import Scope
 from memory_index.windows import cut
 
 CHUNK = 2048  # windows handled at once
-MAX_JOINT_MOMENTS = 20_000  # METHOD 5.1b: enough for a PCA, and it bounds its cost
+MAX_JOINT_MOMENTS = 20_000  # enough for a PCA, and it bounds its cost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +117,7 @@ def _principal(gram: np.ndarray, root: np.ndarray, width: int) -> np.ndarray:
 
 
 def _fit_joint(encoder: DualKeyEncoder, table: SeriesTable, rows: np.ndarray, *, view: int, lookback: int) -> None:
-    """PCA over the concatenated own parts of all series of a moment (METHOD 5.1b), shape and value apart."""
+    """PCA over the concatenated own parts of all series of a moment (docs/method.md), shape and value apart."""
     series = np.arange(len(table.series))
     rows = rows[:: max(1, -(-len(rows) // MAX_JOINT_MOMENTS))]
     shape_gram, value_gram = 0.0, 0.0

@@ -18,12 +18,12 @@ from memory_index.types import KeySpace, Neighbours, Queries, Scope
 
 SAMPLE = 256  # windows asked per scope
 MAX_SERIES = 64  # from so many series at the most
-TEMPERATURE_K = 50  # METHOD 3.2: neighbours per key space that make the memory's forecast
+TEMPERATURE_K = 50  # neighbours per key space that make the memory's forecast (docs/experiments.md)
 LEAST_TEMPERATURE = 1e-12
 
 
 def temperatures(memory: LocalMemory) -> dict[KeySpace, float]:
-    """METHOD 3.1: the median squared distance of the K-th neighbour, or of the last one where fewer are admissible.
+    """The median squared distance of the K-th neighbour, or of the last one where fewer are admissible.
 
     1.0 for a key space in which no sampled window has any neighbour: then there is nothing to weigh.
     """

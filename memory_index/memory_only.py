@@ -22,7 +22,7 @@ from memory_index.tables.series import SeriesTable
 from memory_index.types import Scope
 from memory_index.windows import cut
 
-MEMORY_K = 50  # METHOD 3.2: neighbours per key space that make the memory's forecast
+MEMORY_K = 50  # neighbours per key space that make the memory's forecast (docs/experiments.md)
 
 Report = Callable[[float, float | None], None]
 

@@ -1,4 +1,4 @@
-"""Errors of forecasts in standardised units: a statistic per window, then a mean over all of them (METHOD 7)."""
+"""Errors of forecasts in standardised units: a statistic per window, then a mean over all of them (docs/method.md)."""
 
 from __future__ import annotations
 

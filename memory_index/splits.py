@@ -54,7 +54,7 @@ def split_by_name(name: str, times: np.ndarray) -> Split:
     """A split by rows. times: datetime64[ns] [T], ascending, all time stamps of the table.
 
     `ett-hourly` takes the first 8640/2880/2880 rows. `A/B/C` are percentages that sum to 100: exactly
-    `int(A/100 * T)` training and `int(C/100 * T)` test rows, validation the rest (METHOD 7).
+    `int(A/100 * T)` training and `int(C/100 * T)` test rows, validation the rest (docs/method.md).
     """
     if name == "ett-hourly":
         num_train, num_val, num_test = ETT_HOURLY_ROWS
@@ -117,7 +117,7 @@ def split_until(until: str, val_until: str | None, times: np.ndarray, step: Step
 def part_origins(table: SeriesTable, spec: WindowSpec, split: Split, part: str) -> list[np.ndarray]:
     """Origin rows of every window whose whole future lies in one part, per series (int64 arrays).
 
-    Stride 1; the lookback may reach back into the part before (METHOD 7). Windows with missing values are
+    Stride 1; the lookback may reach back into the part before (docs/method.md). Windows with missing values are
     left out.
     """
     before, until = split.bounds(part)

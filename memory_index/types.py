@@ -82,7 +82,7 @@ class Neighbours:
 
     row, distance, shape_distance, value_distance: [B, N, V, K]; int64 row ids (-1 in unused slots) and
     float32 distances (+inf there). `distance^2 = w * shape_distance^2 + (1 - w) * value_distance^2`
-    (METHOD 3.1), in units of a window's own spread. query_location, query_spread: float64 [B, N, V], the
+    (docs/method.md), in units of a window's own spread. query_location, query_spread: float64 [B, N, V], the
     query's own statistics under each view. temperature: float32 [V], stored with the version.
 
     Constructing it raises `LeakError` if any row is not admissible for its query.

@@ -105,7 +105,7 @@ def test_no_windows_give_no_keys(memory: LocalMemory) -> None:
 
 @pytest.mark.parametrize("view", EXACT.views)
 def test_the_distance_is_the_one_of_the_method(view: int) -> None:
-    """METHOD 3.1 and 5.2, written out: shape under the forecast-aware metric, value in training units."""
+    """docs/method.md, written out: shape under the forecast-aware metric, value in training units."""
     encoder = fitted(EXACT)
     context, series = queries_at(wide_table(), range(40, 260, 9)).context, np.arange(3)
     encoded = encoder.encode(view, context, series, SCOPES)

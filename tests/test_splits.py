@@ -54,7 +54,7 @@ def test_the_benchmark_s_split_leaves_the_rest_unused() -> None:
 
 @pytest.mark.parametrize("horizon", [96, 192, 336, 720])
 def test_the_test_part_has_every_window_of_the_protocol(horizon: int) -> None:
-    """METHOD 7: ETTh has 2785/2689/2545/2161 test windows, the first future at the first test row."""
+    """The benchmark's counts: ETTh has 2785/2689/2545/2161 test windows, the first future at the first test row."""
     times = HOURLY.range(TIMES[0], 17420)
     series = Series(series_id="OT", times=times, values=np.zeros(17420))
     table = SeriesTable(step=HOURLY, layout="wide", series=(series,), source="ett.csv")

@@ -29,7 +29,7 @@ from memory_index.versions.store import Store
 from memory_index.versions.version import Version
 from memory_index.windows import WindowSpec, check_views, origin_rows
 
-MAX_JOINT_SERIES = 64  # METHOD 5.1b
+MAX_JOINT_SERIES = 64  # beyond, whole moments are hardly ever alike
 DEFAULT_VIEWS = EncoderConfig().views
 FIRST_SEGMENT = "segment-0"
 RECORDED_LIBRARIES = ("numpy", "pandas", "pyarrow", "faiss-cpu", "safetensors")
@@ -57,7 +57,7 @@ def build(
     encoder: settings of the built-in key; default views are those that fit the lookback. scopes: default all
     that the table allows (`joint` needs 2 to 64 series with shared time stamps). factory: `auto`, `Flat`, or any
     FAISS factory string. fit_origins: origin rows per series of the windows that the encoder is fitted on, where
-    those are not all that are stored (cross-fitting, METHOD 5.2).
+    those are not all that are stored (cross-fitting).
 
     Raises `DataError` (series too short), `UsageError` (views, scopes, factory), `IncompatibleError` (a scope
     that this table cannot have), `ResourceError` (disk, lock).
@@ -116,7 +116,7 @@ def build(
 
 
 def joint_refusal(table: SeriesTable, origins: list[np.ndarray]) -> str:
-    """Why a table with these training windows cannot have the joint scope; empty if it can (METHOD 5.1b)."""
+    """Why a table with these training windows cannot have the joint scope; empty if it can (docs/method.md)."""
     if not 2 <= len(table.series) <= MAX_JOINT_SERIES:
         return f"it needs 2 to {MAX_JOINT_SERIES} series, and there are {len(table.series)}"
     if not table.shares_times:

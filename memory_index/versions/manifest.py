@@ -44,7 +44,7 @@ class SpaceRecord:
     """One key space: how it is searched, and what was measured when it was built.
 
     factory: FAISS factory string, or `Flat` for the exact scan. width: of a key, of which the last
-    `value_width` numbers are the value part. temperature: METHOD 3.1. recall_at_10: against exact search,
+    `value_width` numbers are the value part. temperature: see docs/method.md. recall_at_10: against exact search,
     under the time guard.
     """
 
