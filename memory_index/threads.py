@@ -12,31 +12,35 @@ from contextlib import contextmanager
 from functools import cache
 
 import faiss
-from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+from threadpoolctl import LibController, ThreadpoolController  # type: ignore[import-untyped]
 
 _lock = threading.Lock()
-_num_holding = 0
+_num_inside = 0
+_before: list[int] = []
 
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Ask the BLAS of this process for one thread as long as any thread is inside; then everything is as before.
+    """Ask the BLAS of this process for one thread while inside; afterwards it has as many as before.
 
-    The setting belongs to the whole process, so it is counted: the last one out puts it back. It is a matter of speed
-    only: OpenBLAS may not listen to a thread other than the one that set it before.
+    The setting belongs to the process, and threadpoolctl lets only one thread at a time control it: what others ask is
+    ignored. So each thread puts back, on its way out, what there was when nobody was inside. Were another one still
+    inside, it would be slower for it, never wrong.
     """
-    global _num_holding
+    global _num_inside, _before
     with _lock:
-        _num_holding += 1
-        if _num_holding == 1:
-            _limiter().hold()
+        if _num_inside == 0:
+            _before = [library.num_threads for library in _libraries()]
+        _num_inside += 1
+        for library in _libraries():
+            library.set_num_threads(1)
     try:
         yield
     finally:
         with _lock:
-            _num_holding -= 1
-            if _num_holding == 0:
-                _limiter().release()
+            _num_inside -= 1
+            for library, num in zip(_libraries(), _before, strict=True):
+                library.set_num_threads(num)
 
 
 @contextmanager
@@ -50,27 +54,11 @@ def faiss_threads(num: int) -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-class _Limiter:
+@cache
+def _libraries() -> list[LibController]:
     """The BLAS libraries that are loaded, found once: looking for them takes milliseconds.
 
     Those that run on OpenMP (FAISS brings one) follow the setting of each calling thread, and are left alone.
     """
-
-    def __init__(self) -> None:
-        loaded = ThreadpoolController().select(user_api="blas").lib_controllers
-        self.libraries = [library for library in loaded if getattr(library, "threading_layer", "") != "openmp"]
-        self.before: list[int] = []
-
-    def hold(self) -> None:
-        self.before = [library.num_threads for library in self.libraries]
-        for library in self.libraries:
-            library.set_num_threads(1)
-
-    def release(self) -> None:
-        for library, num in zip(self.libraries, self.before, strict=True):
-            library.set_num_threads(num)
-
-
-@cache
-def _limiter() -> _Limiter:
-    return _Limiter()
+    loaded = ThreadpoolController().select(user_api="blas").lib_controllers
+    return [library for library in loaded if getattr(library, "threading_layer", "") != "openmp"]

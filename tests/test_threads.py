@@ -40,17 +40,26 @@ def test_blas_is_held_to_one_thread_and_put_back(before):
     assert blas_threads() == before
 
 
-def test_it_is_put_back_when_the_last_one_leaves(before):
-    with one_blas_thread():
+def test_it_is_put_back_whoever_leaves_last(before):
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
         with one_blas_thread():
-            pass
-        assert blas_threads() == {1}
+            inside.set()
+            leave.wait()
+
+    other = threading.Thread(target=hold)
+    with one_blas_thread():
+        other.start()
+        inside.wait()
+    leave.set()
+    other.join()
     assert blas_threads() == before
 
 
 def test_many_threads_at_once_leave_it_as_it_was(before):
     def hold() -> None:
-        for _ in range(50):
+        for _ in range(500):
             with one_blas_thread():
                 pass
 
