@@ -1,0 +1,249 @@
+"""Settings of the model and of its training: their defaults, what is allowed, and how they are read.
+
+Settings are flat names, unique over both records, so that `--set learning_rate=0.001`, a TOML file and a run's
+`config.json` say the same thing. A name that does not exist is an error that tells the nearest one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+from forecaster.errors import ConfigError
+from memory_index.leakage import Policy
+
+PromptLayout = Literal["spec", "cached"]
+Precision = Literal["auto", "float32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """What the model is. Names and defaults follow docs/method.md; widths in numbers, lookback and horizon in steps.
+
+    use_tapr, use_gram, use_llm, use_shortcut: switch a part off; its module, tokens and losses go with it. n_scales: S of
+    TAPR. top_k: neighbours that enter the gating and the prompt. d_ff: features of the language model's output that the head
+    reads, at most the model's own width. llm: `builtin:tiny`, a folder, or `ID@REVISION`. llm_layers: its first so many
+    layers, None for all. prompt_layout: `spec` (trend, retrieval, text, patches) or `cached` (text first).
+    vocabulary_mapping: learn prototypes as a map over the whole vocabulary, as the original does. description: of
+    the data, for the prompt.
+    """
+
+    lookback: int
+    horizon: int
+    patch_length: int = 16
+    patch_stride: int = 8
+    d_model: int = 32
+    d_ff: int = 128
+    num_heads: int = 8
+    num_prototypes: int = 1000
+    dropout: float = 0.1
+    use_tapr: bool = True
+    n_scales: int = 3
+    use_gram: bool = True
+    top_k: int = 5
+    use_shortcut: bool = True
+    use_llm: bool = True
+    llm: str = "builtin:tiny"
+    llm_layers: int | None = None
+    prompt_layout: PromptLayout = "spec"
+    vocabulary_mapping: bool = False
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "horizon", "patch_length", "patch_stride", "d_model", "d_ff", "num_heads", "num_prototypes")
+        _at_least(self, 2, "lookback")
+        _at_least(self, 1, "top_k")
+        if self.llm_layers is not None:
+            _at_least(self, 1, "llm_layers")
+        if not 2 <= self.n_scales <= 4:
+            raise ConfigError(f"n_scales is {self.n_scales}, but must be 2, 3 or 4")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}, but must be at least 0 and below 1")
+        if self.d_model % self.num_heads:
+            raise ConfigError(
+                f"d_model {self.d_model} is not a multiple of num_heads {self.num_heads}", hint="change one of them"
+            )
+        if self.prompt_layout not in get_args(PromptLayout):
+            raise ConfigError(f"unknown prompt_layout '{self.prompt_layout}'", hint="choose spec or cached")
+        if self.lookback < self.patch_length:
+            raise ConfigError(
+                f"lookback {self.lookback} is shorter than a patch of {self.patch_length} steps",
+                hint=f"lower patch_length to {self.lookback} or less",
+            )
+        if not (self.use_llm or self.use_shortcut or self.use_gram):
+            raise ConfigError("nothing is left that could forecast", hint="keep one of use_llm, use_gram, use_shortcut")
+
+    @property
+    def num_patches(self) -> int:
+        """P: patches of a window that is padded by one stride at its end."""
+        return (self.lookback - self.patch_length) // self.patch_stride + 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How the model is trained.
+
+    memory_k: neighbours per key space that make the memory's forecast. policy: which windows training may see as
+    neighbours; evaluation is always `causal`. num_folds: contiguous blocks of time for cross-fitting what feeds the model in
+    training; 1 fits on everything. train_stride: steps between the origins of two training windows. batch_size: windows of
+    one optimizer step, over all processes, before accumulation. learning_rate: of the network;
+    gate_learning_rate: of the value-space gate. patience: epochs without a better validation MSE before training stops.
+    aux_warmup_steps: the auxiliary losses' weight rises from 0 to 1 over so many. gate_pull: sign of the
+    confident-gate term of L_ret; +1 pulls a confident gate towards 0.5, -1 away from it. save_steps: optimizer steps
+    between two checkpoints.
+    """
+
+    memory_k: int = 50
+    policy: Policy = Policy.DISJOINT
+    num_folds: int = 3
+    train_stride: int = 1
+    epochs: int = 10
+    max_steps: int | None = None
+    batch_size: int = 224
+    accumulation: int = 1
+    learning_rate: float = 1e-3
+    gate_learning_rate: float = 1e-2
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    patience: int = 3
+    lambda_trend: float = 0.1
+    lambda_retrieval: float = 0.1
+    lambda_ref: float = 1.0
+    gate_pull: int = 1
+    aux_warmup_steps: int = 500
+    precision: Precision = "auto"
+    save_steps: int = 500
+    save_total_limit: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "memory_k", "num_folds", "train_stride", "epochs", "batch_size", "accumulation", "patience")
+        _at_least(self, 1, "save_steps", "save_total_limit")
+        _at_least(self, 0, "aux_warmup_steps", "seed", "weight_decay", "lambda_trend", "lambda_retrieval", "lambda_ref")
+        if self.max_steps is not None:
+            _at_least(self, 1, "max_steps")
+        for name in ("learning_rate", "gate_learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but must be above 0")
+        if self.gate_pull not in (-1, 1):
+            raise ConfigError(f"gate_pull is {self.gate_pull}, but must be 1 or -1")
+        if self.precision not in get_args(Precision):
+            raise ConfigError(f"unknown precision '{self.precision}'", hint="choose auto, float32 or bf16")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Both records together: everything that a run was asked to do."""
+
+    model: ModelConfig
+    train: TrainConfig
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """Flat settings by name. Raises `ConfigError` for an unknown name (telling the nearest) or a wrong type."""
+        parts: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
+        for name, value in settings.items():
+            part = _owner(name)
+            parts[part][name] = _typed(_RECORDS[part], name, value)
+        missing = [name for name in ("lookback", "horizon") if name not in parts["model"]]
+        if missing:
+            raise ConfigError(f"the settings do not say {' and '.join(missing)}")
+        return cls(model=ModelConfig(**parts["model"]), train=TrainConfig(**parts["train"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat settings by name, in terms of JSON."""
+        return asdict(self.model) | asdict(self.train) | {"policy": str(self.train.policy)}
+
+    def changed(self, **settings: Any) -> Self:
+        """The same with some settings changed."""
+        return type(self).from_dict(self.to_dict() | settings)
+
+
+# By the memory of a GPU in GB (docs/method.md). Batches there are of ETT's seven variates: 8 x 7 = 56 windows.
+PRESETS: dict[str, dict[str, Any]] = {
+    "6gb": {"batch_size": 56, "lookback": 256, "llm_layers": 4, "d_model": 32},
+    "8gb": {"batch_size": 84, "lookback": 384, "llm_layers": 6, "d_model": 48},
+    "12gb": {"batch_size": 168, "lookback": 512, "llm_layers": 8, "d_model": 64},
+    "15gb": {"batch_size": 224, "lookback": 512, "llm_layers": 12, "d_model": 64},
+}
+
+
+def preset(name: str, *, lookback: int) -> dict[str, Any]:
+    """Settings for a GPU of so much memory; `lookback`, the version's, caps the preset's. Raises `ConfigError`."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset '{name}'", hint=f"choose {', '.join(PRESETS)}")
+    return PRESETS[name] | {"lookback": min(PRESETS[name]["lookback"], lookback)}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The flat settings of a TOML file. Raises `ConfigError` (not TOML, unknown name), `OSError`."""
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}", hint="lines like: learning_rate = 0.001") from error
+    for name in settings:
+        try:
+            _owner(name)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}", hint=error.hint) from error
+    return settings
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`KEY=VALUE` as a person types it. The value is read as TOML, or else as text. Raises `ConfigError`."""
+    name, equals, value = text.partition("=")
+    name = name.strip()
+    if not equals or not name:
+        raise ConfigError(f"--set {text}: expected KEY=VALUE", hint="for example --set learning_rate=0.0005")
+    _owner(name)
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, {"True": True, "False": False, "None": None, "none": None}.get(value.strip(), value.strip())
+
+
+_RECORDS: dict[str, type] = {"model": ModelConfig, "train": TrainConfig}
+
+
+def _owner(name: str) -> str:
+    """Which record a setting belongs to. Raises `ConfigError` that names the nearest one."""
+    known = {field.name: part for part, record in _RECORDS.items() for field in fields(record)}
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    raise ConfigError(f"there is no setting '{name}'", hint=f"the nearest is '{near}'")
+
+
+def _typed(record: type, name: str, value: Any) -> Any:
+    """A value as the type of its field. Raises `ConfigError`."""
+    annotation = get_type_hints(record)[name]
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    if get_origin(annotation) is Literal:
+        kinds = (str,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = next(kind for kind in kinds if kind is not type(None))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Policy:
+        if value not in tuple(Policy):
+            raise ConfigError(f"unknown policy '{value}'", hint=f"choose {' or '.join(Policy)}")
+        return Policy(value)
+    if type(value) is not kind:
+        raise ConfigError(f"{name} is {value!r}, but must be {_called(kind)}")
+    return value
+
+
+def _called(kind: type) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+
+
+def _at_least(record: ModelConfig | TrainConfig, least: int, *names: str) -> None:
+    for name in names:
+        if not getattr(record, name) >= least:
+            raise ConfigError(f"{name} is {getattr(record, name)}, but must be at least {least}")
