@@ -25,12 +25,14 @@ Precision = Literal["auto", "float32", "bf16"]
 class ModelConfig:
     """What the model is. Names and defaults follow docs/method.md; widths in numbers, lookback and horizon in steps.
 
-    use_tapr, use_gram, use_llm, use_shortcut: switch a part off; its module, tokens and losses go with it. n_scales: S of
-    TAPR. top_k: neighbours that enter the gating and the prompt. d_ff: features of the language model's output that the head
-    reads, at most the model's own width. llm: `builtin:tiny`, a folder, or `ID@REVISION`. llm_layers: its first so many
-    layers, None for all. prompt_layout: `spec` (trend, retrieval, text, patches) or `cached` (text first).
-    vocabulary_mapping: learn prototypes as a map over the whole vocabulary, as the original does. description: of
-    the data, for the prompt.
+    use_tapr, use_gram, use_llm, use_shortcut: switch a part off; its module, tokens and losses go with it. n_scales:
+    S of TAPR. top_k: neighbours that enter the gating and the prompt. d_ff: features of the language model's output
+    that the head reads, at most the model's own width. llm: `builtin:tiny`, a folder, or `ID@REVISION`. llm_layers:
+    its first so many layers, None for all. prompt_layout: `spec` (trend, retrieval, text, patches) or `cached` (text
+    first). vocabulary_mapping: learn prototypes as a map over the whole vocabulary, as the original does.
+    description: of the data, for the prompt. spread_floor: least spread of a window, relative to its series' training
+    standard deviation. ridge: penalty of the linear shortcut, relative to the mean square of a normalised window
+    (docs/experiments.md).
     """
 
     lookback: int
@@ -53,6 +55,8 @@ class ModelConfig:
     prompt_layout: PromptLayout = "spec"
     vocabulary_mapping: bool = False
     description: str = ""
+    spread_floor: float = 0.3
+    ridge: float = 0.1
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "horizon", "patch_length", "patch_stride", "d_model", "d_ff", "num_heads", "num_prototypes")
@@ -60,6 +64,9 @@ class ModelConfig:
         _at_least(self, 1, "top_k")
         if self.llm_layers is not None:
             _at_least(self, 1, "llm_layers")
+        for name in ("spread_floor", "ridge"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but must be above 0")
         if not 2 <= self.n_scales <= 4:
             raise ConfigError(f"n_scales is {self.n_scales}, but must be 2, 3 or 4")
         if not 0 <= self.dropout < 1:
@@ -89,11 +96,11 @@ class TrainConfig:
     """How the model is trained.
 
     memory_k: neighbours per key space that make the memory's forecast. policy: which windows training may see as
-    neighbours; evaluation is always `causal`. num_folds: contiguous blocks of time for cross-fitting what feeds the model in
-    training; 1 fits on everything. train_stride: steps between the origins of two training windows. batch_size: windows of
-    one optimizer step, over all processes, before accumulation. learning_rate: of the network;
-    gate_learning_rate: of the value-space gate. patience: epochs without a better validation MSE before training stops.
-    aux_warmup_steps: the auxiliary losses' weight rises from 0 to 1 over so many. gate_pull: sign of the
+    neighbours; evaluation is always `causal`. num_folds: contiguous blocks of time for cross-fitting what feeds the
+    model in training; 1 fits on everything. train_stride: steps between the origins of two training windows.
+    batch_size: windows of one optimizer step, over all processes, before accumulation. learning_rate: of the network;
+    gate_learning_rate: of the value-space gate. patience: epochs without a better validation MSE before training
+    stops. aux_warmup_steps: the auxiliary losses' weight rises from 0 to 1 over so many. gate_pull: sign of the
     confident-gate term of L_ret; +1 pulls a confident gate towards 0.5, -1 away from it. save_steps: optimizer steps
     between two checkpoints.
     """

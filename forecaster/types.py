@@ -2,7 +2,7 @@
 
 One legend of letters for the whole package: B windows (moments x variates), L lookback, H horizon, P patches,
 D model width, S TAPR scales, V key spaces of the memory, K neighbours that the model looks at one by one (`top_k`),
-R shortcuts.
+M bases of the model part (`shortcut.py`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor, device
 class NeighbourTensors:
     """What a memory answered for B windows.
 
-    forecasts: float32 [B, V, H], raw units: the mean of the neighbours' futures in each key space, read in the query's own
-    location and spread. found: bool [B, V], whether that key space had any neighbour; what `forecasts` holds elsewhere does
-    not matter.
-    contexts, futures: float32 [B, K, L] and [B, K, H]: the nearest `top_k` neighbours over all key spaces, each in
-    its own location and spread. similarity: float32 [B, K], `softmax(-distance^2 / temperature)` over the valid
-    ones. valid: bool [B, K]; what the other fields hold in an unused slot does not matter.
+    forecasts: float32 [B, V, H], raw units: the mean of the neighbours' futures in each key space, read in the
+    query's own location and spread. found: bool [B, V], whether that key space had any neighbour; what `forecasts`
+    holds elsewhere does not matter. contexts, futures: float32 [B, K, L] and [B, K, H]: the nearest `top_k`
+    neighbours over all key spaces, each in its own location and spread. similarity: float32 [B, K],
+    `softmax(-distance^2 / temperature)` over the valid ones. valid: bool [B, K]; what the other fields hold in an
+    unused slot does not matter.
     """
 
     forecasts: Tensor
@@ -36,37 +36,55 @@ class NeighbourTensors:
         """The same on another device."""
         return replace(self, **{field.name: getattr(self, field.name).to(target) for field in fields(self)})
 
+    def take(self, chosen: slice) -> Self:
+        """Some of the windows."""
+        return replace(self, **{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """B windows with what followed them.
 
     context: float32 [B, L], raw units, oldest step first. future: float32 [B, H], raw units. unit: float32 [B], the
-    training standard deviation of each window's series, in which errors are counted. neighbours: None where the model has
-    no memory. shortcuts: float32 [B, R, H], raw units: cross-fitted values of the linear shortcuts, in training only;
-    None lets the model compute them from its own fit.
+    training standard deviation of each window's series, in which errors are counted. neighbours: None where the model
+    has no memory. fold: int64 [B], in training only: the block of time that each window lies in, whose linear
+    shortcut was fitted on the other blocks; None uses the fit on all.
     """
 
     context: Tensor
     future: Tensor
     unit: Tensor
     neighbours: NeighbourTensors | None
-    shortcuts: Tensor | None = None
+    fold: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.context)
 
     def to(self, target: device) -> Self:
         """The same on another device."""
-        moved = {
-            field.name: None if getattr(self, field.name) is None else getattr(self, field.name).to(target)
-            for field in fields(self)
-        }
-        return replace(self, **moved)
+        return replace(self, **{name: part.to(target) for name, part in self._parts().items()})
+
+    def take(self, chosen: slice) -> Self:
+        """Some of the windows."""
+        parts = self._parts()
+        return replace(
+            self,
+            **{
+                name: part.take(chosen) if isinstance(part, NeighbourTensors) else part[chosen]
+                for name, part in parts.items()
+            },
+        )
+
+    def _parts(self) -> dict[str, Tensor | NeighbourTensors]:
+        """The fields that are there, by name."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part for name, part in parts.items() if part is not None}
 
 
 class TrendOutput(NamedTuple):
-    """What TAPR says of the direction. direction: logits [B, 3], up / flat / down. magnitude: logits [B, 4], strong up /
+    """What TAPR says of the direction.
+
+    direction: logits [B, 3], up / flat / down. magnitude: logits [B, 4], strong up /
     weak up / weak down / strong down. forecast: [B, H], the level-3 regression, standardised units of the window.
     embedding: [B, D].
     """
@@ -78,8 +96,11 @@ class TrendOutput(NamedTuple):
 
 
 class GatingOutput(NamedTuple):
-    """What GRA-M's feature-space gating did. context: [B, D], the fused embedding. gate: [B], 1 trusts the current features,
-    0 the neighbours; exactly 1 without any. match: [B, K], 0 in unused slots. confidence: [B], sum of similarity * match.
+    """What GRA-M's feature-space gating did.
+
+    context: [B, D], the fused embedding. gate: [B], 1 trusts the current features,
+    0 the neighbours; exactly 1 without any. match: [B, K], 0 in unused slots. confidence: [B], sum of similarity *
+    match.
     """
 
     context: Tensor
@@ -89,10 +110,13 @@ class GatingOutput(NamedTuple):
 
 
 class ModelOutput(NamedTuple):
-    """A forecast and how it came about. `forecast = gate * model_part + (1 - gate) * memory_part`, all [B, H], raw units.
+    """A forecast and how it came about, in raw units.
 
-    gate: the value-space gate, exactly 1 where no neighbour is. weights: [B, R + 1 + V, H], how much each part has:
-    shortcuts, network, key spaces. trend, gating: None where TAPR or GRA-M is off.
+    `forecast = gate * model_part + (1 - gate) * memory_part`, all [B, H].
+
+    gate: the value-space gate, exactly 1 where no neighbour is. weights: [B, M + V, H], how much each base and each key
+    space has in the forecast; they sum to 1. location, spread: [B], the window's own statistics. trend, gating: None
+    where TAPR or GRA-M is off.
     """
 
     forecast: Tensor
@@ -100,5 +124,7 @@ class ModelOutput(NamedTuple):
     memory_part: Tensor
     gate: Tensor
     weights: Tensor
+    location: Tensor
+    spread: Tensor
     trend: TrendOutput | None
     gating: GatingOutput | None
