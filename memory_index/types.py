@@ -204,6 +204,11 @@ class Memory(Protocol):
         """What the version is and how it was built."""
         ...
 
+    @property
+    def windows(self) -> StoredWindows:
+        """The windows of the version by row id, and the series that they are cut from."""
+        ...
+
     def search(
         self,
         queries: Queries,

@@ -1,0 +1,110 @@
+"""Folders of arrays that can be made again: locked while they are made, published by one rename, hashed when opened.
+
+What is in the arrays is told in `neighbour_cache.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memory_index.versions import disk
+
+RECORD = "cache.json"
+STAGING = ".staging-"
+READ_ONLY = ~0o222
+WAIT_S = 24 * 3600.0  # for another process that makes the same cache
+
+
+@contextmanager
+def making(path: Path) -> Iterator[None]:
+    """Be the only process that looks for, or makes, the cache at `path`; whoever comes second waits.
+
+    What killed processes have left beside it is deleted. Raises `ResourceError` for what the disk refuses.
+    """
+    with disk.refusals_named(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clean(path.parent)
+        with disk.locked(_lock_of(path), wait_s=WAIT_S, sign=True):
+            yield
+
+
+def new_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """A mapped array of zeros to be filled. Its bytes are claimed first: a full disk is an error, not a signal.
+
+    Raises `OSError`.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A folder to write a cache in; deleted at the end of the block unless published. Only under the cache's lock."""
+    staging = path.with_name(f"{STAGING}{path.name}")
+    disk.delete_tree(staging)
+    staging.mkdir()
+    try:
+        yield staging
+    finally:
+        disk.delete_tree(staging)
+
+
+def publish(staging: Path, path: Path, names: Collection[str], settings: dict[str, Any]) -> None:
+    """Hash, protect and sync the arrays, and make the folder visible by one rename. settings: noted beside them."""
+    files = {}
+    for name in (f"{array}.npy" for array in names):
+        disk.sync(staging / name)
+        (staging / name).chmod(READ_ONLY & (staging / name).stat().st_mode)
+        files[name] = asdict(disk.hash_file(staging / name))
+    record = {"settings": settings, "files": files}
+    disk.write_new(staging / RECORD, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    disk.sync(staging)
+    disk.delete_tree(path)  # one that is damaged; whoever has it open keeps its files
+    try:
+        staging.rename(path)
+    except OSError:
+        # Where locks do not reach (some network file systems) another process may have been faster, with the same.
+        if not path.exists() or damage_of(path, names):
+            raise
+    disk.sync(path.parent)
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _clean(folder: Path) -> None:
+    """Delete what killed processes have left behind."""
+    for staging in folder.glob(f"{STAGING}*"):
+        try:
+            with disk.locked(_lock_of(folder / staging.name.removeprefix(STAGING))):
+                disk.delete_tree(staging)
+        except disk.LockHeldError:  # it is being made at this moment
+            continue
+
+
+def damage_of(path: Path, names: Collection[str]) -> str:
+    """What is wrong with the arrays of a cache; empty if nothing is."""
+    try:
+        files = json.loads((path / RECORD).read_text(encoding="utf-8"))["files"]
+        if set(files) != {f"{name}.npy" for name in names}:
+            return f"{RECORD} does not list its files"
+        found = disk.hash_files(path / name for name in files)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{RECORD} cannot be read: {error}"
+    for (name, record), hashed in zip(files.items(), found, strict=True):
+        if isinstance(hashed, OSError):
+            return f"{name} cannot be read"
+        if asdict(hashed) != record:
+            return f"{name} has other bytes than were written"
+    return ""

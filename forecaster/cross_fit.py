@@ -1,0 +1,97 @@
+"""Cross-fitting in time: contiguous blocks, and for each a trial version whose encoder has not seen it.
+
+A trial version stores the same training windows as the memory, under the same settings; only its encoder was fitted on
+fewer of them. It lives in a temporary folder and is thrown away after use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from memory_index.encoder import EncoderConfig
+from memory_index.errors import DataError
+from memory_index.fit_encoder import shared_origins
+from memory_index.local import LocalMemory
+from memory_index.tables.series import SeriesTable
+from memory_index.versions import disk
+from memory_index.versions.build import build, stored_part
+from memory_index.versions.manifest import Manifest
+from memory_index.versions.opening import open_version
+from memory_index.versions.store import Store
+from memory_index.windows import origin_rows
+
+
+def time_blocks(times: np.ndarray, num_blocks: int) -> list[tuple[np.datetime64, np.datetime64]]:
+    """First and last time of each of `num_blocks` contiguous blocks of the distinct times, datetime64[ns].
+
+    Raises `DataError` if there are fewer distinct times than blocks.
+    """
+    distinct = np.unique(times)
+    if len(distinct) < num_blocks:
+        raise DataError(
+            f"there are windows at {len(distinct)} times only, too few for {num_blocks} blocks to cross-fit over",
+            hint="lower num_folds, or give a longer training part",
+        )
+    return [(block[0], block[-1]) for block in np.array_split(distinct, num_blocks)] if num_blocks else []
+
+
+def admit_origins(
+    manifest: Manifest, table: SeriesTable, *, first: np.datetime64, last: np.datetime64
+) -> list[np.ndarray]:
+    """Origin rows per series of the stored training windows that lie lookback + horizon steps or more off a block.
+
+    first, last: the block's first and last origin. Raises `DataError` if that leaves a series, or the joint scope,
+    nothing to be fitted on.
+    """
+    window, step = manifest.window, table.step
+    before = step.add(np.array([first]), -window.length)[0]
+    after = step.add(np.array([last]), window.length)[0]
+    training = stored_part(_like(manifest, table), manifest.split.train_until, window)
+    origins = []
+    for series in training.series:
+        rows = origin_rows(series.values, window)
+        origins.append(rows[(series.times[rows] <= before) | (series.times[rows] >= after)])
+    empty = [series.series_id for series, rows in zip(training.series, origins, strict=True) if not len(rows)]
+    if empty or (manifest.joint == "built" and not len(shared_origins(origins))):
+        raise DataError(
+            f"{table.source}: {f'series {empty[0]!r}' if empty else 'the joint scope'} has no training window left to "
+            f"fit keys on when the origins from {step.isoformat(first)} to {step.isoformat(last)} and "
+            f"{window.length} steps around them are left out",
+            hint="lower num_folds (1 fits on everything, and makes training neighbours look better than they are)",
+        )
+    return origins
+
+
+@contextmanager
+def trial_memory(
+    manifest: Manifest, table: SeriesTable, fit_origins: list[np.ndarray], folder: Path
+) -> Iterator[LocalMemory]:
+    """The training part of a table as a memory of the same settings, its encoder fitted on some windows only.
+
+    folder: for its files; deleted at the end of the block.
+    """
+    settings = {**manifest.encoder["settings"], "views": tuple(manifest.encoder["settings"]["views"])}
+    try:
+        version = build(
+            _like(manifest, table),
+            Store(folder),
+            "trial",
+            window=manifest.window,
+            split=manifest.split,
+            encoder=EncoderConfig(**settings),
+            scopes=tuple(dict.fromkeys(record.space.scope for record in manifest.spaces)),
+            fit_origins=fit_origins,
+        )
+        yield open_version(version)
+    finally:
+        disk.delete_tree(folder)
+
+
+def _like(manifest: Manifest, table: SeriesTable) -> SeriesTable:
+    """The version's series of a table, in the version's order. Raises `NotFoundError` if one is not there."""
+    return replace(table, series=tuple(table[series_id] for series_id in manifest.series_ids))
