@@ -1,0 +1,92 @@
+"""Which parameter learns how fast, and the optimizer's state as tensors by name.
+
+Which settings there are is `config.py`; how the learning rates change with the step is `schedule.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from forecaster.config import TrainConfig
+
+VALUE_GATE = "value_gate"  # the submodule that has a learning rate of its own
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """The trainable parameters of a model in groups, as torch's optimizers take them; empty groups are left out.
+
+    `decayed`: matrices and the like. `plain`: whatever has one dimension, which are biases, norms and scale weights:
+    decay would pull them towards something that is not simpler. `value_gate`: all of that submodule, with its own
+    learning rate and no decay. `initial_lr` is the rate that a schedule multiplies.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": [], VALUE_GATE: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = VALUE_GATE if name.startswith(f"{VALUE_GATE}.") else "plain" if parameter.ndim < 2 else "decayed"
+            groups[kind].append(parameter)
+    rates = {"decayed": config.learning_rate, "plain": config.learning_rate, VALUE_GATE: config.gate_learning_rate}
+    return [
+        {
+            "name": kind,
+            "params": parameters,
+            "lr": rates[kind],
+            "initial_lr": rates[kind],
+            "weight_decay": config.weight_decay if kind == "decayed" else 0.0,
+        }
+        for kind, parameters in groups.items()
+        if parameters
+    ]
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the groups of a model."""
+    return torch.optim.AdamW(parameter_groups(model, config))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Multiply the initial learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Tensors by `parameter/field`, and the groups' settings in terms of JSON with the names of their parameters."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    tensors = {
+        f"{names[id(parameter)]}/{field}": value
+        for parameter, fields in optimizer.state.items()
+        for field, value in fields.items()
+    }
+    groups = [
+        {**group, "params": [names[id(parameter)] for parameter in group["params"]]} for group in optimizer.param_groups
+    ]
+    return tensors, groups
+
+
+def restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
+    """Put an optimizer of the same model back to what `optimizer_state` found. Raises `KeyError`, `ValueError`."""
+    places = {name: place for place, name in enumerate(name for group in groups for name in group["params"])}
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        parameter, _, field = name.rpartition("/")
+        state.setdefault(places[parameter], {})[field] = value
+    ours = [name for group in optimizer_state(model, optimizer)[1] for name in group["params"]]
+    if ours != list(places):
+        raise ValueError("the optimizer's parameters are others than the model's")
+    numbered = [
+        {
+            # JSON has no tuples, and AdamW's betas are one.
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in group.items()},
+            "params": [places[name] for name in group["params"]],
+        }
+        for group in groups
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": numbered})

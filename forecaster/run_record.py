@@ -1,0 +1,119 @@
+"""What a run is, as it is written in its `config.json`: settings, index version, backbone, data.
+
+How a run folder is made and opened is `run.py`.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Self
+
+from forecaster.config import Config
+from forecaster.train import FREE_SETTINGS
+
+LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pandas", "faiss-cpu")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what a result may depend on."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # such as another build of FAISS
+            continue
+    return found
+
+
+def now() -> str:
+    """The time in ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexFacts:
+    """The version that a run was trained against. window: of the version, as in its manifest."""
+
+    ref: str
+    fingerprint: str
+    encoder_fingerprint: str
+    window: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataFacts:
+    """The table that a run was trained on.
+
+    source: name of the file. first_at, last_at: ISO 8601, of the whole table. split: borders of the parts, as in the
+    manifest of the version. step: pandas frequency. sha256: of all series.
+    """
+
+    source: str
+    first_at: str
+    last_at: str
+    step: str
+    series_ids: tuple[str, ...]
+    split: dict[str, Any]
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """What a run is. Its `identity` must be the same when it goes on.
+
+    backbone: reference and fingerprint of the frozen language model, None without one. index: None without a memory.
+    hardware: what it was begun on.
+    """
+
+    settings: dict[str, Any]
+    index: IndexFacts | None
+    backbone: dict[str, Any] | None
+    data: DataFacts
+    hardware: dict[str, Any] = field(default_factory=dict)
+    libraries: dict[str, str] = field(default_factory=library_versions)
+    created_at: str = field(default_factory=now)
+
+    @property
+    def config(self) -> Config:
+        """The settings, checked."""
+        return Config.from_dict(self.settings)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a training belongs to, for `train`: settings that change its result, index, backbone and data.
+
+        Without the names of version and file: their fingerprints say more, and a renamed file is the same data.
+        """
+        index, data = None if self.index is None else asdict(self.index), asdict(self.data)
+        for document, name in ((index, "ref"), (data, "source")):
+            if document is not None:
+                del document[name]
+        return {
+            "settings": {name: value for name, value in self.settings.items() if name not in FREE_SETTINGS},
+            "index": index,
+            "backbone": self.backbone,
+            "data": data,
+        }
+
+    def to_document(self) -> dict[str, Any]:
+        """In terms of JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """What `to_document` made. Raises `KeyError`, `TypeError`, `ValueError`."""
+        known = {each.name for each in fields(cls)}
+        if set(document) != known:
+            raise ValueError(f"fields that differ from this format: {sorted(set(document) ^ known)}")
+        index, data = document["index"], document["data"]
+        return cls(
+            **{
+                **document,
+                "index": None if index is None else IndexFacts(**index),
+                "data": DataFacts(**{**data, "series_ids": tuple(data["series_ids"])}),
+            }
+        )
