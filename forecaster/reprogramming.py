@@ -1,0 +1,71 @@
+"""Reprogramming: patches in words that the frozen language model knows (Time-LLM, Jin et al. 2024, section 3.1).
+
+Owns the text prototypes and the cross-attention from patches to them. The language model itself is `backbone.py`.
+
+The original learns its prototypes as `Linear(vocabulary -> num_prototypes)` over the frozen word embeddings: 50
+million weights for GPT-2 and 77 GFLOP forward in each step, whatever the batch. A matrix of embeddings has full
+column rank, so prototypes learned directly are exactly the same set of functions, with 65 times fewer weights and no
+such product. They start as words of the vocabulary. The original stays as an option.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (its usual name)
+from torch import Tensor, nn
+
+
+class Reprogramming(nn.Module):
+    """Patches [B, P, D] -> [B, P, llm_dim], as mixtures of text prototypes E [U, llm_dim]:
+
+        head_i  = softmax(W_q,i patches (W_k,i E)^T / sqrt(D)) W_v,i E
+        output  = W_o [head_1 .. head_n]
+
+    U: `num_prototypes`, but never more than the vocabulary has words, since more of them would only repeat. Each head
+    is D wide: a score is bilinear in a patch of width D, so wider heads score nothing that these cannot. No dropout
+    on the attention: it would have to hold B x P x U numbers per head. Keys and values of the prototypes are the same
+    for all windows and are computed once per call; all patches of a batch are then one long row of queries.
+
+    prototypes: E, learned; the words at even distances in the vocabulary at first. With `vocabulary_mapping`
+    they are `mapping` over all words instead, which is learned.
+    """
+
+    def __init__(
+        self, words: Tensor, *, d_model: int, num_heads: int, num_prototypes: int, vocabulary_mapping: bool = False
+    ) -> None:
+        super().__init__()
+        vocabulary, llm_dim = words.shape
+        num = min(num_prototypes, vocabulary)
+        self.num_heads, self.head_width = num_heads, d_model
+        inner = num_heads * d_model
+        self.mapping: nn.Linear | None = None
+        self.prototypes: nn.Parameter | None = None
+        if vocabulary_mapping:
+            self.mapping = nn.Linear(vocabulary, num)
+        else:
+            chosen = torch.linspace(0, vocabulary - 1, num, device=words.device).round().long()
+            self.prototypes = nn.Parameter(words[chosen].float().clone())
+        self.query = nn.Linear(d_model, inner)
+        self.key = nn.Linear(llm_dim, inner)
+        self.value = nn.Linear(llm_dim, inner)
+        self.output = nn.Linear(inner, llm_dim)
+
+    def forward(self, patches: Tensor, words: Tensor) -> Tensor:
+        """patches [B, P, D], words [vocabulary, llm_dim] (frozen; read with `vocabulary_mapping` only)."""
+        prototypes = self.text_prototypes(words)
+        rows = patches.reshape(-1, self.head_width)  # [B*P, D]
+        query, key, value = self.query(rows), self.key(prototypes), self.value(prototypes)
+        heads = F.scaled_dot_product_attention(self._split(query), self._split(key), self._split(value))
+        mixed = heads[0].transpose(0, 1).reshape(len(rows), -1)  # [B*P, heads*D]
+        return self.output(mixed).view(*patches.shape[:2], -1)
+
+    def text_prototypes(self, words: Tensor) -> Tensor:
+        """E, [U, llm_dim]."""
+        if self.mapping is None:
+            assert self.prototypes is not None, "one of the two is always there"
+            return self.prototypes
+        return self.mapping(words.to(self.mapping.weight.dtype).T).T
+
+    def _split(self, rows: Tensor) -> Tensor:
+        """[N, heads*D] -> [1, heads, N, D]."""
+        return rows.view(1, len(rows), self.num_heads, self.head_width).transpose(1, 2)
