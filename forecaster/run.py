@@ -20,11 +20,10 @@ from typing import Any
 from torch import Tensor
 
 from forecaster.card import card_text
-from forecaster.checkpoint import require_same
+from forecaster.checkpoint import LOCK, require_same
 from forecaster.errors import ConfigError, RunDamaged, RunIncompatible, RunNotFound
 from forecaster.records import RESTORE, refusals_named, seal, unseal
 from forecaster.run_record import RunRecord
-from forecaster.train import LOCK
 from forecaster.weights import WeightsRecord, read_weights
 from memory_index.errors import UsageError
 from memory_index.versions import disk

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
+from forecaster.checkpoint import FREE_SETTINGS
 from forecaster.config import Config
-from forecaster.train import FREE_SETTINGS
 
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pandas", "faiss-cpu")
 

@@ -17,7 +17,15 @@ from typing import Any
 from torch import nn
 
 from forecaster import rng
-from forecaster.checkpoint import Checkpoint, checkpoints_in, clear_leftovers, load_latest, require_same
+from forecaster.checkpoint import (
+    FREE_SETTINGS,
+    LOCK,
+    Checkpoint,
+    checkpoints_in,
+    clear_leftovers,
+    load_latest,
+    require_same,
+)
 from forecaster.config import TrainConfig
 from forecaster.devices import make_accelerator, out_of_memory_named
 from forecaster.errors import RunNotFound
@@ -29,10 +37,6 @@ from forecaster.training_loop import Loss, Progress, Task, TrainingLoop, Windows
 from forecaster.weights import WEIGHTS, load_into, read_weights
 from memory_index.errors import DataError, UsageError
 from memory_index.versions import disk
-
-LOCK = ".lock"
-# What may differ between a training and its continuation, since it changes no result.
-FREE_SETTINGS = ("save_steps", "save_total_limit")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -38,6 +40,12 @@ RECORD = RunRecord(
 
 def changed(**settings) -> RunRecord:
     return dataclasses.replace(RECORD, settings={**SETTINGS, **settings})
+
+
+def test_opening_a_run_does_not_load_what_trains_it(repository):
+    program = "import sys, forecaster.run; print('accelerate' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
 
 
 def test_a_run_is_what_was_recorded(tmp_path):

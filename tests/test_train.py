@@ -40,7 +40,8 @@ from forecaster.training_loop import Progress
 from forecaster.weights import read_weights
 from memory_index.errors import DataError, ResourceError, UsageError
 
-PROCESSES.set_forkserver_preload(["forecaster.train"])
+# The second is what an optimizer loads when it is made: seconds, once instead of in every process.
+PROCESSES.set_forkserver_preload(["forecaster.train", "torch._dynamo"])
 STEPS_PER_EPOCH = 7  # 100 windows, 16 at a time
 
 
