@@ -21,6 +21,7 @@ from torch import Tensor
 
 from forecaster.card import card_text
 from forecaster.checkpoint import LOCK, require_same
+from forecaster.config import Config
 from forecaster.errors import ConfigError, RunDamaged, RunIncompatible, RunNotFound
 from forecaster.records import RESTORE, refusals_named, seal, unseal
 from forecaster.run_record import RunRecord
@@ -40,6 +41,11 @@ class Run:
     path: Path
     record: RunRecord
     metrics: Mapping[str, Any]
+
+    @property
+    def config(self) -> Config:
+        """The settings of the run, checked."""
+        return self.record.config
 
     def weights(self) -> tuple[dict[str, Tensor], WeightsRecord]:
         """The best weights by name, on the CPU, and how they scored. Raises `RunNotFound`, `RunDamaged`."""
@@ -74,6 +80,11 @@ def create_run(folder: Path, record: RunRecord, *, resume: bool = False) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
         disk.replace(folder / CONFIG, seal(record.to_document()))
     return open_run(folder)
+
+
+def run_exists(folder: Path) -> bool:
+    """Whether a folder holds a run, begun or finished; its record is not read."""
+    return (folder / CONFIG).is_file()
 
 
 def open_run(folder: Path) -> Run:

@@ -38,6 +38,8 @@ from forecaster.weights import WEIGHTS, load_into, read_weights
 from memory_index.errors import DataError, UsageError
 from memory_index.versions import disk
 
+__all__ = ["Loss", "Progress", "TrainResult", "Windows", "train"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
