@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.output import note
 
 if TYPE_CHECKING:
+    from forecaster.predictor import Predictor
     from memory_index.local import LocalMemory
     from memory_index.tables.columns import ReadOptions
     from memory_index.tables.series import SeriesTable
     from memory_index.versions.manifest import Manifest
+    from memory_index.versions.opening import LoadEncoder
 
 TABLE_SUFFIXES, PICTURE_SUFFIXES, PAGE_SUFFIXES = (".csv", ".parquet"), (".png", ".svg", ".pdf"), (".html",)
 
@@ -33,9 +35,50 @@ def open_with_table(
     table = read_table(file, options_like(version.manifest, options))
     for done in table.notes:
         note(done)
-    memory = open_version(version)
+    memory = open_version(version, load_encoder=encoder_loader(version.manifest))
     require_same_data(table, memory.windows, version.ref)
     return memory, table, version.ref
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenedRun:
+    """A trained model with the memory that it asks, the full reference of that, and a table."""
+
+    predictor: Predictor
+    memory: LocalMemory
+    ref: str
+    table: SeriesTable
+
+
+def open_run_with_table(
+    run: Path, index: str | None, file: Path, indexes_dir: Path, options: ReadOptions, device: str
+) -> OpenedRun:
+    """A run, and the version it was trained against or a newer one, checked to belong together with the table."""
+    from forecaster.predictor import load_predictor, require_same_memory
+    from forecaster.run import open_run
+
+    opened = open_run(run)
+    memory, table, ref = open_with_table(index or opened.record.index.ref, file, indexes_dir, options)
+    require_same_memory(opened, memory.manifest, ref, newer=index is not None)
+    return OpenedRun(predictor=load_predictor(opened, device=device), memory=memory, ref=ref, table=table)
+
+
+def run_ref(run: Path) -> str:
+    """The reference of the version that a run was trained against."""
+    from forecaster.run import open_run
+
+    return open_run(run).record.index.ref
+
+
+def encoder_loader(manifest: Manifest) -> LoadEncoder | None:
+    """What reads a version's encoder if it is a learned one: torch is loaded only where it is needed."""
+    from memory_index.encoder import BUILT_IN
+
+    if manifest.encoder["kind"] == BUILT_IN:
+        return None
+    from forecaster.pattern_encoder import load_encoder
+
+    return load_encoder
 
 
 def options_like(manifest: Manifest, options: ReadOptions) -> ReadOptions:

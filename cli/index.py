@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.asking import encoder_loader
 from cli.index_build import append, build, compact
 from cli.index_options import DEFAULT_DIR, AsJson, IndexesDir, Ref
 from cli.neighbours import neighbours
@@ -113,7 +114,10 @@ def verify(ref: Ref, indexes_dir: IndexesDir = DEFAULT_DIR, as_json: AsJson = Fa
     store = Store(indexes_dir)
     location = store.locate(ref)
     with progress(f"{location.ref}: checking every byte, then what it holds"):
-        problems = verify_bytes(location) or tuple(verify_contents(store.resolve(ref)))
+        problems = verify_bytes(location)
+        if not problems:
+            version = store.resolve(ref)
+            problems = tuple(verify_contents(version, load_encoder=encoder_loader(version.manifest)))
     if as_json:
         shown = [{"file": p.file, "message": p.message, "kind": p.kind, "hint": p.hint} for p in problems]
         print_json("index-verify", {"ref": location.ref, "ok": not problems, "problems": shown})

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.asking import names, numbers, options_like
+from cli.asking import encoder_loader, names, numbers, options_like
 from cli.index_options import DEFAULT_DIR, AsJson, IndexesDir, Ref, choose_split
 from cli.output import note, print_json, progress
 from cli.table_options import reads_table
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from memory_index.tables.series import SeriesTable
     from memory_index.versions.version import Version
 
+DUAL, PATTERN = "dual", "pattern"  # kinds of encoders
 MANY_SEGMENTS = 16  # every search visits each of them
 UNTIL = "ISO 8601; without a UTC offset it is in the table's own time zone"
 
@@ -68,6 +69,13 @@ def build(
         float | None,
         typer.Option(help="Least spread of a window, in its series' training deviations.", show_default="0.3"),
     ] = None,
+    encoder: Annotated[
+        str,
+        typer.Option(
+            help="How windows become keys: dual (closed form), or pattern (a network; trained now, which takes "
+            "minutes, and compared with dual)."
+        ),
+    ] = DUAL,
     indexes_dir: IndexesDir = DEFAULT_DIR,
     as_json: AsJson = False,
     *,
@@ -84,7 +92,8 @@ def build(
     from memory_index.windows import WindowSpec
 
     window = WindowSpec(lookback=lookback, horizon=horizon, stride=stride, known_delay=known_delay)
-    encoder = encoder_config(numbers("--views", views), lookback, shape_weight=shape_weight, spread_floor=spread_floor)
+    settings = encoder_config(numbers("--views", views), lookback, shape_weight=shape_weight, spread_floor=spread_floor)
+    require_encoder(encoder)
     with progress(f"{name}: reading {file.name}, fitting and encoding its windows"):
         table = read_table(file, table_options)
         version = building.build(
@@ -93,12 +102,13 @@ def build(
             name,
             window=window,
             split=choose_split(table, split=split, until=until, val_until=val_until),
-            encoder=encoder,
+            encoder=settings,
             scopes=names(scopes),  # type: ignore[arg-type]  # judged by the library
             factory=factory,
+            **learned(encoder, table),
         )
     if as_json:
-        print_json("index-build", version_document(version))
+        print_json("index-build", version_document(version) | {"notes": version.manifest.built.notes})
         return
     show_notes(table)
     print_version(version)
@@ -126,11 +136,12 @@ def append(
     from memory_index.versions.store import Store
 
     store = Store(indexes_dir)
-    options = options_like(store.resolve(ref).manifest, table_options)
+    manifest = store.resolve(ref).manifest
+    options = options_like(manifest, table_options)
     with progress(f"{ref}: reading {file.name} and encoding its new windows"):
         table = read_table(file, options)
         limit = None if until is None else table.step.parse(until)
-        version = appending.append(store, ref, table, until=limit)
+        version = appending.append(store, ref, table, until=limit, load_encoder=encoder_loader(manifest))
     added = version.manifest.segments[-1]
     num_bytes = sum(record.bytes for record in segment_files(version.manifest, added).values())
     if as_json:
@@ -155,11 +166,31 @@ def compact(ref: Ref, indexes_dir: IndexesDir = DEFAULT_DIR, as_json: AsJson = F
     store = Store(indexes_dir)
     parent = store.resolve(ref)
     with progress(f"{parent.ref}: merging {len(parent.manifest.segments)} segments"):
-        version = compacting.compact(store, parent.ref)
+        version = compacting.compact(store, parent.ref, load_encoder=encoder_loader(parent.manifest))
     if as_json:
         print_json("index-compact", version_document(version) | {"compacted_from": parent.ref})
     else:
         print_version(version, ("compacted from", f"{parent.ref}, {len(parent.manifest.segments)} segments"))
+
+
+def require_encoder(kind: str) -> None:
+    """Raise `UsageError` for a kind of encoder that there is not."""
+    from memory_index.errors import UsageError
+
+    if kind not in (DUAL, PATTERN):
+        raise UsageError(f"unknown encoder '{kind}'", hint=f"choose {DUAL} or {PATTERN}")
+
+
+def learned(kind: str, table: SeriesTable) -> dict[str, Any]:
+    """How `build` makes a learned encoder, as its options; none for the built-in one, which needs no torch."""
+    if kind == DUAL:
+        return {}
+    from functools import partial
+
+    from forecaster.compare_encoders import compare_with_built_in
+    from forecaster.fit_pattern import fit_pattern_encoder
+
+    return {"fit": fit_pattern_encoder, "review": partial(compare_with_built_in, table)}
 
 
 def encoder_config(

@@ -9,19 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from memory_index.encoder import EncoderConfig
-from memory_index.errors import DataError
-from memory_index.fit_encoder import shared_origins
+from forecaster.fit_pattern import fit_pattern_encoder
+from forecaster.pattern_encoder import PATTERN, PatternConfig, load_encoder
+from memory_index.encoder import BUILT_IN
+from memory_index.errors import DataError, IncompatibleError
+from memory_index.fit_encoder import fit_encoder, shared_origins
 from memory_index.local import LocalMemory
+from memory_index.splits import Split
 from memory_index.tables.series import SeriesTable
 from memory_index.versions import disk
-from memory_index.versions.build import build, stored_part
+from memory_index.versions.build import FitEncoder, build, stored_part
 from memory_index.versions.manifest import Manifest
-from memory_index.versions.opening import open_version
+from memory_index.versions.opening import encoder_config, open_version
 from memory_index.versions.store import Store
 from memory_index.windows import origin_rows
 
@@ -69,27 +73,47 @@ def admit_origins(
 
 @contextmanager
 def trial_memory(
-    manifest: Manifest, table: SeriesTable, fit_origins: list[np.ndarray], folder: Path
+    manifest: Manifest,
+    table: SeriesTable,
+    folder: Path,
+    *,
+    fit_origins: list[np.ndarray] | None = None,
+    split: Split | None = None,
+    fit: FitEncoder | None = None,
 ) -> Iterator[LocalMemory]:
-    """The training part of a table as a memory of the same settings, its encoder fitted on some windows only.
+    """The training part of a table as a memory of the same settings; its files in `folder` are deleted afterwards.
 
-    folder: for its files; deleted at the end of the block.
+    fit_origins: the windows that the encoder is fitted on, default all that are stored. split, fit: by default the
+    version's own, and what fits an encoder of its kind.
     """
-    settings = {**manifest.encoder["settings"], "views": tuple(manifest.encoder["settings"]["views"])}
     try:
         version = build(
             _like(manifest, table),
             Store(folder),
             "trial",
             window=manifest.window,
-            split=manifest.split,
-            encoder=EncoderConfig(**settings),
+            split=split or manifest.split,
+            encoder=encoder_config(manifest),
             scopes=tuple(dict.fromkeys(record.space.scope for record in manifest.spaces)),
             fit_origins=fit_origins,
+            fit=fit or _fit_of(manifest),
         )
-        yield open_version(version)
+        yield open_version(version, load_encoder=load_encoder)
     finally:
         disk.delete_tree(folder)
+
+
+def _fit_of(manifest: Manifest) -> FitEncoder:
+    """What fits an encoder of the version's kind. Raises `IncompatibleError` for a kind that is not known."""
+    kind = manifest.encoder["kind"]
+    if kind == BUILT_IN:
+        return fit_encoder
+    if kind == PATTERN:
+        return partial(fit_pattern_encoder, pattern=PatternConfig(**manifest.encoder["pattern"]))
+    raise IncompatibleError(
+        f"an encoder of kind '{kind}' cannot be fitted again, which cross-fitting needs",
+        hint="upgrade the program, or set num_folds=1",
+    )
 
 
 def _like(manifest: Manifest, table: SeriesTable) -> SeriesTable:

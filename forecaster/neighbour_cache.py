@@ -87,7 +87,7 @@ class CacheSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AskedWindows:
-    """The n windows of a cache, in its order. origins: their origin rows per series. series, origin_row, fold: [n]."""
+    """n windows of a part, in time order. origins: their origin rows per series. series, origin_row, fold: [n]."""
 
     origins: list[np.ndarray]
     series: np.ndarray
@@ -144,6 +144,34 @@ def part_neighbours(
     return _opened_or_made(memory, table, settings, folder, report)
 
 
+def part_windows(
+    memory: Memory, table: SeriesTable, part: str, *, horizon: int, stride: int = 1, num_folds: int = 0
+) -> AskedWindows:
+    """Every window of a part, thinned by the stride, with its block of time; in time order (origin, then series).
+
+    horizon: the model's. num_folds: 0 or 1 makes no blocks. Raises `DataError` if there is no window.
+    """
+    spec = WindowSpec(lookback=memory.manifest.window.lookback, horizon=horizon)
+    origins = [rows[::stride] for rows in part_origins(table, spec, memory.manifest.split, part)]
+    counts = [len(rows) for rows in origins]
+    if not sum(counts):
+        raise DataError(
+            f"{table.source} has no whole window of {spec.lookback} + {spec.horizon} steps in the {part} part "
+            "of the split",
+            hint="give the whole table, as it was when the version was built",
+        )
+    series = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    times = np.concatenate([part.times[rows] for part, rows in zip(table.series, origins, strict=True)])
+    order = np.lexsort((series, times))
+    times = times[order]
+    fold = np.full(len(times), -1, dtype=np.int8)
+    for number, (first, last) in enumerate(time_blocks(times, num_folds) if num_folds > 1 else []):
+        fold[(times >= first) & (times <= last)] = number
+    return AskedWindows(
+        origins=origins, series=series[order], origin_row=np.concatenate(origins)[order].astype(np.int64), fold=fold
+    )
+
+
 def _settings(
     memory: Memory,
     table: SeriesTable,
@@ -192,34 +220,18 @@ def _opened_or_made(
             if not damage:
                 return _open(memory, table, settings, path)
             notes = (f"the neighbours in {path} are damaged ({damage}): they were found again",)
-        asked = _windows_to_ask(memory, table, settings)
+        asked = part_windows(
+            memory,
+            table,
+            settings.part,
+            horizon=settings.horizon,
+            stride=settings.stride,
+            num_folds=settings.num_folds,
+        )
         with staged(path) as staging:
             _make(memory, table, settings, asked, staging, report)
             publish(staging, path, ARRAYS, asdict(settings))
         return _open(memory, table, settings, path, notes=notes)
-
-
-def _windows_to_ask(memory: Memory, table: SeriesTable, settings: CacheSettings) -> AskedWindows:
-    """Every window of the part, thinned by the stride, with its block of time. Raises `DataError` if there is none."""
-    spec = WindowSpec(lookback=settings.lookback, horizon=settings.horizon)
-    origins = [rows[:: settings.stride] for rows in part_origins(table, spec, memory.manifest.split, settings.part)]
-    counts = [len(rows) for rows in origins]
-    if not sum(counts):
-        raise DataError(
-            f"{table.source} has no whole window of {spec.lookback} + {spec.horizon} steps in the {settings.part} part "
-            "of the split",
-            hint="give the whole table, as it was when the version was built",
-        )
-    series = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    times = np.concatenate([part.times[rows] for part, rows in zip(table.series, origins, strict=True)])
-    order = np.lexsort((series, times))
-    times = times[order]
-    fold = np.full(len(times), -1, dtype=np.int8)
-    for number, (first, last) in enumerate(time_blocks(times, settings.num_folds)):
-        fold[(times >= first) & (times <= last)] = number
-    return AskedWindows(
-        origins=origins, series=series[order], origin_row=np.concatenate(origins)[order].astype(np.int64), fold=fold
-    )
 
 
 def _make(
@@ -261,7 +273,7 @@ def _memories(
     for fold in range(settings.num_folds):
         of_fold = times[asked.fold == fold]
         fit_origins = admit_origins(memory.manifest, table, first=of_fold[0], last=of_fold[-1])
-        with trial_memory(memory.manifest, table, fit_origins, folder) as trial:
+        with trial_memory(memory.manifest, table, folder, fit_origins=fit_origins) as trial:
             yield trial, fold, _same_rows(trial.windows, memory.windows)
 
 

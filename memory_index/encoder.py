@@ -25,6 +25,7 @@ from memory_index.errors import UsageError
 from memory_index.scaling import SeriesScale, WindowStatistics, window_statistics
 from memory_index.types import KeySpace, Scope
 
+BUILT_IN = "dual"  # the kind of `DualKeyEncoder`
 BLOCK = 64  # rows of every matrix product; see _project
 NUM_VALUES = 5  # numbers of the value part of one series: location, spread, max, min, last - first
 
@@ -92,8 +93,17 @@ class KeyEncoder(Protocol):
         ...
 
     @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything fitted but the scale, by name: the version stores it, and the encoder is made of it again."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Hash of everything that decides a key."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest says of it, in terms of JSON: `kind`, `settings` (the config's), `fingerprint`, more."""
         ...
 
     def encode(self, view: int, context: np.ndarray, series: np.ndarray, scopes: tuple[Scope, ...]) -> Encoded:
@@ -132,6 +142,10 @@ class DualKeyEncoder:
         digest.update(np.stack(self.scale).tobytes())
         return digest.hexdigest()
 
+    def describe(self) -> dict[str, Any]:
+        """See `KeyEncoder.describe`."""
+        return {"kind": BUILT_IN, "settings": self.config.to_dict(), "fingerprint": self.fingerprint}
+
     def value_width(self, space: KeySpace) -> int:
         """See `KeyEncoder.value_width`."""
         if space.scope == "pooled":
@@ -153,7 +167,7 @@ class DualKeyEncoder:
             if "own" in scopes:
                 keys["own"] = np.concatenate([np.sqrt(w) * shape, np.sqrt(1 - w) * value], axis=-1).astype(np.float32)
             if "joint" in scopes:
-                keys["joint"] = self._joint(view, shape, value).astype(np.float32)
+                keys["joint"] = joint_key(self.arrays, view, shape, value, shape_weight=w).astype(np.float32)
         return Encoded(keys=keys, statistics=statistics)
 
     def statistics(self, windows: np.ndarray, context: np.ndarray, series: np.ndarray) -> WindowStatistics:
@@ -194,12 +208,18 @@ class DualKeyEncoder:
         future = _project(z, self.arrays[f"ridge-{view}"])
         return (future * statistics.spread[..., None] + statistics.location[..., None]).astype(np.float32)
 
-    def _joint(self, view: int, shape: np.ndarray, value: np.ndarray) -> np.ndarray:
-        """Own shape and value parts of a moment's N series -> one key [B, E], as a mean over the series."""
-        w, (b, n, width) = self.config.shape_weight, shape.shape
-        joint_shape = _project(shape.reshape(b, n * width), self.arrays[f"joint-{view}"])
-        joint_value = _project(value.reshape(b, n * NUM_VALUES), self.arrays[f"joint-value-{view}"])
-        return np.concatenate([np.sqrt(w / n) * joint_shape, np.sqrt((1 - w) / n) * joint_value], axis=-1)
+
+def joint_key(
+    arrays: dict[str, np.ndarray], view: int, shape: np.ndarray, value: np.ndarray, *, shape_weight: float
+) -> np.ndarray:
+    """Own shape [B, N, D] and value parts [B, N, 5] of a moment's N series -> one key [B, E], a mean over the series.
+
+    arrays: with `joint-VIEW` and `joint-value-VIEW`, see `DualKeyEncoder`.
+    """
+    w, (b, n, width) = shape_weight, shape.shape
+    joint_shape = _project(shape.reshape(b, n * width), arrays[f"joint-{view}"])
+    joint_value = _project(value.reshape(b, n * NUM_VALUES), arrays[f"joint-value-{view}"])
+    return np.concatenate([np.sqrt(w / n) * joint_shape, np.sqrt((1 - w) / n) * joint_value], axis=-1)
 
 
 def _project(rows: np.ndarray, projection: np.ndarray) -> np.ndarray:

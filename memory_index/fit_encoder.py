@@ -6,7 +6,7 @@ Only windows that lie whole in the training part are seen. Memory: one Gram matr
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ from memory_index.windows import cut
 
 CHUNK = 2048  # windows handled at once
 MAX_JOINT_MOMENTS = 20_000  # enough for a PCA, and it bounds its cost
+
+Parts = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,8 +66,33 @@ def fit_encoder(
             pooled = np.average(moments.gram, axis=0, weights=moments.count)
             arrays[f"pooled-{view}"] = _principal(pooled, root, width).astype(np.float32)
         if "joint" in scopes:
-            _fit_joint(encoder, table, shared_origins(origins), view=view, lookback=lookback)
+            parts = functools.partial(_parts, encoder, view)
+            arrays |= joint_arrays(table, shared_origins(origins), parts, config, view=view, lookback=lookback)
     return encoder
+
+
+def joint_arrays(
+    table: SeriesTable, rows: np.ndarray, parts: Parts, config: EncoderConfig, *, view: int, lookback: int
+) -> dict[str, np.ndarray]:
+    """PCA over the concatenated own parts of all series of a moment (docs/method.md), shape and value apart.
+
+    rows: origin rows of the moments. parts: contexts [B, N, L] -> own shape [B, N, D] and value parts [B, N, 5].
+    """
+    rows = rows[:: max(1, -(-len(rows) // MAX_JOINT_MOMENTS))]
+    grams: list[np.ndarray] = []
+    for chunk in _chunks(rows):
+        context = np.stack([cut(series.values, chunk - lookback + 1, lookback) for series in table.series], axis=1)
+        flat = [part.reshape(len(chunk), -1) for part in parts(context)]
+        grams = [part.T @ part + (grams[number] if grams else 0) for number, part in enumerate(flat)]
+    value_width = min(config.joint_width // 8, NUM_VALUES * len(table.series))
+    arrays = {}
+    for name, gram, width in (
+        (f"joint-{view}", grams[0], config.joint_width - value_width),
+        (f"joint-value-{view}", grams[1], value_width),
+    ):
+        _, vectors = np.linalg.eigh(gram)
+        arrays[name] = vectors[:, ::-1][:, :width].astype(np.float32)
+    return arrays
 
 
 def shared_origins(origins: list[np.ndarray]) -> np.ndarray:
@@ -116,25 +143,12 @@ def _principal(gram: np.ndarray, root: np.ndarray, width: int) -> np.ndarray:
     return root @ vectors[:, ::-1][:, :width]
 
 
-def _fit_joint(encoder: DualKeyEncoder, table: SeriesTable, rows: np.ndarray, *, view: int, lookback: int) -> None:
-    """PCA over the concatenated own parts of all series of a moment (docs/method.md), shape and value apart."""
-    series = np.arange(len(table.series))
-    rows = rows[:: max(1, -(-len(rows) // MAX_JOINT_MOMENTS))]
-    shape_gram, value_gram = 0.0, 0.0
-    for chunk in _chunks(rows):
-        context = np.stack([cut(table.series[s].values, chunk - lookback + 1, lookback) for s in series], axis=1)
-        z, statistics = _normalise(encoder, context, view, series)
-        shape = encoder.own_shape(view, z, series).reshape(len(chunk), -1)
-        windows = context[..., -view:].astype(np.float64, order="C")
-        value = encoder.value_part(windows, statistics, series).reshape(len(chunk), -1)
-        shape_gram, value_gram = shape_gram + shape.T @ shape, value_gram + value.T @ value
-    value_width = min(encoder.config.joint_width // 8, NUM_VALUES * len(series))
-    for name, gram, width in (
-        (f"joint-{view}", shape_gram, encoder.config.joint_width - value_width),
-        (f"joint-value-{view}", value_gram, value_width),
-    ):
-        _, vectors = np.linalg.eigh(gram)
-        encoder.arrays[name] = vectors[:, ::-1][:, :width].astype(np.float32)
+def _parts(encoder: DualKeyEncoder, view: int, context: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Own shape and value parts of the contexts [B, N, L] of all series."""
+    series = np.arange(context.shape[1])
+    z, statistics = _normalise(encoder, context, view, series)
+    windows = context[..., -view:].astype(np.float64, order="C")
+    return encoder.own_shape(view, z, series), encoder.value_part(windows, statistics, series)
 
 
 def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:

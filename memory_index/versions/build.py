@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import resource
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from memory_index.encoder import EncoderConfig, KeyEncoder
 from memory_index.errors import DataError, IncompatibleError, UsageError
 from memory_index.fit_encoder import fit_encoder, shared_origins
+from memory_index.local import LocalMemory
 from memory_index.measure import recall_at_10, temperatures
 from memory_index.splits import Split
 from memory_index.tables.series import Series, SeriesTable
@@ -32,6 +34,8 @@ from memory_index.windows import WindowSpec, check_views, origin_rows
 MAX_JOINT_SERIES = 64  # beyond, whole moments are hardly ever alike
 DEFAULT_VIEWS = EncoderConfig().views
 FIRST_SEGMENT = "segment-0"
+FitEncoder = Callable[..., KeyEncoder]  # called like `fit_encoder`
+Review = Callable[[LocalMemory], tuple[str, ...]]
 RECORDED_LIBRARIES = ("numpy", "pandas", "pyarrow", "faiss-cpu", "safetensors")
 
 
@@ -51,13 +55,16 @@ def build(
     scopes: tuple[Scope, ...] | None = None,
     factory: str = "auto",
     fit_origins: list[np.ndarray] | None = None,
+    fit: FitEncoder = fit_encoder,
+    review: Review = lambda memory: (),
 ) -> Version:
     """Build a version from the training part of a table and publish it.
 
     encoder: settings of the built-in key; default views are those that fit the lookback. scopes: default all
     that the table allows (`joint` needs 2 to 64 series with shared time stamps). factory: `auto`, `Flat`, or any
     FAISS factory string. fit_origins: origin rows per series of the windows that the encoder is fitted on, where
-    those are not all that are stored (cross-fitting).
+    those are not all that are stored (cross-fitting). fit: makes the encoder, as `fit_encoder` does; how a learned one
+    comes in. review: looks at the finished memory before it is published; what it returns becomes the version's notes.
 
     Raises `DataError` (series too short), `UsageError` (views, scopes, factory), `IncompatibleError` (a scope
     that this table cannot have), `ResourceError` (disk, lock).
@@ -78,7 +85,7 @@ def build(
     sizes = {space: group_sizes(space, origins) for space in plan.spaces}
     check_factory(factory, {space: encoder.key_width(space, plan.num_series) for space in plan.spaces}, sizes)
     with store.staging(name) as staging:
-        fitted = fit_encoder(
+        fitted = fit(
             training, fit_origins or origins, encoder, lookback=window.lookback, horizon=window.horizon, scopes=scopes
         )
         described = write_encoder(staging.path, fitted)
@@ -112,7 +119,9 @@ def build(
         measured = temperatures(read_memory(staging.path, manifest, fitted))
         spaces = tuple(dataclasses.replace(record, temperature=measured[record.space]) for record in records)
         manifest = with_recall(staging.path, dataclasses.replace(manifest, spaces=spaces), fitted)
-        return staging.publish(dataclasses.replace(manifest, built=built_since(started, table.source)))
+        notes = review(read_memory(staging.path, manifest, fitted))
+        built = dataclasses.replace(built_since(started, table.source), notes=notes)
+        return staging.publish(dataclasses.replace(manifest, built=built))
 
 
 def joint_refusal(table: SeriesTable, origins: list[np.ndarray]) -> str:

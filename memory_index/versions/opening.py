@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from memory_index.encoder import DualKeyEncoder, EncoderConfig, KeyEncoder
+from memory_index.encoder import BUILT_IN, DualKeyEncoder, EncoderConfig, KeyEncoder
 from memory_index.errors import IncompatibleError, MemoryIndexError, VerificationError
 from memory_index.key_spaces import Segment
 from memory_index.local import LocalMemory
@@ -21,7 +21,6 @@ from memory_index.versions.version import Problem, Version, check_files, read_pa
 from memory_index.windows import StoredWindows
 
 ENCODER_FILE = "encoder.safetensors"
-BUILT_IN = "dual"  # the kind of DualKeyEncoder
 CANARY_TOLERANCE = 1e-4  # another processor may round the last bits of a key otherwise
 
 LoadEncoder = Callable[[Path, Manifest], KeyEncoder]
@@ -58,14 +57,7 @@ def read_encoder(folder: Path, manifest: Manifest, load_encoder: LoadEncoder | N
     if load_encoder is not None and manifest.encoder["kind"] != BUILT_IN:
         encoder = load_encoder(folder, manifest)
     elif manifest.encoder["kind"] == BUILT_IN:
-        arrays = safetensors.numpy.load_file(folder / ENCODER_FILE)
-        settings = {**manifest.encoder["settings"], "views": tuple(manifest.encoder["settings"]["views"])}
-        encoder = DualKeyEncoder(
-            config=EncoderConfig(**settings),
-            horizon=manifest.window.horizon,
-            scale=SeriesScale(mean=arrays.pop("scale-mean"), std=arrays.pop("scale-std")),
-            arrays=arrays,
-        )
+        encoder = read_arrays(folder, manifest)
     else:
         raise IncompatibleError(
             f"this version's keys were made by an encoder of kind '{manifest.encoder['kind']}'",
@@ -78,13 +70,30 @@ def read_encoder(folder: Path, manifest: Manifest, load_encoder: LoadEncoder | N
     return encoder
 
 
-def write_encoder(folder: Path, encoder: DualKeyEncoder) -> dict[str, object]:
-    """Write the built-in encoder; returns what the manifest says of it."""
+def read_arrays(folder: Path, manifest: Manifest) -> DualKeyEncoder:
+    """The settings, the scale and the arrays of a version's encoder; a learned one takes them from here."""
+    arrays = safetensors.numpy.load_file(folder / ENCODER_FILE)
+    return DualKeyEncoder(
+        config=encoder_config(manifest),
+        horizon=manifest.window.horizon,
+        scale=SeriesScale(mean=arrays.pop("scale-mean"), std=arrays.pop("scale-std")),
+        arrays=arrays,
+    )
+
+
+def encoder_config(manifest: Manifest) -> EncoderConfig:
+    """The settings of a version's encoder."""
+    settings = manifest.encoder["settings"]
+    return EncoderConfig(**{**settings, "views": tuple(settings["views"])})
+
+
+def write_encoder(folder: Path, encoder: KeyEncoder) -> dict[str, object]:
+    """Write an encoder of any kind; returns what the manifest says of it."""
     arrays = encoder.arrays | {"scale-mean": encoder.scale.mean, "scale-std": encoder.scale.std}
     safetensors.numpy.save_file(
         {name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / ENCODER_FILE
     )
-    return {"kind": BUILT_IN, "settings": encoder.config.to_dict(), "fingerprint": encoder.fingerprint}
+    return encoder.describe()
 
 
 def plan_of(manifest: Manifest) -> SegmentPlan:
