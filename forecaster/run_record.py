@@ -36,12 +36,16 @@ def now() -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexFacts:
-    """The version that a run was trained against. window: of the version, as in its manifest."""
+    """The version that a run was trained against.
+
+    window: of the version, as in its manifest. spaces: names of its key spaces, in the order of the model's weights.
+    """
 
     ref: str
     fingerprint: str
     encoder_fingerprint: str
     window: dict[str, Any]
+    spaces: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +53,8 @@ class DataFacts:
     """The table that a run was trained on.
 
     source: name of the file. first_at, last_at: ISO 8601, of the whole table. split: borders of the parts, as in the
-    manifest of the version. step: pandas frequency. sha256: of all series.
+    manifest of the version. step: pandas frequency. units: training standard deviation of each series, in which errors
+    are counted. sha256: of all series up to the end of the validation part.
     """
 
     source: str
@@ -57,6 +62,7 @@ class DataFacts:
     last_at: str
     step: str
     series_ids: tuple[str, ...]
+    units: dict[str, float]
     split: dict[str, Any]
     sha256: str
 
@@ -65,12 +71,12 @@ class DataFacts:
 class RunRecord:
     """What a run is. Its `identity` must be the same when it goes on.
 
-    backbone: reference and fingerprint of the frozen language model, None without one. index: None without a memory.
+    backbone: reference and fingerprint of the frozen language model, None without one.
     hardware: what it was begun on.
     """
 
     settings: dict[str, Any]
-    index: IndexFacts | None
+    index: IndexFacts
     backbone: dict[str, Any] | None
     data: DataFacts
     hardware: dict[str, Any] = field(default_factory=dict)
@@ -88,10 +94,8 @@ class RunRecord:
 
         Without the names of version and file: their fingerprints say more, and a renamed file is the same data.
         """
-        index, data = None if self.index is None else asdict(self.index), asdict(self.data)
-        for document, name in ((index, "ref"), (data, "source")):
-            if document is not None:
-                del document[name]
+        index, data = asdict(self.index), asdict(self.data)
+        del index["ref"], data["source"]
         return {
             "settings": {name: value for name, value in self.settings.items() if name not in FREE_SETTINGS},
             "index": index,
@@ -113,7 +117,7 @@ class RunRecord:
         return cls(
             **{
                 **document,
-                "index": None if index is None else IndexFacts(**index),
+                "index": IndexFacts(**{**index, "spaces": tuple(index["spaces"])}),
                 "data": DataFacts(**{**data, "series_ids": tuple(data["series_ids"])}),
             }
         )

@@ -22,7 +22,11 @@ SETTINGS = Config.from_dict({"lookback": 96, "horizon": 24}).to_dict()
 RECORD = RunRecord(
     settings=SETTINGS,
     index=IndexFacts(
-        ref="etth1@1", fingerprint="f" * 64, encoder_fingerprint="e" * 64, window={"lookback": 96, "horizon": 24}
+        ref="etth1@1",
+        fingerprint="f" * 64,
+        encoder_fingerprint="e" * 64,
+        window={"lookback": 96, "horizon": 24},
+        spaces=("own-96", "pooled-96"),
     ),
     backbone={"reference": "builtin:tiny", "fingerprint": "b" * 64},
     data=DataFacts(
@@ -31,6 +35,7 @@ RECORD = RunRecord(
         last_at="2018-06-26T19:00:00",
         step="h",
         series_ids=("HUFL", "OT"),
+        units={"HUFL": 5.8, "OT": 8.5},
         split={"name": "ett-hourly", "train_until": "2017-06-25T23:00:00"},
         sha256="d" * 64,
     ),
@@ -112,13 +117,13 @@ def test_the_card_says_what_the_run_is(tmp_path):
     assert "\n# b" not in card, "a file's name is not a heading"
 
 
-def test_a_run_without_memory_and_language_model_has_a_card(tmp_path):
-    record = dataclasses.replace(RECORD, index=None, backbone=None)
+def test_a_run_without_language_model_has_a_card(tmp_path):
+    record = dataclasses.replace(RECORD, backbone=None)
     run = create_run(tmp_path / "one", record)
     assert run.record == record
     train_toy(run.path, identity=run.record.identity, max_steps=1)
     finish_run(run, {})
-    assert (run.path / "card.md").read_text().count("- none") == 2
+    assert (run.path / "card.md").read_text().count("- none") == 1
 
 
 @pytest.mark.parametrize("is_finished", [False, True])
@@ -149,7 +154,7 @@ def test_going_on_keeps_the_first_record(tmp_path):
     ("other", "name"),
     [
         (changed(d_model=64), "settings.d_model 32, not 64"),
-        (dataclasses.replace(RECORD, index=None), "index"),
+        (dataclasses.replace(RECORD, index=dataclasses.replace(RECORD.index, fingerprint="c")), "index.fingerprint"),
         (dataclasses.replace(RECORD, backbone={**RECORD.backbone, "fingerprint": "c"}), "backbone.fingerprint"),
         (dataclasses.replace(RECORD, data=dataclasses.replace(RECORD.data, sha256="c")), "data.sha256"),
     ],
