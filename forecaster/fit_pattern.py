@@ -31,16 +31,17 @@ from memory_index.windows import cut
 
 
 class PatternBatch(NamedTuple):
-    """M windows of one series, float32. z: [M, view]. value: [M, 5]. future: [M, H], in the window's own location and
-    spread. weight: [M], squared spread in training deviations, which makes errors count as they do in a score.
-    disjoint: bool [M, M], which windows share no step.
+    """M windows of one or two series, float32. z: [M, view]. value: [M, 5]. future: [M, H], in the window's own
+    location and spread. weight: [M], squared spread in training deviations: errors then count as they do in a score.
+    pooled: bool [M, M], which windows share no step in time; own: bool [M, M], which of those are of one series.
     """
 
     z: Tensor
     value: Tensor
     future: Tensor
     weight: Tensor
-    disjoint: Tensor
+    pooled: Tensor
+    own: Tensor
 
 
 def fit_pattern_encoder(
@@ -103,11 +104,13 @@ def train_view(
     )
     share = np.array([len(origins[n]) for n in usable]) / sum(len(origins[n]) for n in usable)
     for _ in range(pattern.num_steps):
-        series = int(random.choice(usable, p=share))
-        rows = origins[series]
-        rows = random.choice(rows, size=min(pattern.batch_size, len(rows)), replace=False)
-        batch = pattern_batch(table, base, series, rows, view=view, lookback=lookback)
-        if not batch.disjoint.any():
+        chosen = random.choice(usable, size=min(2, len(usable)), replace=False, p=share)
+        size = pattern.batch_size // len(chosen)
+        rows = {
+            int(n): random.choice(origins[n], size=min(size, len(origins[n])), replace=False) for n in sorted(chosen)
+        }
+        batch = pattern_batch(table, base, rows, view=view, lookback=lookback)
+        if not batch.own.any():
             continue
         loss = pattern_loss(network, decoder, log_temperature.exp(), batch, base.config.shape_weight, pattern)
         optimizer.zero_grad()
@@ -119,22 +122,27 @@ def train_view(
 
 
 def pattern_batch(
-    table: SeriesTable, base: DualKeyEncoder, series: int, rows: np.ndarray, *, view: int, lookback: int
+    table: SeriesTable, base: DualKeyEncoder, rows: dict[int, np.ndarray], *, view: int, lookback: int
 ) -> PatternBatch:
-    """The windows of one series at origin rows [M]."""
-    values, number = table.series[series].values, np.array([series])
-    context = cut(values, rows - lookback + 1, lookback)[:, None]  # [M, 1, L]
-    windows = context[..., -view:].astype(np.float64, order="C")
-    statistics = base.statistics(windows, context, number)
-    location, spread = statistics.location, statistics.spread  # [M, 1]
-    apart = np.abs(rows[:, None] - rows) >= lookback + base.horizon
-    return PatternBatch(
-        z=_float32((windows[:, 0] - location) / spread),
-        value=_float32(base.value_part(windows, statistics, number)[:, 0]),
-        future=_float32((cut(values, rows + 1, base.horizon) - location) / spread),
-        weight=_float32(np.square(spread[:, 0] / base.scale.std[series])),
-        disjoint=torch.from_numpy(apart),
-    )
+    """The windows of some series, by number, at origin rows."""
+    parts: list[tuple[np.ndarray, ...]] = []
+    for series, origin in rows.items():
+        steps, number = table.series[series].values, np.array([series])
+        context = cut(steps, origin - lookback + 1, lookback)[:, None]  # [m, 1, L]
+        windows = context[..., -view:].astype(np.float64, order="C")
+        statistics = base.statistics(windows, context, number)
+        location, spread = statistics.location, statistics.spread  # [m, 1]
+        future = (cut(steps, origin + 1, base.horizon) - location) / spread
+        value = base.value_part(windows, statistics, number)[:, 0]
+        weight = np.square(spread[:, 0] / base.scale.std[series])
+        parts.append(((windows[:, 0] - location) / spread, value, future, weight))
+    earliest = min((table.series[series].times for series in rows), key=lambda times: times[0])
+    place = np.concatenate([origin + _steps_after(earliest, table.series[n].times) for n, origin in rows.items()])
+    of = np.repeat(list(rows), [len(origin) for origin in rows.values()])
+    pooled = np.abs(place[:, None] - place) >= lookback + base.horizon
+    z, value_parts, futures, weights = (_float32(np.concatenate(part)) for part in zip(*parts, strict=True))
+    own = pooled & (of[:, None] == of)
+    return PatternBatch(z, value_parts, futures, weights, torch.from_numpy(pooled), torch.from_numpy(own))
 
 
 def pattern_loss(
@@ -152,12 +160,11 @@ def pattern_loss(
     shape = network.shape(batch.z)
     squared = squared_distances(shape)
     own = shape_weight * squared + (1 - shape_weight) * squared_distances(network.value(batch.value))
-    by_own = neighbour_forecast(own / temperature[0], batch)
-    by_shape = neighbour_forecast(squared / temperature[1], batch)
-    some = batch.disjoint.any(dim=1)
-    loss = _error(by_own, batch, some) + _error(by_shape, batch, some)
-    everywhere = torch.ones_like(some)
-    return loss + pattern.forecast_weight * _error(decoder(shape * math.sqrt(shape.shape[1])), batch, everywhere)
+    loss = torch.zeros(())
+    for scaled, seen in ((own / temperature[0], batch.own), (squared / temperature[1], batch.pooled)):
+        loss = loss + _error(neighbour_forecast(scaled, batch.future, seen), batch, seen.any(dim=1))
+    linear = decoder(shape * math.sqrt(shape.shape[1]))
+    return loss + pattern.forecast_weight * _error(linear, batch, torch.ones_like(batch.weight))
 
 
 def squared_distances(parts: Tensor) -> Tensor:
@@ -166,11 +173,18 @@ def squared_distances(parts: Tensor) -> Tensor:
     return (norm[:, None] + norm - 2 * parts @ parts.T).clamp_min(0)
 
 
-def neighbour_forecast(scaled: Tensor, batch: PatternBatch) -> Tensor:
-    """`softmax(-scaled)`-weighted mean of the futures of all disjoint windows, [M, H]; 0 where there are none."""
-    logit = (-scaled).masked_fill(~batch.disjoint, -1e9)
-    weight = torch.softmax(logit, dim=1) * batch.disjoint
-    return weight @ batch.future
+def neighbour_forecast(scaled: Tensor, future: Tensor, seen: Tensor) -> Tensor:
+    """`softmax(-scaled)`-weighted mean of the futures of all windows that are seen, [M, H]; 0 where none is.
+
+    scaled: [M, M], squared distances over the temperature. future: [M, H]. seen: bool [M, M].
+    """
+    logit = (-scaled).masked_fill(~seen, -1e9)
+    return (torch.softmax(logit, dim=1) * seen) @ future
+
+
+def _steps_after(earlier: np.ndarray, times: np.ndarray) -> int:
+    """How many steps after the first series another begins: all of its steps if it begins only after its end."""
+    return int(np.searchsorted(earlier, times[0]))
 
 
 def _error(forecast: Tensor, batch: PatternBatch, counted: Tensor) -> Tensor:

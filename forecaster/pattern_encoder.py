@@ -49,7 +49,7 @@ class PatternConfig:
     num_layers: int = 2
     num_heads: int = 4
     patch_length: int = 16
-    batch_size: int = 384
+    batch_size: int = 320
     num_steps: int = 200
     learning_rate: float = 1e-3
     forecast_weight: float = 1.0

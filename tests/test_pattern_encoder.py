@@ -23,6 +23,7 @@ from memory_fixtures import (
     build,
     compact,
     open_version,
+    part,
     queries_at,
     take,
     wide_table,
@@ -105,9 +106,9 @@ def test_keys_do_not_depend_on_batching_or_threads(memory, view):
     before = torch.get_num_threads()
     for chosen, threads in ((slice(0, 1), 1), (slice(70, 75), 2), (slice(33, 150), 3)):
         torch.set_num_threads(threads)
-        part = memory.encoder.encode(view, context[chosen], series, scopes)
+        some = memory.encoder.encode(view, context[chosen], series, scopes)
         for scope in scopes:
-            np.testing.assert_array_equal(part.keys[scope], whole.keys[scope][chosen], err_msg=scope)
+            np.testing.assert_array_equal(some.keys[scope], whole.keys[scope][chosen], err_msg=scope)
     torch.set_num_threads(before)
     alone = memory.encoder.encode(view, context[:, 1:2], series[1:2], ("own",))
     np.testing.assert_array_equal(alone.keys["own"][:, 0], whole.keys["own"][:, 1])
@@ -134,18 +135,25 @@ def test_patches_cover_every_step_and_end_at_the_newest(view, length):
 def test_the_loss_compares_windows_that_share_no_step():
     base = fit_encoder(between(TABLE, 0, NUM_TRAINING), training_origins(), ENCODER, lookback=36, horizon=8, scopes=())
     rows = np.array([40, 83, 84, 200])
-    batch = pattern_batch(TABLE, base, 0, rows, view=12, lookback=36)
-    apart = np.abs(rows[:, None] - rows) >= 44  # rows 40 and 83 share one step, rows 40 and 84 none
-    np.testing.assert_array_equal(batch.disjoint, apart)
-    assert batch.disjoint[0].tolist() == [False, False, True, True]
+    batch = pattern_batch(TABLE, base, {0: rows, 2: rows[:2]}, view=12, lookback=36)
+    everywhere = np.concatenate([rows, rows[:2]])
+    apart = np.abs(everywhere[:, None] - everywhere) >= 44  # rows 40 and 83 share one step, rows 40 and 84 none
+    np.testing.assert_array_equal(batch.pooled, apart)
+    assert batch.own[0].tolist() == [False, False, True, True, False, False]
+    assert batch.pooled[4].tolist() == [False, False, True, True, False, False]
+    assert not batch.own[4:].any()
     values = TABLE.series[0].values
     window = values[40 - 11 : 41]
     spread = max(window.std(), ENCODER.spread_floor * base.scale.std[0])
     np.testing.assert_allclose(batch.future[0], (values[41:49] - window.mean()) / spread, rtol=1e-5)
     np.testing.assert_allclose(batch.weight[0], (spread / base.scale.std[0]) ** 2, rtol=1e-5)
-    forecast = neighbour_forecast(torch.zeros(4, 4), batch)
+    forecast = neighbour_forecast(torch.zeros(6, 6), batch.future, batch.own)
     torch.testing.assert_close(forecast[0], batch.future[[2, 3]].mean(dim=0))
     torch.testing.assert_close(forecast[1], batch.future[3])
+    assert (forecast[4] == 0).all()
+    late = replace(TABLE, series=(part(TABLE.series[0], 0, 300), part(TABLE.series[1], 50, 300)))
+    ragged = pattern_batch(late, base, {0: np.array([60, 104]), 1: np.array([50, 60])}, view=12, lookback=36)
+    assert ragged.pooled[0].tolist() == [False, True, False, True]  # origins at steps 60, 104, 100, 110
     parts = torch.randn(5, 3)
     torch.testing.assert_close(squared_distances(parts), torch.cdist(parts, parts) ** 2, rtol=1e-3, atol=1e-5)
 
@@ -173,7 +181,7 @@ def test_training_brings_windows_with_like_futures_together():
         )
         keys, futures = [], []
         for rows in (train, test):
-            batch = pattern_batch(table, encoder.base, 0, rows, view=24, lookback=lookback)
+            batch = pattern_batch(table, encoder.base, {0: rows}, view=24, lookback=lookback)
             context = np.stack([values[row - 23 : row + 1] for row in rows])[:, None].astype(np.float32)
             keys.append(encoder.encode(24, context, np.array([0]), ("own",)).keys["own"][:, 0])
             futures.append(batch.future.numpy())
