@@ -66,10 +66,11 @@ class PretrainedBackbone:
         self._run(embeddings, cache)
         return _from_cache(cache)
 
-    def to(self, target: torch.device) -> None:
-        """Move the weights, unless they are there already."""
-        if self.word_embeddings.device != target:
-            self.model.to(target)
+    def to(self, target: torch.device, dtype: torch.dtype | None = None) -> None:
+        """See `Backbone.to`."""
+        words = self.word_embeddings
+        if words.device != target or dtype not in (None, words.dtype):
+            self.model.to(target, dtype)
 
     def _run(self, embeddings: Tensor, cache: DynamicCache | None) -> Any:
         embeddings = embeddings.to(self.word_embeddings.dtype)
@@ -200,9 +201,7 @@ def _as_cache(prefix: Prefix) -> DynamicCache:
 
 
 def _from_cache(cache: DynamicCache) -> Prefix:
-    if hasattr(cache, "layers"):
-        return Prefix(keys=tuple(c.keys for c in cache.layers), values=tuple(c.values for c in cache.layers))
-    return Prefix(keys=tuple(cache.key_cache), values=tuple(cache.value_cache))  # before transformers 4.54
+    return Prefix(keys=tuple(c.keys for c in cache.layers), values=tuple(c.values for c in cache.layers))
 
 
 @contextmanager
