@@ -63,10 +63,11 @@ def open_run_with_table(
     return OpenedRun(predictor=load_predictor(opened, device=device), memory=memory, ref=ref, table=table)
 
 
-def run_ref(run: Path) -> str:
+def run_ref(run: Path | None) -> str:
     """The reference of the version that a run was trained against."""
     from forecaster.run import open_run
 
+    assert run is not None, "asked only where there is no other reference"
     return open_run(run).record.index.ref
 
 

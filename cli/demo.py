@@ -21,7 +21,7 @@ def demo(
 
     Ends with a table, two pictures, and the commands to try next on data of your own.
     """
-    from cli.forecast import _print_evaluation
+    from cli.forecast import print_evaluation
     from cli.neighbours import COLUMNS, rows
     from cli.pictures import draw_forecast, draw_neighbours, save
     from memory_index import memory_only
@@ -65,7 +65,7 @@ def demo(
 
     result = memory_only.evaluate(memory, table)
     note(f"4. evaluate  every test window, in {result.seconds:.1f} s")
-    _print_evaluation(version.ref, result, with_spaces=False)
+    print_evaluation(version.ref, result, with_spaces=False)
 
     full = build(table, store, NAME, window=window, split=split_until("end", None, table.times, table.step))
     forecast = memory_only.forecast(open_version(full), table, quantiles=(0.1, 0.5, 0.9))

@@ -1,4 +1,4 @@
-"""`cli forecast` and `cli evaluate`: what a memory says of the future, and how right it would have been."""
+"""`cli forecast` and `cli evaluate`: what a run, or a memory alone, says of the future, and how right it was."""
 
 from __future__ import annotations
 
@@ -7,24 +7,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.asking import names, numbers, open_with_table, require_targets
+from cli.asking import names, numbers, open_run_with_table, open_with_table, require_targets, run_ref
 from cli.output import note, print_json, print_table, progress
 from cli.table_options import reads_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from forecaster.evaluate import RunEvaluation
     from memory_index.memory_only import Evaluation, MemoryOptions
     from memory_index.tables.columns import ReadOptions
 
-Index = Annotated[str, typer.Option("--index", metavar="REF", help="NAME, NAME@3 or NAME@alias.", show_default=False)]
-File = Annotated[Path, typer.Argument(help="CSV or Parquet, wide or long.", show_default=False)]
-MemoryK = Annotated[int, typer.Option(help="Neighbours per key space that make the forecast.", min=1)]
-Scopes = Annotated[
-    str | None, typer.Option(help="own,joint,pooled: search only these. Default: all that can be asked.")
+Index = Annotated[
+    str | None,
+    typer.Option(
+        "--index", metavar="REF", help="NAME, NAME@3 or NAME@alias; with --run a newer version of the run's own."
+    ),
 ]
-Views = Annotated[str | None, typer.Option(help="Compare only the last so many steps, as 96,336. Default: all views.")]
-OnEmpty = Annotated[str, typer.Option(help="A window that nothing is known about yet: error, or its last-value.")]
+RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of a run that 'cli train' made.")]
+Device = Annotated[str, typer.Option(help="With --run: auto, cpu or cuda.")]
+File = Annotated[Path, typer.Argument(help="CSV or Parquet, wide or long.", show_default=False)]
+MemoryK = Annotated[
+    int | None,
+    typer.Option(help="Without --run: neighbours per key space that make the forecast.", min=1, show_default="50"),
+]
+Scopes = Annotated[str | None, typer.Option(help="Without --run: own,joint,pooled. Default: all that can be asked.")]
+Views = Annotated[str | None, typer.Option(help="Without --run: compare only the last so many steps, as 96,336.")]
+OnEmpty = Annotated[
+    str | None,
+    typer.Option(
+        help="Without --run: a window without neighbours is an error, or its last-value.", show_default="error"
+    ),
+]
 IndexesDir = Annotated[Path, typer.Option(help="Folder of the indexes.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
@@ -32,81 +46,140 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 @reads_table
 def forecast(
     file: File,
-    index: Index,
+    run: RunFolder = None,
+    index: Index = None,
     out: Annotated[Path | None, typer.Option(help="Write a .csv or .parquet file instead of printing CSV.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it into a PNG, SVG or PDF file.")] = None,
     quantiles: Annotated[str, typer.Option(help="Levels between 0 and 1, or none.")] = "0.1,0.5,0.9",
-    memory_k: MemoryK = 50,
+    update_index: Annotated[
+        bool, typer.Option("--update-index", help="Append FILE to the index first, as a new version, and use that.")
+    ] = False,
+    memory_k: MemoryK = None,
     scopes: Scopes = None,
     views: Views = None,
-    on_empty: OnEmpty = "error",
+    on_empty: OnEmpty = None,
+    device: Device = "auto",
     indexes_dir: IndexesDir = Path("indexes"),
     as_json: AsJson = False,
     *,
     table_options: ReadOptions,
 ) -> None:
-    """Forecast the next steps of every series of FILE from the memory alone; nothing is trained.
+    """Forecast the next steps of every series of FILE: by a trained run, or with --index alone from the memory.
 
-    A long table in original units: unique_id, ds, yhat and one column per quantile (q0.1). A series that the index has
-    never seen is forecast from windows of all series (scope pooled). Only windows known by the last step of FILE are
-    used.
+    A long table in original units: unique_id, ds, yhat and one column per quantile (q0.1). A series that was never seen
+    is forecast from windows of all series (scope pooled). Only windows known by the last step of FILE are used.
     """
-    import pandas as pd
-
-    from memory_index import memory_only
-
     levels = _levels(quantiles)
     require_targets(table=out, picture=plot)
-    memory, table, ref = open_with_table(index, file, indexes_dir, table_options)
-    options = _options(memory_k, scopes, views, on_empty)
-    result = memory_only.forecast(memory, table, quantiles=levels, options=options)
+    options = _options(run, index, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
+    if update_index:
+        index = _updated(index or run_ref(run), file, indexes_dir, table_options)
+    if run is None:
+        from memory_index import memory_only
+
+        assert index is not None, "checked above"
+        memory, table, ref = open_with_table(index, file, indexes_dir, table_options)
+        result = memory_only.forecast(memory, table, quantiles=levels, options=options)
+        horizon, by = memory.windows.spec.horizon, f"{ref}, memory alone"
+    else:
+        from forecaster.forecast import forecast as forecast_by_run
+
+        opened = open_run_with_table(run, index, file, indexes_dir, table_options, device)
+        memory, table, ref = opened.memory, opened.table, opened.ref
+        result = forecast_by_run(opened.predictor, memory, table, quantiles=levels)
+        horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
+    # Travels inside a Parquet file.
+    made_by = {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
+    result.attrs.update(made_by)
     if out is not None:
         _write(result, out)
-        note(f"{len(table.series)} series x {memory.windows.spec.horizon} steps: {out}")
+        note(f"{len(table.series)} series x {horizon} steps by {by}: {out}")
     if plot is not None:
         from cli.pictures import draw_forecast, save
 
-        save(draw_forecast(table, result, f"Forecast of {table.source} by {ref}, memory alone"), plot)
+        save(draw_forecast(table, result, f"Forecast of {table.source} by {by}"), plot)
         note(f"picture: {plot}")
     if as_json:
-        document = {"ref": ref, "run": None, "file": str(file), "horizon": memory.windows.spec.horizon, "out": out}
+        document: dict[str, Any] = {
+            **made_by,
+            "file": str(file),
+            "horizon": horizon,
+            "out": out,
+            "num_series": len(table.series),
+        }
         rows = result.assign(ds=[time.isoformat() for time in result["ds"]]).to_dict("records")
-        print_json("forecast", document | {"num_series": len(table.series), "forecast": None if out else rows})
+        print_json("forecast", document | {"forecast": None if out else rows})
     elif out is None:
-        typer.echo(pd.DataFrame(result).to_csv(index=False), nl=False)
+        typer.echo(result.to_csv(index=False), nl=False)
 
 
 @reads_table
 def evaluate(
     file: File,
-    index: Index,
+    run: RunFolder = None,
+    index: Index = None,
     split: Annotated[str, typer.Option(help="Part to score: train, val or test.")] = "test",
     baselines: Annotated[bool, typer.Option("--baselines", help="Also score every key space by itself.")] = False,
-    memory_k: MemoryK = 50,
+    memory_k: MemoryK = None,
     scopes: Scopes = None,
     views: Views = None,
-    on_empty: OnEmpty = "error",
+    on_empty: OnEmpty = None,
+    device: Device = "auto",
     indexes_dir: IndexesDir = Path("indexes"),
     as_json: AsJson = False,
     *,
     table_options: ReadOptions,
 ) -> None:
-    """Score the memory's forecast of every window of a part of the version's split; nothing is trained.
+    """Score the forecast of every window of a part of the version's split: by a trained run, or by the memory alone.
 
     MSE and MAE are in standardised units (the training part's mean and standard deviation), over all windows, steps and
-    series. Beside it stand last value, seasonal naive and a linear forecast (the ridge of the index's longest view).
+    series. Beside it stand last value, seasonal naive, a linear forecast (closed form) and the memory alone.
     """
+    options = _options(run, index, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
+    if run is not None:
+        from forecaster.evaluate import evaluate as evaluate_run
+
+        opened = open_run_with_table(run, index, file, indexes_dir, table_options, device)
+        with progress(f"scoring {split} windows") as report:
+            scored = evaluate_run(opened.predictor, opened.memory, opened.table, split, report=report)
+        if as_json:
+            print_json("evaluate", run_evaluation_document(run, opened.ref, scored))
+        else:
+            print_run_evaluation(run, opened.ref, scored, baselines)
+        return
     from memory_index import memory_only
 
+    assert index is not None, "checked above"
     memory, table, ref = open_with_table(index, file, indexes_dir, table_options)
     with progress(f"scoring {split} windows") as report:
-        result = memory_only.evaluate(
-            memory, table, split, options=_options(memory_k, scopes, views, on_empty), report=report
-        )
+        result = memory_only.evaluate(memory, table, split, options=options, report=report)
     if as_json:
         print_json("evaluate", evaluation_document(ref, result))
     else:
-        _print_evaluation(ref, result, baselines)
+        print_evaluation(ref, result, baselines)
+
+
+def run_evaluation_document(run: Path, ref: str, result: RunEvaluation) -> dict[str, Any]:
+    """The JSON document of `evaluate --run`."""
+    return {
+        "run": run,
+        "ref": ref,
+        "split": result.part,
+        "num_windows": result.num_windows,
+        "num_series": result.num_series,
+        "num_scored": result.num_scored,
+        "num_without_neighbours": result.num_without_neighbours,
+        "mse": result.mse,
+        "mae": result.mae,
+        "direction_accuracy": result.direction_accuracy,
+        "gate": result.gate,
+        "feature_gate": result.feature_gate,
+        "coverage": result.coverage,
+        "baselines": result.baselines,
+        "key_spaces": result.by_space,
+        "in_sample": result.in_sample,
+        "seconds": round(result.seconds, 3),
+    }
 
 
 def evaluation_document(ref: str, result: Evaluation) -> dict[str, Any]:
@@ -130,7 +203,8 @@ def evaluation_document(ref: str, result: Evaluation) -> dict[str, Any]:
     }
 
 
-def _print_evaluation(ref: str, result: Evaluation, with_spaces: bool) -> None:
+def print_evaluation(ref: str, result: Evaluation, with_spaces: bool) -> None:
+    """The scores of the memory alone beside those of the baselines."""
     named = [
         ("memory alone", result.baselines.memory_only),
         ("linear (ridge)", result.baselines.linear),
@@ -150,10 +224,70 @@ def _print_evaluation(ref: str, result: Evaluation, with_spaces: bool) -> None:
         note("in sample: fitted parts of this version have seen steps later than some origins")
 
 
-def _options(memory_k: int, scopes: str | None, views: str | None, on_empty: str) -> MemoryOptions:
+def print_run_evaluation(run: Path, ref: str, result: RunEvaluation, with_spaces: bool) -> None:
+    """The scores of a run beside those of the baselines, and what else is known of its forecasts."""
+    shown = {"memory_only": "memory alone", "linear": "linear (ridge)", "seasonal_naive": "seasonal naive"}
+    shown |= {"last_value": "last value"}
+    rows = [[str(run), f"{result.mse:.4f}", f"{result.mae:.4f}"]]
+    named = [(label, result.baselines[name]) for name, label in shown.items()]
+    named += [(f"  key space {name}", score) for name, score in result.by_space.items()] if with_spaces else []
+    rows += [[name, f"{score.mse:.4f}", f"{score.mae:.4f}"] if score else [name, "-", "-"] for name, score in named]
+    title = f"{run} with {ref}, {result.part}: {result.num_windows:,} origins x {result.num_series} series"
+    print_table(["forecast", "MSE", "MAE"], rows, title=title)
+    if result.direction_accuracy is not None:
+        note(f"direction (up, flat, down) told right: {result.direction_accuracy:.1%}")
+    if result.gate is not None:
+        gate = result.gate
+        note(f"gate: mean {gate.mean:.2f}, 10% {gate.p10:.2f}, 90% {gate.p90:.2f} (1 trusts the model, 0 the memory)")
+    note("at or below: " + ", ".join(f"{name} {share:.1%}" for name, share in result.coverage.items()))
+    note(f"standardised units; {result.seconds:.1f} s")
+    if result.num_without_neighbours:
+        note(f"{result.num_without_neighbours} of {result.num_scored} windows had no neighbour: the model stands alone")
+    if result.in_sample:
+        note("in sample: fitted parts have seen steps later than some origins")
+
+
+def _options(
+    run: Path | None,
+    index: str | None,
+    *,
+    memory_k: int | None,
+    scopes: str | None,
+    views: str | None,
+    on_empty: str | None,
+) -> MemoryOptions:
+    """How the memory alone is asked. Raises `UsageError` for a missing reference, or options that a run decides."""
+    from memory_index.errors import UsageError
     from memory_index.memory_only import MemoryOptions
 
-    return MemoryOptions(k=memory_k, scopes=names(scopes), views=numbers("--views", views), on_empty=on_empty)  # type: ignore[arg-type]
+    if run is None and index is None:
+        raise UsageError("neither --run nor --index is given", hint="--run RUN, or --index REF for the memory alone")
+    given = {"--memory-k": memory_k, "--scopes": scopes, "--views": views, "--on-empty": on_empty}
+    stated = [flag for flag, value in given.items() if value is not None]
+    if run is not None and stated:
+        raise UsageError(f"{stated[0]} does not go with --run, which decides it", hint="leave one of them out")
+    options: dict[str, Any] = {"scopes": names(scopes), "views": numbers("--views", views)}
+    options |= {} if memory_k is None else {"k": memory_k}
+    return MemoryOptions(**options | ({} if on_empty is None else {"on_empty": on_empty}))
+
+
+def _updated(ref: str, file: Path, indexes_dir: Path, table_options: ReadOptions) -> str:
+    """Append a file to an index, unless it has nothing new; returns the reference of the version to use."""
+    from cli.asking import options_like
+    from memory_index.errors import NothingNewError
+    from memory_index.tables.reading import read_table
+    from memory_index.versions.append import append
+    from memory_index.versions.store import Store
+
+    store = Store(indexes_dir)
+    table = read_table(file, options_like(store.resolve(ref).manifest, table_options))
+    try:
+        version = append(store, ref, table)
+    except NothingNewError:
+        note(f"{file} holds nothing that {ref} does not know")
+        return ref
+    note(f"appended {file} to {ref}: {version.ref}, {version.manifest.segments[-1].num_rows:,} new windows")
+    return version.ref
 
 
 def _levels(text: str) -> tuple[float, ...]:

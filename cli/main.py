@@ -19,9 +19,11 @@ from typing import Annotated
 import typer
 
 from cli import __version__, data, index
+from cli.ablate import ablate
 from cli.demo import demo
 from cli.forecast import evaluate, forecast
 from cli.output import note, print_json
+from cli.train import train
 
 app = typer.Typer(
     name="cli",
@@ -157,6 +159,8 @@ def _options(
 # A group called without a command is a usage error like any other, in one line.
 app.add_typer(data.app, name="data", epilog="Example: cli data check load.csv", no_args_is_help=False)
 app.add_typer(index.app, name="index", epilog="Example: cli index list", no_args_is_help=False)
-app.command(epilog="Example: cli forecast load.csv --index load --out forecast.csv --plot forecast.png")(forecast)
-app.command(epilog="Example: cli evaluate load.csv --index load --baselines")(evaluate)
+app.command(epilog="Example: cli train load.csv --index load@1 --out runs/load")(train)
+app.command(epilog="Example: cli evaluate load.csv --run runs/load --baselines")(evaluate)
+app.command(epilog="Example: cli forecast load.csv --run runs/load --out forecast.csv --plot forecast.png")(forecast)
+app.command(epilog="Example: cli ablate load.csv --index load@1 --out runs/ablation --groups matrix --seeds 0")(ablate)
 app.command(epilog="Example: cli demo --out runs/demo")(demo)

@@ -24,7 +24,7 @@ def print_json(schema: str, document: Mapping[str, Any]) -> None:
     Beside what JSON knows it takes numpy scalars and arrays, times (ISO 8601), paths and dataclasses.
     A missing or infinite number or time becomes null. Raises `TypeError` for anything else.
     """
-    print(json.dumps({"schema": schema, **_jsonable(document)}, allow_nan=False))
+    print(json.dumps({"schema": schema, **jsonable(document)}, allow_nan=False))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
@@ -68,27 +68,27 @@ def progress(description: str) -> Iterator[Callable[[float, float | None], None]
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """The same value in terms of dict, list, str, int, float, bool and None."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, date):  # pandas' NaT is one too, and the only one that differs from itself
         return value.isoformat() if value == value else None
     if isinstance(value, PurePath):
         return str(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _jsonable(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: jsonable(getattr(value, field.name)) for field in fields(value)}
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     if kind == "M":
         return _iso(value)
     if kind and kind in "biufUO":
-        return _jsonable(value.tolist())
+        return jsonable(value.tolist())
     raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
 
 

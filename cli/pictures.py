@@ -156,3 +156,21 @@ def draw_forecast(table: SeriesTable, forecast: pd.DataFrame, title: str) -> Fig
     more = f" (first {len(shown)} of {len(names)} series)" if len(names) > len(shown) else ""
     drawn.suptitle(title + more, fontsize=13)
     return drawn
+
+
+def draw_ablation(arms: dict[str, tuple[float, float]], title: str) -> Figure:
+    """The MSE of every arm, best first, with its standard deviation over seeds. arms: (MSE, deviation) by name."""
+    names = sorted(arms, key=arms.__getitem__, reverse=True)  # barh draws from below
+    mse, deviation = zip(*(arms[name] for name in names), strict=True)
+    drawn = figure(9, 1.2 + 0.32 * len(names))
+    axes = drawn.subplots()
+    axes.barh(names, mse, xerr=deviation, color=SCOPE_COLOURS["own"], capsize=3)
+    for place, value in enumerate(mse):
+        axes.annotate(
+            f"{value:.4f}", (value, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9
+        )
+    axes.set_xlim(left=0, right=max(mse) * 1.15)
+    axes.set_xlabel("MSE, standardised units")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, loc="left")
+    return drawn

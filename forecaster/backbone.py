@@ -19,7 +19,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from forecaster.errors import ConfigError, RunIncompatible
+from forecaster.errors import ConfigError, RunIncompatibleError
 
 TINY = "builtin:tiny"
 BUILTIN = "builtin:"
@@ -82,8 +82,8 @@ class Backbone(Protocol):
         """Keys and values of [B, T, width], with those `before` them first. Never with a gradient."""
         ...
 
-    def to(self, target: torch.device) -> None:
-        """Move the weights, unless they are there already."""
+    def to(self, target: torch.device, dtype: torch.dtype | None = None) -> None:
+        """Move the weights, and turn them into another dtype, unless they are there already and have it."""
         ...
 
 
@@ -93,7 +93,7 @@ def load_backbone(
     """A language model by name: `builtin:tiny`, a folder, or `ID` or `ID@REVISION` in the Hugging Face cache.
 
     layers: its first so many, None for all. dtype: what its weights are held and computed in. Nothing is downloaded
-    and no other model stands in. Raises `BackboneNotFound` (not on this machine, or a folder that holds none),
+    and no other model stands in. Raises `BackboneNotFoundError` (not on this machine, or a folder that holds none),
     `ConfigError` (a name or a number of layers that does not exist, a kind of model that cannot be used).
     """
     backbone: Backbone
@@ -113,7 +113,7 @@ def load_backbone(
 
 
 def check_reference(backbone: Backbone, expected: Mapping[str, Any], where: str) -> None:
-    """Raise `RunIncompatible` unless a backbone has the very weights that something was trained against.
+    """Raise `RunIncompatibleError` unless a backbone has the very weights that something was trained against.
 
     expected: a `reference`. where: what it was trained for, for the message. A folder may have moved: only weights
     count.
@@ -121,7 +121,7 @@ def check_reference(backbone: Backbone, expected: Mapping[str, Any], where: str)
     found = backbone.reference
     for name in ("layers", "fingerprint"):
         if found[name] != expected.get(name):
-            raise RunIncompatible(
+            raise RunIncompatibleError(
                 f"{where} was trained with {_named(expected)}, but this is {_named(found)}: {name} "
                 f"{expected.get(name)}, not {found[name]}",
                 hint="give the language model that it was trained with (--llm)",

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from forecaster.errors import RunDamaged, RunIncompatible
+from forecaster.errors import RunDamagedError, RunIncompatibleError
 from forecaster.records import RESTORE, first_difference, pack, refusals_named, seal, sha256_of, unpack, unseal
 from memory_index.versions import disk
 
@@ -126,19 +126,19 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint, every byte of it checked.
 
-    Raises `RunDamaged` that names the first file that is not what was written, `RunIncompatible` for a newer format,
-    `ResourceError` if it may not be read.
+    Raises `RunDamagedError` that names the first file that is not what was written, `RunIncompatibleError` for a
+    newer format, `ResourceError` if it may not be read.
     """
     document = _read_trainer(path)
     tensors = {}
     for name in (MODEL, OPTIMIZER):
         file = path / name
         if not file.is_file():
-            raise RunDamaged(f"{file} is missing", hint=RESTORE)
+            raise RunDamagedError(f"{file} is missing", hint=RESTORE)
         with refusals_named(file):
             content = file.read_bytes()
         if sha256_of(content) != document["files"][name]:
-            raise RunDamaged(f"{file} is not what was written", hint=RESTORE)
+            raise RunDamagedError(f"{file} is not what was written", hint=RESTORE)
         tensors[name] = unpack(content, file)
     return Checkpoint(
         state=_state(document),
@@ -162,11 +162,11 @@ def load_latest(run: Path) -> Checkpoint | None:
         return None
     try:
         return load_checkpoint(paths[-1])
-    except RunDamaged as error:
+    except RunDamagedError as error:
         hint = "there is none before it: train again into another folder"
         if len(paths) > 1:
             hint = f"to go on from {paths[-2].name}, move {paths[-1].name} out of {paths[-1].parent}"
-        raise RunDamaged(str(error), hint=hint) from error
+        raise RunDamagedError(str(error), hint=hint) from error
 
 
 def checkpoints_in(run: Path) -> list[Path]:
@@ -189,7 +189,7 @@ def prune(run: Path, limit: int) -> None:
     kept, rest = paths[-limit:], paths[:-limit]
     try:
         best = {f"step-{_state(_read_trainer(path)).best_step:08d}" for path in kept}
-    except RunDamaged:
+    except RunDamagedError:
         return  # it may be the user's way back, and needs a best one that nobody can tell any more
     for path in rest:
         if path.name not in best:
@@ -208,11 +208,11 @@ def clear_leftovers(run: Path) -> None:
 
 
 def require_same(written: Mapping[str, Any], found: Mapping[str, Any], *, where: Path) -> None:
-    """Refuse to go on with what belongs to something else. Raises `RunIncompatible` that names the first difference."""
+    """Raise `RunIncompatibleError` that names the first difference if this belongs to something else."""
     difference = first_difference(written, found)
     if difference is not None:
         name, ours, theirs = difference
-        raise RunIncompatible(
+        raise RunIncompatibleError(
             f"{where} was trained with {name} {ours!r}, not {theirs!r}",
             hint="go on with what it was trained with, or train into another folder (--out)",
         )
@@ -221,7 +221,7 @@ def require_same(written: Mapping[str, Any], found: Mapping[str, Any], *, where:
 def _read_trainer(path: Path) -> dict[str, Any]:
     file = path / TRAINER
     if not file.is_file():
-        raise RunDamaged(f"{file} is missing", hint=RESTORE)
+        raise RunDamagedError(f"{file} is missing", hint=RESTORE)
     with refusals_named(file):
         return unseal(file)
 

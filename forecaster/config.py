@@ -25,14 +25,15 @@ Precision = Literal["auto", "float32", "bf16"]
 class ModelConfig:
     """What the model is. Names and defaults follow docs/method.md; widths in numbers, lookback and horizon in steps.
 
-    use_tapr, use_gram, use_llm, use_shortcut: switch a part off; its module, tokens and losses go with it. n_scales:
-    S of TAPR. top_k: neighbours that enter the gating and the prompt. d_ff: features of the language model's output
-    that the head reads, at most the model's own width. llm: `builtin:tiny`, a folder, or `ID@REVISION`. llm_layers:
-    its first so many layers, None for all. prompt_layout: `spec` (trend, retrieval, text, patches) or `cached` (text
-    first). vocabulary_mapping: learn prototypes as a map over the whole vocabulary, as the original does.
-    description: of the data, for the prompt. spread_floor: least spread of a window, relative to its series' training
-    standard deviation. ridge: penalty of the linear shortcut, relative to the mean square of a normalised window
-    (docs/experiments.md).
+    use_tapr, use_gram, use_llm, use_shortcut: switch a part off; its module, tokens and losses go with it.
+    use_network: off leaves the value gate alone, to mix shortcuts and memory; TAPR and the language model are part of
+    the network. n_scales: S of TAPR. top_k: neighbours that enter the gating and the prompt. d_ff: features of the
+    language model's output that the head reads, at most the model's own width. llm: `builtin:tiny`, a folder, or
+    `ID@REVISION`. llm_layers: its first so many layers, None for all. prompt_layout: `spec` (trend, retrieval, text,
+    patches) or `cached` (text first). vocabulary_mapping: learn prototypes as a map over the whole vocabulary, as the
+    original does. description: of the data, for the prompt. spread_floor: least spread of a window, relative to its
+    series' training standard deviation. ridge: penalty of the linear shortcut, relative to the mean square of a
+    normalised window (docs/experiments.md).
     """
 
     lookback: int
@@ -50,6 +51,7 @@ class ModelConfig:
     top_k: int = 5
     use_shortcut: bool = True
     use_llm: bool = True
+    use_network: bool = True
     llm: str = "builtin:tiny"
     llm_layers: int | None = None
     prompt_layout: PromptLayout = "spec"
@@ -82,8 +84,12 @@ class ModelConfig:
                 f"lookback {self.lookback} is shorter than a patch of {self.patch_length} steps",
                 hint=f"lower patch_length to {self.lookback} or less",
             )
-        if not (self.use_llm or self.use_shortcut or self.use_gram):
-            raise ConfigError("nothing is left that could forecast", hint="keep one of use_llm, use_gram, use_shortcut")
+        if not self.use_network:
+            for name in ("use_tapr", "use_llm"):
+                if getattr(self, name):
+                    raise ConfigError(f"{name} is part of the network, which is off", hint=f"set {name}=false too")
+            if not (self.use_shortcut or self.use_gram):
+                raise ConfigError("nothing is left that could forecast", hint="keep use_gram or use_shortcut")
 
     @property
     def num_patches(self) -> int:
@@ -180,7 +186,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(name: str, *, lookback: int) -> dict[str, Any]:
+def preset_settings(name: str, *, lookback: int) -> dict[str, Any]:
     """Settings for a GPU of so much memory; `lookback`, the version's, caps the preset's. Raises `ConfigError`."""
     if name not in PRESETS:
         raise ConfigError(f"unknown preset '{name}'", hint=f"choose {', '.join(PRESETS)}")

@@ -1,10 +1,9 @@
-"""Where training computes: the accelerator, the precision, and what is said when memory runs out."""
+"""Where training computes: the accelerator, and what is said when memory runs out. Which device is `placement.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -13,9 +12,9 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
 from forecaster.config import Precision, TrainConfig
 from forecaster.errors import ConfigError
+from forecaster.placement import resolve_device, resolve_precision
 from memory_index.errors import ResourceError
 
-WIDE = 256  # numbers; from this width of a language model on, a CPU with bf16 instructions uses them
 DISTRIBUTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -27,11 +26,7 @@ def make_accelerator(device: str, precision: Precision, *, llm_width: int = 0) -
 
     Raises `ConfigError` for a device that is not there, or a kind of distribution that the training loop does not know.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"unknown device '{device}'", hint="choose auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("there is no CUDA device that torch can use", hint="choose --device cpu")
-    kind = "cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda"
+    kind = resolve_device(device).type
     mixed = {"float32": "no", "bf16": "bf16"}[resolve_precision(precision, kind, llm_width=llm_width)]
     _forget_other_state(kind, mixed)
     accelerator = Accelerator(
@@ -46,37 +41,6 @@ def make_accelerator(device: str, precision: Precision, *, llm_width: int = 0) -
             hint="use several GPUs or CPUs, without sharding",
         )
     return accelerator
-
-
-def resolve_precision(precision: Precision, kind: str, *, llm_width: int) -> Literal["float32", "bf16"]:
-    """What `auto` means: bf16 on a GPU that has it, and on a CPU that has it if the language model is wide.
-
-    kind: of device, `cpu` or `cuda`. llm_width: of the frozen language model in numbers, 0 without one.
-
-    Forward and backward through a frozen block of width 768 take a quarter of the time in bf16 on a CPU with
-    AVX512-BF16. A narrow model is fast anyway, and keeps float32.
-    """
-    if precision != "auto":
-        return precision
-    if kind == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bf16" if llm_width >= WIDE and cpu_has_bf16() else "float32"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 numbers in hardware."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def hardware(accelerator: Accelerator) -> dict[str, str | int]:
-    """What the training runs on, for the record."""
-    on_gpu = accelerator.device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(accelerator.device) if on_gpu else "cpu",
-        "num_processes": accelerator.num_processes,
-        "num_threads": torch.get_num_threads(),
-        "precision": {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
-    }
 
 
 @contextmanager

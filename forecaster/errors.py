@@ -1,12 +1,12 @@
 """Every error that is the forecaster's own. Each is also one of the kinds of `memory_index.errors`, with its exit code.
 
-    UsageError           ConfigError         a setting that does not exist, or makes no sense
-    NotFoundError        BackboneNotFound    a language model that is not on this machine
-                         RunNotFound         a run, or a checkpoint of it, that is not there
-    VerificationError    RunDamaged          files of a run that are not what was written
-    IncompatibleError    RunIncompatible     a run and a memory, a table or a setting that do not belong together
-    DataError            (as it is)          a table that cannot be used
-    ResourceError        (as it is)          memory or disk that was not to be had
+UsageError         ConfigError            a setting that does not exist, or makes no sense
+NotFoundError      BackboneNotFoundError  a language model that is not on this machine
+                   RunNotFoundError       a run, or a checkpoint of it, that is not there
+VerificationError  RunDamagedError        files of a run that are not what was written
+IncompatibleError  RunIncompatibleError   a run and a memory, a table or a setting that do not belong together
+DataError          (as it is)             a table that cannot be used
+ResourceError      (as it is)             memory or disk that was not to be had
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ class ConfigError(UsageError):
     """A setting that does not exist, or has a value that makes no sense."""
 
 
-class BackboneNotFound(NotFoundError):
+class BackboneNotFoundError(NotFoundError):
     """A language model that is not on this machine, or a folder that holds none."""
 
 
-class RunNotFound(NotFoundError):
+class RunNotFoundError(NotFoundError):
     """A run folder, or a checkpoint in it, that is not there."""
 
 
-class RunDamaged(VerificationError):
+class RunDamagedError(VerificationError):
     """Files of a run that are not what was written."""
 
 
-class RunIncompatible(IncompatibleError):
+class RunIncompatibleError(IncompatibleError):
     """A run and a memory, a table or a setting that do not belong together."""

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from forecaster.errors import RunDamaged
+from forecaster.errors import RunDamagedError
 from forecaster.records import RESTORE, refusals_named
 from memory_index.versions import disk
 
@@ -22,12 +22,12 @@ class MetricsLog:
     """The file, open at its end. Use as a context."""
 
     def __init__(self, run: Path, num_lines: int) -> None:
-        """Keep the first so many lines of the file. Raises `RunDamaged` if it has fewer, `ResourceError`."""
+        """Keep the first so many lines of the file. Raises `RunDamagedError` if it has fewer, `ResourceError`."""
         path = run / METRICS_LOG
         with refusals_named(path):
             lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
             if len(lines) < num_lines:
-                raise RunDamaged(
+                raise RunDamagedError(
                     f"{path} has {len(lines)} lines, but the checkpoint was written after {num_lines}", hint=RESTORE
                 )
             disk.replace(path, b"".join(lines[:num_lines]))

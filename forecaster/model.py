@@ -59,17 +59,17 @@ class ForecastModel(nn.Module):
             raise ValueError("a model with a language model needs a backbone, one without must not get any")
         self.config = config
         d_model, horizon = config.d_model, config.horizon
-        self.patches = PatchEmbedding(
-            config.lookback, config.patch_length, config.patch_stride, d_model, dropout=config.dropout
-        )
+        self.patches = None
+        if config.use_network:
+            self.patches = PatchEmbedding(
+                config.lookback, config.patch_length, config.patch_stride, d_model, dropout=config.dropout
+            )
         self.tapr = self.trend_residual = self.trend_token = None
         if config.use_tapr:
-            self.tapr = Tapr(
-                config.num_patches, d_model, horizon, config.n_scales, config.num_heads, dropout=config.dropout
-            )
+            self.tapr = Tapr(config.num_patches, d_model, horizon, config.n_scales, dropout=config.dropout)
             self.trend_residual = TrendResidual(horizon)
         self.gating = self.retrieval_prompt = None
-        if config.use_gram:
+        if config.use_gram and config.use_network:
             self.gating = AdaptiveKnowledgeGating(config.lookback, horizon, d_model, dropout=config.dropout)
         self.llm_path = self.patch_head = None
         if backbone is not None:
@@ -78,7 +78,7 @@ class ForecastModel(nn.Module):
                 self.trend_token = nn.Linear(d_model, backbone.width)
             if config.use_gram:
                 self.retrieval_prompt = RetrievalAugmentedPrompt(d_model, backbone.width)
-        else:
+        elif config.use_network:
             self.patch_head = PatchHead(config.num_patches, d_model, horizon, config.dropout)
         self.shortcut = LinearShortcut(config.lookback, horizon) if config.use_shortcut else None
         self.value_gate = ValueGate(
@@ -125,6 +125,8 @@ class ForecastModel(nn.Module):
         self, z: Tensor, neighbours: NeighbourTensors | None
     ) -> tuple[Tensor, TrendOutput | None, GatingOutput | None]:
         """What the trained network adds to the bases, float32 [B, H], in the window's own location and spread."""
+        if self.patches is None:
+            return z.new_zeros(len(z), self.config.horizon), None, None
         patches = self.patches(z)  # [B, P, D]
         trend = gating = trend_token = retrieval_tokens = None
         if self.tapr is not None:

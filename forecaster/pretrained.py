@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DynamicCache
 
 from forecaster.backbone import Prefix, check_layers, weights_fingerprint
-from forecaster.errors import BackboneNotFound, ConfigError
+from forecaster.errors import BackboneNotFoundError, ConfigError
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 LOCAL_ONLY = {"local_files_only": True, "trust_remote_code": False}
@@ -94,7 +94,7 @@ def load_pretrained(llm: str, *, layers: int | None, dtype: torch.dtype) -> Pret
         raise
     except WHY_NOT as error:
         said = " ".join(str(error).split())[:200]
-        raise BackboneNotFound(
+        raise BackboneNotFoundError(
             f"{llm}: {folder} cannot be loaded as a language model: {said}",
             hint="the folder needs config.json, safetensors weights and a tokenizer of a kind that transformers knows",
         ) from error
@@ -106,20 +106,22 @@ def load_pretrained(llm: str, *, layers: int | None, dtype: torch.dtype) -> Pret
 
 
 def _find(llm: str) -> tuple[Path, dict[str, Any]]:
-    """The folder of a model on this machine, and its reference so far. Raises `BackboneNotFound`."""
+    """The folder of a model on this machine, and its reference so far. Raises `BackboneNotFoundError`."""
     folder = Path(llm).expanduser()
     if folder.is_dir():
         _check_folder(llm, folder)
         return folder, {"id": llm, "revision": None}
     named = HUB_ID.fullmatch(llm)
     if named is None:
-        raise BackboneNotFound(f"there is no folder {llm}", hint="--llm takes builtin:tiny, a folder, or ID@REVISION")
+        raise BackboneNotFoundError(
+            f"there is no folder {llm}", hint="--llm takes builtin:tiny, a folder, or ID@REVISION"
+        )
     name, revision = named["id"], named["revision"]
     try:
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError) as error:
         at = f" --revision {revision}" if revision else ""
-        raise BackboneNotFound(
+        raise BackboneNotFoundError(
             f"{llm} is neither a folder nor in the Hugging Face cache of this machine",
             hint=f"fetch it with `hf download {name}{at}`, or give a folder (--llm PATH)",
         ) from error
@@ -128,13 +130,13 @@ def _find(llm: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _check_folder(llm: str, folder: Path) -> None:
-    """Raise `BackboneNotFound` unless a folder looks like a model with safetensors weights."""
+    """Raise `BackboneNotFoundError` unless a folder looks like a model with safetensors weights."""
     if not (folder / "config.json").is_file():
-        raise BackboneNotFound(f"{llm}: {folder} holds no language model (no config.json)", hint="check the path")
+        raise BackboneNotFoundError(f"{llm}: {folder} holds no language model (no config.json)", hint="check the path")
     if not any(folder.glob("*.safetensors")):
         others = sorted(file.name for file in folder.glob("*.bin"))
         found = f"only {others[0]}" if others else "no weights"
-        raise BackboneNotFound(
+        raise BackboneNotFoundError(
             f"{llm}: {folder} holds {found}, and weights are read from safetensors only",
             hint="fetch or save the model with safetensors weights (model.safetensors)",
         )
@@ -162,7 +164,7 @@ def _check_loaded(llm: str, model: Any, report: dict[str, Any]) -> None:
     missing = [name for name in report["missing_keys"] if "pooler" not in name]  # nothing here reads a pooler
     missing += [str(key) for key in report.get("mismatched_keys", ())]
     if missing:
-        raise BackboneNotFound(
+        raise BackboneNotFoundError(
             f"{llm}: {len(missing)} weights are not in its files or have another shape, first {missing[0]}",
             hint="fetch the model again",
         )
@@ -175,10 +177,10 @@ def _check_loaded(llm: str, model: Any, report: dict[str, Any]) -> None:
 
 
 def _check_tokenizer(llm: str, tokenizer: Any, vocabulary: int) -> None:
-    """Raise `BackboneNotFound` unless text becomes words that the model has: without its files a tokenizer is empty."""
+    """Raise `BackboneNotFoundError` unless text becomes words that the model has; an empty tokenizer loads too."""
     ids = tokenizer.encode("forecast the next 96 steps", add_special_tokens=False)
     if len(set(ids)) < 2 or max(ids) >= vocabulary:
-        raise BackboneNotFound(
+        raise BackboneNotFoundError(
             f"{llm}: its tokenizer does not fit: it knows {len(tokenizer)} tokens, the model {vocabulary}",
             hint="the folder needs the tokenizer's files too (tokenizer.json)",
         )

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from forecaster.errors import RunDamaged, RunIncompatible
+from forecaster.errors import RunDamagedError, RunIncompatibleError
 from memory_index.errors import ResourceError
 from memory_index.versions import disk
 
@@ -45,21 +45,21 @@ def seal(document: Mapping[str, Any]) -> bytes:
 def unseal(path: Path) -> dict[str, Any]:
     """Read a document that `seal` made, without its format number and hash.
 
-    Raises `RunDamaged` if it is not what was written, `RunIncompatible` for a newer format, `OSError`.
+    Raises `RunDamagedError` if it is not what was written, `RunIncompatibleError` for a newer format, `OSError`.
     """
     try:
         content = path.read_bytes()
         document = json.loads(content)
         number, digest = document.pop("format"), document.pop("sha256")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunDamaged(f"{path} is not what was written: {error!r}", hint=RESTORE) from error
+        raise RunDamagedError(f"{path} is not what was written: {error!r}", hint=RESTORE) from error
     if type(number) is int and number > FORMAT:
-        raise RunIncompatible(
+        raise RunIncompatibleError(
             f"{path} has format {number}, but this program reads formats up to {FORMAT}", hint="upgrade the program"
         )
     whole = {**document, "format": number}
     if digest != sha256_of(_text(whole)) or content != _text({**whole, "sha256": digest}):
-        raise RunDamaged(f"{path} is not what was written", hint=RESTORE)
+        raise RunDamagedError(f"{path} is not what was written", hint=RESTORE)
     return document
 
 
@@ -70,11 +70,11 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def unpack(content: bytes, path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU; `path` names it in messages. Raises `RunDamaged`."""
+    """The tensors of a safetensors file, on the CPU; `path` names it in messages. Raises `RunDamagedError`."""
     try:
         return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
-        raise RunDamaged(f"{path} is not a safetensors file: {error}", hint=RESTORE) from error
+        raise RunDamagedError(f"{path} is not a safetensors file: {error}", hint=RESTORE) from error
 
 
 @contextmanager

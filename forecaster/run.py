@@ -22,7 +22,7 @@ from torch import Tensor
 from forecaster.card import card_text
 from forecaster.checkpoint import LOCK, require_same
 from forecaster.config import Config
-from forecaster.errors import ConfigError, RunDamaged, RunIncompatible, RunNotFound
+from forecaster.errors import ConfigError, RunDamagedError, RunIncompatibleError, RunNotFoundError
 from forecaster.records import RESTORE, refusals_named, seal, unseal
 from forecaster.run_record import RunRecord
 from forecaster.weights import WeightsRecord, read_weights
@@ -48,7 +48,7 @@ class Run:
         return self.record.config
 
     def weights(self) -> tuple[dict[str, Tensor], WeightsRecord]:
-        """The best weights by name, on the CPU, and how they scored. Raises `RunNotFound`, `RunDamaged`."""
+        """The best weights by name, on the CPU, and how they scored. Raises `RunNotFoundError`, `RunDamagedError`."""
         return read_weights(self.path)
 
 
@@ -57,8 +57,8 @@ def create_run(folder: Path, record: RunRecord, *, resume: bool = False) -> Run:
 
     A run that goes on keeps its own record, so free settings may differ. With `resume` and no folder a run begins.
 
-    Raises `UsageError` for a folder that holds something else, or a run that is not to go on; `RunIncompatible` with
-    the first difference for a run of something else; `ResourceError`.
+    Raises `UsageError` for a folder that holds something else, or a run that is not to go on; `RunIncompatibleError`
+    with the first difference for a run of something else; `ResourceError`.
     """
     with refusals_named(folder):
         there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
@@ -90,8 +90,8 @@ def run_exists(folder: Path) -> bool:
 def open_run(folder: Path) -> Run:
     """Read what a run is; its weights are read, and their hash is checked, by `Run.weights`.
 
-    Raises `RunNotFound` with the runs beside it, `RunDamaged` for a record that is not what was written,
-    `RunIncompatible` for a newer format.
+    Raises `RunNotFoundError` with the runs beside it, `RunDamagedError` for a record that is not what was written,
+    `RunIncompatibleError` for a newer format.
     """
     path = folder / CONFIG
     with refusals_named(path):
@@ -103,11 +103,11 @@ def open_run(folder: Path) -> Run:
     try:
         record = RunRecord.from_document(document)
     except (KeyError, TypeError, ValueError) as error:
-        raise RunDamaged(f"{path} cannot be read: {error}", hint=RESTORE) from error
+        raise RunDamagedError(f"{path} cannot be read: {error}", hint=RESTORE) from error
     try:
         _ = record.config
     except ConfigError as error:
-        raise RunIncompatible(
+        raise RunIncompatibleError(
             f"{path} has settings that this program does not know: {error}", hint="use the version that wrote it"
         ) from error
     return Run(path=folder, record=record, metrics=metrics)
@@ -122,11 +122,11 @@ def finish_run(run: Run, metrics: Mapping[str, Any]) -> Run:
     return open_run(run.path)
 
 
-def _unknown(folder: Path) -> RunNotFound:
+def _unknown(folder: Path) -> RunNotFoundError:
     """The error for a folder that holds no run, with the nearest beside it that do."""
     parent = folder.parent
     beside = sorted(path.parent.name for path in parent.glob(f"*/{CONFIG}")) if parent.is_dir() else []
     nearest = difflib.get_close_matches(folder.name, beside, n=1, cutoff=0.5)
     what = "holds no run" if folder.exists() else "does not exist"
     hint = f"in {parent} there is {', '.join(beside[-10:])}" if beside else "'cli train' makes one"
-    return RunNotFound(f"{folder} {what}" + (f"; did you mean '{nearest[0]}'?" if nearest else ""), hint=hint)
+    return RunNotFoundError(f"{folder} {what}" + (f"; did you mean '{nearest[0]}'?" if nearest else ""), hint=hint)

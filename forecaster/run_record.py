@@ -92,14 +92,15 @@ class RunRecord:
     def identity(self) -> dict[str, Any]:
         """What a training belongs to, for `train`: settings that change its result, index, backbone and data.
 
-        Without the names of version and file: their fingerprints say more, and a renamed file is the same data.
+        Without the names of version, file and language model: their fingerprints say more, and what was moved or
+        renamed is still the same.
         """
-        index, data = asdict(self.index), asdict(self.data)
+        index, data, backbone = asdict(self.index), asdict(self.data), self.backbone
         del index["ref"], data["source"]
         return {
-            "settings": {name: value for name, value in self.settings.items() if name not in FREE_SETTINGS},
+            "settings": {name: value for name, value in self.settings.items() if name not in (*FREE_SETTINGS, "llm")},
             "index": index,
-            "backbone": self.backbone,
+            "backbone": backbone and {name: backbone[name] for name in ("layers", "fingerprint")},
             "data": data,
         }
 

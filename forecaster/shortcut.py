@@ -20,8 +20,8 @@ BASES = ("linear", "last_value")  # M = 2, in this order
 
 
 def fit_linear(
-    values: Sequence[np.ndarray],
-    origins: Sequence[np.ndarray],
+    values: np.ndarray,
+    position: np.ndarray,
     unit: np.ndarray,
     *,
     lookback: int,
@@ -29,23 +29,22 @@ def fit_linear(
     floor: float,
     penalty: float,
 ) -> np.ndarray:
-    """`argmin_W mean |f - z W|^2 + penalty |W|^2` over windows of all series: float64 [L, H].
+    """`argmin_W mean |f - z W|^2 + penalty |W|^2` over n windows of all series: float64 [L, H].
 
     z and f are a window's context and future in its own location and spread (`patching.instance_norm`), so that z has
-    mean square 1 and one penalty suits every table. values: float64 [T] per series. origins: int64 origin rows per
-    series. unit: [N], the training standard deviation of each series.
+    mean square 1 and one penalty suits every table. values: float [T], all series end to end. position: int64 [n], of
+    each window's last context step in `values`. unit: [n], the training standard deviation of each window's series.
     """
-    gram, cross, count = np.zeros((lookback, lookback)), np.zeros((lookback, horizon)), 0
-    for series, rows in enumerate(origins):
-        for start in range(0, len(rows), CHUNK):
-            part = rows[start : start + CHUNK]
-            context = cut(values[series], part - lookback + 1, lookback)
-            location = context.mean(axis=1, keepdims=True)
-            spread = np.maximum(context.std(axis=1, keepdims=True), floor * unit[series])
-            z = (context - location) / spread
-            future = (cut(values[series], part + 1, horizon) - location) / spread
-            gram, cross, count = gram + z.T @ z, cross + z.T @ future, count + len(part)
-    return np.linalg.solve(gram / max(count, 1) + penalty * np.eye(lookback), cross / max(count, 1))
+    gram, cross = np.zeros((lookback, lookback)), np.zeros((lookback, horizon))
+    for start in range(0, len(position), CHUNK):
+        part = position[start : start + CHUNK]
+        context = cut(values, part - lookback + 1, lookback).astype(np.float64)
+        location = context.mean(axis=1, keepdims=True)
+        spread = np.maximum(context.std(axis=1, keepdims=True), floor * unit[start : start + CHUNK, None])
+        z = (context - location) / spread
+        future = (cut(values, part + 1, horizon) - location) / spread
+        gram, cross = gram + z.T @ z, cross + z.T @ future
+    return np.linalg.solve(gram / len(position) + penalty * np.eye(lookback), cross / len(position))
 
 
 class LinearShortcut(nn.Module):

@@ -74,10 +74,11 @@ class TinyBackbone:
         """Keys and values of [B, T, 64]. See `Backbone.prefix`."""
         return self._run(embeddings, before)[1]
 
-    def to(self, target: torch.device) -> None:
-        """Move the weights, unless they are there already."""
-        if self.word_embeddings.device != target:
-            self.weights = {name: weight.to(target) for name, weight in self.weights.items()}
+    def to(self, target: torch.device, dtype: torch.dtype | None = None) -> None:
+        """See `Backbone.to`."""
+        words = self.word_embeddings
+        if words.device != target or dtype not in (None, words.dtype):
+            self.weights = {name: weight.to(target, dtype) for name, weight in self.weights.items()}
 
     def _run(self, embeddings: Tensor, before: Prefix | None) -> tuple[Tensor, Prefix]:
         num_before = 0 if before is None else before.length

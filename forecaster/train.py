@@ -28,7 +28,7 @@ from forecaster.checkpoint import (
 )
 from forecaster.config import TrainConfig
 from forecaster.devices import make_accelerator, out_of_memory_named
-from forecaster.errors import RunNotFound
+from forecaster.errors import RunNotFoundError
 from forecaster.interruption import Interruption
 from forecaster.metrics_log import METRICS_LOG, MetricsLog
 from forecaster.processes import agree_on_weights
@@ -80,10 +80,10 @@ def train(
     there is none; a training that has ended is not trained further. device: `auto`, `cpu` or `cuda`. llm_width: see
     `devices.resolve_precision`. report: called after each step, in the main process.
 
-    Raises `UsageError` if there is a training already and `resume` is not asked for, `RunIncompatible` for one that
-    belongs to something else, `RunDamaged` for a checkpoint that is not what was written, `ConfigError` for a loss that
-    is not finite, `ResourceError` for memory, disk or a lock that is not to be had. SIGINT and SIGTERM end in
-    `KeyboardInterrupt` after a checkpoint was written.
+    Raises `UsageError` if there is a training already and `resume` is not asked for, `RunIncompatibleError` for one
+    that belongs to something else, `RunDamagedError` for a checkpoint that is not what was written, `ConfigError` for
+    a loss that is not finite, `ResourceError` for memory, disk or a lock that is not to be had. SIGINT and SIGTERM
+    end in `KeyboardInterrupt` after a checkpoint was written.
     """
     for name, windows in (("training", training), ("validation", validation)):
         if not len(windows):
@@ -138,7 +138,7 @@ def train(
 
 
 def _where_to_begin(folder: Path, *, resume: bool) -> Checkpoint | None:
-    """The checkpoint to go on from, or None to begin. Raises as `train` does, and `RunNotFound`."""
+    """The checkpoint to go on from, or None to begin. Raises as `train` does, and `RunNotFoundError`."""
     if not resume:
         if checkpoints_in(folder) or (folder / METRICS_LOG).exists() or (folder / WEIGHTS).exists():
             raise UsageError(
@@ -147,7 +147,7 @@ def _where_to_begin(folder: Path, *, resume: bool) -> Checkpoint | None:
         return None
     checkpoint = load_latest(folder)
     if checkpoint is None and (folder / WEIGHTS).exists():
-        raise RunNotFound(
+        raise RunNotFoundError(
             f"{folder} has weights, but no checkpoint to go on from", hint="train again into another folder (--out)"
         )
     return checkpoint

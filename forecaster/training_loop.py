@@ -23,7 +23,7 @@ from torch import nn
 from forecaster import rng
 from forecaster.checkpoint import CHECKPOINTS, Checkpoint, TrainerState, load_checkpoint, prune, save_checkpoint
 from forecaster.config import TrainConfig
-from forecaster.errors import ConfigError, RunDamaged, RunIncompatible, RunNotFound
+from forecaster.errors import ConfigError, RunDamagedError, RunIncompatibleError, RunNotFoundError
 from forecaster.interruption import Interrupted, Interruption
 from forecaster.losses import LossParts
 from forecaster.metrics_log import MetricsLog
@@ -119,7 +119,7 @@ class TrainingLoop:
         try:
             restore_optimizer(self.model, self.optimizer, checkpoint.optimizer, checkpoint.groups)
         except (KeyError, ValueError) as error:
-            raise RunIncompatible(f"{where} is of another optimizer: {error}", hint=RESTORE) from error
+            raise RunIncompatibleError(f"{where} is of another optimizer: {error}", hint=RESTORE) from error
         rng.restore(checkpoint.rng[self.accelerator.process_index], self.accelerator.device)
         if self.accelerator.is_main_process:
             self.restore_best()
@@ -134,7 +134,7 @@ class TrainingLoop:
             found = read_weights(folder)[1]
             if (found.step, found.val_mse) == (state.best_step, state.best_val_mse):
                 return
-        except (RunNotFound, RunDamaged):
+        except (RunNotFoundError, RunDamagedError):
             pass  # made good from the checkpoint, whose bytes are checked
         name = replace(state, step=state.best_step, scored=True).checkpoint
         best = load_checkpoint(folder / CHECKPOINTS / name)

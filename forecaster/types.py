@@ -8,7 +8,7 @@ M bases of the model part (`shortcut.py`).
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor, device
 
@@ -66,16 +66,13 @@ class Batch:
 
     def take(self, chosen: slice) -> Self:
         """Some of the windows."""
-        parts = self._parts()
-        return replace(
-            self,
-            **{
-                name: part.take(chosen) if isinstance(part, NeighbourTensors) else part[chosen]
-                for name, part in parts.items()
-            },
-        )
+        parts: dict[str, Any] = {
+            name: part.take(chosen) if isinstance(part, NeighbourTensors) else part[chosen]
+            for name, part in self._parts().items()
+        }
+        return replace(self, **parts)
 
-    def _parts(self) -> dict[str, Tensor | NeighbourTensors]:
+    def _parts(self) -> dict[str, Any]:
         """The fields that are there, by name."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: part for name, part in parts.items() if part is not None}

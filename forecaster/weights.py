@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from forecaster.errors import RunDamaged, RunIncompatible, RunNotFound
+from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
 from forecaster.records import RESTORE, pack, refusals_named, seal, sha256_of, unpack, unseal
 from memory_index.versions import disk
 
@@ -43,31 +43,31 @@ def publish_weights(folder: Path, tensors: Mapping[str, Tensor], *, step: int, v
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], WeightsRecord]:
     """The weights of a run by name, on the CPU, and what is known of them.
 
-    Raises `RunNotFound` if there are none yet, `RunDamaged` if they are not what was written.
+    Raises `RunNotFoundError` if there are none yet, `RunDamagedError` if they are not what was written.
     """
     path = folder / WEIGHTS
     with refusals_named(path):
         records = _records(folder)
         if not path.exists():
-            raise RunNotFound(f"{folder} has no weights yet", hint="go on with 'cli train ... --resume'")
+            raise RunNotFoundError(f"{folder} has no weights yet", hint="go on with 'cli train ... --resume'")
         content = path.read_bytes()
     digest = sha256_of(content)
     for record in records:
         if record.sha256 == digest:
             return unpack(content, path), record
-    raise RunDamaged(f"{path} is not what was written", hint=RESTORE)
+    raise RunDamagedError(f"{path} is not what was written", hint=RESTORE)
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], *, where: Path) -> None:
     """Give a model the weights by name; what its `state_dict` leaves out, it keeps.
 
-    Raises `RunIncompatible` that names the first weight that one of them lacks or that has another shape.
+    Raises `RunIncompatibleError` that names the first weight that one of them lacks or that has another shape.
     """
     wanted = model.state_dict()
     for name in sorted(wanted.keys() | tensors.keys()):
         ours, theirs = (tuple(each[name].shape) if name in each else "none" for each in (wanted, tensors))
         if ours != theirs:
-            raise RunIncompatible(
+            raise RunIncompatibleError(
                 f"{where} is of another model: '{name}' has shape {theirs} there and {ours} here",
                 hint="use the settings that the run was trained with",
             )
@@ -81,7 +81,7 @@ def _records(folder: Path) -> list[WeightsRecord]:
     try:
         return [WeightsRecord(**record) for record in unseal(path)["weights"]]
     except (KeyError, TypeError) as error:
-        raise RunDamaged(f"{path} is not what was written: {error!r}", hint=RESTORE) from error
+        raise RunDamagedError(f"{path} is not what was written: {error!r}", hint=RESTORE) from error
 
 
 def _text(records: list[WeightsRecord]) -> bytes:

@@ -18,6 +18,7 @@ from memory_index.errors import (
     IncompatibleError,
     MemoryIndexError,
     NotFoundError,
+    NothingNewError,
     ResourceError,
     ServiceError,
     UsageError,
@@ -29,7 +30,7 @@ from memory_index.memory_only import Evaluation, MemoryOptions, evaluate, foreca
 from memory_index.queries import query_blocks
 from memory_index.splits import Split, split_by_name, split_until
 from memory_index.tables.columns import ReadOptions
-from memory_index.tables.reading import read_table
+from memory_index.tables.reading import read_frame, read_table
 from memory_index.tables.series import Series, SeriesTable
 from memory_index.types import Filter, KeySpace, Memory, Neighbours, Queries, Scope
 from memory_index.versions.append import append
@@ -57,6 +58,7 @@ __all__ = [
     "MemoryOptions",
     "Neighbours",
     "NotFoundError",
+    "NothingNewError",
     "Policy",
     "Queries",
     "ReadOptions",
@@ -80,6 +82,7 @@ __all__ = [
     "inspect_window",
     "open_memory",
     "query_blocks",
+    "read_frame",
     "read_table",
     "split_by_name",
     "split_until",

@@ -3,6 +3,7 @@
     MemoryIndexError
     |- UsageError          an argument or option that makes no sense (also a ValueError)
     |- DataError           a table that cannot be read or used as it is
+    |  `- NothingNewError  a table without a step that the version does not have
     |- NotFoundError       a file, index, version, alias, series or admissible neighbour that is not there
     |- VerificationError   bytes on disk that are not the bytes that were published
     |- IncompatibleError   two things that do not belong together (version and query, version and data)
@@ -30,6 +31,10 @@ class UsageError(MemoryIndexError, ValueError):
 
 class DataError(MemoryIndexError):
     """A table that cannot be read, or cannot be used as it is."""
+
+
+class NothingNewError(DataError):
+    """A table to be appended has no step that the version does not have already."""
 
 
 class NotFoundError(MemoryIndexError):

@@ -207,10 +207,22 @@ def forecast(
         values = neighbours.forecast(on_empty="last-value")
         no_levels = np.empty((*values.shape, 0), dtype=np.float32)
         levels = neighbours.quantiles(quantiles, on_empty="last-value") if quantiles else no_levels
-        for b, n in np.argwhere(block.wanted):
-            number = int(block.series[n])
-            times = table.step.local(table.step.range(block.queries.origin[b], spec.horizon + 1)[1:])
-            columns = {"unique_id": table.series[number].series_id, "ds": times, "yhat": values[b, n]}
-            columns |= {f"q{level:g}": levels[b, n, :, q] for q, level in enumerate(quantiles)}
-            parts[number] = pd.DataFrame(columns)
+        parts |= forecast_rows(table, block, values, quantiles, levels)
     return pd.concat([parts[number] for number in sorted(parts)], ignore_index=True)
+
+
+def forecast_rows(
+    table: SeriesTable, block: QueryBlock, values: np.ndarray, quantiles: tuple[float, ...], levels: np.ndarray
+) -> dict[int, pd.DataFrame]:
+    """The forecasts of a block as parts of a long table, by number of the series.
+
+    values: [B, N, H]; levels: [B, N, H, Q], one for each of `quantiles`; both in raw units.
+    """
+    parts = {}
+    for b, n in np.argwhere(block.wanted):
+        number = int(block.series[n])
+        times = table.step.local(table.step.range(block.queries.origin[b], values.shape[2] + 1)[1:])
+        columns = {"unique_id": table.series[number].series_id, "ds": times, "yhat": values[b, n]}
+        columns |= {f"q{level:g}": levels[b, n, :, q] for q, level in enumerate(quantiles)}
+        parts[number] = pd.DataFrame(columns)
+    return parts

@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from forecaster.backbone import TINY, Backbone, check_reference, load_backbone
-from forecaster.errors import BackboneNotFound, ConfigError, RunIncompatible
+from forecaster.errors import BackboneNotFoundError, ConfigError, RunIncompatibleError
 from forecaster.tiny import TOKENIZER, tiny_weights
 
 CAUSAL = ("gpt2", "qwen2", "qwen3", "llama")
@@ -210,10 +210,10 @@ def test_hub_id_comes_from_the_cache_at_its_revision(
     assert load_backbone(f"someone/model@{commit}").reference == from_main.reference
     # A folder with the same weights is the same model; another revision is not there.
     check_reference(load_backbone(str(folders["gpt2"])), from_main.reference, "run 1")
-    with pytest.raises(BackboneNotFound) as error:
+    with pytest.raises(BackboneNotFoundError) as error:
         load_backbone("someone/model@v2")
     assert "hf download someone/model --revision v2" in error.value.hint
-    with pytest.raises(BackboneNotFound) as error:
+    with pytest.raises(BackboneNotFoundError) as error:
         load_backbone("someone/other")
     assert "hf download someone/other" in error.value.hint
     assert "--llm PATH" in error.value.hint
@@ -221,23 +221,25 @@ def test_hub_id_comes_from_the_cache_at_its_revision(
 
 def test_refuses_other_weights(folders: dict[str, Path]) -> None:
     expected = load_backbone(str(folders["gpt2"])).reference
-    with pytest.raises(RunIncompatible, match=r"run 1 was trained with .* fingerprint"):
+    with pytest.raises(RunIncompatibleError, match=r"run 1 was trained with .* fingerprint"):
         check_reference(load_backbone(str(folders["llama"])), expected, "run 1")
-    with pytest.raises(RunIncompatible, match="layers 3, not 1"):
+    with pytest.raises(RunIncompatibleError, match="layers 3, not 1"):
         check_reference(load_backbone(str(folders["gpt2"]), layers=1), expected, "run 1")
 
 
 def test_folders_that_are_no_model(tmp_path: Path, folders: dict[str, Path]) -> None:
-    with pytest.raises(BackboneNotFound, match=r"no config\.json"):
+    with pytest.raises(BackboneNotFoundError, match=r"no config\.json"):
         load_backbone(str(tmp_path))
-    with pytest.raises(BackboneNotFound, match="there is no folder"):
+    with pytest.raises(BackboneNotFoundError, match="there is no folder"):
         load_backbone(str(tmp_path / "nowhere"))
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(BackboneNotFound, match=r"holds only pytorch_model\.bin, and weights are read from safetensors"):
+    with pytest.raises(
+        BackboneNotFoundError, match=r"holds only pytorch_model\.bin, and weights are read from safetensors"
+    ):
         load_backbone(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(BackboneNotFound, match="cannot be loaded as a language model"):
+    with pytest.raises(BackboneNotFoundError, match="cannot be loaded as a language model"):
         load_backbone(str(tmp_path))
 
 
@@ -257,7 +259,7 @@ def test_damaged_folders_are_one_line(broken: str, tmp_path: Path, folders: dict
         if broken == "a weight is missing":
             del weights[name]
         save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(BackboneNotFound) as error:
+    with pytest.raises(BackboneNotFoundError) as error:
         load_backbone(str(folder))
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
@@ -278,6 +280,6 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path, folders: dict[s
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "unheard-of", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BackboneNotFound, match="cannot be loaded"):
+    with pytest.raises(BackboneNotFoundError, match="cannot be loaded"):
         load_backbone(str(folder))
     assert not (tmp_path / "ran").exists()

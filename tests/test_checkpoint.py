@@ -24,7 +24,7 @@ from forecaster.checkpoint import (
     prune,
     save_checkpoint,
 )
-from forecaster.errors import RunDamaged, RunIncompatible, RunNotFound
+from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
 from forecaster.metrics_log import MetricsLog
 from forecaster.optimizer import make_optimizer, optimizer_state, restore_optimizer
 from forecaster.records import first_difference, pack, seal, sha256_of, unpack, unseal
@@ -118,13 +118,13 @@ def test_any_flipped_byte_is_refused_by_name(tmp_path, name):
         flipped = bytearray(content)
         flipped[place] ^= 1 << (place % 8)
         (path / name).write_bytes(flipped)
-        with pytest.raises((RunDamaged, RunIncompatible), match=name):
+        with pytest.raises((RunDamagedError, RunIncompatibleError), match=name):
             load_checkpoint(path)
     (path / name).write_bytes(content[:-1])
-    with pytest.raises(RunDamaged, match=name):
+    with pytest.raises(RunDamagedError, match=name):
         load_checkpoint(path)
     (path / name).unlink()
-    with pytest.raises(RunDamaged, match=f"{name} is missing"):
+    with pytest.raises(RunDamagedError, match=f"{name} is missing"):
         load_checkpoint(path)
 
 
@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_is_never_replaced_in_silence(tmp_path):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(RunDamaged, match=r"optimizer\.safetensors is not what was written") as caught:
+    with pytest.raises(RunDamagedError, match=r"optimizer\.safetensors is not what was written") as caught:
         train_toy(tmp_path / "run", resume=True)
     assert before.name in caught.value.hint
     newest.rename(tmp_path / newest.name)  # as the hint says
@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_never_replaced_in_silence(tmp_path):
 def test_the_only_checkpoint_damaged_has_no_way_back(tmp_path):
     path = save_checkpoint(tmp_path, checkpoint_at(5))
     (path / "trainer.json").write_text("{}")
-    with pytest.raises(RunDamaged) as caught:
+    with pytest.raises(RunDamagedError) as caught:
         load_latest(tmp_path)
     assert "there is none before it" in caught.value.hint
 
@@ -154,7 +154,7 @@ def test_the_only_checkpoint_damaged_has_no_way_back(tmp_path):
 def test_a_newer_format_asks_for_an_upgrade(tmp_path):
     path = tmp_path / "document.json"
     path.write_bytes(seal({"a": 1}).replace(b'"format": 1', b'"format": 2'))
-    with pytest.raises(RunIncompatible, match="format 2"):
+    with pytest.raises(RunIncompatibleError, match="format 2"):
         unseal(path)
 
 
@@ -262,12 +262,12 @@ def test_damaged_weights_are_refused(tmp_path, name):
         flipped = bytearray(content)
         flipped[place] ^= 4
         (tmp_path / name).write_bytes(flipped)
-        with pytest.raises((RunDamaged, RunIncompatible), match="model"):
+        with pytest.raises((RunDamagedError, RunIncompatibleError), match="model"):
             read_weights(tmp_path)
 
 
 def test_no_weights_yet(tmp_path):
-    with pytest.raises(RunNotFound, match="no weights yet"):
+    with pytest.raises(RunNotFoundError, match="no weights yet"):
         read_weights(tmp_path)
 
 
@@ -289,7 +289,7 @@ def test_weights_of_a_lost_part_give_way_to_those_of_the_checkpoint(tmp_path):
 def test_weights_of_another_model_are_refused(tmp_path):
     state = ToyModel().state_dict()
     for changed in ({**state, "more": torch.zeros(1)}, {name: state[name] for name in list(state)[1:]}):
-        with pytest.raises(RunIncompatible, match="of another model"):
+        with pytest.raises(RunIncompatibleError, match="of another model"):
             load_into(ToyModel(), changed, where=tmp_path)
 
 
@@ -299,7 +299,7 @@ def test_tied_and_transposed_weights_are_packed(tmp_path):
     assert torch.equal(found["one"], weight)
     assert torch.equal(found["same"], weight)
     assert torch.equal(found["turned"], weight.T)
-    with pytest.raises(RunDamaged, match="not a safetensors file"):
+    with pytest.raises(RunDamagedError, match="not a safetensors file"):
         unpack(b"\x00" * 20, tmp_path)
 
 
@@ -362,7 +362,7 @@ def test_the_log_keeps_what_the_checkpoint_counts(tmp_path):
     with MetricsLog(tmp_path, 2) as log:
         log.write({"step": 9})
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 9}\n'
-    with pytest.raises(RunDamaged, match="3 lines, but the checkpoint was written after 4"):
+    with pytest.raises(RunDamagedError, match="3 lines, but the checkpoint was written after 4"):
         MetricsLog(tmp_path, 4)
 
 

@@ -12,7 +12,7 @@ import torch
 from toy_training import ToyModel, train_toy, weights_of
 
 from forecaster.config import Config
-from forecaster.errors import RunDamaged, RunIncompatible, RunNotFound
+from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
 from forecaster.records import seal
 from forecaster.run import create_run, finish_run, open_run
 from forecaster.run_record import DataFacts, IndexFacts, RunRecord
@@ -28,7 +28,7 @@ RECORD = RunRecord(
         window={"lookback": 96, "horizon": 24},
         spaces=("own-96", "pooled-96"),
     ),
-    backbone={"reference": "builtin:tiny", "fingerprint": "b" * 64},
+    backbone={"id": "builtin:tiny", "revision": "1", "layers": 2, "fingerprint": "b" * 64},
     data=DataFacts(
         source="ETTh1.csv",
         first_at="2016-07-01T00:00:00",
@@ -60,7 +60,7 @@ def test_a_run_is_what_was_recorded(tmp_path):
     assert run.record.config == Config.from_dict({"lookback": 96, "horizon": 24})
     assert run.metrics == {}
     assert {"python", "torch", "numpy"} <= set(run.record.libraries)
-    with pytest.raises(RunNotFound, match="no weights yet"):
+    with pytest.raises(RunNotFoundError, match="no weights yet"):
         run.weights()
 
 
@@ -161,7 +161,7 @@ def test_going_on_keeps_the_first_record(tmp_path):
 )
 def test_a_run_of_something_else_does_not_go_on(tmp_path, other, name):
     create_run(tmp_path / "one", RECORD)
-    with pytest.raises(RunIncompatible, match=name):
+    with pytest.raises(RunIncompatibleError, match=name):
         create_run(tmp_path / "one", other, resume=True)
 
 
@@ -187,11 +187,11 @@ def test_an_empty_folder_and_what_a_kill_has_left_become_a_run(tmp_path):
 def test_a_run_that_is_not_there_names_those_beside_it(tmp_path):
     create_run(tmp_path / "etth1", RECORD)
     create_run(tmp_path / "exchange", RECORD)
-    with pytest.raises(RunNotFound, match="does not exist; did you mean 'etth1'") as caught:
+    with pytest.raises(RunNotFoundError, match="does not exist; did you mean 'etth1'") as caught:
         open_run(tmp_path / "eth1")
     assert "etth1, exchange" in caught.value.hint
     (tmp_path / "etth1" / "checkpoints").mkdir()
-    with pytest.raises(RunNotFound, match="holds no run") as caught:
+    with pytest.raises(RunNotFoundError, match="holds no run") as caught:
         open_run(tmp_path / "etth1" / "checkpoints")
     assert "cli train" in caught.value.hint
 
@@ -206,7 +206,7 @@ def test_a_damaged_record_is_refused(tmp_path, name):
         flipped = bytearray(content)
         flipped[place] ^= 2
         (tmp_path / name).write_bytes(flipped)
-        with pytest.raises((RunDamaged, RunIncompatible), match=name):
+        with pytest.raises((RunDamagedError, RunIncompatibleError), match=name):
             open_run(tmp_path)
 
 
@@ -216,11 +216,11 @@ def test_records_of_other_programs(tmp_path):
     document = json.loads(path.read_text())
     plain = {name: value for name, value in document.items() if name not in ("format", "sha256")}
     path.write_text(json.dumps({**document, "format": 2}))
-    with pytest.raises(RunIncompatible, match="format 2"):
+    with pytest.raises(RunIncompatibleError, match="format 2"):
         open_run(tmp_path)
     path.write_bytes(seal({**plain, "settings": {**SETTINGS, "warp": 9}}))
-    with pytest.raises(RunIncompatible, match="no setting 'warp'"):
+    with pytest.raises(RunIncompatibleError, match="no setting 'warp'"):
         open_run(tmp_path)
     path.write_bytes(seal({**plain, "more": 1}))
-    with pytest.raises(RunDamaged, match="more"):
+    with pytest.raises(RunDamagedError, match="more"):
         open_run(tmp_path)

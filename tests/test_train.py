@@ -32,7 +32,7 @@ from toy_training import (
 from forecaster.checkpoint import checkpoints_in, load_latest
 from forecaster.config import TrainConfig
 from forecaster.devices import resolve_precision
-from forecaster.errors import ConfigError, RunIncompatible, RunNotFound
+from forecaster.errors import ConfigError, RunIncompatibleError, RunNotFoundError
 from forecaster.interruption import Interruption
 from forecaster.optimizer import parameter_groups
 from forecaster.schedule import Schedule, aux_weight, batches_of, epoch_order, share_of
@@ -318,7 +318,7 @@ def test_a_training_is_not_overwritten(tmp_path):
 def test_weights_without_a_checkpoint_are_not_overwritten(tmp_path):
     train_toy(tmp_path / "run", epochs=1)
     (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
-    with pytest.raises(RunNotFound, match="no checkpoint"):
+    with pytest.raises(RunNotFoundError, match="no checkpoint"):
         train_toy(tmp_path / "run", epochs=1, resume=True)
 
 
@@ -333,7 +333,7 @@ def test_weights_without_a_checkpoint_are_not_overwritten(tmp_path):
 )
 def test_a_training_of_something_else_does_not_go_on(tmp_path, changed, name):
     train_toy(tmp_path / "run", max_steps=2)
-    with pytest.raises(RunIncompatible, match=name):
+    with pytest.raises(RunIncompatibleError, match=name):
         train_toy(tmp_path / "run", **{"max_steps": 2, **changed}, resume=True)
 
 
@@ -348,7 +348,7 @@ def test_a_model_of_other_shape_does_not_go_on(tmp_path):
     train_toy(tmp_path / "run", max_steps=2)
     other = ToyModel()
     other.network[3] = nn.Linear(16, 5)
-    with pytest.raises(RunIncompatible, match=r"network\.3\.bias"):
+    with pytest.raises(RunIncompatibleError, match=r"network\.3\.bias"):
         train_toy(tmp_path / "run", other, max_steps=2, resume=True)
 
 

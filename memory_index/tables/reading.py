@@ -22,7 +22,7 @@ from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.regular import Block, Grid, regular
 from memory_index.tables.series import SeriesTable
 from memory_index.tables.steps import infer_step, step_of
-from memory_index.tables.table_files import RawTable, read_columns
+from memory_index.tables.table_files import RawTable, frame_columns, read_columns
 from memory_index.tables.timestamps import parse_times
 from memory_index.windows import Step
 
@@ -44,6 +44,17 @@ def read_table(path: str | Path, options: ReadOptions | None = None) -> SeriesTa
     return table
 
 
+def read_frame(frame: pd.DataFrame, options: ReadOptions | None = None, *, name: str = "the table") -> SeriesTable:
+    """A DataFrame, wide or long, read just as `read_table` reads a file; its index is not read.
+
+    name: in messages. Raises what `read_table` raises.
+    """
+    log = ProblemLog(source=name)
+    table, _ = assemble(frame, options or ReadOptions(), log)
+    log.raise_faults()
+    return table
+
+
 DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
 
 
@@ -56,12 +67,14 @@ class Cells:
     moment: Callable[[int], str | None]
 
 
-def assemble(path: Path, options: ReadOptions, log: ProblemLog) -> tuple[SeriesTable, int]:
-    """The table of a file and its number of rows; faults go to the log and are worked around where possible.
+def assemble(source: Path | pd.DataFrame, options: ReadOptions, log: ProblemLog) -> tuple[SeriesTable, int]:
+    """The table of a file or DataFrame and its number of rows.
 
-    Raises what `read_table` raises, but for faults that do not hinder reading on.
+    Faults go to the log and are worked around where possible. Raises what `read_table` raises, but for faults that do
+    not hinder reading on.
     """
-    raw = _without_blank_rows(read_columns(path, log, max_cells=options.max_cells), log)
+    read = frame_columns if isinstance(source, pd.DataFrame) else read_columns
+    raw = _without_blank_rows(read(source, log, max_cells=options.max_cells), log)  # type: ignore[arg-type]
     roles = find_roles(raw, options, log)
     times, zone = parse_times(
         raw.columns[roles.time], raw.row_number, log, time_format=options.time_format, time_zone=options.time_zone

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -98,10 +99,26 @@ def _read_parquet(path: Path, log: ProblemLog, max_cells: int) -> RawTable:
     except (pa.ArrowException, OSError) as error:
         message = f"the Parquet file cannot be read: {_one_line(error)}"
         log.stop(Problem(kind="file", message=message, fix="restore the file or write it again"))
+    return _raw(table, log)
+
+
+def frame_columns(frame: pd.DataFrame, log: ProblemLog, *, max_cells: int) -> RawTable:
+    """The columns of a DataFrame, as of a file; its index is not read. Raises `DataError`, `ResourceError`."""
+    _refuse_too_many(len(frame), frame.shape[1], max_cells, log)
+    names = [str(name) for name in frame.columns]
+    if len(set(names)) < len(names):
+        _refuse_repeated(names, log)
+    try:
+        return _raw(pa.Table.from_pandas(frame.set_axis(names, axis=1), preserve_index=False), log)
+    except pa.ArrowException as error:
+        log.stop(Problem(kind="column", message=f"a column has mixed types: {_one_line(error)}", fix="convert it"))
+
+
+def _raw(table: pa.Table, log: ProblemLog) -> RawTable:
     if len(set(table.column_names)) < table.num_columns:
         _refuse_repeated(table.column_names, log)
     if table.num_rows == 0:
-        log.stop(Problem(kind="empty", message="the file has columns but no rows", fix="give a file with rows"))
+        log.stop(Problem(kind="empty", message="there are columns but no rows", fix="give a table with rows"))
     columns = {name: _plain(column) for name, column in zip(table.column_names, table.columns, strict=True)}
     return RawTable(columns=columns, row_number=np.arange(1, table.num_rows + 1))
 

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from memory_index.errors import DataError, IncompatibleError
+from memory_index.errors import IncompatibleError, NothingNewError
 from memory_index.tables.series import Series, SeriesTable, differing
 from memory_index.versions.build import built_since, segment_record, with_recall
 from memory_index.versions.opening import LoadEncoder, plan_of, read_encoder, read_series
@@ -31,7 +31,7 @@ def append(
     steps that are known by this time (UTC or naive). Cost and disk are in proportion to what is new.
 
     Raises `IncompatibleError` (other series, step, a gap, or an overlap that differs: names the first cell),
-    `DataError` (nothing new).
+    `NothingNewError`.
     """
     started = time.perf_counter()
     with store.staging(store.locate(ref).name) as staging:
@@ -92,7 +92,7 @@ def join_new_rows(stored: SeriesTable, table: SeriesTable, *, until: np.datetime
         )
     if num_new == 0:
         last = max(series.times[-1] for series in stored.series)
-        raise DataError(
+        raise NothingNewError(
             f"{table.source} has no steps after {stored.step.isoformat(last)}, which the version already has"
             + ("" if until is None else f", that are known by {stored.step.isoformat(until)}"),
             hint="append a file with later rows" + ("" if until is None else ", or choose a later --until"),

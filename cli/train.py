@@ -1,0 +1,198 @@
+"""`cli train`: train a model against a chosen version of an index."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.asking import open_with_table
+from cli.index_build import dir_flags, reading_flags
+from cli.output import note, print_json, print_table, progress
+from cli.table_options import reads_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from forecaster.config import Config
+    from forecaster.fit import Trained
+    from memory_index.local import LocalMemory
+    from memory_index.tables.columns import ReadOptions
+
+File = Annotated[Path, typer.Argument(help="The table that the index was built on.", show_default=False)]
+IndexesDir = Annotated[Path, typer.Option(help="Folder of the indexes.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+@reads_table
+def train(
+    file: File,
+    index: Annotated[
+        str, typer.Option("--index", metavar="REF", help="NAME, NAME@3 or NAME@alias.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run, made if missing.", show_default=False)],
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; options on the line win.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings for a GPU: 6gb, 8gb, 12gb or 15gb.")] = None,
+    llm: Annotated[
+        str | None, typer.Option(help="builtin:tiny, a folder, or ID@REVISION.", show_default="builtin:tiny")
+    ] = None,
+    llm_layers: Annotated[int | None, typer.Option(help="Use its first so many layers.", show_default="all")] = None,
+    lookback: Annotated[
+        int | None, typer.Option(help="Steps that the model reads.", show_default="the index's")
+    ] = None,
+    horizon: Annotated[int | None, typer.Option(help="Steps to forecast.", show_default="the index's")] = None,
+    no_tapr: Annotated[bool, typer.Option("--no-tapr", help="Without the several scales and trend classes.")] = False,
+    no_gram: Annotated[bool, typer.Option("--no-gram", help="Without retrieved neighbours.")] = False,
+    no_llm: Annotated[bool, typer.Option("--no-llm", help="Without the language model.")] = False,
+    no_shortcut: Annotated[bool, typer.Option("--no-shortcut", help="Without linear map and last value.")] = False,
+    n_scales: Annotated[int | None, typer.Option(help="Resolutions of TAPR: 2, 3 or 4.", show_default="3")] = None,
+    lambda_trend: Annotated[float | None, typer.Option(help="Weight of the trend loss.", show_default="0.1")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Neighbours that the network looks at one by one.", show_default="5")
+    ] = None,
+    memory_k: Annotated[
+        int | None, typer.Option(help="Neighbours per key space that make its forecast.", show_default="50")
+    ] = None,
+    lambda_retrieval: Annotated[
+        float | None, typer.Option(help="Weight of the retrieval loss.", show_default="0.1")
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="What training windows may retrieve: disjoint or causal.", show_default="disjoint"),
+    ] = None,
+    prompt_layout: Annotated[
+        str | None, typer.Option(help="spec, or cached: text first, much faster.", show_default="spec")
+    ] = None,
+    vocabulary_mapping: Annotated[
+        bool, typer.Option("--vocabulary-mapping", help="Learn text prototypes as the original does: slow.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(help="At most so many passes.", show_default="10")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Windows per step.", show_default="224")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="0")] = None,
+    save_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints.", show_default="500")] = None,
+    save_total_limit: Annotated[int | None, typer.Option(help="Checkpoints to keep.", show_default="3")] = None,
+    device: Device = "auto",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting by name.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
+    neighbours_dir: Annotated[
+        Path | None, typer.Option(help="Where found neighbours are kept.", show_default=".neighbours beside the run")
+    ] = None,
+    indexes_dir: IndexesDir = Path("indexes"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+    *,
+    table_options: ReadOptions,
+) -> None:
+    """Train a model on the training part of FILE against one version of an index.
+
+    The neighbours of all training windows are found once and kept; an epoch pays no search. The validation part decides
+    when to stop and which weights are kept; the test part is never read. Interrupted, it goes on with --resume. The run
+    is a folder that can be moved.
+    """
+    from forecaster.fit import train_run
+
+    given = {
+        "llm": llm,
+        "llm_layers": llm_layers,
+        "lookback": lookback,
+        "horizon": horizon,
+        "use_tapr": False if no_tapr else None,
+        "use_gram": False if no_gram else None,
+        "use_llm": False if no_llm else None,
+        "use_shortcut": False if no_shortcut else None,
+        "n_scales": n_scales,
+        "lambda_trend": lambda_trend,
+        "top_k": top_k,
+        "memory_k": memory_k,
+        "lambda_retrieval": lambda_retrieval,
+        "policy": policy,
+        "prompt_layout": prompt_layout,
+        "vocabulary_mapping": True if vocabulary_mapping else None,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "seed": seed,
+        "save_steps": save_steps,
+        "save_total_limit": save_total_limit,
+    }
+    stated = {name: value for name, value in given.items() if value is not None}
+    memory, table, ref = open_with_table(index, file, indexes_dir, table_options)
+    chosen = settings(memory, out if resume else None, config=config, preset=preset, stated=stated, texts=set_ or [])
+    with progress(f"{out.name}: neighbours of {file.name}") as report:
+        trained = train_run(
+            table,
+            memory,
+            ref,
+            chosen,
+            out,
+            neighbours_dir=neighbours_dir or out.parent / ".neighbours",
+            resume=resume,
+            device=device,
+            report=report,
+        )
+    if as_json:
+        print_json("train", training_document(out, ref, trained))
+        return
+    _print_training(out, ref, trained)
+    command = ["cli", "evaluate", str(file), "--run", str(out), *dir_flags(indexes_dir), *reading_flags(table_options)]
+    note(f"next: {shlex.join(command)}")
+
+
+def settings(
+    memory: LocalMemory,
+    resumed: Path | None,
+    *,
+    config: Path | None,
+    preset: str | None,
+    stated: Mapping[str, Any],
+    texts: list[str],
+) -> Config:
+    """The settings of a run: those of the run that goes on or the defaults, then preset, file, options, `--set`."""
+    from forecaster.config import Config, parse_setting, preset_settings, read_settings
+    from forecaster.run import open_run, run_exists
+
+    window = memory.manifest.window
+    chosen: dict[str, Any] = {"lookback": window.lookback, "horizon": window.horizon}
+    if resumed is not None and run_exists(resumed):
+        chosen = open_run(resumed).config.to_dict()
+    if preset is not None:
+        chosen |= preset_settings(preset, lookback=window.lookback)
+    if config is not None:
+        chosen |= read_settings(config)
+    return Config.from_dict(chosen | dict(stated) | dict(parse_setting(text) for text in texts))
+
+
+def training_document(out: Path, ref: str, trained: Trained) -> dict[str, Any]:
+    """The JSON document of `train`."""
+    result = trained.result
+    return {
+        "run": out,
+        "ref": ref,
+        "fingerprint": trained.fingerprint,
+        "epochs": result.epochs,
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "best_val_mse": result.best_val_mse,
+        "stopped": result.stopped,
+        "seconds": result.seconds,
+        "neighbour_seconds": trained.neighbour_seconds,
+        "peak_rss_mb": result.peak_rss_mb,
+        "num_parameters": trained.num_parameters,
+        "num_training_windows": trained.num_training_windows,
+        "num_validation_windows": trained.num_validation_windows,
+    }
+
+
+def _print_training(out: Path, ref: str, trained: Trained) -> None:
+    result = trained.result
+    rows = [
+        ["run", str(out)],
+        ["index", ref],
+        ["windows", f"{trained.num_training_windows:,} training, {trained.num_validation_windows:,} validation"],
+        ["trained weights", f"{trained.num_parameters:,}"],
+        ["steps", f"{result.steps:,} in {result.epochs} epochs, ended by {result.stopped}"],
+        ["best validation MSE", f"{result.best_val_mse:.4f} (step {result.best_step:,})"],
+        ["time", f"{result.seconds:.0f} s, and {trained.neighbour_seconds:.0f} s for the neighbours"],
+        ["peak memory", f"{result.peak_rss_mb:,.0f} MB"],
+    ]
+    print_table(["training", ""], rows)

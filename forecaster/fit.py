@@ -1,0 +1,314 @@
+"""From a table, a memory and settings to a trained run: everything that happens around the training loop.
+
+    check that they belong together -> neighbours of all windows, found once -> closed-form parts (linear shortcut,
+    trend thresholds) -> training -> calibration of the intervals on validation -> the run's record
+
+The loop itself is `train.py`; what lies in the run folder is `run.py`. Nothing here reads the test part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forecaster.backbone import Backbone
+from forecaster.batches import CachedWindows, flat_values
+from forecaster.config import Config
+from forecaster.cross_fit import time_blocks
+from forecaster.errors import RunIncompatibleError
+from forecaster.intervals import Intervals, calibrate, neighbour_scale, write_intervals
+from forecaster.losses import LossParts, total_loss
+from forecaster.model import ForecastModel
+from forecaster.neighbour_cache import (
+    AskedWindows,
+    NeighbourCache,
+    part_neighbours,
+    part_windows,
+    training_neighbours,
+)
+from forecaster.patching import instance_norm
+from forecaster.placement import hardware, place_backbone
+from forecaster.predictor import predict
+from forecaster.run import Run, create_run, finish_run
+from forecaster.run_record import DataFacts, IndexFacts, RunRecord
+from forecaster.shortcut import fit_linear
+from forecaster.tapr import fit_thresholds, trend_change
+from forecaster.train import Progress, TrainResult, train
+from forecaster.types import Batch
+from memory_index.errors import DataError
+from memory_index.scaling import fit_scale
+from memory_index.tables.series import SeriesTable
+from memory_index.types import Memory
+from memory_index.versions.build import cut_table, stored_part
+from memory_index.windows import cut
+
+CHUNK = 4096  # windows handled at once where thresholds and intervals are fitted
+
+Report = Callable[[float, float | None], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """A finished training. neighbour_seconds: to find the neighbours of all windows, about 0 if they were there."""
+
+    run: Run
+    result: TrainResult
+    fingerprint: str
+    neighbour_seconds: float
+    num_parameters: int
+    num_training_windows: int
+    num_validation_windows: int
+
+
+def train_run(
+    table: SeriesTable,
+    memory: Memory,
+    ref: str,
+    config: Config,
+    out: Path,
+    *,
+    neighbours_dir: Path,
+    resume: bool = False,
+    device: str = "auto",
+    report: Report = lambda done, total: None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Trained:
+    """Train a model on the training part of a table against one version, in the folder `out`.
+
+    ref: the version's full reference, for the record. neighbours_dir: where found neighbours are kept, for all runs.
+    report: called with (windows done, all) while neighbours are found; progress: after each step.
+
+    Raises `IncompatibleError` (lookback or horizon longer than the version's; a table that it was not built on; a run
+    that belongs to something else), `DataError` (no validation part), and what `train` raises.
+    """
+    check_fits(config, memory, table)
+    backbone = place_backbone(config, device)
+    record = run_record(table, memory, ref, config, backbone, device)
+    run = create_run(out, record, resume=resume)
+    started = time.perf_counter()
+    training = windows_of(table, memory, config, record, "train", neighbours_dir, report)
+    validation = windows_of(table, memory, config, record, "val", neighbours_dir, report)
+    neighbour_seconds = time.perf_counter() - started
+    torch.manual_seed(config.train.seed)
+    model = ForecastModel(config.model, num_spaces=len(memory.manifest.spaces), backbone=backbone)
+    fit_closed_form(model, training, table, memory, config)
+    result = train(
+        model,
+        training,
+        validation,
+        lambda trained, batch, aux_weight: batch_loss(trained, batch, config, aux_weight),  # type: ignore[arg-type]
+        config.train,
+        out,
+        identity=record.identity,
+        resume=resume,
+        device=device,
+        llm_width=backbone.width if backbone else 0,
+        report=progress,
+    )
+    intervals = fit_intervals(model, validation)
+    write_intervals(out, intervals)
+    figures: dict[str, Any] = {
+        "best_val_mse": result.best_val_mse,
+        "training": dataclasses.asdict(result),
+        "num_training_windows": len(training),
+        "num_validation_windows": len(validation),
+        "neighbour_seconds": round(neighbour_seconds, 3),
+    }
+    return Trained(
+        run=finish_run(run, figures),
+        result=result,
+        fingerprint=memory.manifest.fingerprint,
+        neighbour_seconds=round(neighbour_seconds, 3),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_training_windows=len(training),
+        num_validation_windows=len(validation),
+    )
+
+
+def check_fits(config: Config, memory: Memory, table: SeriesTable) -> None:
+    """Raise unless the model's windows fit into the version's, and the version has parts to train and validate on."""
+    window, split = memory.manifest.window, memory.manifest.split
+    for name, ours, theirs in (
+        ("lookback", config.model.lookback, window.lookback),
+        ("horizon", config.model.horizon, window.horizon),
+    ):
+        if ours > theirs:
+            raise RunIncompatibleError(
+                f"{name} {ours} is longer than the index's {theirs}",
+                hint=f"choose at most {theirs}, or build a version with --{name} {ours}",
+            )
+    if split.val_until is None:
+        raise DataError(
+            f"the split '{split.name}' of this version has no validation part, which decides when training stops",
+            hint="build with --split 70/10/20, or with --until and --val-until",
+        )
+    if missing := [name for name in memory.manifest.series_ids if name not in table.series_ids]:
+        raise RunIncompatibleError(
+            f"{table.source} has no series '{missing[0]}', which the index was built on",
+            hint="train on the table that the version was built on",
+        )
+
+
+def run_record(
+    table: SeriesTable, memory: Memory, ref: str, config: Config, backbone: Backbone | None, device: str
+) -> RunRecord:
+    """What `config.json` says of the run."""
+    manifest = memory.manifest
+    until = manifest.split.bounds("val")[1]
+    seen = cut_table(table, [int(np.searchsorted(series.times, until, side="right")) for series in table.series])
+    training = stored_part(table, manifest.split.train_until, manifest.window)
+    units = fit_scale([series.values for series in training.series]).std
+    return RunRecord(
+        settings=config.to_dict(),
+        index=IndexFacts(
+            ref=ref,
+            fingerprint=manifest.fingerprint,
+            encoder_fingerprint=manifest.encoder["fingerprint"],
+            window=manifest.window.to_dict(),
+            spaces=tuple(str(space.space) for space in manifest.spaces),
+        ),
+        backbone=None if backbone is None else backbone.reference,
+        data=DataFacts(
+            source=Path(table.source).name,
+            first_at=table.step.isoformat(seen.times[0]),
+            last_at=table.step.isoformat(seen.times[-1]),
+            step=table.step.frequency,
+            series_ids=table.series_ids,
+            units={name: float(unit) for name, unit in zip(table.series_ids, units, strict=True)},
+            split=dataclasses.asdict(manifest.split),
+            sha256=seen.content_hash,
+        ),
+        hardware=hardware(config, device, llm_width=backbone.width if backbone else 0),
+    )
+
+
+def windows_of(
+    table: SeriesTable,
+    memory: Memory,
+    config: Config,
+    record: RunRecord,
+    part: str,
+    neighbours_dir: Path,
+    report: Report = lambda done, total: None,
+) -> CachedWindows:
+    """The windows of the training (`train`) or validation part (`val`), with neighbours if the model has a memory.
+
+    Training windows are cross-fitted and thinned by `train_stride`; validation windows are asked under `causal`.
+    """
+    model, train = config.model, config.train
+    is_training = part == "train"
+    found: NeighbourCache | AskedWindows
+    if not model.use_gram:
+        found = part_windows(
+            memory,
+            table,
+            part,
+            horizon=model.horizon,
+            stride=train.train_stride if is_training else 1,
+            num_folds=train.num_folds if is_training else 1,
+        )
+    elif is_training:
+        found = training_neighbours(
+            memory,
+            table,
+            folder=neighbours_dir,
+            policy=train.policy,
+            k=train.memory_k,
+            num_folds=train.num_folds,
+            stride=train.train_stride,
+            horizon=model.horizon,
+            report=report,
+        )
+    else:
+        found = part_neighbours(
+            memory, table, folder=neighbours_dir, part=part, k=train.memory_k, horizon=model.horizon, report=report
+        )
+    values, offset = flat_values(table)
+    series = np.asarray(found.series)
+    units = np.array([record.data.units[name] for name in table.series_ids], dtype=np.float32)
+    cross_fitted = is_training and train.num_folds > 1
+    return CachedWindows(
+        config=model,
+        values=values,
+        position=offset[series] + np.asarray(found.origin_row),
+        unit=units[series],
+        fold=np.asarray(found.fold).astype(np.int64) if cross_fitted else None,
+        condensed=found.condensed if isinstance(found, NeighbourCache) else None,
+        windows=memory.windows,
+        spaces=tuple(space.space for space in memory.manifest.spaces),
+    )
+
+
+def fit_closed_form(
+    model: ForecastModel, training: CachedWindows, table: SeriesTable, memory: Memory, config: Config
+) -> None:
+    """Fit what needs no gradient, on training windows only: the linear shortcut and the trend thresholds."""
+    if model.tapr is not None:
+        change = torch.cat([_change(training, start, config) for start in range(0, len(training), CHUNK)])
+        model.tapr.thresholds.copy_(fit_thresholds(change))
+    if model.shortcut is None:
+        return
+    settings = config.model
+    length = memory.manifest.window.length
+    offset = np.cumsum([0, *(len(series) for series in table.series)])
+    times = np.concatenate([series.times for series in table.series])[training.position]
+
+    def fitted(keep: np.ndarray) -> np.ndarray:
+        return fit_linear(
+            training.values,
+            training.position[keep],
+            training.unit[keep],
+            lookback=settings.lookback,
+            horizon=settings.horizon,
+            floor=settings.spread_floor,
+            penalty=settings.ridge,
+        )
+
+    blocks = [] if training.fold is None else time_blocks(times, config.train.num_folds)
+    folds = []
+    for first, last in blocks:
+        before, after = (
+            table.step.add(np.array([time]), shift)[0] for time, shift in ((first, -length), (last, length))
+        )
+        folds.append(fitted((times <= before) | (times >= after)))
+    assert training.position.max() < offset[-1], "positions are those of this table"
+    model.shortcut.set_weights(fitted(np.ones(len(training), dtype=bool)), folds)
+
+
+def batch_loss(model: ForecastModel, batch: Batch, config: Config, aux_weight: float) -> LossParts:
+    """The losses of one batch."""
+    output = model(batch.context, batch.neighbours, unit=batch.unit, fold=batch.fold)
+    thresholds = None if model.tapr is None else model.tapr.thresholds
+    return total_loss(output, batch, thresholds, output.spread, config.train, aux_weight)
+
+
+def fit_intervals(model: ForecastModel, validation: CachedWindows) -> Intervals:
+    """Calibrate the quantiles on the errors of all validation windows."""
+    horizon, errors = validation.config.horizon, []
+    for start in range(0, len(validation), CHUNK):
+        indices = np.arange(start, min(start + CHUNK, len(validation)))
+        batch = validation.batch(indices)
+        predicted = predict(model, batch)
+        assert validation.windows is not None, "the windows of the version are known"
+        condensed = None if validation.condensed is None else validation.condensed.take(indices)
+        scale = neighbour_scale(condensed, validation.windows, validation.spaces, num=len(indices), horizon=horizon)
+        errors.append((batch.future.numpy() - predicted.forecast) / (predicted.spread[:, None] * scale))
+    return calibrate(np.concatenate(errors))
+
+
+def _change(training: CachedWindows, start: int, config: Config) -> Tensor:
+    """`trend_change` of the training windows from `start` on, without reading their neighbours."""
+    lookback, horizon = config.model.lookback, config.model.horizon
+    position = training.position[start : start + CHUNK]
+    context = torch.from_numpy(cut(training.values, position - lookback + 1, lookback))
+    future = torch.from_numpy(cut(training.values, position + 1, horizon))
+    unit = torch.from_numpy(training.unit[start : start + CHUNK])
+    return trend_change(context, future, instance_norm(context, unit, config.model.spread_floor)[1])

@@ -1,0 +1,41 @@
+"""The next steps of every series of a table, by a trained model and its memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from forecaster.batches import live_blocks
+from forecaster.intervals import neighbour_scale
+from forecaster.predictor import Predictor
+from memory_index.memory_only import forecast_rows
+from memory_index.queries import latest_origins
+from memory_index.tables.series import SeriesTable
+from memory_index.types import Memory
+
+
+def forecast(
+    predictor: Predictor, memory: Memory, table: SeriesTable, *, quantiles: tuple[float, ...] = ()
+) -> pd.DataFrame:
+    """A long table `unique_id, ds, yhat` and one column per quantile (`q0.1`), original units.
+
+    Times are in the table's own time zone. The memory is asked under `causal` at the last value of each series: one
+    that ends earlier than the others is forecast from where it ends. A series that neither the model nor the memory
+    has seen is forecast from windows of all series (scope `pooled`).
+
+    Raises `DataError` (history too short, or missing values in it), `UsageError` (a quantile that is not calibrated).
+    """
+    config = predictor.config.model
+    spaces = tuple(record.space for record in memory.manifest.spaces)
+    origins = latest_origins(table, memory.windows.spec)
+    parts: dict[int, pd.DataFrame] = {}
+    for block in live_blocks(memory, table, origins, config, predictor.config.train.memory_k, predictor.units):
+        predicted = predictor.predict(block.batch)
+        scale = neighbour_scale(block.condensed, memory.windows, spaces, num=len(block.batch), horizon=config.horizon)
+        levels = predictor.intervals.quantiles(predicted.forecast, predicted.spread, scale, quantiles)
+        shape = (*block.asked.wanted.shape, config.horizon)
+        values, levels = predicted.forecast.reshape(shape), levels.reshape(*shape, len(quantiles))
+        parts |= forecast_rows(table, block.asked, values, quantiles, levels)
+    result = pd.concat([parts[number] for number in sorted(parts)], ignore_index=True)
+    assert np.isfinite(result["yhat"]).all(), "a finite context and a finite model give a finite forecast"
+    return result

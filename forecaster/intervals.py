@@ -1,0 +1,112 @@
+"""Quantiles of a forecast: the neighbours say how wide, the validation part how far that can be trusted.
+
+How far the futures of a window's neighbours lie apart tells how uncertain each step is. The model's errors on the
+validation part, divided by that, are kept as empirical quantiles per step (split conformal prediction with a local
+scale: Lei et al., *Distribution-free predictive inference for regression*, JASA 2018, section 5.2). Under
+exchangeability an interval then covers what it says; windows in time are not exchangeable, so `evaluate` reports what
+was covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from forecaster.errors import RunNotFoundError
+from forecaster.neighbours import Condensed
+from forecaster.records import refusals_named
+from memory_index.errors import UsageError
+from memory_index.types import KeySpace
+from memory_index.versions import disk
+from memory_index.windows import StoredWindows, cut
+
+LEVELS = np.array([0.005, *np.arange(1, 100) / 100, 0.025, 0.975, 0.995])
+LEVELS.sort()
+FILE = "intervals.safetensors"
+FLOOR = 0.2  # least scale, in spreads of the window: neighbours may agree by chance
+
+
+def neighbour_scale(
+    condensed: Condensed | None, windows: StoredWindows, spaces: Sequence[KeySpace], *, num: int, horizon: int
+) -> np.ndarray:
+    """How far the futures of each window's kept neighbours lie apart, per step: float32 [n, H].
+
+    In spreads of the window. Their weighted standard deviation, each read in its own location and spread, with
+    `FLOOR` added in squares. 1 where a window has no neighbour, or where nothing is retrieved (condensed None; num is
+    n).
+    """
+    if condensed is None:
+        return np.ones((num, horizon), dtype=np.float32)
+    used = condensed.row >= 0
+    safe = np.maximum(condensed.row, 0)
+    view = np.array([windows.views.index(space.view) for space in spaces])[condensed.space]
+    location, spread = windows.location[safe, view][..., None], windows.spread[safe, view][..., None]
+    futures = (cut(windows.values, windows.origin_position[safe] + 1, horizon) - location) / spread  # [n, slots, H]
+    logit = np.where(used, condensed.logit.astype(np.float64), -np.inf)
+    weight = np.exp(logit - np.where(used[:, :1], logit[:, :1], 0))[..., None]  # slots are sorted
+    total = np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    mean = (weight * futures).sum(axis=1, keepdims=True) / total
+    variance = (weight * np.square(futures - mean)).sum(axis=1) / total[:, 0]
+    scale = np.where(used[:, :1], np.sqrt(variance + FLOOR**2), 1.0)
+    return scale.astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Intervals:
+    """Empirical quantiles of the scaled validation errors.
+
+    residual: float32 [len(LEVELS), H]. num: windows behind them.
+    """
+
+    residual: np.ndarray
+    num: int
+
+    def quantiles(
+        self, forecast: np.ndarray, spread: np.ndarray, scale: np.ndarray, levels: tuple[float, ...]
+    ) -> np.ndarray:
+        """forecast [n, H], raw units; spread [n]; scale [n, H] of `neighbour_scale` -> float32 [n, H, Q], raw units.
+
+        Levels between those that are kept are interpolated. Raises `UsageError` for one beyond the outermost.
+        """
+        for level in levels:
+            if not LEVELS[0] <= level <= LEVELS[-1]:
+                raise UsageError(
+                    f"quantile {level:g} cannot be calibrated", hint=f"choose between {LEVELS[0]:g} and {LEVELS[-1]:g}"
+                )
+        steps = range(self.residual.shape[1])
+        at = np.stack([np.interp(levels, LEVELS, self.residual[:, step]) for step in steps])  # [H, Q]
+        width = spread[:, None] * scale
+        return (forecast[..., None] + width[..., None] * at).astype(np.float32)
+
+
+def calibrate(errors: np.ndarray) -> Intervals:
+    """Scaled errors of n validation windows, `(future - forecast) / (spread * scale)` [n, H] -> quantiles per step.
+
+    The conformal correction for n windows takes the outer one of two neighbouring order statistics:
+    rank `ceil(q (n + 1))` above the median, `floor(q (n + 1))` below.
+    """
+    ordered = np.sort(errors, axis=0)
+    num = len(ordered)
+    rank = LEVELS * (num + 1)
+    rank = np.where(LEVELS < 0.5, np.floor(rank), np.ceil(rank)).astype(np.int64)
+    return Intervals(residual=ordered[np.clip(rank, 1, num) - 1].astype(np.float32), num=num)
+
+
+def write_intervals(run: Path, intervals: Intervals) -> None:
+    """Keep them in a run folder. Raises `ResourceError`."""
+    arrays = {"residual": intervals.residual, "num": np.array([intervals.num])}
+    with refusals_named(run / FILE):
+        disk.replace(run / FILE, safetensors.numpy.save(arrays))
+
+
+def read_intervals(run: Path) -> Intervals:
+    """Those of a run folder. Raises `RunNotFoundError` if its training has not ended."""
+    with refusals_named(run / FILE):
+        if not (run / FILE).is_file():
+            raise RunNotFoundError(f"{run} is not trained to its end", hint="go on with 'cli train ... --resume'")
+        arrays = safetensors.numpy.load((run / FILE).read_bytes())
+    return Intervals(residual=arrays["residual"], num=int(arrays["num"][0]))

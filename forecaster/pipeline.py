@@ -1,0 +1,205 @@
+"""`Forecaster`: the whole way from a table to a forecast, for use from Python.
+
+    forecaster = Forecaster(horizon=48, lookback=336).fit(history)  # a DataFrame: unique_id, ds, y; or wide
+    forecaster.predict(quantiles=(0.1, 0.9))
+    forecaster.save("runs/mine")
+
+It does what `cli index build`, `cli train`, `cli evaluate` and `cli forecast` do, through the same functions.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+
+from forecaster.config import Config
+from forecaster.errors import RunNotFoundError
+from forecaster.evaluate import RunEvaluation
+from forecaster.evaluate import evaluate as evaluate_run
+from forecaster.fit import train_run
+from forecaster.forecast import forecast
+from forecaster.pattern_encoder import load_encoder
+from forecaster.predictor import Predictor, load_predictor, require_same_memory
+from forecaster.run import Run, open_run
+from memory_index.errors import NotFoundError, NothingNewError, UsageError
+from memory_index.local import LocalMemory
+from memory_index.queries import require_same_data
+from memory_index.splits import split_by_name
+from memory_index.tables.columns import ReadOptions
+from memory_index.tables.reading import read_frame
+from memory_index.tables.series import SeriesTable
+from memory_index.versions.append import append
+from memory_index.versions.archive import export, import_version
+from memory_index.versions.build import build
+from memory_index.versions.opening import open_version
+from memory_index.versions.store import Store
+from memory_index.windows import WindowSpec
+
+INDEXES, RUN, NEIGHBOURS, NAME = "indexes", "run", ".neighbours", "memory"
+DEFAULT_SPLIT = "80/20/0"  # of the rows: training, validation, test
+
+
+class Forecaster:
+    """A memory and a model that is trained against it.
+
+    horizon, lookback: steps to forecast and to look at. split: shares of training, validation and test rows; the
+    default keeps none for a test, `70/10/20` leaves some for `evaluate`. folder: where index and run are written, None
+    for a temporary one that goes with the object. device: `auto`, `cpu` or `cuda`. options: how tables are read.
+    settings: any setting of `forecaster.config` by name.
+
+    Tables are DataFrames, long (`unique_id, ds, y`) or wide (a time column and one column per series). Raises
+    `ConfigError` for a setting that does not exist.
+    """
+
+    def __init__(
+        self,
+        *,
+        horizon: int,
+        lookback: int = 336,
+        split: str = DEFAULT_SPLIT,
+        folder: Path | str | None = None,
+        device: str = "auto",
+        options: ReadOptions | None = None,
+        **settings: Any,
+    ) -> None:
+        self.config = Config.from_dict({"horizon": horizon, "lookback": lookback, **settings})
+        self.split, self.device, self.options = split, device, options or ReadOptions()
+        self._temporary = tempfile.TemporaryDirectory(prefix="forecaster-") if folder is None else None
+        self.folder = Path(self._temporary.name if self._temporary is not None else folder or "")
+        self._history: SeriesTable | None = None
+        self._predictor: Predictor | None = None
+        self._ref = ""
+
+    @property
+    def run(self) -> Run:
+        """The record of the training. Raises `RunNotFoundError` before `fit`."""
+        return open_run(self.folder / RUN)
+
+    @property
+    def memory(self) -> LocalMemory:
+        """The version that answers now: the one that was trained against, or what has been appended to it."""
+        self._require_fitted()
+        return self._open(self._ref)
+
+    def fit(self, frame: pd.DataFrame) -> Self:
+        """Build a memory of the training part of a table and train a model against it.
+
+        Raises what `build` and `train_run` raise.
+        """
+        table = read_frame(frame, self.options)
+        window = WindowSpec(lookback=self.config.model.lookback, horizon=self.config.model.horizon)
+        split = split_by_name(self.split, table.times)
+        version = build(table, Store(self.folder / INDEXES), NAME, window=window, split=split)
+        train_run(
+            table,
+            open_version(version),
+            version.ref,
+            self.config,
+            self.folder / RUN,
+            neighbours_dir=self.folder / NEIGHBOURS,
+            device=self.device,
+        )
+        self._ref, self._history = version.ref, table
+        self._predictor = load_predictor(self.run, device=self.device)
+        return self
+
+    def predict(
+        self,
+        frame: pd.DataFrame | None = None,
+        *,
+        quantiles: tuple[float, ...] = (),
+        update_memory: bool = True,
+    ) -> pd.DataFrame:
+        """The next steps of every series: `unique_id, ds, yhat` and one column per quantile (`q0.1`).
+
+        frame: the history to go on from, default that of `fit`. update_memory: append what it holds that the memory
+        does not yet; nothing is trained again. A table with series that the memory does not know needs False.
+
+        Raises what `append` and `forecaster.forecast.forecast` raise.
+        """
+        predictor = self._require_fitted()
+        if frame is None and self._history is None:
+            raise UsageError("a loaded forecaster has no history", hint="give predict the table to go on from")
+        table = self._history if frame is None else self._read(frame)
+        assert table is not None, "one of the two is given"
+        if update_memory:
+            with suppress(NothingNewError):
+                self._grow(table)
+        memory = self.memory
+        require_same_data(table, memory.windows, self._ref)
+        return forecast(predictor, memory, table, quantiles=quantiles)
+
+    def evaluate(self, frame: pd.DataFrame, part: str = "test") -> RunEvaluation:
+        """Score every window of a part (`train`, `val`, `test`), with the memory that was trained against."""
+        predictor, trained = self._require_fitted(), self._trained_ref()
+        table, memory = self._read(frame), self._open(trained)
+        require_same_data(table, memory.windows, trained)
+        return evaluate_run(predictor, memory, table, part)
+
+    def save(self, folder: Path | str) -> Path:
+        """Copy run and memory into a new folder, which can be moved. Raises `UsageError` if it exists."""
+        self._require_fitted()
+        target = Path(folder)
+        if target.exists():
+            raise UsageError(f"{target} exists already", hint="choose another folder")
+        shutil.copytree(self.folder / RUN, target / RUN, ignore=shutil.ignore_patterns("checkpoints", ".*"))
+        with tempfile.TemporaryDirectory() as between:
+            store = Store(self.folder / INDEXES)
+            for ref in dict.fromkeys((self._trained_ref(), self._ref)):
+                archive = export(store.resolve(ref), Path(between) / f"{ref}.zip")
+                import_version(Store(target / INDEXES), archive)
+        return target
+
+    @classmethod
+    def load(cls, folder: Path | str, *, device: str = "auto", options: ReadOptions | None = None) -> Self:
+        """What `save` wrote, or the folder of a `Forecaster`.
+
+        Raises `RunNotFoundError`, `NotFoundError`, `RunDamagedError`.
+        """
+        folder = Path(folder)
+        run = open_run(folder / RUN)
+        settings = run.record.config.to_dict()
+        loaded = cls(folder=folder, device=device, options=options, split=run.record.data.split["name"], **settings)
+        loaded._ref = Store(folder / INDEXES).locate(NAME).ref
+        memory = loaded._open(loaded._ref)
+        require_same_memory(run, memory.manifest, loaded._ref, newer=True)
+        loaded._predictor = load_predictor(run, device=device)
+        return loaded
+
+    def _grow(self, table: SeriesTable) -> None:
+        """Append to the memory; of all versions only the one that was trained against and the newest are kept."""
+        store, before = Store(self.folder / INDEXES), self._ref
+        self._ref = append(store, before, table).ref
+        if before != self._trained_ref():
+            store.remove(before)
+
+    def _trained_ref(self) -> str:
+        """The version that was trained against, whatever number it has in this folder."""
+        fingerprint = self.run.record.index.fingerprint
+        for entry in Store(self.folder / INDEXES).list_indexes(NAME)[0].versions:
+            if entry.fingerprint == fingerprint:
+                return f"{NAME}@{entry.version}"
+        raise NotFoundError(
+            f"{self.folder / INDEXES} does not hold the version that was trained against", hint="fit again"
+        )
+
+    def _read(self, frame: pd.DataFrame) -> SeriesTable:
+        step = self.memory.manifest.step  # rows alone do not always tell
+        options = replace(
+            self.options, step=self.options.step or step.frequency, time_zone=self.options.time_zone or step.time_zone
+        )
+        return read_frame(frame, options)
+
+    def _open(self, ref: str) -> LocalMemory:
+        return open_version(Store(self.folder / INDEXES).resolve(ref), load_encoder=load_encoder)
+
+    def _require_fitted(self) -> Predictor:
+        if self._predictor is None:
+            raise RunNotFoundError("this forecaster has not been fitted", hint="call fit first, or Forecaster.load")
+        return self._predictor

@@ -1,0 +1,136 @@
+"""A trained model ready to be asked: batches in, forecasts in raw units out, as numpy arrays.
+
+Which windows are asked, and what becomes of the forecasts, is told in `evaluate.py` and `forecast.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forecaster.backbone import check_reference
+from forecaster.batches import parts_of
+from forecaster.config import Config
+from forecaster.errors import RunIncompatibleError
+from forecaster.intervals import Intervals, read_intervals
+from forecaster.model import ForecastModel
+from forecaster.placement import place_backbone, resolve_device
+from forecaster.run import Run
+from forecaster.types import Batch, ModelOutput
+from forecaster.weights import WEIGHTS, load_into
+from memory_index.versions.manifest import Manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predicted:
+    """Forecasts of n windows; float32, raw units but for the gates.
+
+    forecast: [n, H]. linear: [n, H], the linear shortcut by itself, None without it. gate: [n, H], the value-space
+    gate. feature_gate: [n], None without GRA-M. direction: int64 [n], 0 up, 1 flat, 2 down, None without TAPR.
+    location, spread: [n], of each window.
+    """
+
+    forecast: np.ndarray
+    linear: np.ndarray | None
+    gate: np.ndarray
+    feature_gate: np.ndarray | None
+    direction: np.ndarray | None
+    location: np.ndarray
+    spread: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictor:
+    """A model with what is needed to use it.
+
+    units: training standard deviation of each series that it was trained on. intervals: calibrated on validation.
+    """
+
+    config: Config
+    model: ForecastModel
+    units: Mapping[str, float]
+    intervals: Intervals
+
+    def predict(self, batch: Batch) -> Predicted:
+        """See `predict`."""
+        return predict(self.model, batch)
+
+
+def predict(model: ForecastModel, batch: Batch) -> Predicted:
+    """Forecast all windows of a batch, a bounded number at a time."""
+    model.eval()
+    device = next(model.parameters()).device
+    outputs: list[ModelOutput] = []
+    linear: list[Tensor] = []
+    with torch.inference_mode():
+        for part in parts_of(batch):
+            moved = part.to(device)
+            output = model(moved.context, moved.neighbours, unit=moved.unit)
+            outputs.append(output)
+            if model.shortcut is not None:
+                location, spread = output.location[:, None], output.spread[:, None]
+                linear.append(model.shortcut((moved.context - location) / spread)[:, 0] * spread + location)
+    gatings = [output.gating.gate for output in outputs if output.gating is not None]
+    directions = [output.trend.direction.argmax(dim=1) for output in outputs if output.trend is not None]
+    return Predicted(
+        forecast=_joined([output.forecast for output in outputs]),
+        linear=_joined(linear) if linear else None,
+        gate=_joined([output.gate for output in outputs]),
+        feature_gate=_joined(gatings) if gatings else None,
+        direction=_joined(directions) if directions else None,
+        location=_joined([output.location for output in outputs]),
+        spread=_joined([output.spread for output in outputs]),
+    )
+
+
+def _joined(parts: list[Tensor]) -> np.ndarray:
+    return torch.cat(parts).cpu().numpy()
+
+
+def load_predictor(run: Run, *, device: str = "auto") -> Predictor:
+    """The trained model of a run. device: `auto`, `cpu` or `cuda`; it need not be the one that trained it.
+
+    Raises `RunNotFoundError` (not trained to its end), `RunDamagedError`, `BackboneNotFoundError` and
+    `RunIncompatibleError` (the frozen language model is not on this machine, or is another one).
+    """
+    record, config = run.record, run.record.config
+    intervals = read_intervals(run.path)
+    backbone = place_backbone(config, device)
+    if backbone is not None:
+        assert record.backbone is not None, "the record says which language model its settings name"
+        check_reference(backbone, record.backbone, str(run.path))
+    model = ForecastModel(config.model, num_spaces=len(record.index.spaces), backbone=backbone)
+    weights, _ = run.weights()
+    load_into(model, weights, where=run.path / WEIGHTS)
+    return Predictor(
+        config=config, model=model.to(resolve_device(device)).eval(), units=record.data.units, intervals=intervals
+    )
+
+
+def require_same_memory(run: Run, manifest: Manifest, ref: str, *, newer: bool) -> None:
+    """Raise `RunIncompatibleError` unless a version is the one that a run was trained against, or, if `newer` is asked
+    for, any version of the same windows and the same key encoder: what was appended, or built on again.
+    """
+    trained = run.record.index
+    theirs = {
+        "window": manifest.window.to_dict(),
+        "key encoder": manifest.encoder["fingerprint"],
+        "key spaces": [str(record.space) for record in manifest.spaces],
+    }
+    ours = {"window": trained.window, "key encoder": trained.encoder_fingerprint, "key spaces": list(trained.spaces)}
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise RunIncompatibleError(
+                f"{run.path} was trained against {trained.ref}, but {ref} has another {name}: "
+                f"{theirs[name]}, not {value}",
+                hint=f"use {trained.ref}, or a version appended to it",
+            )
+    if manifest.fingerprint != trained.fingerprint and not newer:
+        raise RunIncompatibleError(
+            f"{run.path} was trained against {trained.ref}, but {ref} in this folder of indexes has another content",
+            hint=f"restore that version, or say --index {ref} to use what is there",
+        )
