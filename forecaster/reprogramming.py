@@ -18,13 +18,14 @@ from torch import Tensor, nn
 class Reprogramming(nn.Module):
     """Patches [B, P, D] -> [B, P, llm_dim], as mixtures of text prototypes E [U, llm_dim]:
 
-        head_i  = softmax(W_q,i patches (W_k,i E)^T / sqrt(D)) W_v,i E
+        head_i  = softmax(W_q,i patches (W_k,i E)^T / sqrt(D / 2)) W_v,i E
         output  = W_o [head_1 .. head_n]
 
     U: `num_prototypes`, but never more than the vocabulary has words, since more of them would only repeat. Each head
-    is D wide: a score is bilinear in a patch of width D, so wider heads score nothing that these cannot. No dropout
-    on the attention: it would have to hold B x P x U numbers per head. Keys and values of the prototypes are the same
-    for all windows and are computed once per call; all patches of a batch are then one long row of queries.
+    is D / 2 wide: a score is bilinear in a patch of width D, so heads wider than D could score nothing more, and
+    these products are the larger part of a step with a small language model. No dropout on the attention: it would
+    have to hold B x P x U numbers per head. Keys and values of the prototypes are the same for all windows and are
+    computed once per call; all patches of a batch are then one long row of queries.
 
     prototypes: E, learned; the words at even distances in the vocabulary at first. With `vocabulary_mapping`
     they are `mapping` over all words instead, which is learned.
@@ -36,8 +37,8 @@ class Reprogramming(nn.Module):
         super().__init__()
         vocabulary, llm_dim = words.shape
         num = min(num_prototypes, vocabulary)
-        self.num_heads, self.head_width = num_heads, d_model
-        inner = num_heads * d_model
+        self.num_heads, self.head_width = num_heads, max(1, d_model // 2)
+        inner = num_heads * self.head_width
         self.mapping: nn.Linear | None = None
         self.prototypes: nn.Parameter | None = None
         if vocabulary_mapping:
@@ -53,10 +54,10 @@ class Reprogramming(nn.Module):
     def forward(self, patches: Tensor, words: Tensor) -> Tensor:
         """patches [B, P, D], words [vocabulary, llm_dim] (frozen; read with `vocabulary_mapping` only)."""
         prototypes = self.text_prototypes(words)
-        rows = patches.reshape(-1, self.head_width)  # [B*P, D]
+        rows = patches.flatten(0, 1)  # [B*P, D]
         query, key, value = self.query(rows), self.key(prototypes), self.value(prototypes)
         heads = F.scaled_dot_product_attention(self._split(query), self._split(key), self._split(value))
-        mixed = heads[0].transpose(0, 1).reshape(len(rows), -1)  # [B*P, heads*D]
+        mixed = heads[0].transpose(0, 1).reshape(len(rows), -1)  # [B*P, heads * D / 2]
         return self.output(mixed).view(*patches.shape[:2], -1)
 
     def text_prototypes(self, words: Tensor) -> Tensor:
@@ -67,5 +68,5 @@ class Reprogramming(nn.Module):
         return self.mapping(words.to(self.mapping.weight.dtype).T).T
 
     def _split(self, rows: Tensor) -> Tensor:
-        """[N, heads*D] -> [1, heads, N, D]."""
+        """[N, heads * D / 2] -> [1, heads, N, D / 2]."""
         return rows.view(1, len(rows), self.num_heads, self.head_width).transpose(1, 2)

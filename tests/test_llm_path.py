@@ -169,15 +169,15 @@ def test_reprogramming_is_attention_to_prototypes(vocabulary_mapping: bool) -> N
     assert prototypes.shape == (20, 12)
     heads = []
     for i in range(2):
-        rows = slice(4 * i, 4 * i + 4)
+        rows = slice(2 * i, 2 * i + 2)
         query, key, value = (
             source @ linear.weight[rows].T + linear.bias[rows]
             for source, linear in ((patches, module.query), (prototypes, module.key), (prototypes, module.value))
         )
-        heads.append(torch.softmax(query @ key.T / math.sqrt(4), dim=-1) @ value)
+        heads.append(torch.softmax(query @ key.T / math.sqrt(2), dim=-1) @ value)
     torch.testing.assert_close(module(patches, words), module.output(torch.cat(heads, dim=-1)))
     num_weights = sum(weight.numel() for weight in module.parameters())
-    assert num_weights == 356 + (50 * 20 + 20 if vocabulary_mapping else 20 * 12)
+    assert num_weights == 184 + (50 * 20 + 20 if vocabulary_mapping else 20 * 12)
 
 
 def test_prototypes_are_words_and_never_more_than_there_are() -> None:
