@@ -23,6 +23,7 @@ from forecaster.backbone import Backbone
 from forecaster.batches import CachedWindows, flat_values
 from forecaster.config import Config
 from forecaster.cross_fit import time_blocks
+from forecaster.devices import make_accelerator
 from forecaster.errors import RunIncompatibleError
 from forecaster.intervals import Intervals, calibrate, neighbour_scale, write_intervals
 from forecaster.losses import LossParts, total_loss
@@ -37,7 +38,7 @@ from forecaster.neighbour_cache import (
 from forecaster.patching import instance_norm
 from forecaster.placement import hardware, place_backbone
 from forecaster.predictor import predict
-from forecaster.run import Run, create_run, finish_run
+from forecaster.run import Run, create_run, finish_run, open_run
 from forecaster.run_record import DataFacts, IndexFacts, RunRecord
 from forecaster.shortcut import fit_linear
 from forecaster.tapr import fit_thresholds, trend_change
@@ -57,9 +58,14 @@ Report = Callable[[float, float | None], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """A finished training. neighbour_seconds: to find the neighbours of all windows, about 0 if they were there."""
+    """A finished training.
+
+    is_main: whether this is the process that has written it, of several that trained together. neighbour_seconds: to find
+    the neighbours of all windows, about 0 if they were there.
+    """
 
     run: Run
+    is_main: bool
     result: TrainResult
     fingerprint: str
     neighbour_seconds: float
@@ -92,7 +98,11 @@ def train_run(
     check_fits(config, memory, table)
     backbone = place_backbone(config, device)
     record = run_record(table, memory, ref, config, backbone, device)
-    run = create_run(out, record, resume=resume)
+    accelerator = make_accelerator(device, config.train.precision, llm_width=backbone.width if backbone else 0)
+    if accelerator.is_main_process:
+        create_run(out, record, resume=resume)
+    accelerator.wait_for_everyone()
+    run = open_run(out)
     started = time.perf_counter()
     training = windows_of(table, memory, config, record, "train", neighbours_dir, report)
     validation = windows_of(table, memory, config, record, "val", neighbours_dir, report)
@@ -114,7 +124,8 @@ def train_run(
         report=progress,
     )
     intervals = fit_intervals(model, validation)
-    write_intervals(out, intervals)
+    if accelerator.is_main_process:
+        write_intervals(out, intervals)
     figures: dict[str, Any] = {
         "best_val_mse": result.best_val_mse,
         "training": dataclasses.asdict(result),
@@ -122,8 +133,11 @@ def train_run(
         "num_validation_windows": len(validation),
         "neighbour_seconds": round(neighbour_seconds, 3),
     }
+    if accelerator.is_main_process:
+        run = finish_run(run, figures)
     return Trained(
-        run=finish_run(run, figures),
+        run=run,
+        is_main=accelerator.is_main_process,
         result=result,
         fingerprint=memory.manifest.fingerprint,
         neighbour_seconds=round(neighbour_seconds, 3),
