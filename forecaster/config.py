@@ -17,6 +17,8 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 from forecaster.errors import ConfigError
 from memory_index.leakage import Policy
 
+ALONE_LEARNING_RATE = 1e-3  # the default of a network that is the whole forecast, not a residual on the shortcut
+
 PromptLayout = Literal["spec", "cached"]
 Precision = Literal["auto", "float32", "bf16"]
 
@@ -115,15 +117,15 @@ class TrainConfig:
     policy: Policy = Policy.DISJOINT
     num_folds: int = 3
     train_stride: int = 1
-    epochs: int = 10
+    epochs: int = 3
     max_steps: int | None = None
     batch_size: int = 224
     accumulation: int = 1
-    learning_rate: float = 1e-3
-    gate_learning_rate: float = 1e-2
+    learning_rate: float = 2e-5
+    gate_learning_rate: float = 0.03
     weight_decay: float = 0.01
     clip: float = 1.0
-    patience: int = 3
+    patience: int = 2
     lambda_trend: float = 0.1
     lambda_retrieval: float = 0.1
     lambda_ref: float = 1.0
@@ -163,6 +165,8 @@ class Config:
         for name, value in settings.items():
             part = _owner(name)
             parts[part][name] = _typed(_RECORDS[part], name, value)
+        if parts["model"].get("use_shortcut") is False:
+            parts["train"].setdefault("learning_rate", ALONE_LEARNING_RATE)
         missing = [name for name in ("lookback", "horizon") if name not in parts["model"]]
         if missing:
             raise ConfigError(f"the settings do not say {' and '.join(missing)}")
