@@ -67,11 +67,6 @@ class CachedWindows:
             fold=None if self.fold is None else torch.from_numpy(self.fold[indices]),
         )
 
-    def blocks(self, size: int = MODEL_BATCH) -> Iterator[Batch]:
-        """All windows in order, `size` at a time."""
-        for start in range(0, len(self), size):
-            yield self.batch(np.arange(start, min(start + size, len(self))))
-
 
 def flat_values(table: SeriesTable) -> tuple[np.ndarray, np.ndarray]:
     """All series of a table end to end, float32 [T], and where each begins, int64 [N]."""

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forecaster import rng
 from forecaster.backbone import Backbone
 from forecaster.batches import CachedWindows, flat_values
 from forecaster.config import Config
@@ -60,8 +61,8 @@ Report = Callable[[float, float | None], None]
 class Trained:
     """A finished training.
 
-    is_main: whether this is the process that has written it, of several that trained together. neighbour_seconds: to find
-    the neighbours of all windows, about 0 if they were there.
+    is_main: whether this is the process that has written it, of several that trained together. neighbour_seconds: to
+    find the neighbours of all windows, about 0 if they were there.
     """
 
     run: Run
@@ -107,8 +108,9 @@ def train_run(
     training = windows_of(table, memory, config, record, "train", neighbours_dir, report)
     validation = windows_of(table, memory, config, record, "val", neighbours_dir, report)
     neighbour_seconds = time.perf_counter() - started
-    torch.manual_seed(config.train.seed)
-    model = ForecastModel(config.model, num_spaces=len(memory.manifest.spaces), backbone=backbone)
+    with rng.preserved(accelerator.device):
+        torch.manual_seed(config.train.seed)
+        model = ForecastModel(config.model, num_spaces=len(memory.manifest.spaces), backbone=backbone)
     fit_closed_form(model, training, table, memory, config)
     result = train(
         model,
@@ -292,7 +294,15 @@ def fit_closed_form(
         before, after = (
             table.step.add(np.array([time]), shift)[0] for time, shift in ((first, -length), (last, length))
         )
-        folds.append(fitted((times <= before) | (times >= after)))
+        keep = (times <= before) | (times >= after)
+        if not keep.any():
+            raise DataError(
+                f"{table.source} has no training window left to fit the linear shortcut on when the origins from "
+                f"{table.step.isoformat(first)} to {table.step.isoformat(last)} and {length} steps around them are "
+                "left out",
+                hint="lower num_folds (1 fits on everything, and makes the shortcut look better than it is)",
+            )
+        folds.append(fitted(keep))
     assert training.position.max() < offset[-1], "positions are those of this table"
     model.shortcut.set_weights(fitted(np.ones(len(training), dtype=bool)), folds)
 

@@ -43,7 +43,8 @@ def mix(bases: Tensor, network: Tensor, memory: Tensor, found: Tensor, weights: 
     of_bases, of_memory = weights[:, :num_bases], weights[:, num_bases:]
     memory_share = of_memory.sum(dim=1)  # [B, H]
     gate = 1 - memory_share
-    model_part = (of_bases * bases).sum(dim=1) / of_bases.sum(dim=1) + network
+    share = of_bases.sum(dim=1).clamp(min=torch.finfo(weights.dtype).tiny)  # which a softmax rounds to 0 in the end
+    model_part = (of_bases * bases).sum(dim=1) / share + network
     usable = torch.where(found[..., None], memory, torch.zeros_like(memory))
     safe_share = torch.where(memory_share > 0, memory_share, torch.ones_like(memory_share))
     memory_part = (of_memory * usable).sum(dim=1) / safe_share
