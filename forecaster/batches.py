@@ -77,13 +77,14 @@ def flat_values(table: SeriesTable) -> tuple[np.ndarray, np.ndarray]:
 class LiveBlock(NamedTuple):
     """Moments that were asked of a memory at once, and the same as flat windows, moment after moment (n = B * N).
 
-    batch: its `future` is empty ([n, 0]): what follows is not known here. unit: float64 [N]. condensed: None for a
-    model without GRA-M.
+    batch: its `future` is empty ([n, 0]): what follows is not known here. condensed: None for a model without GRA-M.
+    spaces: the key spaces that could be asked, fewer than all for a series that the memory does not have.
     """
 
     asked: QueryBlock
     batch: Batch
     condensed: Condensed | None
+    spaces: tuple[KeySpace, ...] = ()
 
 
 def live_blocks(
@@ -104,9 +105,11 @@ def live_blocks(
     whole = WindowSpec(lookback=spec.lookback, horizon=config.horizon)
     for asked in query_blocks(table, origins, whole, Policy.CAUSAL, known=manifest.series_ids):
         context = asked.queries.context  # [B, N, L of the version]
-        condensed = None
+        condensed: Condensed | None = None
+        answering: tuple[KeySpace, ...] = ()
         if config.use_gram:
-            condensed = condense(memory.search(asked.queries, k), spaces, horizon=config.horizon)
+            found = memory.search(asked.queries, k)
+            condensed, answering = condense(found, spaces, horizon=config.horizon), found.spaces
         known = [units.get(str(series_id), np.nan) for series_id in asked.queries.series_id]
         own = context.std(axis=-1, dtype=np.float64)
         unit = np.where(np.isnan(known), np.where(own > 0, own, 1.0), known).astype(np.float32)  # [B, N]
@@ -125,7 +128,7 @@ def live_blocks(
             unit=torch.from_numpy(unit.ravel()),
             neighbours=neighbours,
         )
-        yield LiveBlock(asked, batch, condensed)
+        yield LiveBlock(asked, batch, condensed, answering)
 
 
 def parts_of(batch: Batch, size: int = MODEL_BATCH) -> Iterator[Batch]:

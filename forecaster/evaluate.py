@@ -196,8 +196,9 @@ def _add(
         alone = mean_over_spaces(by_space)
         forecasts["memory_only"] = np.where(np.isnan(alone), context[..., -1:], alone)
         for number, record in enumerate(memory.manifest.spaces):
-            each = by_space[:, :, number]
-            forecasts[str(record.space)] = np.where(np.isnan(each), context[..., -1:], each)
+            if record.space in block.spaces:
+                each = by_space[:, :, number]
+                forecasts[str(record.space)] = np.where(np.isnan(each), context[..., -1:], each)
         tally.num_without += int((~block.condensed.found.any(axis=1).reshape(wanted.shape) & wanted).sum())
         tally.gate.add(predicted.gate[wanted.ravel()])
     for name, values in forecasts.items():

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
-from forecaster.errors import RunNotFoundError
+from forecaster.errors import RunDamagedError, RunNotFoundError
 from forecaster.neighbours import Condensed
-from forecaster.records import refusals_named
+from forecaster.records import RESTORE, refusals_named
 from memory_index.errors import UsageError
 from memory_index.types import KeySpace
 from memory_index.versions import disk
@@ -91,7 +92,7 @@ def calibrate(errors: np.ndarray) -> Intervals:
     """
     ordered = np.sort(errors, axis=0)
     num = len(ordered)
-    rank = LEVELS * (num + 1)
+    rank = np.round(LEVELS * (num + 1), 6)  # 0.55 * 100 is a little more than 55
     rank = np.where(LEVELS < 0.5, np.floor(rank), np.ceil(rank)).astype(np.int64)
     return Intervals(residual=ordered[np.clip(rank, 1, num) - 1].astype(np.float32), num=num)
 
@@ -104,9 +105,13 @@ def write_intervals(run: Path, intervals: Intervals) -> None:
 
 
 def read_intervals(run: Path) -> Intervals:
-    """Those of a run folder. Raises `RunNotFoundError` if its training has not ended."""
+    """Those of a run folder. Raises `RunNotFoundError` if its training has not ended, `RunDamagedError`."""
     with refusals_named(run / FILE):
         if not (run / FILE).is_file():
             raise RunNotFoundError(f"{run} is not trained to its end", hint="go on with 'cli train ... --resume'")
-        arrays = safetensors.numpy.load((run / FILE).read_bytes())
-    return Intervals(residual=arrays["residual"], num=int(arrays["num"][0]))
+        content = (run / FILE).read_bytes()
+    try:
+        arrays = safetensors.numpy.load(content)
+        return Intervals(residual=arrays["residual"], num=int(arrays["num"][0]))
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise RunDamagedError(f"{run / FILE} is not what was written: {error!r}", hint=RESTORE) from error
