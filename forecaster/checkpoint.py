@@ -29,6 +29,14 @@ NAME = re.compile(rf"step-(\d{{8,}})({UNSCORED})?")
 LOCK = ".lock"  # in a run, held by the process that trains it
 # Settings that may differ between a training and its continuation, since they change no result.
 FREE_SETTINGS = ("save_steps", "save_total_limit")
+# What a training belongs to: the parts that are settings, and what the hashes in it are of.
+SETTINGS = ("settings", "train")
+HASHES = {
+    "backbone.fingerprint": "language model",
+    "data.sha256": "table (up to the end of the validation part)",
+    "index.encoder_fingerprint": "key encoder",
+    "index.fingerprint": "version of the index",
+}
 TRASH = ".old-"  # beginning of the name of a checkpoint that is being deleted
 
 
@@ -208,14 +216,24 @@ def clear_leftovers(run: Path) -> None:
 
 
 def require_same(written: Mapping[str, Any], found: Mapping[str, Any], *, where: Path) -> None:
-    """Raise `RunIncompatibleError` that names the first difference if this belongs to something else."""
-    difference = first_difference(written, found)
-    if difference is not None:
-        name, ours, theirs = difference
-        raise RunIncompatibleError(
-            f"{where} was trained with {name} {ours!r}, not {theirs!r}",
-            hint="go on with what it was trained with, or train into another folder (--out)",
-        )
+    """Raise `RunIncompatibleError` that names the first difference if this belongs to something else.
+
+    Settings come first: what else differs may follow from them.
+    """
+    settings = ({name: each[name] for name in SETTINGS if name in each} for each in (written, found))
+    difference = first_difference(*settings) or first_difference(written, found)
+    if difference is None:
+        return
+    name, ours, theirs = difference
+    if name in HASHES:
+        said = f"another {HASHES[name]} ({str(ours)[:12]}, not {str(theirs)[:12]})"
+    else:
+        part, _, own = name.partition(".")
+        said = f"{own if part in SETTINGS else name} {ours!r}, not {theirs!r}"
+    raise RunIncompatibleError(
+        f"{where} was trained with {said}",
+        hint="go on with what it was trained with, or train into another folder (--out)",
+    )
 
 
 def _read_trainer(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from types import UnionType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from forecaster.errors import ConfigError
+from memory_index.errors import NotFoundError
 from memory_index.leakage import Policy
 
 ALONE_LEARNING_RATE = 1e-3  # the default of a network that is the whole forecast, not a residual on the shortcut
@@ -198,14 +199,21 @@ def preset_settings(name: str, *, lookback: int) -> dict[str, Any]:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The flat settings of a TOML file. Raises `ConfigError` (not TOML, unknown name), `OSError`."""
+    """The flat settings of a TOML file.
+
+    Raises `ConfigError` (not TOML, unknown name, wrong type), `NotFoundError`, `OSError` (may not be read).
+    """
+    if not path.is_file():
+        raise NotFoundError(f"there is no file of settings {path}", hint="--config takes a TOML file")
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}", hint="lines like: learning_rate = 0.001") from error
-    for name in settings:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            raise ConfigError(f"{path}: settings have no sections, but there is [{name}]", hint="delete that line")
         try:
-            _owner(name)
+            _typed(_RECORDS[_owner(name)], name, value)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}", hint=error.hint) from error
     return settings

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from forecaster.batches import CachedWindows, flat_values
 from forecaster.config import Config
 from forecaster.cross_fit import time_blocks
 from forecaster.devices import make_accelerator
-from forecaster.errors import RunIncompatibleError
-from forecaster.intervals import Intervals, calibrate, neighbour_scale, write_intervals
+from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
+from forecaster.intervals import Intervals, calibrate, neighbour_scale, read_intervals, write_intervals
 from forecaster.losses import LossParts, total_loss
 from forecaster.model import ForecastModel
 from forecaster.neighbour_cache import (
@@ -55,18 +55,21 @@ from memory_index.windows import cut
 CHUNK = 4096  # windows handled at once where thresholds and intervals are fitted
 
 Report = Callable[[float, float | None], None]
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
     """A finished training.
 
-    is_main: whether this is the process that has written it, of several that trained together. neighbour_seconds: to
-    find the neighbours of all windows, about 0 if they were there.
+    is_main: whether this is the process that has written it, of several that trained together. is_new: False if it had
+    ended before it was asked for again. neighbour_seconds: to find the neighbours of all windows, about 0 if they were
+    there.
     """
 
     run: Run
     is_main: bool
+    is_new: bool
     result: TrainResult
     fingerprint: str
     neighbour_seconds: float
@@ -87,11 +90,13 @@ def train_run(
     device: str = "auto",
     report: Report = lambda done, total: None,
     progress: Callable[[Progress], None] | None = None,
+    note: Note = lambda text: None,
 ) -> Trained:
     """Train a model on the training part of a table against one version, in the folder `out`.
 
     ref: the version's full reference, for the record. neighbours_dir: where found neighbours are kept, for all runs.
-    report: called with (windows done, all) while neighbours are found; progress: after each step.
+    resume: go on with a run, or begin it; one that has ended is left as it is. report: called with (windows done, all)
+    while neighbours are found; progress: after each step; note: with what a person should know.
 
     Raises `IncompatibleError` (lookback or horizon longer than the version's; a table that it was not built on; a run
     that belongs to something else), `DataError` (no validation part), and what `train` raises.
@@ -100,17 +105,20 @@ def train_run(
     backbone = place_backbone(config, device)
     record = run_record(table, memory, ref, config, backbone, device)
     accelerator = make_accelerator(device, config.train.precision, llm_width=backbone.width if backbone else 0)
+    # Before there is a run: settings that make no model must not leave a folder behind.
+    with rng.preserved(accelerator.device):
+        torch.manual_seed(config.train.seed)
+        model = ForecastModel(config.model, num_spaces=len(memory.manifest.spaces), backbone=backbone)
     if accelerator.is_main_process:
         create_run(out, record, resume=resume)
     accelerator.wait_for_everyone()
     run = open_run(out)
+    if (ended := ended_training(run, is_main=accelerator.is_main_process)) is not None:
+        return ended
     started = time.perf_counter()
-    training = windows_of(table, memory, config, record, "train", neighbours_dir, report)
-    validation = windows_of(table, memory, config, record, "val", neighbours_dir, report)
+    training = windows_of(table, memory, config, record, "train", neighbours_dir, report, note)
+    validation = windows_of(table, memory, config, record, "val", neighbours_dir, report, note)
     neighbour_seconds = time.perf_counter() - started
-    with rng.preserved(accelerator.device):
-        torch.manual_seed(config.train.seed)
-        model = ForecastModel(config.model, num_spaces=len(memory.manifest.spaces), backbone=backbone)
     fit_closed_form(model, training, table, memory, config)
     result = train(
         model,
@@ -131,26 +139,43 @@ def train_run(
     figures: dict[str, Any] = {
         "best_val_mse": result.best_val_mse,
         "training": dataclasses.asdict(result),
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_training_windows": len(training),
         "num_validation_windows": len(validation),
         "neighbour_seconds": round(neighbour_seconds, 3),
     }
     if accelerator.is_main_process:
         run = finish_run(run, figures)
+    return _trained(run, figures, is_main=accelerator.is_main_process, is_new=True)
+
+
+def ended_training(run: Run, *, is_main: bool = True) -> Trained | None:
+    """What is written of a training that has ended; None if it has not, or if a file of it was lost since."""
+    if not run.metrics:
+        return None
+    try:
+        run.weights()
+        read_intervals(run.path)
+    except (RunNotFoundError, RunDamagedError):
+        return None  # going on makes it good again from the last checkpoint
+    return _trained(run, run.metrics, is_main=is_main, is_new=False)
+
+
+def _trained(run: Run, figures: Mapping[str, Any], *, is_main: bool, is_new: bool) -> Trained:
+    """figures: as they are in `metrics.json`."""
+    names = ("neighbour_seconds", "num_parameters", "num_training_windows", "num_validation_windows")
     return Trained(
         run=run,
-        is_main=accelerator.is_main_process,
-        result=result,
-        fingerprint=memory.manifest.fingerprint,
-        neighbour_seconds=round(neighbour_seconds, 3),
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_training_windows=len(training),
-        num_validation_windows=len(validation),
+        is_main=is_main,
+        is_new=is_new,
+        result=TrainResult(**figures["training"]),
+        fingerprint=run.record.index.fingerprint,
+        **{name: figures[name] for name in names},
     )
 
 
 def check_fits(config: Config, memory: Memory, table: SeriesTable) -> None:
-    """Raise unless the model's windows fit into the version's, and the version has parts to train and validate on."""
+    """Raise unless the model's windows fit into the version's, and there are some to train and to validate on."""
     window, split = memory.manifest.window, memory.manifest.split
     for name, ours, theirs in (
         ("lookback", config.model.lookback, window.lookback),
@@ -171,6 +196,8 @@ def check_fits(config: Config, memory: Memory, table: SeriesTable) -> None:
             f"{table.source} has no series '{missing[0]}', which the index was built on",
             hint="train on the table that the version was built on",
         )
+    for part in ("train", "val"):
+        part_windows(memory, table, part, horizon=config.model.horizon)
 
 
 def run_record(
@@ -214,6 +241,7 @@ def windows_of(
     part: str,
     neighbours_dir: Path,
     report: Report = lambda done, total: None,
+    note: Note = lambda text: None,
 ) -> CachedWindows:
     """The windows of the training (`train`) or validation part (`val`), with neighbours if the model has a memory.
 
@@ -247,6 +275,8 @@ def windows_of(
         found = part_neighbours(
             memory, table, folder=neighbours_dir, part=part, k=train.memory_k, horizon=model.horizon, report=report
         )
+    for said in found.notes if isinstance(found, NeighbourCache) else ():
+        note(said)
     values, offset = flat_values(table)
     series = np.asarray(found.series)
     units = np.array([record.data.units[name] for name in table.series_ids], dtype=np.float32)

@@ -117,11 +117,15 @@ def require_same_memory(run: Run, manifest: Manifest, ref: str, *, newer: bool) 
     """
     trained = run.record.index
     theirs = {
-        "window": manifest.window.to_dict(),
+        **manifest.window.to_dict(),
         "key encoder": manifest.encoder["fingerprint"],
-        "key spaces": [str(record.space) for record in manifest.spaces],
+        "key spaces": ", ".join(str(record.space) for record in manifest.spaces),
     }
-    ours = {"window": trained.window, "key encoder": trained.encoder_fingerprint, "key spaces": list(trained.spaces)}
+    ours = {
+        **trained.window,
+        "key encoder": trained.encoder_fingerprint,
+        "key spaces": ", ".join(trained.spaces),
+    }
     for name, value in ours.items():
         if theirs[name] != value:
             raise RunIncompatibleError(

@@ -116,7 +116,7 @@ def _find(llm: str) -> tuple[Path, dict[str, Any]]:
         _check_folder(llm, folder)
         return folder, {"id": llm, "revision": None}
     named = HUB_ID.fullmatch(llm)
-    if named is None:
+    if named is None or llm.startswith((".", "~")):
         raise BackboneNotFoundError(
             f"there is no folder {llm}", hint="--llm takes builtin:tiny, a folder, or ID@REVISION"
         )
