@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from forecaster.run_record import RunRecord
+from forecaster.run_record import DataFacts, RunRecord
 from forecaster.weights import WeightsRecord
+
+PARTS = {"train_until": "training", "val_until": "validation", "test_until": "test"}
 
 
 def card_text(record: RunRecord, metrics: Mapping[str, Any], weights: WeightsRecord) -> str:
-    """Markdown: what the run was trained on and against, how, with what result, and on what machine."""
-    data, index, split = record.data, record.index, record.data.split
+    """Markdown: what the run was trained on and against, how, with what result, on what machine, and how to use it."""
+    data, index = record.data, record.index
     settings = record.settings
     lines = [
         f"# A forecaster of {data.source}",
         "",
         f"It reads the last {settings['lookback']} steps of a series and forecasts the next {settings['horizon']}.",
         "",
+        "## Use",
+        "",
+        f"RUN is this folder, wherever it lies; `--indexes-dir` says where {index.ref} lies, if not in `indexes`.",
+        "",
+        *(f"    {command}" for command in _commands(data.source)),
+        "",
         "## Data",
         "",
         f"- source: {data.source}, {len(data.series_ids)} series: {_listed(data.series_ids)}",
         f"- span: {data.first_at} to {data.last_at}, one step is {data.step}",
-        f"- split: {', '.join(f'{name} {value}' for name, value in split.items())}",
+        f"- split: {_split(data)}",
         f"- sha256 of the series: {data.sha256}",
         "",
         "## Memory",
@@ -33,16 +42,16 @@ def card_text(record: RunRecord, metrics: Mapping[str, Any], weights: WeightsRec
         "",
         "## Language model",
         "",
-        *([f"- {name}: {value}" for name, value in record.backbone.items()] if record.backbone else ["- none"]),
+        *([f"- {name}: {_told(value)}" for name, value in record.backbone.items()] if record.backbone else ["- none"]),
         "",
         "## Figures",
         "",
-        f"- validation MSE {weights.val_mse:.6g} after {weights.step} optimizer steps; these weights were kept",
-        *(f"- {name}: {value}" for name, value in _flat(metrics)),
+        f"- MSE on validation: {weights.val_mse:.6g} after {weights.step:,} optimizer steps; these weights were kept",
+        *_figures(metrics),
         "",
         "## Settings",
         "",
-        *(f"- {name}: {value}" for name, value in sorted(settings.items())),
+        *(f"- {name}: {_told(value)}" for name, value in sorted(settings.items())),
         "",
         "## Machine",
         "",
@@ -55,15 +64,38 @@ def card_text(record: RunRecord, metrics: Mapping[str, Any], weights: WeightsRec
     return "\n".join(" ".join(line.splitlines()) for line in lines)
 
 
+def _commands(source: str) -> list[str]:
+    file = shlex.quote(source)
+    return [
+        f"cli forecast {file} --run RUN --out forecast.csv --plot forecast.png",
+        f"cli forecast {file} --run RUN --update-index   # after new rows: nothing is trained again",
+        f"cli evaluate {file} --run RUN",
+    ]
+
+
 def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
-def _flat(metrics: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
-    lines: list[tuple[str, str]] = []
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            lines += _flat(value, f"{before}{name}.")
-        elif value is not None:
-            lines.append((f"{before}{name}", f"{value:.6g}" if isinstance(value, float) else str(value)))
+def _split(data: DataFacts) -> str:
+    ends = [f"{PARTS[name]} until {data.split[name]}" for name in PARTS if data.split.get(name) is not None]
+    return ", ".join([str(data.split["name"]), *ends])
+
+
+def _figures(metrics: Mapping[str, Any]) -> list[str]:
+    """Single figures, then those that belong together, each group under its name. Missing ones are left out."""
+    groups = {name: value for name, value in metrics.items() if isinstance(value, Mapping)}
+    alone = {name: value for name, value in metrics.items() if name not in groups}
+    lines = [f"- {name}: {_told(value)}" for name, value in alone.items() if value is not None]
+    for name, group in groups.items():
+        lines += ["", f"### {name}", "", *_figures(group)]
     return lines
+
+
+def _told(value: Any) -> str:
+    """A value as a setting of a TOML file has it, or as near as words come."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

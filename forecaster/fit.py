@@ -52,6 +52,7 @@ from memory_index.types import Memory
 from memory_index.versions.build import cut_table, stored_part
 from memory_index.windows import cut
 
+SPLIT_ENDS = ("train_until", "val_until", "test_until")
 CHUNK = 4096  # windows handled at once where thresholds and intervals are fitted
 
 Report = Callable[[float, float | None], None]
@@ -209,6 +210,10 @@ def run_record(
     seen = cut_table(table, [int(np.searchsorted(series.times, until, side="right")) for series in table.series])
     training = stored_part(table, manifest.split.train_until, manifest.window)
     units = fit_scale([series.values for series in training.series]).std
+
+    def told(end: str | None) -> str | None:
+        return None if end is None else table.step.isoformat(np.datetime64(end, "ns"))
+
     return RunRecord(
         settings=config.to_dict(),
         index=IndexFacts(
@@ -226,7 +231,7 @@ def run_record(
             step=table.step.frequency,
             series_ids=table.series_ids,
             units={name: float(unit) for name, unit in zip(table.series_ids, units, strict=True)},
-            split=dataclasses.asdict(manifest.split),
+            split={"name": manifest.split.name} | {name: told(getattr(manifest.split, name)) for name in SPLIT_ENDS},
             sha256=seen.content_hash,
         ),
         hardware=hardware(config, device, llm_width=backbone.width if backbone else 0),

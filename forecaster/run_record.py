@@ -52,9 +52,9 @@ class IndexFacts:
 class DataFacts:
     """The table that a run was trained on.
 
-    source: name of the file. first_at, last_at: ISO 8601, of the whole table. split: borders of the parts, as in the
-    manifest of the version. step: pandas frequency. units: training standard deviation of each series, in which errors
-    are counted. sha256: of all series up to the end of the validation part.
+    source: name of the file. first_at, last_at: ISO 8601, up to the end of the validation part. split: its name, and
+    where its parts end (ISO 8601, as the table tells its times). step: pandas frequency. units: training standard
+    deviation of each series, in which errors are counted. sha256: of all series up to the end of the validation part.
     """
 
     source: str

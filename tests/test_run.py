@@ -105,9 +105,12 @@ def test_the_card_says_what_the_run_is(tmp_path):
         "HUFL, OT",
         "ett-hourly",
         f"etth1@1, fingerprint {'f' * 64}",
-        "reference: builtin:tiny",
-        "validation MSE",
-        "test.mse: 0.123457",
+        "training until 2017-06-25T23:00:00",
+        "id: builtin:tiny",
+        "MSE on validation",
+        "### test\n\n- mse: 0.123457",
+        "use_tapr: true",
+        "cli evaluate 'a # b' --run RUN",
         "seed: 0",
         "device: cpu",
         f"torch: {torch.__version__.partition('+')[0]}",
@@ -153,10 +156,14 @@ def test_going_on_keeps_the_first_record(tmp_path):
 @pytest.mark.parametrize(
     ("other", "name"),
     [
-        (changed(d_model=64), "settings.d_model 32, not 64"),
-        (dataclasses.replace(RECORD, index=dataclasses.replace(RECORD.index, fingerprint="c")), "index.fingerprint"),
-        (dataclasses.replace(RECORD, backbone={**RECORD.backbone, "fingerprint": "c"}), "backbone.fingerprint"),
-        (dataclasses.replace(RECORD, data=dataclasses.replace(RECORD.data, sha256="c")), "data.sha256"),
+        (dataclasses.replace(changed(use_llm=False), backbone=None), "trained with use_llm True, not False"),
+        (changed(d_model=64), "trained with d_model 32, not 64"),
+        (
+            dataclasses.replace(RECORD, index=dataclasses.replace(RECORD.index, fingerprint="c")),
+            "another version",
+        ),
+        (dataclasses.replace(RECORD, backbone={**RECORD.backbone, "fingerprint": "c"}), "another language model"),
+        (dataclasses.replace(RECORD, data=dataclasses.replace(RECORD.data, sha256="c")), "another table"),
     ],
 )
 def test_a_run_of_something_else_does_not_go_on(tmp_path, other, name):
