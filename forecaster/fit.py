@@ -46,6 +46,7 @@ from forecaster.tapr import fit_thresholds, trend_change
 from forecaster.train import Progress, TrainResult, train
 from forecaster.types import Batch
 from memory_index.errors import DataError
+from memory_index.queries import require_same_data
 from memory_index.scaling import fit_scale
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Memory
@@ -103,6 +104,7 @@ def train_run(
     that belongs to something else), `DataError` (no validation part), and what `train` raises.
     """
     check_fits(config, memory, table)
+    require_same_data(table, memory.windows, ref)
     backbone = place_backbone(config, device)
     record = run_record(table, memory, ref, config, backbone, device)
     accelerator = make_accelerator(device, config.train.precision, llm_width=backbone.width if backbone else 0)

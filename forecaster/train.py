@@ -101,6 +101,7 @@ def train(
         checkpoint = _where_to_begin(folder, resume=resume)
         if checkpoint is not None:
             require_same(checkpoint.identity, whole_identity, where=folder)
+        accelerator.wait_for_everyone()  # before the main process begins its log, which the others would take for one
         num_lines = 0 if checkpoint is None else checkpoint.state.num_lines
         is_main = accelerator.is_main_process
         loop = TrainingLoop(
