@@ -1,0 +1,321 @@
+"""From a table to a run: it sees nothing that it must not see, goes on as if never stopped, and can be moved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from forecaster_fixtures import (
+    SETTINGS,
+    SPLIT,
+    TABLE,
+    WITHOUT_NETWORK,
+    config_of,
+    make_small,
+    memory_of,
+    train_small,
+    train_small_in_one_of,
+)
+from killing import PROCESSES, run_together
+from memory_fixtures import ENCODER, WINDOW, Store, append, between, open_version, poisoned
+from toy_training import InterruptAt, free_port, log_of
+
+from forecaster import intervals
+from forecaster.checkpoint import load_latest
+from forecaster.errors import RunIncompatibleError, RunNotFoundError
+from forecaster.evaluate import evaluate
+from forecaster.fit import check_fits
+from forecaster.forecast import forecast
+from forecaster.predictor import load_predictor, require_same_memory
+from forecaster.run import open_run
+from memory_index.errors import DataError, IncompatibleError, UsageError
+from memory_index.splits import split_by_name, split_until
+
+PROCESSES.set_forkserver_preload(["forecaster_fixtures", "torch._dynamo"])
+END_OF_TRAINING, END_OF_VALIDATION = TABLE.times[251], TABLE.times[335]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return make_small(tmp_path_factory.getbasetemp())
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return open_run(folder).weights()[0]
+
+
+def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def forecasts_of(folder: Path, memory, table=TABLE) -> pd.DataFrame:
+    predictor = load_predictor(open_run(folder), device="cpu")
+    return forecast(predictor, memory, table, quantiles=(0.1, 0.9))
+
+
+# What a training makes
+
+
+def test_it_learns(small):
+    log = [line for line in log_of(small.folder / "run") if "val_mse" in line]
+    assert small.trained.result.best_val_mse == min(line["val_mse"] for line in log) < 0.9 * log[0]["val_mse"]
+    assert small.trained.num_training_windows == 3 * (252 - WINDOW.length + 1)
+    assert small.trained.num_validation_windows == 3 * (84 - WINDOW.horizon + 1)
+    assert small.trained.num_parameters == sum(each.numel() for each in small.predictor.model.parameters())
+
+
+def test_the_record_says_what_it_was_trained_on(small):
+    run = open_run(small.folder / "run")
+    record, manifest = run.record, small.memory.manifest
+    assert record.settings == config_of().to_dict()
+    assert (record.index.ref, record.index.fingerprint) == ("m@1", manifest.fingerprint)
+    assert record.index.spaces == tuple(str(space.space) for space in manifest.spaces)
+    for series in TABLE.series:
+        assert record.data.units[series.series_id] == pytest.approx(series.values[:252].std(), rel=1e-12)
+    assert np.datetime64(record.data.split["val_until"]) == END_OF_VALIDATION
+    assert run.metrics["best_val_mse"] == small.trained.result.best_val_mse
+    text = json.dumps(record.to_document()) + (small.folder / "run" / "card.md").read_text()
+    assert str(small.folder) not in text, "a run does not say where it was made"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"use_tapr": False, "use_gram": False},
+        {"use_llm": False, "lookback": 36},
+        {"use_shortcut": False, "prompt_layout": "cached", "horizon": 3},
+        {**WITHOUT_NETWORK, "num_folds": 1, "train_stride": 3},
+        {"use_gram": False, "policy": "causal", "accumulation": 2},
+    ],
+)
+def test_every_kind_of_model_is_trained_kept_and_used(small, tmp_path, changed):
+    trained = train_small(
+        small.memory, tmp_path / "run", neighbours_dir=small.folder / "neighbours", max_steps=3, **changed
+    )
+    predictor = load_predictor(open_run(tmp_path / "run"), device="cpu")
+    assert_same_weights(predictor.model.state_dict(), trained.run.weights()[0])
+    found = evaluate(predictor, small.memory, TABLE, "val")
+    assert found.mse == pytest.approx(trained.result.best_val_mse, rel=1e-4)
+    assert len(forecast(predictor, small.memory, TABLE)) == 3 * predictor.config.model.horizon
+
+
+def test_neighbours_are_found_once_for_all_runs(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(small.memory), "search", None)
+    trained = train_small(
+        small.memory, tmp_path / "run", neighbours_dir=small.folder / "neighbours", d_model=4, max_steps=1
+    )
+    assert trained.result.steps == 1
+
+
+def test_a_seed_decides(small, tmp_path):
+    options = {"neighbours_dir": small.folder / "neighbours", "max_steps": 3}
+    for name, seed in (("one", 1), ("same", 1), ("other", 2)):
+        train_small(small.memory, tmp_path / name, seed=seed, **options)
+    assert_same_weights(weights_of(tmp_path / "one"), weights_of(tmp_path / "same"))
+    one, other = weights_of(tmp_path / "one"), weights_of(tmp_path / "other")
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_callers_generators_are_left_alone(small, tmp_path):
+    before = torch.get_rng_state().tolist()
+    train_small(small.memory, tmp_path / "run", neighbours_dir=small.folder / "neighbours", max_steps=1)
+    assert torch.get_rng_state().tolist() == before
+
+
+# The future
+
+
+def test_training_does_not_see_the_test_part(small, tmp_path):
+    """Weights, thresholds, shortcut and quantiles are the same bit for bit when all of it is garbage."""
+    garbage = poisoned(TABLE, END_OF_VALIDATION, seed=5)
+    train_small(memory_of(tmp_path / "indexes", garbage), tmp_path / "run", garbage)
+    for name in ("model.safetensors", intervals.FILE):
+        assert (tmp_path / "run" / name).read_bytes() == (small.folder / "run" / name).read_bytes(), name
+    assert log_of(tmp_path / "run") == log_of(small.folder / "run")
+    ours, theirs = open_run(tmp_path / "run").record, open_run(small.folder / "run").record
+    assert ours.identity == theirs.identity
+
+
+def test_validation_decides_when_to_stop_and_how_wide_quantiles_are_and_nothing_else(small, tmp_path):
+    garbage = poisoned(TABLE, END_OF_TRAINING, seed=5)
+    train_small(memory_of(tmp_path / "indexes", garbage), tmp_path / "run", garbage)
+    ours, theirs = tmp_path / "run", small.folder / "run"
+    one, other = load_latest(ours), load_latest(theirs)
+    assert one.state.step == other.state.step
+    assert_same_weights(one.model, other.model)
+    assert {"tapr.thresholds", "shortcut.weight"} <= one.model.keys()
+    learned = [[{k: v for k, v in line.items() if "val" not in k} for line in log_of(each)] for each in (ours, theirs)]
+    assert learned[0] == learned[1]
+    assert [line.get("val_mse") for line in log_of(ours)] != [line.get("val_mse") for line in log_of(theirs)]
+    assert (ours / intervals.FILE).read_bytes() != (theirs / intervals.FILE).read_bytes()
+
+
+def test_training_does_not_see_what_has_been_appended(small, tmp_path):
+    """A memory that has grown knows the validation part, and is another version; training windows see no more of it."""
+    memory = memory_of(tmp_path / "indexes")
+    grown = open_version(append(Store(tmp_path / "indexes"), "m@1", TABLE), threads=1)
+    for name, each in (("before", memory), ("after", grown)):
+        train_small(each, tmp_path / name, epochs=1)
+    one, other = (load_latest(tmp_path / name).model for name in ("before", "after"))
+    assert_same_weights(one, other)
+
+
+# Going on
+
+
+@pytest.mark.parametrize("step", [3, 12, 25])
+def test_an_interrupted_run_goes_on_as_if_never_stopped(small, tmp_path, step):
+    options = {"neighbours_dir": small.folder / "neighbours"}
+    with pytest.raises(KeyboardInterrupt):
+        train_small(small.memory, tmp_path / "run", progress=InterruptAt(step), **options)
+    with pytest.raises(RunNotFoundError, match="not trained to its end"):
+        load_predictor(open_run(tmp_path / "run"), device="cpu")
+    random = torch.rand(9)  # whatever happened in between does not matter
+    trained = train_small(small.memory, tmp_path / "run", resume=True, **options)
+    assert len(random) == 9
+    assert_same_weights(weights_of(tmp_path / "run"), weights_of(small.folder / "run"))
+    assert log_of(tmp_path / "run") == log_of(small.folder / "run")
+    for name in ("model.safetensors", intervals.FILE):
+        assert (tmp_path / "run" / name).read_bytes() == (small.folder / "run" / name).read_bytes()
+    timed = ("seconds", "peak_rss_mb")
+    ours, theirs = (vars_of(each.result) for each in (trained, small.trained))
+    assert {name: value for name, value in ours.items() if name not in timed} == {
+        name: value for name, value in theirs.items() if name not in timed
+    }
+
+
+def vars_of(result) -> dict:
+    return {name: getattr(result, name) for name in type(result).__dataclass_fields__}
+
+
+def test_a_run_that_has_ended_stays_as_it_is(small, tmp_path):
+    shutil.copytree(small.folder / "run", tmp_path / "run")
+    trained = train_small(small.memory, tmp_path / "run", neighbours_dir=small.folder / "neighbours", resume=True)
+    assert trained.result.steps == small.trained.result.steps
+    for name in ("model.safetensors", intervals.FILE, "config.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (small.folder / "run" / name).read_bytes()
+    with pytest.raises(UsageError, match="holds a run already"):
+        train_small(small.memory, tmp_path / "run", neighbours_dir=small.folder / "neighbours")
+
+
+def test_a_run_does_not_go_on_with_other_settings_or_data(small, tmp_path):
+    shutil.copytree(small.folder / "run", tmp_path / "run")
+    options = {"neighbours_dir": small.folder / "neighbours", "resume": True}
+    with pytest.raises(RunIncompatibleError, match="d_model"):
+        train_small(small.memory, tmp_path / "run", d_model=4, **options)
+    garbage = poisoned(TABLE, END_OF_TRAINING, seed=5)  # the version stores the training part only
+    with pytest.raises(RunIncompatibleError, match="another table"):
+        train_small(small.memory, tmp_path / "run", garbage, **options)
+
+
+def test_two_processes_are_one(small, tmp_path):
+    """The whole model with its memory: both find the same neighbours, and one of them writes."""
+    shutil.copytree(small.folder / "indexes", tmp_path / "indexes")
+    changed = {"dropout": 0.0, "epochs": 1, "neighbours_dir": tmp_path / "neighbours"}
+    train_small(small.memory, tmp_path / "alone", **changed)
+    port = free_port()
+    answers = run_together(train_small_in_one_of, *((rank, 2, port, tmp_path, changed) for rank in range(2)))
+    assert not [answer for answer in answers if isinstance(answer, Exception)]
+    (weights, score), (others, _) = answers
+    assert weights == others
+    for name, value in weights_of(tmp_path / "alone").items():
+        np.testing.assert_allclose(weights[name], value.flatten(), rtol=1e-3, atol=1e-4, err_msg=name)
+    assert score == pytest.approx(open_run(tmp_path / "alone").metrics["best_val_mse"], rel=1e-3)
+    together = forecasts_of(tmp_path / "run-of-2", small.memory)
+    expected = forecasts_of(tmp_path / "alone", small.memory)
+    np.testing.assert_allclose(together["yhat"], expected["yhat"], rtol=1e-3, atol=1e-3)
+
+
+# Where it is used
+
+
+def test_a_moved_run_and_a_moved_memory_say_the_same_bit_for_bit(small, tmp_path):
+    expected = forecasts_of(small.folder / "run", small.memory)
+    shutil.copytree(small.folder / "run", tmp_path / "elsewhere" / "renamed")
+    shutil.copytree(small.folder / "indexes", tmp_path / "moved")
+    memory = open_version(Store(tmp_path / "moved").resolve("m@1"), threads=1)
+    run = open_run(tmp_path / "elsewhere" / "renamed")
+    require_same_memory(run, memory.manifest, "m@1", newer=False)
+    pd.testing.assert_frame_equal(forecasts_of(run.path, memory), expected, check_exact=True)
+
+
+OTHERS = {
+    "horizon": {"window": replace(WINDOW, horizon=7)},
+    "key encoder": {"encoder": replace(ENCODER, shape_weight=0.5)},
+    "key spaces": {"scopes": ("own", "pooled")},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("newer", [True, False])
+def test_another_memory_is_refused(small, tmp_path, name, newer):
+    other = memory_of(tmp_path, **OTHERS[name])
+    # The encoder is fitted for its scopes, so a memory without one of them may have another encoder, too.
+    with pytest.raises(RunIncompatibleError, match=f"another ({name}|key encoder)"):
+        require_same_memory(open_run(small.folder / "run"), other.manifest, "m@1", newer=newer)
+
+
+def test_a_memory_that_has_grown_is_accepted_when_asked_for(small, tmp_path):
+    shutil.copytree(small.folder / "indexes", tmp_path / "indexes")
+    grown = append(Store(tmp_path / "indexes"), "m@1", TABLE)
+    run = open_run(small.folder / "run")
+    require_same_memory(run, grown.manifest, grown.ref, newer=True)
+    with pytest.raises(RunIncompatibleError, match="another content") as caught:
+        require_same_memory(run, grown.manifest, grown.ref, newer=False)
+    assert grown.ref in caught.value.hint
+
+
+def test_a_run_needs_its_language_model_and_its_weights(small, tmp_path):
+    shutil.copytree(small.folder / "run", tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    with pytest.raises(RunNotFoundError, match="no weights"):
+        load_predictor(open_run(tmp_path / "run"), device="cpu")
+
+
+# What is refused before anything is trained
+
+
+def test_windows_longer_than_those_of_the_version_are_refused(small, tmp_path):
+    for changed, text in (
+        ({"lookback": 40}, "lookback 40 is longer than the index's 36"),
+        ({"horizon": 9}, "horizon 9 is longer than the index's 8"),
+    ):
+        with pytest.raises(RunIncompatibleError, match=text):
+            train_small(small.memory, tmp_path / "run", **changed)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_version_without_validation_is_refused(tmp_path):
+    split = split_until(str(END_OF_TRAINING), None, TABLE.times, TABLE.step)
+    with pytest.raises(DataError, match="no validation part"):
+        check_fits(config_of(), memory_of(tmp_path, split=split), TABLE)
+
+
+def test_a_table_without_a_series_of_the_version_is_refused(small, tmp_path):
+    with pytest.raises(RunIncompatibleError, match="no series 'beat'"):
+        train_small(small.memory, tmp_path / "run", replace(TABLE, series=TABLE.series[:2]))
+
+
+@pytest.mark.parametrize("use_gram", [True, False])
+def test_a_table_of_other_values_is_refused(small, tmp_path, use_gram):
+    other = poisoned(TABLE, TABLE.times[100], seed=1)
+    with pytest.raises(IncompatibleError, match="but m@1 was built on"):
+        train_small(small.memory, tmp_path / "run", other, use_gram=use_gram)
+
+
+def test_too_short_a_training_part_says_what_to_lower(tmp_path):
+    table = between(TABLE, 0, 180)
+    memory = memory_of(tmp_path / "indexes", table, split=split_by_name(SPLIT.name, table.times))
+    for use_gram in (True, False):
+        with pytest.raises(DataError) as caught:
+            train_small(memory, tmp_path / f"run-{use_gram}", table, use_gram=use_gram, num_folds=3)
+        assert "num_folds" in caught.value.hint
+    assert SETTINGS["num_folds"] == 2

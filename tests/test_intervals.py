@@ -1,0 +1,144 @@
+"""Quantiles: as wide as neighbours disagree, calibrated so that they cover what they say, and never crossing."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from forecaster_fixtures import TABLE, K, memory_of
+from hypothesis import given
+from hypothesis import strategies as st
+from memory_fixtures import Policy, queries_at
+
+from forecaster.errors import RunDamagedError, RunNotFoundError
+from forecaster.intervals import FILE, FLOOR, LEVELS, Intervals, calibrate, neighbour_scale, read_intervals
+from forecaster.intervals import write_intervals as write
+from forecaster.neighbours import condense
+from memory_index.errors import UsageError
+
+
+def errors(num: int, steps: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_t(4, size=(num, steps)).astype(np.float32)
+
+
+@pytest.mark.parametrize("num", [1, 7, 99, 399, 1000])
+def test_the_rank_of_each_level_is_the_conformal_one(num):
+    found, ordered = calibrate(errors(num, 3)), np.sort(errors(num, 3), axis=0)
+    assert found.num == num
+    for level, residual in zip(LEVELS, found.residual, strict=True):
+        exact = Fraction(f"{level:.3f}") * (num + 1)
+        rank = min(max(math.floor(exact) if level < 0.5 else math.ceil(exact), 1), num)
+        np.testing.assert_array_equal(residual, ordered[rank - 1], err_msg=f"{level:g}")
+
+
+@pytest.mark.parametrize("level", [0.05, 0.1, 0.5, 0.9, 0.95])
+def test_exchangeable_errors_are_covered_as_promised(level):
+    """Every column is a trial of its own: 60 errors calibrate, and a 61st falls below the quantile, or does not."""
+    drawn = errors(61, 6000)
+    found = calibrate(drawn[:60])
+    quantile = found.quantiles(np.zeros((1, 6000)), np.ones(1), np.ones((1, 6000)), (level,))[0, :, 0]
+    covered = (drawn[60] <= quantile).mean()
+    rank = math.floor(level * 61) if level < 0.5 else math.ceil(level * 61)
+    assert covered == pytest.approx(rank / 61, abs=4 * math.sqrt(level * (1 - level) / 6000))
+
+
+@given(
+    levels=st.lists(st.floats(LEVELS[0], LEVELS[-1]), min_size=2, max_size=9),
+    num=st.integers(1, 50),
+    seed=st.integers(0, 9),
+)
+def test_quantiles_never_cross(levels, num, seed):
+    rng = np.random.default_rng(seed)
+    made = calibrate(errors(num, 4, seed)).quantiles(
+        rng.normal(size=(5, 4)), rng.uniform(0.1, 9, 5), rng.uniform(0.2, 3, (5, 4)), tuple(sorted(levels))
+    )
+    assert made.shape == (5, 4, len(levels))
+    assert made.dtype == np.float32
+    assert (np.diff(made, axis=2) >= 0).all()
+
+
+def test_errors_come_back_in_spreads_and_scales():
+    residual = np.stack([np.linspace(-3, 3, len(LEVELS)), np.linspace(-1, 2, len(LEVELS))], axis=1)
+    found = Intervals(residual=residual.astype(np.float32), num=9)
+    forecast, spread = np.array([[10.0, 20.0], [-5.0, 0.0]]), np.array([2.0, 0.5])
+    scale = np.array([[1.0, 3.0], [4.0, 0.2]])
+    between = (0.1 + 0.11) / 2
+    made = found.quantiles(forecast, spread, scale, (0.1, between))
+    for n, h in np.ndindex(2, 2):
+        low, high = residual[list(LEVELS).index(0.1), h], residual[list(LEVELS).index(0.11), h]
+        expected = [forecast[n, h] + spread[n] * scale[n, h] * at for at in (low, (low + high) / 2)]
+        np.testing.assert_allclose(made[n, h], expected, rtol=1e-5)
+
+
+def test_no_level_is_no_column():
+    assert calibrate(errors(5, 2)).quantiles(np.zeros((3, 2)), np.ones(3), np.ones((3, 2)), ()).shape == (3, 2, 0)
+
+
+@pytest.mark.parametrize("level", [0, 0.004, 0.9951, 1, -0.1, 7, math.nan])
+def test_a_level_that_is_not_kept_is_refused(level):
+    with pytest.raises(UsageError, match="cannot be calibrated"):
+        calibrate(errors(5, 2)).quantiles(np.zeros((1, 2)), np.ones(1), np.ones((1, 2)), (0.5, level))
+
+
+# The neighbours' part
+
+
+def test_the_scale_is_the_weighted_deviation_of_what_followed(tmp_path):
+    memory = memory_of(tmp_path)
+    spaces = tuple(record.space for record in memory.manifest.spaces)
+    condensed = condense(memory.search(queries_at(TABLE, [40, 44, 47, 300, 330, 410], Policy.CAUSAL), K), spaces)
+    windows, horizon = memory.windows, 6
+    found = neighbour_scale(condensed, windows, spaces, num=18, horizon=horizon)
+    counts = set()
+    for n, (rows, numbers, logits) in enumerate(zip(condensed.row, condensed.space, condensed.logit, strict=True)):
+        used = rows >= 0
+        counts.add(int(used.sum()))
+        if not used.any():
+            assert found[n].tolist() == [1.0] * horizon
+            continue
+        futures = []
+        for row, space in zip(rows[used], numbers[used], strict=True):
+            view = windows.views.index(spaces[space].view)
+            origin = windows.offset[windows.series[row]] + windows.origin_row[row]
+            future = windows.values[origin + 1 : origin + 1 + horizon].astype(np.float64)
+            futures.append((future - windows.location[row, view]) / windows.spread[row, view])
+        weight = np.exp(logits[used].astype(np.float64) - logits[used].max())
+        mean = np.average(futures, axis=0, weights=weight)
+        variance = np.average((np.array(futures) - mean) ** 2, axis=0, weights=weight)
+        np.testing.assert_allclose(found[n], np.sqrt(variance + FLOOR**2), rtol=1e-3)
+    assert 0 in counts, "no window was without neighbours"
+    assert len(counts) > 1, "no window had some neighbours"
+    assert np.isfinite(found).all()
+
+
+def test_without_a_memory_every_scale_is_one(tmp_path):
+    memory = memory_of(tmp_path)
+    found = neighbour_scale(None, memory.windows, (), num=4, horizon=3)
+    np.testing.assert_array_equal(found, np.ones((4, 3)))
+
+
+# In a run folder
+
+
+def test_they_come_back_as_they_were_written(tmp_path):
+    before = calibrate(errors(40, 5))
+    write(tmp_path, before)
+    after = read_intervals(tmp_path)
+    np.testing.assert_array_equal(after.residual, before.residual, strict=True)
+    assert after.num == before.num
+
+
+def test_a_run_that_has_not_ended_has_none(tmp_path):
+    with pytest.raises(RunNotFoundError, match="not trained to its end"):
+        read_intervals(tmp_path)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    write(tmp_path, calibrate(errors(40, 5)))
+    content = (tmp_path / FILE).read_bytes()
+    for damaged in (content[:100], b"", b"{" * 200):
+        (tmp_path / FILE).write_bytes(damaged)
+        with pytest.raises(RunDamagedError, match=FILE):
+            read_intervals(tmp_path)
