@@ -26,7 +26,7 @@ from forecaster.fit import train_run
 from forecaster.forecast import forecast
 from forecaster.pattern_encoder import load_encoder
 from forecaster.predictor import Predictor, load_predictor, require_same_memory
-from forecaster.run import Run, open_run
+from forecaster.run import Run, open_run, run_exists
 from memory_index.errors import NotFoundError, NothingNewError, UsageError
 from memory_index.local import LocalMemory
 from memory_index.queries import require_same_data
@@ -90,8 +90,13 @@ class Forecaster:
     def fit(self, frame: pd.DataFrame) -> Self:
         """Build a memory of the training part of a table and train a model against it.
 
-        Raises what `build` and `train_run` raise.
+        Raises `UsageError` if this has been done in the folder before, and what `build` and `train_run` raise.
         """
+        if run_exists(self.folder / RUN):  # before a version is built that would not belong to that run
+            raise UsageError(
+                f"{self.folder} holds a trained model, or the beginning of one",
+                hint="make a new Forecaster, with another folder",
+            )
         table = read_frame(frame, self.options)
         window = WindowSpec(lookback=self.config.model.lookback, horizon=self.config.model.horizon)
         split = split_by_name(self.split, table.times)
@@ -175,7 +180,7 @@ class Forecaster:
     def _grow(self, table: SeriesTable) -> None:
         """Append to the memory; of all versions only the one that was trained against and the newest are kept."""
         store, before = Store(self.folder / INDEXES), self._ref
-        self._ref = append(store, before, table).ref
+        self._ref = append(store, before, table, load_encoder=load_encoder).ref
         if before != self._trained_ref():
             store.remove(before)
 
