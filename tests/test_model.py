@@ -1,4 +1,4 @@
-"""The whole model as a function of tensors: what each switch takes away, what neighbours do, and what must not matter."""
+"""The whole model as a function of tensors: what a switch takes away, what neighbours do, and what must not matter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The linear shortcut: least squares on a design that is written out, and never on what it is asked about in training."""
+"""The linear shortcut: least squares on a design written out, and never on what it is asked about in training."""
 
 from __future__ import annotations
 
