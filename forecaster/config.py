@@ -18,7 +18,7 @@ from forecaster.errors import ConfigError
 from memory_index.errors import NotFoundError
 from memory_index.leakage import Policy
 
-ALONE_LEARNING_RATE = 1e-3  # the default of a network that is the whole forecast, not a residual on the shortcut
+ALONE_HEAD_LEARNING_RATE = 1e-3  # the default where the network is the whole forecast, not a residual on the shortcut
 
 PromptLayout = Literal["spec", "cached"]
 Precision = Literal["auto", "float32", "bf16"]
@@ -107,11 +107,12 @@ class TrainConfig:
     memory_k: neighbours per key space that make the memory's forecast. policy: which windows training may see as
     neighbours; evaluation is always `causal`. num_folds: contiguous blocks of time for cross-fitting what feeds the
     model in training; 1 fits on everything. train_stride: steps between the origins of two training windows.
-    batch_size: windows of one optimizer step, over all processes, before accumulation. learning_rate: of the network;
-    gate_learning_rate: of the value-space gate. patience: epochs without a better validation MSE before training
-    stops. aux_warmup_steps: the auxiliary losses' weight rises from 0 to 1 over so many. gate_pull: sign of the
-    confident-gate term of L_ret; +1 pulls a confident gate towards 0.5, -1 away from it. save_steps: optimizer steps
-    between two checkpoints.
+    batch_size: windows of one optimizer step, over all processes, before accumulation. learning_rate: inside the
+    network; head_learning_rate: of the last step from the network to its forecast, so much slower because the
+    forecast is a residual on the shortcut (docs/experiments.md); gate_learning_rate: of the value-space gate.
+    patience: epochs without a better validation MSE before training stops. aux_warmup_steps: the auxiliary losses'
+    weight rises from 0 to 1 over so many. gate_pull: sign of the confident-gate term of L_ret; +1 pulls a confident
+    gate towards 0.5, -1 away from it. save_steps: optimizer steps between two checkpoints.
     """
 
     memory_k: int = 50
@@ -122,7 +123,8 @@ class TrainConfig:
     max_steps: int | None = None
     batch_size: int = 224
     accumulation: int = 1
-    learning_rate: float = 2e-5
+    learning_rate: float = 1e-3
+    head_learning_rate: float = 2e-5
     gate_learning_rate: float = 0.03
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -143,7 +145,7 @@ class TrainConfig:
         _at_least(self, 0, "aux_warmup_steps", "seed", "weight_decay", "lambda_trend", "lambda_retrieval", "lambda_ref")
         if self.max_steps is not None:
             _at_least(self, 1, "max_steps")
-        for name in ("learning_rate", "gate_learning_rate", "clip"):
+        for name in ("learning_rate", "head_learning_rate", "gate_learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but must be above 0")
         if self.gate_pull not in (-1, 1):
@@ -167,7 +169,7 @@ class Config:
             part = _owner(name)
             parts[part][name] = _typed(_RECORDS[part], name, value)
         if parts["model"].get("use_shortcut") is False:
-            parts["train"].setdefault("learning_rate", ALONE_LEARNING_RATE)
+            parts["train"].setdefault("head_learning_rate", ALONE_HEAD_LEARNING_RATE)
         missing = [name for name in ("lookback", "horizon") if name not in parts["model"]]
         if missing:
             raise ConfigError(f"the settings do not say {' and '.join(missing)}")

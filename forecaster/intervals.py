@@ -19,7 +19,7 @@ import safetensors.numpy
 
 from forecaster.errors import RunDamagedError, RunNotFoundError
 from forecaster.neighbours import Condensed
-from forecaster.records import RESTORE, refusals_named
+from forecaster.records import RESTORE, refusals_named, seal, sha256_of, unseal
 from memory_index.errors import UsageError
 from memory_index.types import KeySpace
 from memory_index.versions import disk
@@ -27,7 +27,7 @@ from memory_index.windows import StoredWindows, cut
 
 LEVELS = np.array([0.005, *np.arange(1, 100) / 100, 0.025, 0.975, 0.995])
 LEVELS.sort()
-FILE = "intervals.safetensors"
+FILE, RECORD = "intervals.safetensors", "intervals.json"
 FLOOR = 0.2  # least scale, in spreads of the window: neighbours may agree by chance
 
 
@@ -98,20 +98,19 @@ def calibrate(errors: np.ndarray) -> Intervals:
 
 
 def write_intervals(run: Path, intervals: Intervals) -> None:
-    """Keep them in a run folder. Raises `ResourceError`."""
-    arrays = {"residual": intervals.residual, "num": np.array([intervals.num])}
+    """Keep them in a run folder: the numbers, then the record that makes them count. Raises `ResourceError`."""
+    content = safetensors.numpy.save({"residual": np.ascontiguousarray(intervals.residual)})
     with refusals_named(run / FILE):
-        disk.replace(run / FILE, safetensors.numpy.save(arrays))
+        disk.replace(run / FILE, content)
+        disk.replace(run / RECORD, seal({"sha256_of_file": sha256_of(content), "num_windows": intervals.num}))
 
 
 def read_intervals(run: Path) -> Intervals:
     """Those of a run folder. Raises `RunNotFoundError` if its training has not ended, `RunDamagedError`."""
     with refusals_named(run / FILE):
-        if not (run / FILE).is_file():
+        if not ((run / RECORD).is_file() and (run / FILE).is_file()):
             raise RunNotFoundError(f"{run} is not trained to its end", hint="go on with 'cli train ... --resume'")
-        content = (run / FILE).read_bytes()
-    try:
-        arrays = safetensors.numpy.load(content)
-        return Intervals(residual=arrays["residual"], num=int(arrays["num"][0]))
-    except (safetensors.SafetensorError, KeyError) as error:
-        raise RunDamagedError(f"{run / FILE} is not what was written: {error!r}", hint=RESTORE) from error
+        record, content = unseal(run / RECORD), (run / FILE).read_bytes()
+    if sha256_of(content) != record["sha256_of_file"]:
+        raise RunDamagedError(f"{run / FILE} is not what was written", hint=RESTORE)
+    return Intervals(residual=safetensors.numpy.load(content)["residual"], num=int(record["num_windows"]))

@@ -14,32 +14,41 @@ from torch import Tensor, nn
 from forecaster.config import TrainConfig
 
 VALUE_GATE = "value_gate"  # the submodule that has a learning rate of its own
+HEADS = ("llm_path.head.", "patch_head.", "trend_residual.")  # what the network's forecast comes out of
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """The trainable parameters of a model in groups, as torch's optimizers take them; empty groups are left out.
 
     `decayed`: matrices and the like. `plain`: whatever has one dimension, which are biases, norms and scale weights:
-    decay would pull them towards something that is not simpler. `value_gate`: all of that submodule, with its own
-    learning rate and no decay. `initial_lr` is the rate that a schedule multiplies.
+    decay would pull them towards something that is not simpler. `heads`: the last step from the network to its
+    forecast. `value_gate`: all of that submodule, without decay. The last two have learning rates of their own.
+    `initial_lr` is the rate that a schedule multiplies.
     """
-    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": [], VALUE_GATE: []}
+    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": [], "heads": [], VALUE_GATE: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = VALUE_GATE if name.startswith(f"{VALUE_GATE}.") else "plain" if parameter.ndim < 2 else "decayed"
-            groups[kind].append(parameter)
-    rates = {"decayed": config.learning_rate, "plain": config.learning_rate, VALUE_GATE: config.gate_learning_rate}
+            groups[_group_of(name, parameter)].append(parameter)
+    rates = {"heads": config.head_learning_rate, VALUE_GATE: config.gate_learning_rate}
     return [
         {
             "name": kind,
             "params": parameters,
-            "lr": rates[kind],
-            "initial_lr": rates[kind],
-            "weight_decay": config.weight_decay if kind == "decayed" else 0.0,
+            "lr": rates.get(kind, config.learning_rate),
+            "initial_lr": rates.get(kind, config.learning_rate),
+            "weight_decay": config.weight_decay if kind in ("decayed", "heads") else 0.0,
         }
         for kind, parameters in groups.items()
         if parameters
     ]
+
+
+def _group_of(name: str, parameter: nn.Parameter) -> str:
+    if name.startswith(f"{VALUE_GATE}."):
+        return VALUE_GATE
+    if name.startswith(HEADS):
+        return "heads"
+    return "plain" if parameter.ndim < 2 else "decayed"
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

@@ -138,7 +138,8 @@ def test_a_run_that_has_not_ended_has_none(tmp_path):
 def test_a_damaged_file_is_named(tmp_path):
     write(tmp_path, calibrate(errors(40, 5)))
     content = (tmp_path / FILE).read_bytes()
-    for damaged in (content[:100], b"", b"{" * 200):
+    flipped = bytes([*content[:-1], content[-1] ^ 1])
+    for damaged in (flipped, content[:100], b"", b"{" * 200):
         (tmp_path / FILE).write_bytes(damaged)
         with pytest.raises(RunDamagedError, match=FILE):
             read_intervals(tmp_path)
