@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.asking import names, numbers, open_with_table
-from cli.output import note, print_json, print_table
+from cli.asking import names, open_with_table
+from cli.output import jsonable, note, print_json, print_table, progress
 from cli.table_options import reads_table
-from cli.train import settings
+from cli.train import TrainingShown, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
+    from cli.output import Report
+    from forecaster.ablation_table import Row
+    from forecaster.evaluate import RunEvaluation
     from memory_index.tables.columns import ReadOptions
+
+PARTS = ("val", "test")
 
 
 @reads_table
@@ -26,13 +32,20 @@ def ablate(
         str, typer.Option("--index", metavar="REF", help="NAME, NAME@3 or NAME@alias.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="Folder of the runs and of the table.", show_default=False)],
-    groups: Annotated[str, typer.Option(help="Of matrix, controls, sensitivity.")] = "matrix,controls,sensitivity",
+    groups: Annotated[
+        str, typer.Option(help="Which arms to train: matrix, controls, sensitivity.")
+    ] = "matrix,controls,sensitivity",
     seeds: Annotated[str, typer.Option(help="Every arm is trained with each of them.")] = "0,1,2",
     split: Annotated[str, typer.Option(help="Part to score: val or test.")] = "test",
     config: Annotated[Path | None, typer.Option(help="TOML file of settings of the full model.")] = None,
     preset: Annotated[str | None, typer.Option(help="Settings for a GPU: 6gb, 8gb, 12gb or 15gb.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting by name.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the full model by name.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    neighbours_dir: Annotated[
+        Path | None, typer.Option(help="Where found neighbours are kept.", show_default=".neighbours beside --out")
+    ] = None,
     indexes_dir: Annotated[Path, typer.Option(help="Folder of the indexes.")] = Path("indexes"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
     *,
@@ -40,61 +53,103 @@ def ablate(
 ) -> None:
     """Train and score the model with parts switched off or changed, and tell what each is worth.
 
-    matrix: neither, TAPR, GRA-M, both. controls: no language model, a random one, no shortcut, and what needs no
-    training. sensitivity: scales, neighbours, weights of the losses, retrieval policy. Each arm and seed is a run below
-    OUT; called again, the command goes on where it stopped. Ends in ablation.md, ablation.json and ablation.png.
+    matrix: neither, TAPR, GRA-M, both. controls: without language model, with a random one, without memory, without
+    shortcut. sensitivity: scales, neighbours, weights of the losses, retrieval policy. Beside them stands what needs no
+    training: memory alone, linear, seasonal naive, last value. Each arm and seed is a run below --out; called again,
+    the command goes on where it stopped. Ends in ablation.md, ablation.json and ablation.png.
     """
     from forecaster.ablate import ablate as run_arms
-    from forecaster.ablate import as_markdown, choose_arms
+    from forecaster.ablate import choose_arms
+    from forecaster.ablation_table import as_markdown
+    from memory_index.errors import UsageError
 
-    arms, chosen_seeds = choose_arms(names(groups) or ()), numbers("--seeds", seeds) or ()
+    arms, chosen_seeds = choose_arms(names(groups) or ()), _seeds(seeds)
+    if split not in PARTS:
+        raise UsageError(f"--split {split}: there is no such part to score", hint=f"choose {' or '.join(PARTS)}")
     memory, table, ref = open_with_table(index, file, indexes_dir, table_options)
     base = settings(memory, None, config=config, preset=preset, stated={}, texts=set_ or [])
-    out.mkdir(parents=True, exist_ok=True)
-    rows = run_arms(
-        table,
-        memory,
-        ref,
-        base,
-        out,
-        arms=arms,
-        seeds=chosen_seeds,
-        neighbours_dir=out.parent / ".neighbours",
-        part=split,
-        device=device,
-        report=note,
-    )
+    with progress("ablate") as report:
+        try:
+            rows = run_arms(
+                table,
+                memory,
+                ref,
+                base,
+                out,
+                arms=arms,
+                seeds=chosen_seeds,
+                neighbours_dir=neighbours_dir or out.parent / ".neighbours",
+                watch=ArmsShown(report, num_epochs=base.train.epochs),
+                part=split,
+                device=device,
+            )
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(f"nothing is lost: the same command goes on in {out}") from error
     title = f"{table.source} with {ref}, {split}: horizon {base.model.horizon}, lookback {base.model.lookback}"
-    document: dict[str, object] = {
-        "ref": ref,
-        "split": split,
-        "seeds": chosen_seeds,
-        "settings": base.to_dict(),
-        "rows": rows,
-    }
-    (out / "ablation.md").write_text(as_markdown(rows, title), encoding="utf-8")
-    _write_document(out / "ablation.json", document)
+    document = {"ref": ref, "split": split, "seeds": chosen_seeds, "settings": base.to_dict(), "rows": rows}
+    _write(out / "ablation.md", as_markdown(rows, title).encode())
+    _write(out / "ablation.json", _json(document))
     if find_spec("matplotlib") is None:
         note("no picture: matplotlib is not installed (pip install 'gram-forecaster[plot]')")
     else:
         from cli.pictures import draw_ablation, save
 
-        save(draw_ablation({row.arm: (row.mse, row.mse_deviation) for row in rows}, title), out / "ablation.png")
+        save(draw_ablation(rows, title), out / "ablation.png")
     if as_json:
         print_json("ablate", document)
-        return
-    cells = [[row.arm, row.num_seeds, row.val_mse, row.mse, row.mae, row.direction_accuracy] for row in rows]
-    print_table(["arm", "seeds", "val MSE", "MSE", "MAE", "direction"], _rounded(cells), title=title)
-    note(f"tables and picture: {out}/ablation.md, .json, .png")
+    else:
+        _print(rows, title)
+    note(f"written: {', '.join(str(path) for path in sorted(out.glob('ablation.*')))}")
 
 
-def _rounded(cells: Sequence[Sequence[object]]) -> list[list[object]]:
-    return [["-" if c is None else f"{c:.4f}" if isinstance(c, float) else c for c in row] for row in cells]
+class ArmsShown(TrainingShown):
+    """What is seen of an ablation under way: a line for each run that begins and ends, and of its training as usual."""
+
+    def __init__(self, bar: Report, *, num_epochs: int) -> None:
+        super().__init__(bar, num_epochs=num_epochs)
+        self.place = ""
+
+    def begins(self, what: str, number: int, total: int) -> None:
+        """Called before each run."""
+        self.place, self.epoch, self.told_at = f"{number} of {total}: {what}", 0, time.monotonic()
+        self.before = f"{self.place}: "
+
+    def ends(self, what: str, evaluation: RunEvaluation) -> None:
+        """Called when it is scored."""
+        note(f"{self.place}: MSE {evaluation.mse:.4f}, MAE {evaluation.mae:.4f}")
+
+    def note(self, text: str) -> None:
+        """Called with what a person should know."""
+        note(text)
 
 
-def _write_document(path: Path, document: dict[str, object]) -> None:
+def _seeds(text: str) -> tuple[int, ...]:
+    from memory_index.errors import UsageError
+
+    parts = names(text) or ()
+    if not all(part.isascii() and part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
+        raise UsageError(f"--seeds {text}: expected different whole numbers", hint="for example --seeds 0,1,2")
+    return tuple(int(part) for part in parts)
+
+
+def _print(rows: list[Row], title: str) -> None:
+    from forecaster.ablation_table import COLUMNS, NOTE, cells_of, grouped, label_of
+
+    lines: list[list[str | None]] = []
+    for heading, group in grouped(rows).items():
+        lines.append([heading, *[None] * len(COLUMNS)])
+        lines += [[f"  {label_of(row)}", *cells_of(row)] for row in group]
+    print_table(["arm", *COLUMNS], lines, title=title)
+    note(NOTE)
+
+
+def _json(document: Mapping[str, object]) -> bytes:
     import json
 
-    from cli.output import jsonable
+    return (json.dumps({"schema": "ablate", **jsonable(document)}, indent=1) + "\n").encode()
 
-    path.write_text(json.dumps({"schema": "ablate", **jsonable(document)}, indent=1) + "\n", encoding="utf-8")
+
+def _write(path: Path, content: bytes) -> None:
+    from memory_index.versions import disk
+
+    disk.replace(path, content)

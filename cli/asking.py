@@ -10,6 +10,7 @@ from cli.output import note
 
 if TYPE_CHECKING:
     from forecaster.predictor import Predictor
+    from forecaster.run import Run
     from memory_index.local import LocalMemory
     from memory_index.tables.columns import ReadOptions
     from memory_index.tables.series import SeriesTable
@@ -51,24 +52,85 @@ class OpenedRun:
 
 
 def open_run_with_table(
-    run: Path, index: str | None, file: Path, indexes_dir: Path, options: ReadOptions, device: str
+    run: Path,
+    index: str | None,
+    file: Path,
+    indexes_dir: Path,
+    options: ReadOptions,
+    device: str,
+    *,
+    update: bool = False,
 ) -> OpenedRun:
-    """A run, and the version it was trained against or a newer one, checked to belong together with the table."""
+    """A run, and the version it was trained against or a newer one, checked to belong together with the table.
+
+    update: append the table first, to the newest version that the run can use, unless one is named. That comes last,
+    when nothing else stands in the way.
+    """
     from forecaster.predictor import load_predictor, require_same_memory
     from forecaster.run import open_run
+    from memory_index.versions.store import Store
 
     opened = open_run(run)
-    memory, table, ref = open_with_table(index or opened.record.index.ref, file, indexes_dir, options)
-    require_same_memory(opened, memory.manifest, ref, newer=index is not None)
-    return OpenedRun(predictor=load_predictor(opened, device=device), memory=memory, ref=ref, table=table)
+    predictor = load_predictor(opened, device=device)
+    ref = index or (newest_ref(opened, indexes_dir) if update else opened.record.index.ref)
+    newer = update or index is not None
+    if update:
+        require_same_memory(opened, Store(indexes_dir).resolve(ref).manifest, ref, newer=newer)
+        ref = updated_ref(ref, file, indexes_dir, options)
+    memory, table, ref = open_with_table(ref, file, indexes_dir, options)
+    require_same_memory(opened, memory.manifest, ref, newer=newer)
+    _tell_series(table, memory.manifest, ref, of_run=opened.record.data.series_ids)
+    return OpenedRun(predictor=predictor, memory=memory, ref=ref, table=table)
 
 
-def run_ref(run: Path | None) -> str:
-    """The reference of the version that a run was trained against."""
-    from forecaster.run import open_run
+def newest_ref(run: Run, indexes_dir: Path) -> str:
+    """The newest version, of the index that a run was trained against, that the run can use."""
+    from forecaster.errors import RunIncompatibleError
+    from forecaster.predictor import require_same_memory
+    from memory_index.versions.store import Store
 
-    assert run is not None, "asked only where there is no other reference"
-    return open_run(run).record.index.ref
+    store, trained = Store(indexes_dir), run.record.index.ref
+    name = trained.partition("@")[0]
+    for number in sorted(store.numbers(name), reverse=True):
+        version = store.resolve(f"{name}@{number}")
+        try:
+            require_same_memory(run, version.manifest, version.ref, newer=True)
+        except RunIncompatibleError:
+            continue
+        return version.ref
+    return trained  # whoever opens it says what is wrong with it
+
+
+def updated_ref(ref: str, file: Path, indexes_dir: Path, options: ReadOptions) -> str:
+    """Append a file to an index, unless it has nothing new; returns the reference of the version to use."""
+    from memory_index.errors import NothingNewError
+    from memory_index.tables.reading import read_table
+    from memory_index.versions.append import append
+    from memory_index.versions.store import Store
+
+    store = Store(indexes_dir)
+    table = read_table(file, options_like(store.resolve(ref).manifest, options))
+    try:
+        version = append(store, ref, table)
+    except NothingNewError:
+        note(f"{file} holds nothing that {ref} does not know")
+        return ref
+    note(f"appended {file} to {ref}: {version.ref}, {version.manifest.segments[-1].num_rows:,} new windows")
+    return version.ref
+
+
+def _tell_series(table: SeriesTable, manifest: Manifest, ref: str, *, of_run: tuple[str, ...]) -> None:
+    """Say which series of a table are new to a run, and which of the version's it lacks."""
+    if new := [name for name in table.series_ids if name not in of_run]:
+        note(f"{_some(new)}: new to the run, forecast like the other series, from windows of all of them")
+    if lacking := [name for name in manifest.series_ids if name not in table.series_ids]:
+        note(
+            f"{table.source} has no {_some(lacking)}, so moments of all series of {ref} are not compared (scope joint)"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def encoder_loader(manifest: Manifest) -> LoadEncoder | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.asking import names, numbers, open_run_with_table, open_with_table, require_targets, run_ref
+from cli.asking import names, numbers, open_run_with_table, open_with_table, require_targets, updated_ref
 from cli.output import note, print_json, print_table, progress
 from cli.table_options import reads_table
 
@@ -52,7 +52,11 @@ def forecast(
     plot: Annotated[Path | None, typer.Option(help="Draw it into a PNG, SVG or PDF file.")] = None,
     quantiles: Annotated[str, typer.Option(help="Levels between 0 and 1, or none.")] = "0.1,0.5,0.9",
     update_index: Annotated[
-        bool, typer.Option("--update-index", help="Append FILE to the index first, as a new version, and use that.")
+        bool,
+        typer.Option(
+            "--update-index",
+            help="First append what is new in FILE to the newest version, as the next one. Nothing is trained again.",
+        ),
     ] = False,
     memory_k: MemoryK = None,
     scopes: Scopes = None,
@@ -72,19 +76,18 @@ def forecast(
     levels = _levels(quantiles)
     require_targets(table=out, picture=plot)
     options = _options(run, index, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
-    if update_index:
-        index = _updated(index or run_ref(run), file, indexes_dir, table_options)
     if run is None:
         from memory_index import memory_only
 
         assert index is not None, "checked above"
-        memory, table, ref = open_with_table(index, file, indexes_dir, table_options)
+        ref = updated_ref(index, file, indexes_dir, table_options) if update_index else index
+        memory, table, ref = open_with_table(ref, file, indexes_dir, table_options)
         result = memory_only.forecast(memory, table, quantiles=levels, options=options)
         horizon, by = memory.windows.spec.horizon, f"{ref}, memory alone"
     else:
         from forecaster.forecast import forecast as forecast_by_run
 
-        opened = open_run_with_table(run, index, file, indexes_dir, table_options, device)
+        opened = open_run_with_table(run, index, file, indexes_dir, table_options, device, update=update_index)
         memory, table, ref = opened.memory, opened.table, opened.ref
         result = forecast_by_run(opened.predictor, memory, table, quantiles=levels)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
@@ -235,16 +238,18 @@ def print_run_evaluation(run: Path, ref: str, result: RunEvaluation, with_spaces
     title = f"{run} with {ref}, {result.part}: {result.num_windows:,} origins x {result.num_series} series"
     print_table(["forecast", "MSE", "MAE"], rows, title=title)
     if result.direction_accuracy is not None:
-        note(f"direction (up, flat, down) told right: {result.direction_accuracy:.1%}")
+        note(f"direction (up, flat or down) told right: {result.direction_accuracy:.1%} of windows")
     if result.gate is not None:
         gate = result.gate
-        note(f"gate: mean {gate.mean:.2f}, 10% {gate.p10:.2f}, 90% {gate.p90:.2f} (1 trusts the model, 0 the memory)")
-    note("at or below: " + ", ".join(f"{name} {share:.1%}" for name, share in result.coverage.items()))
-    note(f"standardised units; {result.seconds:.1f} s")
+        spread = f"10% of steps below {gate.p10:.2f}, 10% above {gate.p90:.2f}"
+        note(f"gate: {gate.mean:.2f} on average, {spread} (1 trusts the model, 0 the memory)")
+    shares = ", ".join(f"{share:.1%} below {name}" for name, share in result.coverage.items())
+    note(f"values that the quantiles left below them: {shares}")
+    note(f"MSE and MAE in standardised units, {result.num_scored:,} windows, {result.seconds:.1f} s")
     if result.num_without_neighbours:
-        note(f"{result.num_without_neighbours} of {result.num_scored} windows had no neighbour: the model stands alone")
+        note(f"{result.num_without_neighbours:,} of these had no neighbour: the model stands alone there")
     if result.in_sample:
-        note("in sample: fitted parts have seen steps later than some origins")
+        note("in sample: parts that were fitted (keys, model) have seen steps later than some origins")
 
 
 def _options(
@@ -269,25 +274,6 @@ def _options(
     options: dict[str, Any] = {"scopes": names(scopes), "views": numbers("--views", views)}
     options |= {} if memory_k is None else {"k": memory_k}
     return MemoryOptions(**options | ({} if on_empty is None else {"on_empty": on_empty}))
-
-
-def _updated(ref: str, file: Path, indexes_dir: Path, table_options: ReadOptions) -> str:
-    """Append a file to an index, unless it has nothing new; returns the reference of the version to use."""
-    from cli.asking import options_like
-    from memory_index.errors import NothingNewError
-    from memory_index.tables.reading import read_table
-    from memory_index.versions.append import append
-    from memory_index.versions.store import Store
-
-    store = Store(indexes_dir)
-    table = read_table(file, options_like(store.resolve(ref).manifest, table_options))
-    try:
-        version = append(store, ref, table)
-    except NothingNewError:
-        note(f"{file} holds nothing that {ref} does not know")
-        return ref
-    note(f"appended {file} to {ref}: {version.ref}, {version.manifest.segments[-1].num_rows:,} new windows")
-    return version.ref
 
 
 def _levels(text: str) -> tuple[float, ...]:

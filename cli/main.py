@@ -83,8 +83,9 @@ def run(arguments: Sequence[str]) -> int:
         return code
     except typer.TyperException as error:
         return _report(USAGE, error.format_message(), _usage_hint(error), as_json=as_json)
-    except (KeyboardInterrupt, typer.Abort):
-        return _report(INTERRUPTED, "interrupted", "", as_json=as_json)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        # A command that can go on says how in its text.
+        return _report(INTERRUPTED, "interrupted", str(error), as_json=as_json)
     except BrokenPipeError:
         return READER_GONE
     except Exception as error:

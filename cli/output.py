@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import date
 from numbers import Integral, Real
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Protocol
 
 
 def print_json(schema: str, document: Mapping[str, Any]) -> None:
@@ -49,15 +49,18 @@ def note(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-@contextmanager
-def progress(description: str) -> Iterator[Callable[[float, float | None], None]]:
-    """Show a progress bar on stderr while the block runs; nothing at all when stderr is not a terminal.
+class Report(Protocol):
+    """What shows progress."""
 
-    Yields `report(done, total)`, to be called with what is done so far, in any unit, and the total or None
-    where it is not known.
-    """
+    def __call__(self, done: float, total: float | None, doing: str = "") -> None:
+        """done: so far, in any unit. total: None where it is not known. doing: what, if there is more to say."""
+
+
+@contextmanager
+def progress(description: str) -> Iterator[Report]:
+    """Show a progress bar on stderr while the block runs; nothing at all when stderr is not a terminal."""
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda done, total, doing="": None
         return
     from rich.console import Console
     from rich.markup import escape
@@ -65,7 +68,19 @@ def progress(description: str) -> Iterator[Callable[[float, float | None], None]
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(escape(description), total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def report(done: float, total: float | None, doing: str = "") -> None:
+            bar.update(task, completed=done, total=total, description=escape(f"{description} {doing}".rstrip()))
+
+        yield report
+
+
+def duration(seconds: float) -> str:
+    """So many seconds as a person says it: 45 s, 12 min, 1 h 05 min."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def jsonable(value: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,18 +12,26 @@ import typer
 
 from cli.asking import open_with_table
 from cli.index_build import dir_flags, reading_flags
-from cli.output import note, print_json, print_table, progress
+from cli.output import duration, note, print_json, print_table, progress
 from cli.table_options import reads_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cli.output import Report
     from forecaster.config import Config
     from forecaster.fit import Trained
+    from forecaster.train import Progress, TrainResult
     from memory_index.local import LocalMemory
     from memory_index.tables.columns import ReadOptions
 
 File = Annotated[Path, typer.Argument(help="The table that the index was built on.", show_default=False)]
+SECONDS = 60  # between two lines about a training, where there is no bar
+ENDED_BY = {
+    "epochs": "the number of epochs (epochs)",
+    "max_steps": "the number of steps (max_steps)",
+    "patience": "epochs without a better validation (patience)",
+}
 IndexesDir = Annotated[Path, typer.Option(help="Folder of the indexes.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
@@ -68,7 +78,7 @@ def train(
     vocabulary_mapping: Annotated[
         bool, typer.Option("--vocabulary-mapping", help="Learn text prototypes as the original does: slow.")
     ] = False,
-    epochs: Annotated[int | None, typer.Option(help="At most so many passes.", show_default="10")] = None,
+    epochs: Annotated[int | None, typer.Option(help="At most so many passes.", show_default="3")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Windows per step.", show_default="224")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="0")] = None,
     save_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints.", show_default="500")] = None,
@@ -118,24 +128,61 @@ def train(
     stated = {name: value for name, value in given.items() if value is not None}
     memory, table, ref = open_with_table(index, file, indexes_dir, table_options)
     chosen = settings(memory, out if resume else None, config=config, preset=preset, stated=stated, texts=set_ or [])
-    with progress(f"{out.name}: neighbours of {file.name}") as report:
-        trained = train_run(
-            table,
-            memory,
-            ref,
-            chosen,
-            out,
-            neighbours_dir=neighbours_dir or out.parent / ".neighbours",
-            resume=resume,
-            device=device,
-            report=report,
-        )
+    flags = [*dir_flags(indexes_dir), *reading_flags(table_options)]
+    with progress(out.name) as report:
+        shown = TrainingShown(report, num_epochs=chosen.train.epochs)
+        try:
+            trained = train_run(
+                table,
+                memory,
+                ref,
+                chosen,
+                out,
+                neighbours_dir=neighbours_dir or out.parent / ".neighbours",
+                resume=resume,
+                device=device,
+                report=shown.neighbours,
+                progress=shown.step,
+                note=note,
+            )
+        except KeyboardInterrupt as error:
+            again = ["cli", "train", str(file), "--index", ref, "--out", str(out), "--resume", *flags]
+            again += [] if neighbours_dir is None else ["--neighbours-dir", str(neighbours_dir)]
+            again += [] if device == "auto" else ["--device", device]
+            raise KeyboardInterrupt(f"nothing is lost, go on with: {shlex.join(again)}") from error
+    if not trained.is_main:
+        return
     if as_json:
         print_json("train", training_document(out, ref, trained))
-        return
-    _print_training(out, ref, trained)
-    command = ["cli", "evaluate", str(file), "--run", str(out), *dir_flags(indexes_dir), *reading_flags(table_options)]
-    note(f"next: {shlex.join(command)}")
+    elif not trained.is_new:
+        result = trained.result
+        note(f"{out} is trained to its end, {result.steps:,} steps, best validation MSE {_best(result)}: nothing to do")
+    else:
+        _print_training(out, ref, trained)
+        note(f"next: {shlex.join(['cli', 'evaluate', str(file), '--run', str(out), *flags])}")
+
+
+class TrainingShown:
+    """What is seen of a training under way: a bar on a terminal, elsewhere a line per epoch and about one a minute."""
+
+    def __init__(self, bar: Report, *, num_epochs: int) -> None:
+        self.bar, self.num_epochs, self.before = bar, num_epochs, ""
+        self.epoch, self.told_at = 0, time.monotonic()
+
+    def neighbours(self, done: float, total: float | None) -> None:
+        """Called while neighbours are found, with windows."""
+        self.bar(done, total, f"{self.before}finding neighbours")
+
+    def step(self, progress: Progress) -> None:
+        """Called after each step of the training."""
+        loss = f"loss {progress.loss:.4f}, best validation MSE {progress.best_val_mse:.4f}"
+        epoch = f"{self.before}epoch {progress.epoch + 1} of {self.num_epochs}"
+        self.bar(progress.step, progress.total_steps, f"{epoch}, {loss}")
+        if sys.stderr.isatty() or (progress.epoch == self.epoch and time.monotonic() - self.told_at < SECONDS):
+            return
+        self.epoch, self.told_at = progress.epoch, time.monotonic()
+        left = f"{duration(progress.eta_s)} left at most"
+        note(f"{epoch}, step {progress.step:,} of {progress.total_steps:,}: {loss}, {left}")
 
 
 def settings(
@@ -183,6 +230,11 @@ def training_document(out: Path, ref: str, trained: Trained) -> dict[str, Any]:
     }
 
 
+def _best(result: TrainResult) -> str:
+    of = "before training: no epoch made it better" if result.best_step == 0 else f"step {result.best_step:,}"
+    return f"{result.best_val_mse:.4f} ({of})"
+
+
 def _print_training(out: Path, ref: str, trained: Trained) -> None:
     result = trained.result
     rows = [
@@ -190,9 +242,9 @@ def _print_training(out: Path, ref: str, trained: Trained) -> None:
         ["index", ref],
         ["windows", f"{trained.num_training_windows:,} training, {trained.num_validation_windows:,} validation"],
         ["trained weights", f"{trained.num_parameters:,}"],
-        ["steps", f"{result.steps:,} in {result.epochs} epochs, ended by {result.stopped}"],
-        ["best validation MSE", f"{result.best_val_mse:.4f} (step {result.best_step:,})"],
-        ["time", f"{result.seconds:.0f} s, and {trained.neighbour_seconds:.0f} s for the neighbours"],
+        ["steps", f"{result.steps:,} in {result.epochs} epochs, ended by {ENDED_BY[result.stopped]}"],
+        ["best validation MSE", _best(result)],
+        ["time", f"{duration(result.seconds)}, and {duration(trained.neighbour_seconds)} for the neighbours"],
         ["peak memory", f"{result.peak_rss_mb:,.0f} MB"],
     ]
     print_table(["training", ""], rows)

@@ -1,37 +1,40 @@
 """What each part is worth: the same training with parts switched off or changed, as one resumable table.
 
 An arm is a name and the settings in which it differs. Each arm and seed is a run of its own below the folder; what is
-finished is not trained again, what was interrupted goes on. Arms that need no training (memory alone, linear, seasonal
-naive, last value) are read off the evaluation of the full model.
+finished is not trained again, what was interrupted goes on. Arms whose settings turn out to be those of another (a
+random language model, where the built-in one is used anyway) share its runs, and their rows say so. Arms that need no
+training (memory alone, linear, seasonal naive, last value) are read off the evaluation of the full model.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, Protocol
 
+from forecaster.ablation_table import FULL, HEADINGS, Row
 from forecaster.config import Config
 from forecaster.errors import ConfigError
 from forecaster.evaluate import Distribution, RunEvaluation, evaluate
-from forecaster.fit import train_run
+from forecaster.fit import check_fits, train_run
+from forecaster.neighbour_cache import part_windows
 from forecaster.predictor import load_predictor
-from forecaster.records import refusals_named
+from forecaster.records import refusals_named, seal, unseal
 from forecaster.run import open_run
+from forecaster.tapr import require_scales_fit
+from forecaster.train import Progress
 from memory_index.metrics import Score
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Memory
 from memory_index.versions import disk
 
-FULL = "full (TAPR + GRA-M)"
 EVALUATION = "evaluation.json"  # in the folder of an arm, written when it has been scored
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Arm:
     """One row of the table. group: `matrix`, `controls` or `sensitivity`."""
 
@@ -41,7 +44,7 @@ class Arm:
 
     @property
     def folder(self) -> str:
-        """Name of the folder of its runs."""
+        """Beginning of the names of the folders of its runs."""
         return "-".join("".join(c if c.isalnum() else " " for c in self.name.lower()).split())
 
 
@@ -53,7 +56,12 @@ MATRIX = (
 )
 CONTROLS = (
     Arm(name="no LLM, with memory", group="controls", settings={"use_llm": False}),
-    Arm(name="random frozen LLM, with memory", group="controls", settings={"llm": "builtin:tiny", "llm_layers": None}),
+    Arm(
+        name="random frozen LLM (builtin:tiny), with memory",
+        group="controls",
+        settings={"llm": "builtin:tiny", "llm_layers": None},
+    ),
+    Arm(name="LLM, without memory", group="controls", settings={"use_gram": False}),
     Arm(name="no linear shortcut", group="controls", settings={"use_shortcut": False}),
     Arm(
         name="Time-LLM alone (no TAPR, GRA-M, shortcut)",
@@ -83,34 +91,54 @@ UNTRAINED = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One line of the table: means over seeds, and the standard deviation of the MSE over them.
-
-    None: the arm does not have it.
-    """
-
-    arm: str
-    group: str
-    num_seeds: int
-    val_mse: float | None
-    mse: float
-    mse_deviation: float
-    mae: float
-    direction_accuracy: float | None
-    gate: Distribution | None
-    seconds: float | None
-
-
 def choose_arms(groups: Iterable[str]) -> tuple[Arm, ...]:
-    """The arms of some groups; the full model is always among them. Raises `ConfigError` for an unknown group."""
-    chosen: list[Arm] = []
-    for group in groups:
-        if group not in GROUPS:
-            raise ConfigError(f"there is no group of arms '{group}'", hint=f"choose from {', '.join(GROUPS)}")
-        chosen += GROUPS[group]
+    """The arms of some groups, the full model first. Raises `ConfigError` for an unknown group."""
+    wanted = set(groups)
+    if unknown := sorted(wanted - set(GROUPS)):
+        raise ConfigError(f"there is no group of arms '{unknown[0]}'", hint=f"choose from {', '.join(GROUPS)}")
     full = next(arm for arm in MATRIX if arm.name == FULL)
-    return tuple(dict.fromkeys(chosen if full in chosen else [full, *chosen]))
+    return full, *(arm for group, arms in GROUPS.items() if group in wanted for arm in arms if arm is not full)
+
+
+def possible_arms(
+    arms: Iterable[Arm], config: Config, *, note: Callable[[str], None] = lambda text: None
+) -> dict[Arm, Config]:
+    """The settings of each arm, for those arms that these settings allow; `note` is told of each other one and why.
+
+    Raises `ConfigError` if the full model itself is not possible.
+    """
+    settings = {}
+    for arm in arms:
+        try:
+            changed = config.changed(**arm.settings)
+            if changed.model.use_tapr:
+                require_scales_fit(changed.model.num_patches, changed.model.n_scales)
+        except ConfigError as error:
+            if arm.name == FULL:
+                raise
+            note(f"left out: {arm.name}: {error}")
+            continue
+        settings[arm] = changed
+    return settings
+
+
+class Watch(Protocol):
+    """Who is told how an ablation goes on. Calls come in this order, for every run."""
+
+    def begins(self, what: str, number: int, total: int) -> None:
+        """what: arm and seed. number, total: of this run, from 1, and of all."""
+
+    def neighbours(self, done: float, total: float | None) -> None:
+        """While the neighbours of its windows are found."""
+
+    def step(self, progress: Progress) -> None:
+        """After each step of its training."""
+
+    def ends(self, what: str, evaluation: RunEvaluation) -> None:
+        """It is trained and scored."""
+
+    def note(self, text: str) -> None:
+        """What a person should know."""
 
 
 def ablate(
@@ -123,27 +151,43 @@ def ablate(
     arms: tuple[Arm, ...],
     seeds: tuple[int, ...],
     neighbours_dir: Path,
+    watch: Watch,
     part: str = "test",
     device: str = "auto",
-    report: Callable[[str], None] = lambda what: None,
 ) -> list[Row]:
-    """Train and score every arm with every seed; the rows of the table, untrained baselines last.
+    """Train and score every arm with every seed; the rows of the table by group, what is not trained last.
 
-    part: what is scored, after the choice by validation. report: called with what comes next. Raises what `train_run`
-    and `evaluate` raise.
+    arms: with the full model among them. part: what is scored, after the choice by validation. Before anything is
+    trained, whatever can be known to stand in the way is raised. Raises what `train_run` and `evaluate` raise.
     """
-    rows = []
-    for arm in arms:
-        scored = []
-        for seed in seeds:
-            folder = out / f"{arm.folder}-seed-{seed}"
-            report(f"{arm.name}, seed {seed}")
-            settings = config.changed(**{**arm.settings, "seed": seed})
-            scored.append(_scored(table, memory, ref, settings, folder, neighbours_dir, part, device))
-        rows.append(_row(arm, scored))
-        if arm.name == FULL:
-            untrained = _untrained_rows(scored[0][1])
-    return rows + untrained
+    settings = possible_arms(arms, config, note=watch.note)
+    check_fits(config, memory, table)
+    part_windows(memory, table, part, horizon=config.model.horizon)
+    trained = list(dict.fromkeys(settings.values()))  # arms of the same settings have the same runs
+    first = {changed: arm.name for arm, changed in reversed(settings.items())}
+    every = {**possible_arms(choose_arms(GROUPS), config), **settings}
+    folders = {changed: arm.folder for arm, changed in reversed(every.items())}  # whichever groups are chosen
+    scored: dict[Config, list[_Scored]] = {}
+    for place, changed in enumerate(trained):
+        scored[changed] = []
+        for number, seed in enumerate(seeds, start=1 + place * len(seeds)):
+            what = f"{first[changed]}, seed {seed}"
+            watch.begins(what, number, len(trained) * len(seeds))
+            folder = out / f"{folders[changed]}-seed-{seed}"
+            each = _scored(table, memory, ref, changed.changed(seed=seed), folder, neighbours_dir, part, device, watch)
+            watch.ends(what, each[1])
+            scored[changed].append(each)
+    full = next(arm for arm in settings if arm.name == FULL)
+    reference = fmean(evaluation.mse for _, evaluation in scored[settings[full]])
+    rows = [
+        _row(arm, scored[changed], reference, same_as=None if first[changed] == arm.name else first[changed])
+        for arm, changed in settings.items()
+    ]
+    rows += _untrained_rows(scored[settings[full]][0][1], reference)
+    return sorted(rows, key=lambda row: (list(HEADINGS).index(row.group), row.arm == FULL))
+
+
+_Scored = tuple[Mapping[str, Any], RunEvaluation]
 
 
 def _scored(
@@ -155,33 +199,48 @@ def _scored(
     neighbours_dir: Path,
     part: str,
     device: str,
-) -> tuple[Mapping[str, Any], RunEvaluation]:
+    watch: Watch,
+) -> _Scored:
     """The figures of a run's training and its evaluation; trained and scored only if it has not been."""
-    train_run(table, memory, ref, config, folder, neighbours_dir=neighbours_dir, resume=folder.exists(), device=device)
-    run = open_run(folder)
-    path = folder / EVALUATION
-    if path.is_file():
-        stored = json.loads(path.read_text())
-        if (stored["fingerprint"], stored["part"]) == (memory.manifest.fingerprint, part):
+    trained = train_run(
+        table,
+        memory,
+        ref,
+        config,
+        folder,
+        neighbours_dir=neighbours_dir,
+        resume=True,
+        device=device,
+        report=watch.neighbours,
+        progress=watch.step,
+        note=watch.note,
+    )
+    run, path = open_run(folder), folder / EVALUATION
+    what = {"fingerprint": memory.manifest.fingerprint, "part": part}
+    if not trained.is_new and path.is_file():
+        stored = unseal(path)
+        if all(stored[name] == value for name, value in what.items()):
             return run.metrics, _evaluation(stored["evaluation"])
     evaluation = evaluate(load_predictor(run, device=device), memory, table, part)
-    document = {"fingerprint": memory.manifest.fingerprint, "part": part, "evaluation": dataclasses.asdict(evaluation)}
     with refusals_named(path):
-        disk.replace(path, json.dumps(document, indent=1).encode())
+        disk.replace(path, seal({**what, "evaluation": dataclasses.asdict(evaluation)}))
     return run.metrics, evaluation
 
 
-def _row(arm: Arm, scored: list[tuple[Mapping[str, Any], RunEvaluation]]) -> Row:
+def _row(arm: Arm, scored: list[_Scored], reference: float, *, same_as: str | None) -> Row:
     metrics, evaluations = zip(*scored, strict=True)
     directions = [each.direction_accuracy for each in evaluations if each.direction_accuracy is not None]
     gates = [each.gate for each in evaluations if each.gate is not None]
+    mse = fmean(each.mse for each in evaluations)
     return Row(
         arm=arm.name,
         group=arm.group,
+        same_as=same_as,
         num_seeds=len(scored),
         val_mse=fmean(each["best_val_mse"] for each in metrics),
-        mse=fmean(each.mse for each in evaluations),
+        mse=mse,
         mse_deviation=pstdev(each.mse for each in evaluations),
+        against_full=mse - reference,
         mae=fmean(each.mae for each in evaluations),
         direction_accuracy=fmean(directions) if directions else None,
         gate=_mean_distribution(gates) if gates else None,
@@ -189,15 +248,17 @@ def _row(arm: Arm, scored: list[tuple[Mapping[str, Any], RunEvaluation]]) -> Row
     )
 
 
-def _untrained_rows(evaluation: RunEvaluation) -> list[Row]:
+def _untrained_rows(evaluation: RunEvaluation, reference: float) -> list[Row]:
     return [
         Row(
             arm=label,
             group="untrained",
-            num_seeds=1,
+            same_as=None,
+            num_seeds=None,
             val_mse=None,
             mse=score.mse,
-            mse_deviation=0.0,
+            mse_deviation=None,
+            against_full=score.mse - reference,
             mae=score.mae,
             direction_accuracy=None,
             gate=None,
@@ -221,23 +282,3 @@ def _evaluation(document: dict[str, Any]) -> RunEvaluation:
         for name in ("baselines", "by_space")
     }
     return RunEvaluation(**{**document, **gates, **scores})
-
-
-def as_markdown(rows: list[Row], title: str) -> str:
-    """The table for a person."""
-    lines = [
-        f"# {title}",
-        "",
-        "| arm | seeds | val MSE | MSE | +- | MAE | direction | gate mean (10%, 90%) | training s |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        gate = "" if row.gate is None else f"{row.gate.mean:.2f} ({row.gate.p10:.2f}, {row.gate.p90:.2f})"
-        direction = "" if row.direction_accuracy is None else f"{row.direction_accuracy:.1%}"
-        val = "" if row.val_mse is None else f"{row.val_mse:.4f}"
-        seconds = "" if row.seconds is None else f"{row.seconds:.0f}"
-        lines.append(
-            f"| {row.arm} | {row.num_seeds} | {val} | {row.mse:.4f} | {row.mse_deviation:.4f} | {row.mae:.4f} | "
-            f"{direction} | {gate} | {seconds} |"
-        )
-    return "\n".join([*lines, "", "MSE and MAE in standardised units; differences below .003 are ties.", ""])
