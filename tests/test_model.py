@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from forecaster_fixtures import WITHOUT_NETWORK, awaken, config_of, make_model, make_neighbours, model_config
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecaster.backbone import TINY, load_backbone
@@ -224,6 +224,7 @@ def test_without_any_neighbour_the_model_part_is_the_forecast_bit_for_bit(name, 
         assert parameter.grad is None or torch.isfinite(parameter.grad).all(), key
 
 
+@settings(max_examples=40)
 @given(data=st.data(), value=st.sampled_from([torch.nan, torch.inf, -torch.inf, 1e30, 0.0]))
 def test_what_unused_slots_hold_does_not_matter(data, value):
     model = _both()

@@ -62,6 +62,13 @@ def test_it_is_what_the_model_says_of_the_last_window_in_original_units(small):
         assert error.abs().mean() < series.values.std()
 
 
+def test_a_model_that_is_left_in_training_mode_forecasts_without_dropout(small):
+    expected = forecast(small.predictor, small.memory, TABLE)
+    assert small.predictor.config.model.dropout > 0
+    small.predictor.model.train()
+    pd.testing.assert_frame_equal(forecast(small.predictor, small.memory, TABLE), expected)
+
+
 def test_quantiles_are_the_intervals_of_the_last_window(small):
     levels = (0.05, 0.5, 0.95)
     result = forecast(small.predictor, small.memory, TABLE, quantiles=levels)
