@@ -84,7 +84,7 @@ def ablate(
                 device=device,
             )
         except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(f"nothing is lost: the same command goes on in {out}") from error
+            raise KeyboardInterrupt("the same command goes on where it stopped") from error
     title = f"{table.source} with {ref}, {split}: horizon {base.model.horizon}, lookback {base.model.lookback}"
     document = {"ref": ref, "split": split, "seeds": chosen_seeds, "settings": base.to_dict(), "rows": rows}
     _write(out / "ablation.md", as_markdown(rows, title).encode())

@@ -59,19 +59,20 @@ def open_run_with_table(
     options: ReadOptions,
     device: str,
     *,
+    llm: str | None = None,
     update: bool = False,
 ) -> OpenedRun:
     """A run, and the version it was trained against or a newer one, checked to belong together with the table.
 
-    update: append the table first, to the newest version that the run can use, unless one is named. That comes last,
-    when nothing else stands in the way.
+    llm: where the run's language model lies now, None for where it was. update: append the table first, to the newest
+    version that the run can use, unless one is named. That comes last, when nothing else stands in the way.
     """
     from forecaster.predictor import load_predictor, require_same_memory
     from forecaster.run import open_run
     from memory_index.versions.store import Store
 
     opened = open_run(run)
-    predictor = load_predictor(opened, device=device)
+    predictor = load_predictor(opened, device=device, llm=llm)
     ref = index or (newest_ref(opened, indexes_dir) if update else opened.record.index.ref)
     newer = update or index is not None
     if update:

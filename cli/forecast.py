@@ -25,6 +25,13 @@ Index = Annotated[
     ),
 ]
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of a run that 'cli train' made.")]
+Llm = Annotated[
+    str | None,
+    typer.Option(
+        help="With --run: where its language model lies now, if it has moved: a folder or ID@REVISION.",
+        show_default="where it was",
+    ),
+]
 Device = Annotated[str, typer.Option(help="With --run: auto, cpu or cuda.")]
 File = Annotated[Path, typer.Argument(help="CSV or Parquet, wide or long.", show_default=False)]
 MemoryK = Annotated[
@@ -62,6 +69,7 @@ def forecast(
     scopes: Scopes = None,
     views: Views = None,
     on_empty: OnEmpty = None,
+    llm: Llm = None,
     device: Device = "auto",
     indexes_dir: IndexesDir = Path("indexes"),
     as_json: AsJson = False,
@@ -75,7 +83,7 @@ def forecast(
     """
     levels = _levels(quantiles)
     require_targets(table=out, picture=plot)
-    options = _options(run, index, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
+    options = _options(run, index, llm=llm, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
     if run is None:
         from memory_index import memory_only
 
@@ -87,7 +95,7 @@ def forecast(
     else:
         from forecaster.forecast import forecast as forecast_by_run
 
-        opened = open_run_with_table(run, index, file, indexes_dir, table_options, device, update=update_index)
+        opened = open_run_with_table(run, index, file, indexes_dir, table_options, device, llm=llm, update=update_index)
         memory, table, ref = opened.memory, opened.table, opened.ref
         result = forecast_by_run(opened.predictor, memory, table, quantiles=levels)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
@@ -127,6 +135,7 @@ def evaluate(
     scopes: Scopes = None,
     views: Views = None,
     on_empty: OnEmpty = None,
+    llm: Llm = None,
     device: Device = "auto",
     indexes_dir: IndexesDir = Path("indexes"),
     as_json: AsJson = False,
@@ -138,11 +147,11 @@ def evaluate(
     MSE and MAE are in standardised units (the training part's mean and standard deviation), over all windows, steps and
     series. Beside it stand last value, seasonal naive, a linear forecast (closed form) and the memory alone.
     """
-    options = _options(run, index, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
+    options = _options(run, index, llm=llm, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
     if run is not None:
         from forecaster.evaluate import evaluate as evaluate_run
 
-        opened = open_run_with_table(run, index, file, indexes_dir, table_options, device)
+        opened = open_run_with_table(run, index, file, indexes_dir, table_options, device, llm=llm)
         with progress(f"scoring {split} windows") as report:
             scored = evaluate_run(opened.predictor, opened.memory, opened.table, split, report=report)
         if as_json:
@@ -256,6 +265,7 @@ def _options(
     run: Path | None,
     index: str | None,
     *,
+    llm: str | None,
     memory_k: int | None,
     scopes: str | None,
     views: str | None,
@@ -269,6 +279,8 @@ def _options(
         raise UsageError("neither --run nor --index is given", hint="--run RUN, or --index REF for the memory alone")
     given = {"--memory-k": memory_k, "--scopes": scopes, "--views": views, "--on-empty": on_empty}
     stated = [flag for flag, value in given.items() if value is not None]
+    if run is None and llm is not None:
+        raise UsageError("--llm goes with --run: the memory alone has no language model", hint="leave it out")
     if run is not None and stated:
         raise UsageError(f"{stated[0]} does not go with --run, which decides it", hint="leave one of them out")
     options: dict[str, Any] = {"scopes": names(scopes), "views": numbers("--views", views)}

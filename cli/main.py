@@ -115,11 +115,16 @@ def _known(error: Exception) -> tuple[int, str, str] | None:
         for ancestor in type(error).__mro__:
             if ancestor.__name__ in EXIT_CODES:
                 return EXIT_CODES[ancestor.__name__], str(error), error.hint
-    if isinstance(error, MemoryError):
+    # torch has no type of its own for what its allocator of the CPU says, and a RuntimeError of another name for a GPU.
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    ):
         return (
             OUT_OF_RESOURCES,
             f"out of memory: {error}".removesuffix(": "),
-            "use less data, or a machine with more memory",
+            "use less data, or a machine with more memory (a GPU's may be too small: --device cpu)",
         )
     if isinstance(error, OSError) and error.errno in RESOURCE_ERRNOS:
         where = "" if error.filename is None else f": {error.filename}"

@@ -149,7 +149,7 @@ def train(
             again = ["cli", "train", str(file), "--index", ref, "--out", str(out), "--resume", *flags]
             again += [] if neighbours_dir is None else ["--neighbours-dir", str(neighbours_dir)]
             again += [] if device == "auto" else ["--device", device]
-            raise KeyboardInterrupt(f"nothing is lost, go on with: {shlex.join(again)}") from error
+            raise KeyboardInterrupt(f"go on with: {shlex.join(again)}") from error
     if not trained.is_main:
         return
     if as_json:

@@ -123,7 +123,7 @@ def check_reference(backbone: Backbone, expected: Mapping[str, Any], where: str)
         if found[name] != expected.get(name):
             raise RunIncompatibleError(
                 f"{where} was trained with {_named(expected)}, but this is {_named(found)}: {name} "
-                f"{expected.get(name)}, not {found[name]}",
+                f"{str(expected.get(name))[:12]}, not {str(found[name])[:12]}",
                 hint="give the language model that it was trained with (--llm)",
             )
 

@@ -91,13 +91,14 @@ def _joined(parts: list[Tensor]) -> np.ndarray:
     return torch.cat(parts).cpu().numpy()
 
 
-def load_predictor(run: Run, *, device: str = "auto") -> Predictor:
-    """The trained model of a run. device: `auto`, `cpu` or `cuda`; it need not be the one that trained it.
+def load_predictor(run: Run, *, device: str = "auto", llm: str | None = None) -> Predictor:
+    """The trained model of a run. device: `auto`, `cpu` or `cuda`; it need not be the one that trained it. llm: where
+    its language model lies now, None for where it was.
 
     Raises `RunNotFoundError` (not trained to its end), `RunDamagedError`, `BackboneNotFoundError` and
     `RunIncompatibleError` (the frozen language model is not on this machine, or is another one).
     """
-    record, config = run.record, run.record.config
+    record, config = run.record, run.record.config if llm is None else run.record.config.changed(llm=llm)
     intervals = read_intervals(run.path)
     backbone = place_backbone(config, device)
     if backbone is not None:

@@ -137,7 +137,7 @@ def _require_same_series(series: Series, windows: StoredWindows, number: int, so
     if len(differs):
         at = series.times[both][differs[0]]
         raise IncompatibleError(
-            f"{source}: series '{series.series_id}' at {windows.step.isoformat(at)} is {theirs[differs[0]]}, "
-            f"but {ref} was built on {ours[differs[0]]} ({len(differs)} of {int(both.sum())} common steps differ)",
+            f"{source}: series '{series.series_id}' at {windows.step.isoformat(at)} is {theirs[differs[0]]!s}, "
+            f"but {ref} was built on {ours[differs[0]]!s} ({len(differs)} of {int(both.sum())} common steps differ)",
             hint="use the data that the version was built on, or build a version on these",
         )

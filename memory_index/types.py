@@ -66,8 +66,9 @@ class Queries:
             raise DataError(f"query {int(np.isnat(self.origin).argmax())} has no origin (NaT)")
         if not np.isfinite(self.context).all():
             b, n, step = (int(i) for i in np.argwhere(~np.isfinite(self.context))[0])
+            at = np.datetime_as_string(self.origin[b], unit="auto")
             raise DataError(
-                f"context of series '{self.series_id[n]}' at origin {self.origin[b]} has a missing or infinite value "
+                f"context of series '{self.series_id[n]}' at origin {at} has a missing or infinite value "
                 f"{self.context.shape[2] - 1 - step} steps before the origin",
                 hint="fill the gap first (--on-nan ffill repeats the last value), or choose another origin",
             )
