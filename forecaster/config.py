@@ -18,7 +18,8 @@ from forecaster.errors import ConfigError
 from memory_index.errors import NotFoundError
 from memory_index.leakage import Policy
 
-ALONE_HEAD_LEARNING_RATE = 1e-3  # the default where the network is the whole forecast, not a residual on the shortcut
+# Defaults where the network is the whole forecast and not a residual on the shortcut.
+ALONE: dict[str, Any] = {"learning_rate": 1e-3, "head_learning_rate": 1e-3, "head_wait": 0.0}
 
 PromptLayout = Literal["spec", "cached"]
 Precision = Literal["auto", "float32", "bf16"]
@@ -110,9 +111,10 @@ class TrainConfig:
     batch_size: windows of one optimizer step, over all processes, before accumulation. learning_rate: inside the
     network; head_learning_rate: of the last step from the network to its forecast, so much slower because the
     forecast is a residual on the shortcut (docs/experiments.md); gate_learning_rate: of the value-space gate.
-    patience: epochs without a better validation MSE before training stops. aux_warmup_steps: the auxiliary losses'
-    weight rises from 0 to 1 over so many. gate_pull: sign of the confident-gate term of L_ret; +1 pulls a confident
-    gate towards 0.5, -1 away from it. save_steps: optimizer steps between two checkpoints.
+    head_wait: share of the planned steps in which that last step waits, so that the gate and the trend classes learn
+    first. patience: epochs without a better validation MSE before training stops. aux_warmup_steps: the auxiliary
+    losses' weight rises from 0 to 1 over so many. gate_pull: sign of the confident-gate term of L_ret; +1 pulls a
+    confident gate towards 0.5, -1 away from it. save_steps: optimizer steps between two checkpoints.
     """
 
     memory_k: int = 50
@@ -123,8 +125,9 @@ class TrainConfig:
     max_steps: int | None = None
     batch_size: int = 224
     accumulation: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-4
     head_learning_rate: float = 2e-5
+    head_wait: float = 1 / 3
     gate_learning_rate: float = 0.03
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -148,6 +151,8 @@ class TrainConfig:
         for name in ("learning_rate", "head_learning_rate", "gate_learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but must be above 0")
+        if not 0 <= self.head_wait < 1:
+            raise ConfigError(f"head_wait is {self.head_wait}, but must be at least 0 and below 1")
         if self.gate_pull not in (-1, 1):
             raise ConfigError(f"gate_pull is {self.gate_pull}, but must be 1 or -1")
         if self.precision not in get_args(Precision):
@@ -169,7 +174,7 @@ class Config:
             part = _owner(name)
             parts[part][name] = _typed(_RECORDS[part], name, value)
         if parts["model"].get("use_shortcut") is False:
-            parts["train"].setdefault("head_learning_rate", ALONE_HEAD_LEARNING_RATE)
+            parts["train"] = ALONE | parts["train"]
         missing = [name for name in ("lookback", "horizon") if name not in parts["model"]]
         if missing:
             raise ConfigError(f"the settings do not say {' and '.join(missing)}")

@@ -56,6 +56,14 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameter_groups(model, config))
 
 
+def hold_heads(optimizer: torch.optim.Optimizer, *, waiting: bool) -> None:
+    """Keep the heads of the network as they are, or let them learn."""
+    for group in optimizer.param_groups:
+        if group["name"] == "heads":
+            for parameter in group["params"]:
+                parameter.requires_grad_(not waiting)
+
+
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Multiply the initial learning rate of every group."""
     for group in optimizer.param_groups:

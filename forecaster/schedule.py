@@ -22,14 +22,16 @@ FINAL_FACTOR = 0.01  # of the learning rate, at the last planned step
 class Schedule:
     """The plan of a whole training.
 
-    num_windows: of the training split. windows_per_step: of one optimizer step, over all processes and all batches that
-    are accumulated. steps_per_epoch, planned_steps: optimizer steps; early stopping may take fewer.
+    num_windows: of the training split. windows_per_step: of one optimizer step, over all processes and all batches
+    that are accumulated. steps_per_epoch, planned_steps: optimizer steps; early stopping may take fewer.
+    head_wait_steps: first steps in which the heads of the network stay as they are.
     """
 
     num_windows: int
     windows_per_step: int
     steps_per_epoch: int
     planned_steps: int
+    head_wait_steps: int
 
     @classmethod
     def of(cls, config: TrainConfig, num_windows: int) -> Self:
@@ -37,11 +39,14 @@ class Schedule:
         windows_per_step = config.batch_size * config.accumulation
         steps_per_epoch = math.ceil(num_windows / windows_per_step)
         planned_steps = config.epochs * steps_per_epoch
+        if config.max_steps is not None:
+            planned_steps = min(planned_steps, config.max_steps)
         return cls(
             num_windows=num_windows,
             windows_per_step=windows_per_step,
             steps_per_epoch=steps_per_epoch,
-            planned_steps=planned_steps if config.max_steps is None else min(planned_steps, config.max_steps),
+            planned_steps=planned_steps,
+            head_wait_steps=math.floor(config.head_wait * planned_steps + 1e-9),
         )
 
     @property

@@ -27,7 +27,7 @@ from forecaster.errors import ConfigError, RunDamagedError, RunIncompatibleError
 from forecaster.interruption import Interrupted, Interruption
 from forecaster.losses import LossParts
 from forecaster.metrics_log import MetricsLog
-from forecaster.optimizer import make_optimizer, optimizer_state, restore_optimizer, set_rates
+from forecaster.optimizer import hold_heads, make_optimizer, optimizer_state, restore_optimizer, set_rates
 from forecaster.processes import any_process, gather_generators, sum_gradients
 from forecaster.records import RESTORE
 from forecaster.schedule import Schedule, aux_weight, batches_of, epoch_order, share_of
@@ -161,6 +161,7 @@ class TrainingLoop:
         """One optimizer step, and its line in the log if one is due."""
         factor = self.schedule.learning_rate_factor(self.state.step)
         set_rates(self.optimizer, factor)
+        hold_heads(self.optimizer, waiting=self.state.step < self.schedule.head_wait_steps)
         rows = self.rows_of_step()
         losses = self.gradients(rows)
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip))
@@ -251,6 +252,7 @@ class TrainingLoop:
     def validate(self) -> float:
         """MSE over all validation windows, each counted once. Raises `Interrupted`, and `ConfigError` if not finite."""
         self.model.eval()
+        hold_heads(self.optimizer, waiting=self.step_number <= self.schedule.head_wait_steps)
         windows, total = self.task.validation, 0.0
         for rows in batches_of(np.arange(len(windows)), self.config.batch_size):
             self.obey()
@@ -260,11 +262,16 @@ class TrainingLoop:
         summed = torch.tensor(total, dtype=torch.float64, device=self.accelerator.device)
         val_mse = float(self.accelerator.reduce(summed, reduction="sum")) / len(windows)
         if not math.isfinite(val_mse):
-            when = "before training" if not hasattr(self, "state") else f"after step {self.state.step}"
+            when = f"after step {self.step_number}" if self.step_number else "before training"
             raise ConfigError(
                 f"the validation MSE {when} is {val_mse}", hint=f"lower learning_rate ({self.config.learning_rate})"
             )
         return val_mse
+
+    @property
+    def step_number(self) -> int:
+        """Optimizer steps done; 0 before there is a state."""
+        return self.state.step if hasattr(self, "state") else 0
 
     def obey(self) -> None:
         """Raise `Interrupted`, in all processes, if any of them was asked to stop."""

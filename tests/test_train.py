@@ -325,10 +325,10 @@ def test_weights_without_a_checkpoint_are_not_overwritten(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "name"),
     [
-        ({"identity": {**IDENTITY, "index": {"fingerprint": "e" * 64}}}, "index.fingerprint"),
-        ({"identity": {"index": IDENTITY["index"]}}, "settings.lookback"),
-        ({"learning_rate": 0.5}, "train.learning_rate"),
-        ({"seed": 3}, "train.seed"),
+        ({"identity": {**IDENTITY, "index": {"fingerprint": "e" * 64}}}, "another version of the index"),
+        ({"identity": {"index": IDENTITY["index"]}}, "lookback 12, not None"),
+        ({"learning_rate": 0.5}, "learning_rate 0.01, not 0.5"),
+        ({"seed": 3}, "seed 0, not 3"),
     ],
 )
 def test_a_training_of_something_else_does_not_go_on(tmp_path, changed, name):
