@@ -16,7 +16,7 @@ from statistics import fmean, pstdev
 from typing import Any, Protocol
 
 from forecaster.ablation_table import FULL, HEADINGS, Row
-from forecaster.config import Config
+from forecaster.config import ALONE, Config
 from forecaster.errors import ConfigError
 from forecaster.evaluate import Distribution, RunEvaluation, evaluate
 from forecaster.fit import check_fits, train_run
@@ -62,11 +62,11 @@ CONTROLS = (
         settings={"llm": "builtin:tiny", "llm_layers": None},
     ),
     Arm(name="LLM, without memory", group="controls", settings={"use_gram": False}),
-    Arm(name="no linear shortcut", group="controls", settings={"use_shortcut": False}),
+    Arm(name="no linear shortcut", group="controls", settings={"use_shortcut": False, **ALONE}),
     Arm(
         name="Time-LLM alone (no TAPR, GRA-M, shortcut)",
         group="controls",
-        settings={"use_tapr": False, "use_gram": False, "use_shortcut": False},
+        settings={"use_tapr": False, "use_gram": False, "use_shortcut": False, **ALONE},
     ),
     Arm(
         name="network off (value gate only)",
