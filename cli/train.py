@@ -202,11 +202,11 @@ def settings(
     chosen: dict[str, Any] = {"lookback": window.lookback, "horizon": window.horizon}
     if resumed is not None and run_exists(resumed):
         chosen = open_run(resumed).config.to_dict()
+    asked = {} if config is None else read_settings(config)
+    asked |= dict(stated) | dict(parse_setting(text) for text in texts)
     if preset is not None:
-        chosen |= preset_settings(preset, lookback=window.lookback)
-    if config is not None:
-        chosen |= read_settings(config)
-    return Config.from_dict(chosen | dict(stated) | dict(parse_setting(text) for text in texts))
+        chosen |= preset_settings(preset, lookback=window.lookback, llm=asked.get("llm"))
+    return Config.from_dict(chosen | asked)
 
 
 def training_document(out: Path, ref: str, trained: Trained) -> dict[str, Any]:

@@ -198,11 +198,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset_settings(name: str, *, lookback: int) -> dict[str, Any]:
-    """Settings for a GPU of so much memory; `lookback`, the version's, caps the preset's. Raises `ConfigError`."""
+def preset_settings(name: str, *, lookback: int, llm: str | None = None) -> dict[str, Any]:
+    """Settings for a GPU of so much memory. Raises `ConfigError`.
+
+    lookback: the version's, caps the preset's. llm: the language model, None for the default. The built-in one is
+    smaller than any preset allows, and all of its layers are used.
+    """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset '{name}'", hint=f"choose {', '.join(PRESETS)}")
-    return PRESETS[name] | {"lookback": min(PRESETS[name]["lookback"], lookback)}
+    settings = PRESETS[name] | {"lookback": min(PRESETS[name]["lookback"], lookback)}
+    if llm is None or llm.startswith("builtin:"):
+        del settings["llm_layers"]
+    return settings
 
 
 def read_settings(path: Path) -> dict[str, Any]:
