@@ -160,8 +160,8 @@ def ablate(
     arms: with the full model among them. part: what is scored, after the choice by validation. Before anything is
     trained, whatever can be known to stand in the way is raised. Raises what `train_run` and `evaluate` raise.
     """
-    settings = possible_arms(arms, config, note=watch.note)
     check_fits(config, memory, table)
+    settings = possible_arms(arms, config, note=watch.note)
     part_windows(memory, table, part, horizon=config.model.horizon)
     trained = list(dict.fromkeys(settings.values()))  # arms of the same settings have the same runs
     first = {changed: arm.name for arm, changed in reversed(settings.items())}

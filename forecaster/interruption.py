@@ -15,6 +15,8 @@ class Interrupted(KeyboardInterrupt):
 class Interruption:
     """While inside, the first SIGINT or SIGTERM only sets `requested`; a second one interrupts at once.
 
+    One that came too late to be obeyed inside is obeyed on the way out.
+
     Outside the main thread, where Python allows no handlers, signals keep what they did before.
     """
 
@@ -28,9 +30,11 @@ class Interruption:
                 self._before[number] = signal.signal(number, self._request)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self.requested and kind is None:
+            raise Interrupted
 
     def _request(self, _number: int, _frame: FrameType | None) -> None:
         if self.requested:

@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 import typer
 
+import forecaster.errors
 from cli import __version__, main, output
 from memory_index import errors
 from memory_index.leakage import LeakError
@@ -33,9 +34,19 @@ DOCUMENTED = {
     "ResourceError": 7,
     "ServiceError": 8,
 }
+# The kinds; what is below them keeps their code.
 ERROR_CLASSES = [
-    value for value in vars(errors).values() if isinstance(value, type) and value is not errors.MemoryIndexError
+    value
+    for value in vars(errors).values()
+    if isinstance(value, type) and value.__bases__ == (errors.MemoryIndexError,)
 ]
+FORECASTER_ERRORS = {
+    "ConfigError": 2,
+    "BackboneNotFoundError": 4,
+    "RunNotFoundError": 4,
+    "RunDamagedError": 5,
+    "RunIncompatibleError": 6,
+}
 
 
 @pytest.fixture
@@ -113,6 +124,20 @@ def test_subclass_of_a_known_error_keeps_its_code(failing):
     assert main.run(["fail"]) == 5
 
 
+@pytest.mark.parametrize("name", FORECASTER_ERRORS)
+def test_errors_of_the_forecaster_have_the_codes_of_their_kinds(name, failing, capsys):
+    failing(getattr(forecaster.errors, name)("runs/a: no", hint="train again"))
+    assert main.run(["fail"]) == FORECASTER_ERRORS[name]
+    assert capsys.readouterr().err == "error: runs/a: no (train again)\n"
+
+
+def test_interrupted_says_how_to_go_on(failing, capsys):
+    failing(KeyboardInterrupt("go on with: cli train --resume"))
+    assert main.run(["fail", "--json"]) == 130
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error == {"code": 130, "message": "interrupted", "hint": "go on with: cli train --resume"}
+
+
 def test_error_without_hint_has_no_empty_brackets(failing, capsys):
     failing(errors.DataError("empty"))
     main.run(["fail"])
@@ -123,6 +148,8 @@ def test_error_without_hint_has_no_empty_brackets(failing, capsys):
     "error",
     [
         MemoryError("Unable to allocate 9 TiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 TiB"),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 9 TiB"),
         OSError(errno.ENOSPC, "No space left on device", "indexes/a"),
         PermissionError(errno.EACCES, "Permission denied", "indexes/a"),
         OSError(errno.EROFS, "Read-only file system", "indexes/a"),

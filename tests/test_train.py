@@ -244,11 +244,33 @@ def test_an_interruption_while_validating_loses_nothing(tmp_path, unbroken):
 
 
 def test_a_second_interruption_does_not_wait():
-    with Interruption() as interruption:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert interruption.requested
-        with pytest.raises(KeyboardInterrupt):
+    reached = []
+
+    def press_twice():
+        with Interruption() as interruption:
             os.kill(os.getpid(), signal.SIGINT)
+            reached.append(interruption.requested)
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append("the end")
+
+    with pytest.raises(KeyboardInterrupt):
+        press_twice()
+    assert reached == [True]
+
+
+def test_an_interruption_that_comes_too_late_is_not_forgotten(tmp_path, unbroken):
+    class Validation(ToyWindows):
+        def batch(self, indices):
+            if len(self.asked) == 3 * 37 + 32:  # the last batch of the last validation
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().batch(indices)
+
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(folder, validation=Validation(37, seed=1))
+    assert checkpoints_in(folder)[-1].name == "step-00000021"
+    model, result = train_toy(folder, resume=True)
+    _same(unbroken, folder, model, result)
 
 
 def test_it_trains_outside_the_main_thread(tmp_path, unbroken):
