@@ -36,9 +36,7 @@ DOCUMENTED = {
 }
 # The kinds; what is below them keeps their code.
 ERROR_CLASSES = [
-    value
-    for value in vars(errors).values()
-    if isinstance(value, type) and value.__bases__ == (errors.MemoryIndexError,)
+    value for value in vars(errors).values() if isinstance(value, type) and errors.MemoryIndexError in value.__bases__
 ]
 FORECASTER_ERRORS = {
     "ConfigError": 2,
