@@ -85,7 +85,9 @@ def train(
     save_total_limit: Annotated[int | None, typer.Option(help="Checkpoints to keep.", show_default="3")] = None,
     device: Device = "auto",
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting by name.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the run in --out stopped, with its settings.")
+    ] = False,
     neighbours_dir: Annotated[
         Path | None, typer.Option(help="Where found neighbours are kept.", show_default=".neighbours beside the run")
     ] = None,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -77,6 +79,27 @@ def test_forecast_writes_a_table_and_a_picture(made, call, tmp_path, suffix):
     assert (table["q0.2"] < table["q0.8"]).all()
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "2 series x 12 steps" in err
+
+
+def test_a_forecast_loads_nothing_that_it_does_not_need(made):
+    """Most of its time is imports; what trains, draws, or reads other language models must not be among them."""
+    unwanted = [
+        "accelerate",
+        "transformers",
+        "matplotlib",
+        "forecaster.fit",
+        "forecaster.train",
+        "forecaster.pretrained",
+    ]
+    program = (
+        "import sys; from cli.main import run; code = run(sys.argv[1:]); "
+        f"print(code, [name for name in {unwanted} if name in sys.modules], file=sys.stderr)"
+    )
+    arguments = ["forecast", made.file, "--run", made.run, "--indexes-dir", made.indexes]
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stderr.splitlines()[-1] == "0 []"
+    assert done.stdout.startswith("unique_id,ds,yhat")
 
 
 def test_forecast_as_json_says_what_it_was_made_by(made, call):
