@@ -48,25 +48,27 @@ class Arm:
         return "-".join("".join(c if c.isalnum() else " " for c in self.name.lower()).split())
 
 
+# Each arm says all that its name says, whatever the settings are that it is to be compared under.
+WHOLE = {"use_tapr": True, "use_gram": True}
 MATRIX = (
     Arm(name="baseline (neither)", group="matrix", settings={"use_tapr": False, "use_gram": False}),
-    Arm(name="+ TAPR", group="matrix", settings={"use_gram": False}),
-    Arm(name="+ GRA-M", group="matrix", settings={"use_tapr": False}),
-    Arm(name=FULL, group="matrix", settings={}),
+    Arm(name="+ TAPR", group="matrix", settings={"use_tapr": True, "use_gram": False}),
+    Arm(name="+ GRA-M", group="matrix", settings={"use_tapr": False, "use_gram": True}),
+    Arm(name=FULL, group="matrix", settings=WHOLE),
 )
 CONTROLS = (
-    Arm(name="no LLM, with memory", group="controls", settings={"use_llm": False}),
+    Arm(name="no LLM, with memory", group="controls", settings={"use_llm": False, "use_gram": True}),
     Arm(
         name="random frozen LLM (builtin:tiny), with memory",
         group="controls",
-        settings={"llm": "builtin:tiny", "llm_layers": None},
+        settings={"use_llm": True, "llm": "builtin:tiny", "llm_layers": None, "use_gram": True},
     ),
-    Arm(name="LLM, without memory", group="controls", settings={"use_gram": False}),
+    Arm(name="LLM, without memory", group="controls", settings={"use_llm": True, "use_gram": False}),
     Arm(name="no linear shortcut", group="controls", settings={"use_shortcut": False, **ALONE}),
     Arm(
         name="Time-LLM alone (no TAPR, GRA-M, shortcut)",
         group="controls",
-        settings={"use_tapr": False, "use_gram": False, "use_shortcut": False, **ALONE},
+        settings={"use_llm": True, "use_tapr": False, "use_gram": False, "use_shortcut": False, **ALONE},
     ),
     Arm(
         name="network off (value gate only)",
