@@ -131,7 +131,7 @@ class TrainConfig:
     gate_learning_rate: float = 0.03
     weight_decay: float = 0.01
     clip: float = 1.0
-    patience: int = 2
+    patience: int = 1
     lambda_trend: float = 0.1
     lambda_retrieval: float = 0.1
     lambda_ref: float = 1.0
