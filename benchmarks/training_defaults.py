@@ -42,11 +42,10 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "network": {
         "value gate alone": GATE_ALONE,
         "defaults": {},
-        **{f"learning_rate {v:g}": {"learning_rate": v} for v in (1e-4, 1e-3)},
-        "dropout 0.3": {"dropout": 0.3},
+        "head_wait 0": {"head_wait": 0.0},
+        "learning_rate 0.001": {"learning_rate": 1e-3},
+        "head_learning_rate 0.0001": {"head_learning_rate": 1e-4},
         "gate_pull -1": {"gate_pull": -1},
-        "lambda_trend 0": {"lambda_trend": 0.0},
-        "lambda_retrieval 0": {"lambda_retrieval": 0.0},
     },
 }
 

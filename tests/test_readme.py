@@ -72,6 +72,8 @@ def test_files_named_in_the_architecture_exist(repository):
     text = (repository / "docs" / "architecture.md").read_text()
     for name in re.findall(r"`((?:tables/|versions/)?\w+\.py)`", text):
         assert list((repository / "memory_index").rglob(name.split("/")[-1])), name
+    named = set(re.findall(r"`forecaster/(\w+\.py)`", text))
+    assert named == {path.name for path in (repository / "forecaster").glob("*.py")} - {"__init__.py"}
 
 
 def test_public_names_are_there_and_documented():
