@@ -42,6 +42,9 @@ bench: install  ## measure the figures of docs/benchmarks.md (DATA_DIR holds ETT
 	$(BIN)/python -m benchmarks.memory_speed --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.million_windows
 	$(BIN)/python -m benchmarks.leak_audit
+	$(BIN)/python -m benchmarks.llm_speed
+	$(BIN)/python -m benchmarks.training_step --data-dir $(DATA_DIR)
+	$(BIN)/python -m benchmarks.forecaster_accuracy --data-dir $(DATA_DIR)
 
 clean:  ## remove the virtual environment and every cache
 	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
