@@ -28,6 +28,7 @@ HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 LOCAL_ONLY = {"local_files_only": True, "trust_remote_code": False}
 # The option that keeps the stored dtype was renamed in 4.56.
 DTYPE = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
+POOLER = "pooler"  # nothing here reads one; where the files have none, transformers makes one up, each time another
 WHY_NOT = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)  # what transformers raises
 
 
@@ -105,7 +106,8 @@ def load_pretrained(llm: str, *, layers: int | None, dtype: torch.dtype) -> Pret
     _check_loaded(llm, model, report)
     _check_tokenizer(llm, tokenizer, model.get_input_embeddings().weight.shape[0])
     model.eval().requires_grad_(False)
-    reference["fingerprint"] = weights_fingerprint(model.parameters())
+    read = (weight for name, weight in model.named_parameters() if POOLER not in name)
+    reference["fingerprint"] = weights_fingerprint(read)
     return PretrainedBackbone(model.to(dtype), tokenizer, reference)
 
 
@@ -165,7 +167,7 @@ def _adapt(llm: str, config: Any, layers: int | None) -> int:
 
 def _check_loaded(llm: str, model: Any, report: dict[str, Any]) -> None:
     """Raise unless every weight that is used came from the file, and embeddings are as wide as hidden states."""
-    missing = [name for name in report["missing_keys"] if "pooler" not in name]  # nothing here reads a pooler
+    missing = [name for name in report["missing_keys"] if POOLER not in name]
     missing += [str(key) for key in report.get("mismatched_keys", ())]
     if missing:
         raise BackboneNotFoundError(

@@ -79,6 +79,20 @@ def test_says_what_it_is(backbone: Backbone, folders: dict[str, Path]) -> None:
     assert torch.equal(backbone.embed(ids), backbone.word_embeddings[ids])
 
 
+def test_a_pooler_that_is_not_in_the_files_does_not_decide_which_model_it_is(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Masked language models come without one; transformers then makes it up anew each time, and nothing reads it."""
+    folder = tmp_path / "without-pooler"
+    shutil.copytree(folders["bert"], folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if "pooler" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    first, second = (load_backbone(str(folder)) for _ in range(2))
+    check_reference(second, first.reference, "run")
+
+
 def test_no_weight_has_a_gradient_and_the_input_has(backbone: Backbone) -> None:
     embeddings = random_input(backbone, 2, 5).requires_grad_()
     backbone.forward(embeddings).square().sum().backward()
