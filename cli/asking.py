@@ -110,9 +110,10 @@ def updated_ref(ref: str, file: Path, indexes_dir: Path, options: ReadOptions) -
     from memory_index.versions.store import Store
 
     store = Store(indexes_dir)
-    table = read_table(file, options_like(store.resolve(ref).manifest, options))
+    manifest = store.resolve(ref).manifest
+    table = read_table(file, options_like(manifest, options))
     try:
-        version = append(store, ref, table)
+        version = append(store, ref, table, load_encoder=encoder_loader(manifest))
     except NothingNewError:
         note(f"{file} holds nothing that {ref} does not know")
         return ref

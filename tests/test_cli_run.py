@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ import pytest
 from cli_fixtures import HORIZON, LOOKBACK, NUM_NEWER, NUM_STEPS, NUM_TEST, frame, make
 
 from cli.main import run
+from forecaster.pattern_encoder import PatternConfig
 from memory_index.versions.store import Store
 
 
@@ -124,6 +126,16 @@ def test_what_is_new_is_appended_once(made, call, indexes, tmp_path):
     code, text, _ = call("evaluate", made.newer, "--index", "m@2", "--json", indexes=indexes)
     assert code == 0
     assert (json.loads(text)["ref"], json.loads(text)["num_windows"]) == ("m@2", NUM_TEST)
+
+
+def test_a_memory_with_a_learned_encoder_grows_too(made, indexes, tmp_path, monkeypatch):
+    monkeypatch.setattr("forecaster.fit_pattern.PatternConfig", partial(PatternConfig, num_steps=2))
+    folder, window = ["--indexes-dir", str(indexes)], ["--lookback", "24", "--horizon", "12", "--views", "24"]
+    build = ["index", "build", str(made.file), "--name", "learned", "--encoder", "pattern", *window, *folder]
+    assert run(build) == 0
+    out = ["--out", str(tmp_path / "forecast.csv")]
+    assert run(["forecast", str(made.newer), "--index", "learned@1", "--update-index", *out, *folder]) == 0
+    assert Store(indexes).numbers("learned") == (1, 2)
 
 
 def test_a_version_that_the_run_cannot_use_is_passed_over(made, call, indexes, tmp_path):
