@@ -122,10 +122,11 @@ def updated_ref(ref: str, file: Path, indexes_dir: Path, options: ReadOptions) -
 
 
 def _tell_series(table: SeriesTable, manifest: Manifest, ref: str, *, of_run: tuple[str, ...]) -> None:
-    """Say which series of a table are new to a run, and which of the version's it lacks."""
+    """Say which series of a table are new to a run, and which it lacks that whole moments are made of."""
     if new := [name for name in table.series_ids if name not in of_run]:
         note(f"{_some(new)}: new to the run, forecast like the other series, from windows of all of them")
-    if lacking := [name for name in manifest.series_ids if name not in table.series_ids]:
+    lacking = [name for name in manifest.series_ids if name not in table.series_ids]
+    if lacking and manifest.joint == "built":
         note(
             f"{table.source} has no {_some(lacking)}, so moments of all series of {ref} are not compared (scope joint)"
         )

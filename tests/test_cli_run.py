@@ -163,6 +163,17 @@ def test_nothing_is_appended_for_a_run_that_cannot_forecast(made, call, indexes,
     assert Store(indexes).numbers("m") == (1,)
 
 
+def test_series_that_nobody_needs_are_not_missed(made, call, indexes, tmp_path):
+    folder, out = ["--indexes-dir", str(indexes)], tmp_path / "run"
+    window = ["--lookback", "24", "--horizon", "12", "--scopes", "own,pooled"]
+    assert run(["index", "build", str(made.file), "--name", "apart", *window, *folder]) == 0
+    fast = ["--no-llm", "--set", "max_steps=1", "--config", str(made.toml), "--device", "cpu"]
+    assert run(["train", str(made.file), "--index", "apart@1", "--out", str(out), *fast, *folder]) == 0
+    frame().drop(columns="south").to_csv(tmp_path / "north.csv", index=False)
+    code, _, err = call("forecast", tmp_path / "north.csv", folder=out, indexes=indexes)
+    assert (code, err) == (0, "")
+
+
 def test_other_series_than_the_run_knows_are_told(made, call, tmp_path):
     table = frame().assign(west=frame()["north"] * 3 + 1).drop(columns="south")
     table.to_csv(tmp_path / "others.csv", index=False)
