@@ -17,12 +17,13 @@ from forecaster.config import ModelConfig
 from forecaster.neighbours import Condensed, condense, neighbour_tensors
 from forecaster.types import Batch
 from memory_index.leakage import Policy
-from memory_index.queries import QueryBlock, query_blocks
+from memory_index.queries import BLOCK, QueryBlock, query_blocks
 from memory_index.tables.series import SeriesTable
 from memory_index.types import KeySpace, Memory
 from memory_index.windows import StoredWindows, WindowSpec, cut
 
 MODEL_BATCH = 512  # windows that go through the model at once where nothing is trained
+LIVE_WINDOWS = 4096  # asked of a memory at once: a window's neighbours take some 20 kB, and series may be hundreds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,9 @@ def live_blocks(
     spec, manifest = memory.windows.spec, memory.manifest
     spaces = tuple(record.space for record in manifest.spaces)
     whole = WindowSpec(lookback=spec.lookback, horizon=config.horizon)
-    for asked in query_blocks(table, origins, whole, Policy.CAUSAL, known=manifest.series_ids):
+    per_moment = len(table.series) if table.shares_times else 1
+    moments = min(BLOCK, max(1, LIVE_WINDOWS // per_moment))
+    for asked in query_blocks(table, origins, whole, Policy.CAUSAL, known=manifest.series_ids, block=moments):
         context = asked.queries.context  # [B, N, L of the version]
         condensed: Condensed | None = None
         answering: tuple[KeySpace, ...] = ()

@@ -151,6 +151,22 @@ def test_live_windows_are_asked_as_of_their_own_time(made, monkeypatch):
     np.testing.assert_array_equal(asked[0][2], TABLE.times[[390, 400]])
 
 
+def test_many_series_are_asked_few_moments_at_a_time(made, monkeypatch):
+    """Memory is bounded by windows, not by moments: a table may have hundreds of series."""
+    memory, config = made["wide"][0], config_of().model
+    origins = part_origins(TABLE, WINDOW, SPLIT, "val")
+    whole = list(live_blocks(memory, TABLE, origins, config, K, {}))
+    monkeypatch.setattr("forecaster.batches.LIVE_WINDOWS", 31)
+    blocks = list(live_blocks(memory, TABLE, origins, config, K, {}))
+    assert max(len(block.batch) for block in blocks) == 30
+    assert sum(len(block.batch) for block in blocks) == sum(len(block.batch) for block in whole) > 60
+    for name in NeighbourTensors.__dataclass_fields__:
+        parts, expected = (
+            torch.cat([getattr(block.batch.neighbours, name) for block in each]) for each in (blocks, whole)
+        )
+        assert torch.equal(parts, expected), name
+
+
 def test_training_windows_are_thinned_by_the_stride(made):
     memory, folder = made["wide"]
     for changed in ({"use_gram": False}, {}):
