@@ -103,8 +103,12 @@ def newest_ref(run: Run, indexes_dir: Path) -> str:
 
 
 def updated_ref(ref: str, file: Path, indexes_dir: Path, options: ReadOptions) -> str:
-    """Append a file to an index, unless it has nothing new; returns the reference of the version to use."""
+    """Append a file to an index, unless it has nothing new; returns the reference of the version to use.
+
+    A file that is too short to forecast from is refused before it is appended.
+    """
     from memory_index.errors import NothingNewError
+    from memory_index.queries import latest_origins
     from memory_index.tables.reading import read_table
     from memory_index.versions.append import append
     from memory_index.versions.store import Store
@@ -112,6 +116,7 @@ def updated_ref(ref: str, file: Path, indexes_dir: Path, options: ReadOptions) -
     store = Store(indexes_dir)
     manifest = store.resolve(ref).manifest
     table = read_table(file, options_like(manifest, options))
+    latest_origins(table, manifest.window)
     try:
         version = append(store, ref, table, load_encoder=encoder_loader(manifest))
     except NothingNewError:

@@ -94,7 +94,9 @@ def forecast(
         horizon, by = memory.windows.spec.horizon, f"{ref}, memory alone"
     else:
         from forecaster.forecast import forecast as forecast_by_run
+        from forecaster.intervals import require_calibrated
 
+        require_calibrated(levels)
         opened = open_run_with_table(run, index, file, indexes_dir, table_options, device, llm=llm, update=update_index)
         memory, table, ref = opened.memory, opened.table, opened.ref
         result = forecast_by_run(opened.predictor, memory, table, quantiles=levels)

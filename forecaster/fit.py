@@ -55,6 +55,7 @@ from memory_index.windows import cut
 
 SPLIT_ENDS = ("train_until", "val_until", "test_until")
 CHUNK = 4096  # windows handled at once where thresholds and intervals are fitted
+MAX_CALIBRATION = 50_000  # validation windows that intervals are calibrated on; more would only take memory
 
 Report = Callable[[float, float | None], None]
 Note = Callable[[str], None]
@@ -352,10 +353,11 @@ def batch_loss(model: ForecastModel, batch: Batch, config: Config, aux_weight: f
 
 
 def fit_intervals(model: ForecastModel, validation: CachedWindows) -> Intervals:
-    """Calibrate the quantiles on the errors of all validation windows."""
+    """Calibrate the quantiles on the errors of all validation windows, or `MAX_CALIBRATION` of them, spread evenly."""
     horizon, errors = validation.config.horizon, []
-    for start in range(0, len(validation), CHUNK):
-        indices = np.arange(start, min(start + CHUNK, len(validation)))
+    chosen = np.unique(np.linspace(0, len(validation) - 1, min(len(validation), MAX_CALIBRATION)).astype(np.int64))
+    for start in range(0, len(chosen), CHUNK):
+        indices = chosen[start : start + CHUNK]
         batch = validation.batch(indices)
         predicted = predict(model, batch)
         assert validation.windows is not None, "the windows of the version are known"

@@ -73,15 +73,20 @@ class Intervals:
 
         Levels between those that are kept are interpolated. Raises `UsageError` for one beyond the outermost.
         """
-        for level in levels:
-            if not LEVELS[0] <= level <= LEVELS[-1]:
-                raise UsageError(
-                    f"quantile {level:g} cannot be calibrated", hint=f"choose between {LEVELS[0]:g} and {LEVELS[-1]:g}"
-                )
+        require_calibrated(levels)
         steps = range(self.residual.shape[1])
         at = np.stack([np.interp(levels, LEVELS, self.residual[:, step]) for step in steps])  # [H, Q]
         width = spread[:, None] * scale
         return (forecast[..., None] + width[..., None] * at).astype(np.float32)
+
+
+def require_calibrated(levels: tuple[float, ...]) -> None:
+    """Raise `UsageError` for a quantile beyond the outermost that is calibrated."""
+    for level in levels:
+        if not LEVELS[0] <= level <= LEVELS[-1]:
+            raise UsageError(
+                f"quantile {level:g} cannot be calibrated", hint=f"choose between {LEVELS[0]:g} and {LEVELS[-1]:g}"
+            )
 
 
 def calibrate(errors: np.ndarray) -> Intervals:

@@ -96,7 +96,7 @@ class TrainingLoop:
         self.task = task
         self.model, self.config, self.accelerator = task.model, task.config, task.accelerator
         self.schedule = Schedule.of(task.config, len(task.training))
-        self.optimizer = make_optimizer(task.model, task.config)
+        self.optimizer = make_optimizer(task.model, task.config, gate_factor=self.schedule.gate_factor)
         self.order = np.zeros(0, dtype=np.int64)
         self.epoch_of_order = -1
         self.began_at = time.monotonic()
