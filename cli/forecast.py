@@ -175,28 +175,16 @@ def evaluate(
 
 def run_evaluation_document(run: Path, ref: str, result: RunEvaluation) -> dict[str, Any]:
     """The JSON document of `evaluate --run`."""
-    return {
+    return evaluation_document(ref, result) | {
         "run": run,
-        "ref": ref,
-        "split": result.part,
-        "num_windows": result.num_windows,
-        "num_series": result.num_series,
-        "num_scored": result.num_scored,
-        "num_without_neighbours": result.num_without_neighbours,
-        "mse": result.mse,
-        "mae": result.mae,
         "direction_accuracy": result.direction_accuracy,
         "gate": result.gate,
         "feature_gate": result.feature_gate,
         "coverage": result.coverage,
-        "baselines": result.baselines,
-        "key_spaces": result.by_space,
-        "in_sample": result.in_sample,
-        "seconds": round(result.seconds, 3),
     }
 
 
-def evaluation_document(ref: str, result: Evaluation) -> dict[str, Any]:
+def evaluation_document(ref: str, result: Evaluation | RunEvaluation) -> dict[str, Any]:
     """The JSON document of `evaluate`; what the memory alone does not have is null."""
     return {
         "run": None,
@@ -260,7 +248,7 @@ def print_run_evaluation(run: Path, ref: str, result: RunEvaluation, with_spaces
     if result.num_without_neighbours:
         note(f"{result.num_without_neighbours:,} of these had no neighbour: the model stands alone there")
     if result.in_sample:
-        note("in sample: parts that were fitted (keys, model) have seen steps later than some origins")
+        note("in sample: training or validation used this part, or fitted keys have seen steps later than an origin")
 
 
 def _options(
