@@ -19,7 +19,7 @@ from forecaster.types import Batch
 from memory_index.leakage import Policy
 from memory_index.queries import BLOCK, QueryBlock, query_blocks
 from memory_index.tables.series import SeriesTable
-from memory_index.types import KeySpace, Memory
+from memory_index.types import KeySpace, Memory, Neighbours
 from memory_index.windows import StoredWindows, WindowSpec, cut
 
 MODEL_BATCH = 512  # windows that go through the model at once where nothing is trained
@@ -78,14 +78,15 @@ def flat_values(table: SeriesTable) -> tuple[np.ndarray, np.ndarray]:
 class LiveBlock(NamedTuple):
     """Moments that were asked of a memory at once, and the same as flat windows, moment after moment (n = B * N).
 
-    batch: its `future` is empty ([n, 0]): what follows is not known here. condensed: None for a model without GRA-M.
-    spaces: the key spaces that could be asked, fewer than all for a series that the memory does not have.
+    batch: its `future` is empty ([n, 0]): what follows is not known here. found: the memory's whole answer, of which
+    `condensed` is what the model needs; its key spaces are fewer than all for a series that the memory does not have.
+    Both are None for a model without GRA-M.
     """
 
     asked: QueryBlock
     batch: Batch
     condensed: Condensed | None
-    spaces: tuple[KeySpace, ...] = ()
+    found: Neighbours | None
 
 
 def live_blocks(
@@ -108,11 +109,8 @@ def live_blocks(
     moments = min(BLOCK, max(1, LIVE_WINDOWS // per_moment))
     for asked in query_blocks(table, origins, whole, Policy.CAUSAL, known=manifest.series_ids, block=moments):
         context = asked.queries.context  # [B, N, L of the version]
-        condensed: Condensed | None = None
-        answering: tuple[KeySpace, ...] = ()
-        if config.use_gram:
-            found = memory.search(asked.queries, k)
-            condensed, answering = condense(found, spaces, horizon=config.horizon), found.spaces
+        found = memory.search(asked.queries, k) if config.use_gram else None
+        condensed = None if found is None else condense(found, spaces, horizon=config.horizon)
         known = [units.get(str(series_id), np.nan) for series_id in asked.queries.series_id]
         own = context.std(axis=-1, dtype=np.float64)
         unit = np.where(np.isnan(known), np.where(own > 0, own, 1.0), known).astype(np.float32)  # [B, N]
@@ -131,7 +129,7 @@ def live_blocks(
             unit=torch.from_numpy(unit.ravel()),
             neighbours=neighbours,
         )
-        yield LiveBlock(asked, batch, condensed, answering)
+        yield LiveBlock(asked, batch, condensed, found)
 
 
 def parts_of(batch: Batch, size: int = MODEL_BATCH) -> Iterator[Batch]:

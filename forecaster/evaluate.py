@@ -191,13 +191,13 @@ def _add(
     season = season_length(table.step)
     if season is not None and season <= context.shape[2]:
         forecasts["seasonal_naive"] = seasonal_naive(context, horizon, season)
-    if block.condensed is not None:
+    if block.condensed is not None and block.found is not None:
         by_space = np.where(block.condensed.found[..., None], block.condensed.forecasts, np.nan)
         by_space = by_space.reshape(*wanted.shape, *by_space.shape[1:])  # [B, N, V, H]
         alone = mean_over_spaces(by_space)
         forecasts["memory_only"] = np.where(np.isnan(alone), context[..., -1:], alone)
         for number, record in enumerate(memory.manifest.spaces):
-            if record.space in block.spaces:
+            if record.space in block.found.spaces:
                 each = by_space[:, :, number]
                 forecasts[str(record.space)] = np.where(np.isnan(each), context[..., -1:], each)
         tally.num_without += int((~block.condensed.found.any(axis=1).reshape(wanted.shape) & wanted).sum())

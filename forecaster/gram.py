@@ -80,7 +80,7 @@ class AdaptiveKnowledgeGating(nn.Module):
         gate = gate.masked_fill(~valid.any(dim=1), 1)
         fused = gate[:, None] * current + (1 - gate)[:, None] * ref
         enhanced = patches + self.enhancement(fused)[:, None]
-        return enhanced, GatingOutput(context=fused, gate=gate, match=match, confidence=confidence)
+        return enhanced, GatingOutput(context=fused, gate=gate, match=match, weights=weights, confidence=confidence)
 
 
 class RetrievalAugmentedPrompt(nn.Module):

@@ -115,6 +115,8 @@ class ForecastModel(nn.Module):
             memory_part=raw(mixed.memory_part),
             gate=mixed.gate,
             weights=mixed.weights,
+            bases=bases * spread[:, None, None] + location[:, None, None],
+            network=network * spread[:, None],
             location=location,
             spread=spread,
             trend=trend,

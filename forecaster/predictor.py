@@ -20,6 +20,7 @@ from forecaster.intervals import Intervals, read_intervals
 from forecaster.model import ForecastModel
 from forecaster.placement import place_backbone, resolve_device
 from forecaster.run import Run
+from forecaster.shortcut import BASES
 from forecaster.types import Batch, ModelOutput
 from forecaster.weights import WEIGHTS, load_into
 from memory_index.versions.manifest import Manifest
@@ -62,29 +63,27 @@ class Predictor:
 
 def predict(model: ForecastModel, batch: Batch) -> Predicted:
     """Forecast all windows of a batch, a bounded number at a time."""
-    model.eval()
-    device = next(model.parameters()).device
-    outputs: list[ModelOutput] = []
-    linear: list[Tensor] = []
-    with torch.inference_mode():
-        for part in parts_of(batch):
-            moved = part.to(device)
-            output = model(moved.context, moved.neighbours, unit=moved.unit)
-            outputs.append(output)
-            if model.shortcut is not None:
-                location, spread = output.location[:, None], output.spread[:, None]
-                linear.append(model.shortcut((moved.context - location) / spread)[:, 0] * spread + location)
+    outputs: list[ModelOutput] = [output_of(model, part) for part in parts_of(batch)]
     gatings = [output.gating.gate for output in outputs if output.gating is not None]
     directions = [output.trend.direction.argmax(dim=1) for output in outputs if output.trend is not None]
     return Predicted(
         forecast=_joined([output.forecast for output in outputs]),
-        linear=_joined(linear) if linear else None,
+        linear=_joined([output.bases[:, BASES.index("linear")] for output in outputs]) if model.shortcut else None,
         gate=_joined([output.gate for output in outputs]),
         feature_gate=_joined(gatings) if gatings else None,
         direction=_joined(directions) if directions else None,
         location=_joined([output.location for output in outputs]),
         spread=_joined([output.spread for output in outputs]),
     )
+
+
+def output_of(model: ForecastModel, part: Batch) -> ModelOutput:
+    """What a model says of a few windows, with everything that it says about how that came about."""
+    model.eval()
+    moved = part.to(next(model.parameters()).device)
+    with torch.inference_mode():
+        output: ModelOutput = model(moved.context, moved.neighbours, unit=moved.unit)
+    return output
 
 
 def _joined(parts: list[Tensor]) -> np.ndarray:

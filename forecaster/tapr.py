@@ -93,13 +93,17 @@ class MultiScaleDecomposition(nn.Module):
         self.fusion = nn.Linear(n_scales * d_model, d_model)
         self.dropout = nn.Dropout(dropout)
 
+    def scale_shares(self) -> Tensor:
+        """w, [S]: how much each scale has in what is fused, finest first; they sum to 1."""
+        return self.scale_weights.softmax(dim=0)
+
     def forward(self, x: Tensor) -> Decomposition:
         """x: [B, P, D]."""
         scales, trends = zip(*(self._scale(s, x) for s in range(len(self.convolutions))), strict=True)
         f = list(scales)  # S of [B, P, D]
         for i in reversed(range(len(f) - 1)):
             f[i] = f[i] + self.attentions[i](f[i], f[i + 1], f[i + 1], need_weights=False)[0]
-        weights = self.scale_weights.softmax(dim=0)  # [S]
+        weights = self.scale_shares()
         joined = torch.cat([weight * scale for weight, scale in zip(weights, f, strict=True)], dim=-1)  # [B, P, S * D]
         stacked = torch.stack(trends, dim=1)  # [B, S, P, D]
         weighted_trend = (weights[:, None, None] * stacked).sum(dim=1)  # [B, P, D]

@@ -96,13 +96,15 @@ class GatingOutput(NamedTuple):
     """What GRA-M's feature-space gating did.
 
     context: [B, D], the fused embedding. gate: [B], 1 trusts the current features,
-    0 the neighbours; exactly 1 without any. match: [B, K], 0 in unused slots. confidence: [B], sum of similarity *
-    match.
+    0 the neighbours; exactly 1 without any. match: [B, K], 0 in unused slots. weights: [B, K], how much each
+    neighbour has in what was retrieved; they sum to 1, or to 0 where there is nothing to weigh. confidence: [B], sum
+    of similarity * match.
     """
 
     context: Tensor
     gate: Tensor
     match: Tensor
+    weights: Tensor
     confidence: Tensor
 
 
@@ -112,8 +114,9 @@ class ModelOutput(NamedTuple):
     `forecast = gate * model_part + (1 - gate) * memory_part`, all [B, H].
 
     gate: the value-space gate, exactly 1 where no neighbour is. weights: [B, M + V, H], how much each base and each key
-    space has in the forecast; they sum to 1. location, spread: [B], the window's own statistics. trend, gating: None
-    where TAPR or GRA-M is off.
+    space has in the forecast; they sum to 1. bases: [B, M, H], what the weights of the model part apply to. network:
+    [B, H], what the trained network adds to the model part. location, spread: [B], the window's own statistics. trend,
+    gating: None where TAPR or GRA-M is off.
     """
 
     forecast: Tensor
@@ -121,6 +124,8 @@ class ModelOutput(NamedTuple):
     memory_part: Tensor
     gate: Tensor
     weights: Tensor
+    bases: Tensor
+    network: Tensor
     location: Tensor
     spread: Tensor
     trend: TrendOutput | None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from memory_index.closeness import UsualDistances, closeness, nearest_distances
 from memory_index.errors import NotFoundError
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
 from memory_index.queries import origin_at, query_blocks
-from memory_index.tables.series import SeriesTable
-from memory_index.types import Filter, Neighbours, Scope
+from memory_index.tables.series import Series, SeriesTable
+from memory_index.types import Filter, KeySpace, Neighbours, Scope
+from memory_index.windows import WindowSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +51,9 @@ class Inspection:
 
     context: float32 [L]; times: datetime64[ns] [L + H], of the context and of the future; actual: float32 [H], NaN
     where the table does not know it; forecast [H]; quantiles [H, 2] at 10 and 90 percent. in_sample: whether a fitted
-    part of the version has seen steps later than the origin.
+    part of the version has seen steps later than the origin. share_closer: for each key space, how many of the memory's
+    own windows had a nearer nearest neighbour, as a share; None where too few tell. no_close_analogue: whether most key
+    spaces say that this window is unusual for this memory (closeness.py); False if that was not asked.
     """
 
     series_id: str
@@ -62,6 +66,8 @@ class Inspection:
     forecast: np.ndarray
     quantiles: np.ndarray
     neighbours: tuple[NeighbourRecord, ...]
+    share_closer: dict[KeySpace, float | None]
+    no_close_analogue: bool
 
     @property
     def actual_known(self) -> bool:
@@ -80,31 +86,26 @@ def inspect_window(
     views: tuple[int, ...] | None = None,
     where: Filter | None = None,
     min_gap: int = 0,
+    usual: UsualDistances | None = None,
 ) -> Inspection:
     """The k neighbours per key space of the window of a series that ends at a time, asked under `causal`.
 
     at: datetime64[ns], UTC or naive as the table. The other series of the table are read for the joint scope, where
-    they have a whole context at that time.
+    they have a whole context at that time. usual: of this memory, to say whether the window has a close analogue; None
+    does not say.
 
     Raises `NotFoundError` (series, time, or no neighbour at all) and what `Memory.search` raises.
     """
     spec = memory.windows.spec
-    row = origin_at(table, series_id, at, spec)
+    row, origins = one_origin(table, series_id, at, spec)
     number = table.series_ids.index(series_id)
-    alone = np.empty(0, dtype=np.int64)
-    origins = [np.array([row]) if n == number else alone for n in range(len(table.series))]
     [block] = query_blocks(table, origins, spec, Policy.CAUSAL, known=memory.windows.series_ids)
     place = int(np.flatnonzero(block.series == number)[0])
     neighbours = memory.search(block.queries, k, scopes=scopes, views=views, where=where, min_gap=min_gap)
-    if not neighbours.valid[0, place].any():
-        raise NotFoundError(
-            f"no admissible neighbour for series '{series_id}' at {table.step.isoformat(at)}: "
-            f"the memory's first window is known at {table.step.isoformat(memory.windows.known_at.min())}",
-            hint="choose a later time" + (", or fewer filters" if where not in (None, Filter()) else ""),
-        )
-    actual = np.full(spec.horizon, np.nan, dtype=np.float32)
-    known = table.series[number].values[row + 1 : row + 1 + spec.horizon]
-    actual[: len(known)] = known
+    require_neighbours(neighbours, place, filtered=where not in (None, Filter()))
+    actual = actual_after(table.series[number], row, spec.horizon)
+    shares, no_close_analogue = closeness(usual, nearest_distances(neighbours, place), at) if usual else ({}, False)
+    every = [tuple(int(i) for i in slot) for slot in np.argwhere(neighbours.valid[0, place])]
     return Inspection(
         series_id=series_id,
         origin=at,
@@ -115,46 +116,75 @@ def inspect_window(
         actual=actual,
         forecast=neighbours.forecast(on_empty="last-value")[0, place],
         quantiles=neighbours.quantiles((0.1, 0.9), on_empty="last-value")[0, place],
-        neighbours=tuple(_records(neighbours, place, actual)),
+        neighbours=tuple(neighbour_records(neighbours, place, every, actual)),
+        share_closer=shares,
+        no_close_analogue=no_close_analogue,
     )
 
 
-def _records(neighbours: Neighbours, place: int, actual: np.ndarray) -> Iterator[NeighbourRecord]:
-    """The neighbours of series number `place` of the one moment that was asked."""
+def one_origin(table: SeriesTable, series_id: str, at: np.datetime64, spec: WindowSpec) -> tuple[int, list[np.ndarray]]:
+    """The row of a series at a time, and the same as origins per series of the table, as `query_blocks` takes them.
+
+    Raises `NotFoundError` (series, time).
+    """
+    row, number = origin_at(table, series_id, at, spec), table.series_ids.index(series_id)
+    return row, [np.array([row] if n == number else [], dtype=np.int64) for n in range(len(table.series))]
+
+
+def actual_after(series: Series, row: int, horizon: int) -> np.ndarray:
+    """What followed an origin row, float32 [H]; NaN where the series does not know it."""
+    actual = np.full(horizon, np.nan, dtype=np.float32)
+    known = series.values[row + 1 : row + 1 + horizon]
+    actual[: len(known)] = known
+    return actual
+
+
+def require_neighbours(neighbours: Neighbours, place: int, *, filtered: bool = False) -> None:
+    """Raise `NotFoundError` unless series number `place` of the one moment that was asked has a neighbour."""
+    if not neighbours.valid[0, place].any():
+        step, queries = neighbours.windows.step, neighbours.queries
+        raise NotFoundError(
+            f"no admissible neighbour for series '{queries.series_id[place]}' at {step.isoformat(queries.origin[0])}: "
+            f"the memory's first window is known at {step.isoformat(neighbours.windows.known_at.min())}",
+            hint="choose a later time" + (", or fewer filters" if filtered else ""),
+        )
+
+
+def neighbour_records(
+    neighbours: Neighbours, place: int, slots: Iterable[tuple[int, ...]], actual: np.ndarray
+) -> Iterator[NeighbourRecord]:
+    """The neighbours in some slots, (key space number, rank from 0), of series number `place` of the one moment."""
     windows, step = neighbours.windows, neighbours.windows.step
     weight, futures, aligned = (
         neighbours.weights[0, place],
         neighbours.futures()[0, place],
         neighbours.aligned_futures()[0, place],
     )
-    for v, space in enumerate(neighbours.spaces):
+    for v, rank in slots:
+        space, view, row = neighbours.spaces[v], neighbours.view_number[v], neighbours.row[0, place, v, rank]
         location, spread = neighbours.query_location[0, place, v], neighbours.query_spread[0, place, v]
-        for rank in np.flatnonzero(neighbours.valid[0, place, v]):
-            row = neighbours.row[0, place, v, rank]
-            spans = windows.spans(row)
-            context = windows.contexts(row)
-            view = neighbours.view_number[v]
-            standard = (context - windows.location[row, view]) / windows.spread[row, view]
-            yield NeighbourRecord(
-                scope=space.scope,
-                view=space.view,
-                rank=int(rank) + 1,
-                row_id=int(row),
-                series_id=windows.series_ids[windows.series[row]],
-                start=step.isoformat(spans.start_at),
-                origin=step.isoformat(windows.origin(row)),
-                known_at=step.isoformat(spans.known_at),
-                distance=float(neighbours.distance[0, place, v, rank]),
-                shape_distance=float(neighbours.shape_distance[0, place, v, rank]),
-                value_distance=float(neighbours.value_distance[0, place, v, rank]),
-                weight=float(weight[v, rank]),
-                match=_correlation(futures[v, rank], actual),
-                age_days=round(float((neighbours.queries.origin[0] - windows.origin(row)) / np.timedelta64(1, "D")), 2),
-                context=context,
-                future=futures[v, rank],
-                aligned_context=(location + spread * standard).astype(np.float32),
-                aligned_future=aligned[v, rank],
-            )
+        spans, context = windows.spans(row), windows.contexts(row)
+        standard = (context - windows.location[row, view]) / windows.spread[row, view]
+        yield NeighbourRecord(
+            scope=space.scope,
+            view=space.view,
+            rank=rank + 1,
+            row_id=int(row),
+            series_id=windows.series_ids[windows.series[row]],
+            start=step.isoformat(spans.start_at),
+            origin=step.isoformat(windows.origin(row)),
+            known_at=step.isoformat(spans.known_at),
+            distance=float(neighbours.distance[0, place, v, rank]),
+            shape_distance=float(neighbours.shape_distance[0, place, v, rank]),
+            value_distance=float(neighbours.value_distance[0, place, v, rank]),
+            weight=float(weight[v, rank]),
+            match=_correlation(futures[v, rank], actual),
+            age_days=round(float((neighbours.queries.origin[0] - windows.origin(row)) / np.timedelta64(1, "D")), 2),
+            context=context,
+            future=futures[v, rank],
+            aligned_context=(location + spread * standard).astype(np.float32),
+            aligned_future=aligned[v, rank],
+        )
 
 
 def _correlation(future: np.ndarray, actual: np.ndarray) -> float | None:

@@ -1,6 +1,6 @@
 """Figures that a version records about itself: its temperatures and its recall, on a sample of its own windows.
 
-The sample is spread evenly over series and rows and asks under `disjoint`, so that a window never finds
+The sample is spread evenly over series and rows. These figures ask under `disjoint`, so that a window never finds
 itself or its overlapping neighbours.
 """
 
@@ -28,7 +28,7 @@ def temperatures(memory: LocalMemory) -> dict[KeySpace, float]:
     1.0 for a key space in which no sampled window has any neighbour: then there is nothing to weigh.
     """
     squared: dict[KeySpace, list[np.ndarray]] = {record.space: [] for record in memory.manifest.spaces}
-    for neighbours in _sample_searches(memory, TEMPERATURE_K):
+    for neighbours in sample_searches(memory, TEMPERATURE_K, Policy.DISJOINT):
         last = np.maximum(neighbours.valid.sum(axis=-1) - 1, 0)[..., None]
         farthest = np.take_along_axis(neighbours.distance, last, axis=-1)[..., 0].astype(np.float64)
         for number, space in enumerate(neighbours.spaces):
@@ -48,7 +48,7 @@ def recall_at_10(memory: LocalMemory) -> dict[KeySpace, float]:
     exact = memory.with_segments(without_indexes(memory))
     hits: dict[KeySpace, int] = {record.space: 0 for record in memory.manifest.spaces}
     wanted = dict(hits)
-    for found, true in zip(_sample_searches(memory, 10), _sample_searches(exact, 10), strict=True):
+    for found, true in zip(*(sample_searches(each, 10, Policy.DISJOINT) for each in (memory, exact)), strict=True):
         for number, space in enumerate(found.spaces):
             ours, theirs = found.row[:, :, number], true.row[:, :, number]
             hits[space] += int(((theirs[..., None] == ours[..., None, :]).any(axis=-1) & (theirs >= 0)).sum())
@@ -106,8 +106,8 @@ def _sample_rows(segment: Segment, scope: Scope) -> Iterator[tuple[np.ndarray, n
         yield np.array([series]), rows[_even(len(rows), max(4, SAMPLE // min(segment.num_series, MAX_SERIES)))][:, None]
 
 
-def _sample_searches(memory: LocalMemory, k: int) -> Iterator[Neighbours]:
-    """Sampled windows of the largest segment, asked under `disjoint`, one scope at a time."""
+def sample_searches(memory: LocalMemory, k: int, policy: Policy) -> Iterator[Neighbours]:
+    """Sampled windows of the largest segment, asked at their own origin under a policy, one scope at a time."""
     segment = max(memory.segments, key=lambda segment: len(segment.windows))
     for scope in dict.fromkeys(record.space.scope for record in memory.manifest.spaces):
         for series, rows in _sample_rows(segment, scope):
@@ -116,7 +116,7 @@ def _sample_searches(memory: LocalMemory, k: int) -> Iterator[Neighbours]:
                 context=memory.windows.contexts(ids),
                 origin=memory.windows.origin(ids[:, 0]),
                 series_id=np.array(memory.windows.series_ids)[series],
-                policy=Policy.DISJOINT,
+                policy=policy,
             )
             yield memory.search(queries, k, scopes=(scope,))
 

@@ -119,10 +119,10 @@ def test_an_unseen_series_takes_its_own_deviation_and_the_pooled_spaces(made):
     assert blocks["beat"].batch.unit.tolist() == [7.0, 8.0, 9.0]
     assert blocks["wave"].batch.unit.item() == pytest.approx(wave.values[401 - WINDOW.lookback : 401].std(), rel=1e-5)
     assert blocks["still"].batch.unit.item() == 1.0
-    assert len(blocks["beat"].spaces) == 6
+    assert len(blocks["beat"].found.spaces) == 6
     for name in ("wave", "still"):
         found = blocks[name].batch.neighbours.found[0]
-        assert [space.scope for space in blocks[name].spaces] == ["pooled"] * 2
+        assert [space.scope for space in blocks[name].found.spaces] == ["pooled"] * 2
         scopes = [record.space.scope for record in memory.manifest.spaces]
         assert {scope for scope, is_found in zip(scopes, found, strict=True) if is_found} <= {"pooled"}
     assert blocks["wave"].batch.neighbours.found.any()
@@ -132,7 +132,7 @@ def test_a_model_without_memory_asks_none(made, monkeypatch):
     memory = made["wide"][0]
     monkeypatch.setattr(LocalMemory, "search", None)
     blocks = list(live_blocks(memory, TABLE, [np.array([400])] * 3, config_of(use_gram=False).model, K, {}))
-    assert [(block.condensed, block.batch.neighbours, block.spaces) for block in blocks] == [(None, None, ())]
+    assert [(block.condensed, block.batch.neighbours, block.found) for block in blocks] == [(None, None, None)]
     windows, _ = cached(memory, Path("nothing is retrieved"), TABLE, "train", config_of(use_gram=False))
     assert windows.batch(np.arange(3)).neighbours is None
 

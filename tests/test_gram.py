@@ -77,6 +77,7 @@ def test_gating_follows_the_formula_one_neighbour_at_a_time() -> None:
         gate = torch.sigmoid(module.gate(torch.cat([current, ref])))[0]
         fused = gate * current + (1 - gate) * ref
         torch.testing.assert_close(output.match[b], torch.stack(match))
+        torch.testing.assert_close(output.weights[b], torch.stack(product) / sum(product))
         torch.testing.assert_close(output.confidence[b], sum(product))
         torch.testing.assert_close(output.gate[b], gate)
         torch.testing.assert_close(output.context[b], fused)
@@ -86,7 +87,7 @@ def test_gating_follows_the_formula_one_neighbour_at_a_time() -> None:
 
 def test_shapes_and_ranges() -> None:
     enhanced, output = gating()(patches(), neighbours(some_valid()))
-    assert [part.shape for part in (enhanced, *output)] == [(B, P, D), (B, D), (B,), (B, K), (B,)]
+    assert [part.shape for part in (enhanced, *output)] == [(B, P, D), (B, D), (B,), (B, K), (B, K), (B,)]
     for part in (output.gate, output.match, output.confidence):
         assert (part >= 0).all()
         assert (part <= 1).all()
@@ -151,7 +152,8 @@ def test_the_order_of_neighbours_does_not_matter(order: list[int], gaps: bool) -
     slots = ("contexts", "futures", "similarity", "valid")
     shuffled = replace(batch, **{name: getattr(batch, name)[:, order] for name in slots})
     enhanced, output = module(patches(), shuffled)
-    unshuffled = output._replace(match=output.match[:, torch.tensor(order).argsort()])
+    back = torch.tensor(order).argsort()
+    unshuffled = output._replace(match=output.match[:, back], weights=output.weights[:, back])
     assert_same((enhanced, unshuffled), module(patches(), batch), rtol=1e-5, atol=1e-6)
 
 
@@ -169,7 +171,8 @@ def test_unused_slots_are_as_if_they_were_not_there() -> None:
         batch, **{name: getattr(batch, name)[:, :2] for name in ("contexts", "futures", "similarity", "valid")}
     )
     enhanced, output = gating()(patches(), fewer)
-    padded = output._replace(match=nn.functional.pad(output.match, (0, K - 2)))
+    match, weights = (nn.functional.pad(part, (0, K - 2)) for part in (output.match, output.weights))
+    padded = output._replace(match=match, weights=weights)
     assert_same(gating()(patches(), filled(batch, float("nan"))), (enhanced, padded), rtol=1e-5, atol=1e-6)
 
 
@@ -198,6 +201,7 @@ def test_without_neighbours_the_model_relies_on_itself(num_slots: int) -> None:
     assert torch.equal(output.context, current)
     assert torch.equal(output.confidence, torch.zeros(B))
     assert torch.equal(output.match, torch.zeros(B, num_slots))
+    assert torch.equal(output.weights, torch.zeros(B, num_slots))
     assert torch.equal(enhanced, patches() + module.enhancement(current)[:, None])
 
 

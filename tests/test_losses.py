@@ -27,7 +27,8 @@ def trend(direction: Tensor, magnitude: Tensor) -> TrendOutput:
 def gate_of(gate: Tensor, confidence: Tensor | None = None) -> GatingOutput:
     b = len(gate)
     confidence = torch.zeros(b) if confidence is None else confidence
-    return GatingOutput(context=torch.zeros(b, D), gate=gate, match=torch.zeros(b, K), confidence=confidence)
+    zeros = torch.zeros(b, K)
+    return GatingOutput(context=torch.zeros(b, D), gate=gate, match=zeros, weights=zeros, confidence=confidence)
 
 
 def output_of(forecast: Tensor, trend: TrendOutput | None = None, gating: GatingOutput | None = None) -> ModelOutput:
@@ -38,6 +39,8 @@ def output_of(forecast: Tensor, trend: TrendOutput | None = None, gating: Gating
         memory_part=forecast,
         gate=torch.ones(b, H),
         weights=torch.ones(b, 1, H),
+        bases=forecast[:, None],
+        network=torch.zeros(b, H),
         location=torch.zeros(b),
         spread=torch.ones(b),
         trend=trend,

@@ -1,0 +1,282 @@
+"""One forecast taken apart: what the forward pass computed on its way, named for people.
+
+Every number is the forward pass's own or follows from it and the memory's answer by what is said here: nothing is
+computed a second time in another way. How it is shown is the command line's affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from forecaster.batches import MODEL_BATCH, live_blocks
+from forecaster.errors import RunIncompatibleError
+from forecaster.intervals import neighbour_scale
+from forecaster.model import ForecastModel
+from forecaster.neighbours import Condensed
+from forecaster.predictor import Predictor, output_of
+from forecaster.shortcut import BASES
+from forecaster.types import GatingOutput, ModelOutput, TrendOutput
+from memory_index.closeness import UsualDistances, closeness, nearest_distances, usual_distances
+from memory_index.inspection import (
+    NeighbourRecord,
+    actual_after,
+    neighbour_records,
+    one_origin,
+    require_neighbours,
+)
+from memory_index.local import LocalMemory
+from memory_index.tables.series import SeriesTable
+from memory_index.types import KeySpace, Neighbours
+
+DIRECTIONS = ("up", "flat", "down")
+MAGNITUDES = ("strong up", "weak up", "weak down", "strong down")
+LEVELS = (0.1, 0.5, 0.9)
+NO_BASE = ("network",)  # without the shortcut the network is all of the model part
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Part:
+    """One of the forecasts that the value gate mixes: a base of the model part, or a key space of the memory.
+
+    name: `linear`, `last_value`, or a key space such as `own-336`. weight: float32 [H], 0 where the key space has no
+    neighbour; over all parts they sum to 1 at each step. forecast: float32 [H], raw units; NaN for a key space without
+    neighbours. num_neighbours, nearest: how many made it, and the distance of the nearest. share_closer: see
+    `memory_index.closeness`. Of a base these are 0 and None.
+    """
+
+    name: str
+    of_memory: bool
+    weight: np.ndarray
+    forecast: np.ndarray
+    num_neighbours: int
+    nearest: float | None
+    share_closer: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatedNeighbour:
+    """One of the `top_k` neighbours that the network looks at one by one.
+
+    record: as `cli index neighbours` has it, its `weight` being the one within its key space. similarity: softmax of
+    -distance^2 / temperature over the `top_k`. match_score: of GRA-M, in [0, 1]; weight: similarity * match_score, made
+    to sum to 1. Both None where the network is off.
+    """
+
+    record: NeighbourRecord
+    similarity: float
+    match_score: float | None
+    weight: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trend:
+    """What TAPR says: probabilities by class, and how much each scale has in the fusion, finest first."""
+
+    direction: dict[str, float]
+    magnitude: dict[str, float]
+    scale_shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Explanation:
+    """One forecast and everything that made it. Arrays are float32, raw units unless said otherwise.
+
+    times: datetime64[ns] [L + H]. context: [L]. actual: [H], NaN where the table does not know it. forecast: [H] is
+    `gate * model_part + (1 - gate) * memory_part`. gate: [H]. network: [H], what the trained network adds to the model
+    part. levels, quantiles: the calibrated interval, [H, Q]. parts: bases of the model part, then key spaces.
+    neighbours: nearest first. feature_gate, confidence: of GRA-M's gating of features; None where the network is off.
+    trend: None without TAPR. no_close_analogue: see `memory_index.closeness`. in_sample: whether training or validation
+    used this window, or a fitted part of the version has seen steps later than the origin.
+    """
+
+    series_id: str
+    origin: np.datetime64
+    origin_text: str  # ISO 8601
+    in_sample: bool
+    times: np.ndarray
+    context: np.ndarray
+    actual: np.ndarray
+    forecast: np.ndarray
+    levels: tuple[float, ...]
+    quantiles: np.ndarray
+    gate: np.ndarray
+    model_part: np.ndarray
+    memory_part: np.ndarray
+    network: np.ndarray
+    parts: tuple[Part, ...]
+    neighbours: tuple[GatedNeighbour, ...]
+    feature_gate: float | None
+    confidence: float | None
+    trend: Trend | None
+    no_close_analogue: bool
+
+
+class _Window(NamedTuple):
+    """The explained window: what the memory answered for the moment, in which the window is series number `place`, and
+    what the model needs of that and made of it, for this window alone ([1, ...])."""
+
+    found: Neighbours
+    place: int
+    condensed: Condensed
+    similarity: Tensor
+    output: ModelOutput
+
+
+def explain(
+    predictor: Predictor,
+    memory: LocalMemory,
+    table: SeriesTable,
+    series_id: str,
+    at: np.datetime64,
+    *,
+    levels: tuple[float, ...] = LEVELS,
+    usual: UsualDistances | None = None,
+) -> Explanation:
+    """The forecast of one series at one time, taken apart. The memory is asked under `causal`, as for any forecast.
+
+    at: datetime64[ns], UTC or naive as the table. levels: of the interval. usual: of this memory, where it is known
+    already.
+
+    Raises `RunIncompatibleError` for a model without memory, `NotFoundError` (series, time, or no neighbour at all),
+    `UsageError` (a level that is not calibrated).
+    """
+    config, spec, split = predictor.config.model, memory.windows.spec, memory.manifest.split
+    row, _ = one_origin(table, series_id, at, spec)
+    series = table[series_id]
+    window = _ask(predictor, memory, table, series_id, at)
+    output = window.output
+    forecast = _numbers(output.forecast)
+    scale = neighbour_scale(window.condensed, memory.windows, _spaces(memory), num=1, horizon=config.horizon)
+    quantiles = predictor.intervals.quantiles(forecast[None], output.spread.cpu().numpy(), scale, levels)
+    nearest = nearest_distances(window.found, window.place)
+    shares, no_close_analogue = closeness(usual or usual_distances(memory), nearest, at)
+    actual = actual_after(series, row, config.horizon)
+    unused_from = np.datetime64(split.val_until or split.train_until, "ns")
+    return Explanation(
+        series_id=series_id,
+        origin=at,
+        origin_text=table.step.isoformat(at),
+        in_sample=bool(at < unused_from or at < memory.manifest.fitted_known_at),
+        times=table.step.range(series.times[row - config.lookback + 1], config.lookback + config.horizon),
+        context=series.values[row - config.lookback + 1 : row + 1].astype(np.float32),
+        actual=actual,
+        forecast=forecast,
+        levels=levels,
+        quantiles=quantiles[0],
+        gate=_numbers(output.gate),
+        model_part=_numbers(output.model_part),
+        memory_part=_numbers(output.memory_part),
+        network=_numbers(output.network),
+        parts=tuple(_parts(_spaces(memory), window, nearest, shares)),
+        neighbours=tuple(_gated(_spaces(memory), window, config.top_k, actual)),
+        feature_gate=None if output.gating is None else float(output.gating.gate),
+        confidence=None if output.gating is None else float(output.gating.confidence),
+        trend=_trend(predictor.model, output.trend),
+        no_close_analogue=no_close_analogue,
+    )
+
+
+def _ask(predictor: Predictor, memory: LocalMemory, table: SeriesTable, series_id: str, at: np.datetime64) -> _Window:
+    """Search and forward pass, as for a forecast of all series at that time."""
+    config = predictor.config
+    if not config.model.use_gram:
+        raise RunIncompatibleError(
+            "this run was trained without the memory (use_gram is off), so no neighbour is behind its forecasts",
+            hint="train one with the memory, or use 'cli forecast'",
+        )
+    _, origins = one_origin(table, series_id, at, memory.windows.spec)
+    [block] = live_blocks(memory, table, origins, config.model, config.train.memory_k, predictor.units)
+    found, condensed, neighbours = block.found, block.condensed, block.batch.neighbours
+    assert found is not None, "a model with GRA-M retrieves"
+    assert condensed is not None
+    assert neighbours is not None
+    # One moment was asked, so that the number of a series in it is the number of its window too.
+    place = int(np.flatnonzero(block.asked.series == table.series_ids.index(series_id))[0])
+    require_neighbours(found, place)
+    # Together with the windows that it is forecast with: a matrix product of another shape would round differently.
+    first = place // MODEL_BATCH * MODEL_BATCH
+    output = output_of(predictor.model, block.batch.take(slice(first, first + MODEL_BATCH)))
+    return _Window(
+        found, place, condensed.take(np.array([place])), neighbours.similarity[place], _only(output, place - first)
+    )
+
+
+def _only(output: ModelOutput, place: int) -> ModelOutput:
+    """One window of an output, [1, ...]."""
+    one = slice(place, place + 1)
+    tensors = {name: field[one] for name, field in output._asdict().items() if isinstance(field, Tensor)}
+    trend = None if output.trend is None else TrendOutput(*(field[one] for field in output.trend))
+    gating = None if output.gating is None else GatingOutput(*(field[one] for field in output.gating))
+    return output._replace(**tensors, trend=trend, gating=gating)
+
+
+def _numbers(of_window: Tensor) -> np.ndarray:
+    """[1, ...] -> float32 [...]."""
+    numbers: np.ndarray = of_window[0].cpu().numpy()
+    return numbers
+
+
+def _spaces(memory: LocalMemory) -> tuple[KeySpace, ...]:
+    return tuple(record.space for record in memory.manifest.spaces)
+
+
+def _parts(
+    spaces: tuple[KeySpace, ...],
+    window: _Window,
+    nearest: dict[KeySpace, float],
+    shares: dict[KeySpace, float | None],
+) -> Iterator[Part]:
+    weights, bases = _numbers(window.output.weights), _numbers(window.output.bases)
+    for name, weight, forecast in zip(BASES if len(bases) == len(BASES) else NO_BASE, weights, bases, strict=False):
+        yield Part(
+            name=name,
+            of_memory=False,
+            weight=weight,
+            forecast=forecast,
+            num_neighbours=0,
+            nearest=None,
+            share_closer=None,
+        )
+    num_found = dict(zip(window.found.spaces, window.found.valid[0, window.place].sum(axis=-1), strict=True))
+    for v, space in enumerate(spaces):
+        yield Part(
+            name=str(space),
+            of_memory=True,
+            weight=weights[len(bases) + v],
+            forecast=np.where(window.condensed.found[0, v], window.condensed.forecasts[0, v], np.nan),
+            num_neighbours=int(num_found.get(space, 0)),
+            nearest=nearest.get(space),
+            share_closer=shares.get(space),
+        )
+
+
+def _gated(spaces: tuple[KeySpace, ...], window: _Window, top_k: int, actual: np.ndarray) -> Iterator[GatedNeighbour]:
+    """The nearest `top_k` over all key spaces, each out of the slot of the answer that it was nearest in."""
+    found, place, gating = window.found, window.place, window.output.gating
+    slots = []
+    for row, number in zip(window.condensed.row[0, :top_k], window.condensed.space[0, :top_k], strict=True):
+        if row >= 0:
+            v = found.spaces.index(spaces[number])
+            slots.append((v, int(np.flatnonzero(found.row[0, place, v] == row)[0])))
+    for i, record in enumerate(neighbour_records(found, place, slots, actual)):
+        yield GatedNeighbour(
+            record=record,
+            similarity=float(window.similarity[i]),
+            match_score=None if gating is None else float(gating.match[0, i]),
+            weight=None if gating is None else float(gating.weights[0, i]),
+        )
+
+
+def _trend(model: ForecastModel, trend: TrendOutput | None) -> Trend | None:
+    if trend is None or model.tapr is None:
+        return None
+    return Trend(
+        direction=dict(zip(DIRECTIONS, trend.direction[0].softmax(dim=0).tolist(), strict=True)),
+        magnitude=dict(zip(MAGNITUDES, trend.magnitude[0].softmax(dim=0).tolist(), strict=True)),
+        scale_shares=tuple(model.tapr.decomposition.scale_shares().tolist()),
+    )

@@ -1,0 +1,82 @@
+"""How close is close: the distances that are usual in a memory, and whether a query's are unusual.
+
+The yardstick is a sample of the memory's own windows, each asked under `causal` at its own origin: how far away its
+nearest neighbour was then. Nothing here changes a forecast. What is said of a query uses only sampled windows whose
+origin is not later than its own, so that it cannot tell of later values either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from memory_index.leakage import Policy
+from memory_index.local import LocalMemory
+from memory_index.measure import sample_searches
+from memory_index.types import KeySpace, Neighbours
+
+UNUSUAL = 0.95  # from this share of usual distances below a query's on, it has no close analogue
+LEAST_SAMPLE = 20  # sampled windows without which nothing is said
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class UsualDistances:
+    """Distances to the nearest neighbour of n sampled windows in each key space.
+
+    origin: datetime64[ns] [n], ascending. distance: float32 [n], finite. n differs by key space.
+    """
+
+    origin: Mapping[KeySpace, np.ndarray]
+    distance: Mapping[KeySpace, np.ndarray]
+
+    def until(self, space: KeySpace, at: np.datetime64) -> np.ndarray:
+        """float32 [m], ascending: the distances of the later half of the sampled windows with an origin up to a time.
+
+        The later half, because early windows had little to be near to.
+        """
+        num = int(np.searchsorted(self.origin[space], at, side="right"))
+        return np.sort(self.distance[space][num // 2 : num])
+
+    def share_closer(self, space: KeySpace, distance: float, at: np.datetime64) -> float | None:
+        """Share of the usual distances up to a time that are smaller; None where too few windows tell."""
+        usual = self.until(space, at)
+        return float(np.searchsorted(usual, distance) / len(usual)) if len(usual) >= LEAST_SAMPLE else None
+
+
+def usual_distances(memory: LocalMemory) -> UsualDistances:
+    """Ask a sample of a memory's windows: a few hundred searches, so keep the answer where many queries are judged."""
+    origin: dict[KeySpace, list[np.ndarray]] = {record.space: [] for record in memory.manifest.spaces}
+    distance: dict[KeySpace, list[np.ndarray]] = {space: [] for space in origin}
+    for neighbours in sample_searches(memory, 1, Policy.CAUSAL):
+        when = np.broadcast_to(neighbours.queries.origin[:, None], neighbours.row.shape[:2])
+        for number, space in enumerate(neighbours.spaces):
+            nearest = neighbours.distance[:, :, number, 0]
+            found = np.isfinite(nearest)
+            origin[space].append(when[found])
+            distance[space].append(nearest[found])
+    joined = {space: (np.concatenate(origin[space]), np.concatenate(distance[space])) for space in origin}
+    order = {space: np.argsort(when, kind="stable") for space, (when, _) in joined.items()}
+    return UsualDistances(
+        origin={space: joined[space][0][order[space]] for space in joined},
+        distance={space: joined[space][1][order[space]] for space in joined},
+    )
+
+
+def nearest_distances(neighbours: Neighbours, place: int) -> dict[KeySpace, float]:
+    """Distance of the nearest neighbour in each key space that has one, for series number `place` of one moment."""
+    nearest = neighbours.distance[0, place, :, 0]
+    return {space: float(each) for space, each in zip(neighbours.spaces, nearest, strict=True) if np.isfinite(each)}
+
+
+def closeness(
+    usual: UsualDistances, nearest: Mapping[KeySpace, float], at: np.datetime64
+) -> tuple[dict[KeySpace, float | None], bool]:
+    """Of each key space the share of usual distances that are smaller, and whether the query has no close analogue.
+
+    It has none if the median of the shares over the key spaces is `UNUSUAL` or more.
+    """
+    shares = {space: usual.share_closer(space, distance, at) for space, distance in nearest.items()}
+    known = [share for share in shares.values() if share is not None]
+    return shares, bool(known) and float(np.median(known)) >= UNUSUAL
