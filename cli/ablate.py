@@ -92,7 +92,8 @@ def ablate(
     if find_spec("matplotlib") is None:
         note("no picture: matplotlib is not installed (pip install 'gram-forecaster[plot]')")
     else:
-        from cli.pictures import draw_ablation, save
+        from cli.pictures.ablation import draw_ablation
+        from cli.pictures.look import save
 
         save(draw_ablation(rows, title), out / "ablation.png")
     if as_json:

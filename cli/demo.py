@@ -23,7 +23,9 @@ def demo(
     """
     from cli.forecast import print_evaluation
     from cli.neighbours import COLUMNS, rows
-    from cli.pictures import draw_forecast, draw_neighbours, save
+    from cli.pictures.forecast import draw_forecast
+    from cli.pictures.look import save
+    from cli.pictures.neighbours import draw_neighbours
     from memory_index import memory_only
     from memory_index.inspection import inspect_window
     from memory_index.splits import DEFAULT_SPLIT, part_origins, split_by_name, split_until

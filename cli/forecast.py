@@ -108,7 +108,8 @@ def forecast(
         _write(result, out)
         note(f"{len(table.series)} series x {horizon} steps by {by}: {out}")
     if plot is not None:
-        from cli.pictures import draw_forecast, save
+        from cli.pictures.forecast import draw_forecast
+        from cli.pictures.look import save
 
         save(draw_forecast(table, result, f"Forecast of {table.source} by {by}"), plot)
         note(f"picture: {plot}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from memory_index.inspection import Inspection
     from memory_index.tables.columns import ReadOptions
+    from memory_index.windows import StoredWindows
 
 LOWEST_BAR, NUM_BARS = 0x2581, 8  # the Unicode blocks from one eighth to a full one
 SPARK_WIDTH = 24
@@ -73,14 +74,13 @@ def neighbours(
     else:
         _print(full_ref, found)
     if plot is not None:
-        from cli.pictures import draw_neighbours, save
+        from cli.pictures.look import save
+        from cli.pictures.neighbours import draw_neighbours
 
         save(draw_neighbours(found, memory.windows, full_ref), plot)
         note(f"picture: {plot}")
     if html is not None:
-        from cli.pages import neighbours_page
-
-        html.write_text(neighbours_page(found, memory.windows, full_ref), encoding="utf-8")
+        _write_page(html, found, memory.windows, full_ref)
         note(f"page: {html}")
 
 
@@ -140,6 +140,29 @@ def rows(found: Inspection) -> list[list[object]]:
 
 COLUMNS = ["scope", "view", "#", "series", "origin", "known at", "days ago", "distance", "shape", "value", "weight"]
 COLUMNS += ["what followed", "match"]
+
+
+def _write_page(path: Path, found: Inspection, windows: StoredWindows, ref: str) -> None:
+    """The picture and the table of a query, for people who have no terminal."""
+    from cli.pages import PictureBlock, TableBlock, write_page
+    from cli.pictures.neighbours import draw_neighbours
+
+    nearest = min(found.neighbours, key=lambda n: n.distance)
+    picture = PictureBlock(
+        draw=lambda shape: draw_neighbours(found, windows, ref, shape),
+        caption="The query and its neighbours, each in the query's own units, and where they lie in the history.",
+        alternative=f"{found.series_id} up to {found.origin_text} with {len(found.neighbours)} similar windows of the "
+        f"past laid over it, what followed each of them, and the forecast made from them. The nearest begins at "
+        f"{nearest.start} in series {nearest.series_id}, at a distance of {nearest.distance:.3f}.",
+    )
+    table = TableBlock(columns=COLUMNS, rows=rows(found), caption="Neighbours, nearest first in each key space")
+    write_page(
+        path,
+        f"{found.series_id} at {found.origin_text}",
+        [f"What the memory {ref} retrieves for this window. Every neighbour was completely known at the origin."],
+        [picture, table],
+        warnings=["A fitted part of this version has seen later steps (in sample)."] if found.in_sample else [],
+    )
 
 
 def _print(ref: str, found: Inspection) -> None:

@@ -1,56 +1,87 @@
-"""Self-contained HTML pages: one file, no request to anywhere, readable on a phone and in dark mode."""
+"""Self-contained HTML pages: one file, no script, no request to anywhere, for a phone, for the dark and for paper.
+
+A page is a title, a few sentences and blocks, each a picture or a table. What they say is told by whoever makes the
+page (`neighbours.py`, `explain.py`); how it looks is `templates/page.html`.
+"""
 
 from __future__ import annotations
 
-import base64
-import io
-from html import escape
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.neighbours import COLUMNS, rows
-from cli.pictures import draw_neighbours
-
 if TYPE_CHECKING:
-    from memory_index.inspection import Inspection
-    from memory_index.windows import StoredWindows
+    from matplotlib.figure import Figure
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark"><title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; }}
-img {{ max-width: 100%; background: #fff; border-radius: 6px; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }}
-caption {{ text-align: left; font-weight: 600; padding: 0.5rem 0; }}
-th, td {{ padding: 0.2rem 0.6rem; text-align: right; border-bottom: 1px solid #8886; white-space: nowrap; }}
-</style></head><body><h1>{title}</h1><p>{summary}</p>
-<img alt="{alternative}" src="data:image/png;base64,{image}">
-<div class="wide"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
-</body></html>
-"""
+    from cli.pictures.look import Shape
 
 
-def neighbours_page(found: Inspection, windows: StoredWindows, ref: str) -> str:
-    """The picture and the table of `cli index neighbours` as one page."""
-    image = io.BytesIO()
-    draw_neighbours(found, windows, ref).savefig(image, format="png", dpi=130)
-    nearest = min(found.neighbours, key=lambda n: n.distance)
-    return PAGE.format(
-        title=escape(f"{found.series_id} at {found.origin_text}"),
-        summary=escape(
-            f"What the memory {ref} retrieves for this window. Every neighbour was completely known at the origin."
-            + (" A fitted part of this version has seen later steps (in sample)." if found.in_sample else "")
-        ),
-        alternative=escape(
-            f"{found.series_id} up to {found.origin_text} with {len(found.neighbours)} similar windows of the past "
-            f"laid over it, what followed each of them, and the forecast made from them. "
-            f"The nearest begins at {nearest.start} in series {nearest.series_id}, "
-            f"at a distance of {nearest.distance:.3f}."
-        ),
-        image=base64.b64encode(image.getvalue()).decode(),
-        caption=escape("Neighbours, nearest first within each scope and view"),
-        head="".join(f"<th scope=col>{escape(column)}</th>" for column in COLUMNS),
-        body="".join(
-            "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows(found)
-        ),
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PictureBlock:
+    """A picture, drawn once for wide and once for narrow screens. caption: below it. alternative: in its place for
+    those who cannot see it. heading: above it, may be empty.
+    """
+
+    draw: Callable[[Shape], Figure]
+    caption: str
+    alternative: str
+    heading: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableBlock:
+    """A table. rows: one cell per column; None is blank. text: numbers of the columns that are left-aligned."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    caption: str
+    text: tuple[int, ...] = ()
+    heading: str = ""
+
+
+def write_page(
+    path: Path,
+    title: str,
+    summary: Sequence[str],
+    blocks: Sequence[PictureBlock | TableBlock],
+    *,
+    warnings: Sequence[str] = (),
+    footer: str = "",
+) -> None:
+    """Write a page. summary, warnings: a paragraph each. footer: what it was made from, small, at the end."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from cli.pictures.look import PALETTE
+
+    environment = Environment(
+        loader=PackageLoader("cli"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    text = environment.get_template("page.html").render(
+        title=title,
+        summary=summary,
+        warnings=warnings,
+        blocks=[_rendered(block, number) for number, block in enumerate(blocks)],
+        footer=footer,
+        palette=PALETTE,
+    )
+    path.write_text(text, encoding="utf-8")
+
+
+def _rendered(block: PictureBlock | TableBlock, number: int) -> dict[str, object]:
+    """A block as the template reads it; every picture of a page has another name."""
+    from cli.pictures.look import themed_svg
+
+    if isinstance(block, TableBlock):
+        rows = [["" if cell is None else cell for cell in row] for row in block.rows]
+        return {
+            "svgs": {},
+            "heading": block.heading,
+            "caption": block.caption,
+            "columns": block.columns,
+            "rows": rows,
+            "text": block.text,
+        }
+    shapes: tuple[Shape, ...] = ("wide", "narrow")
+    svgs = {shape: themed_svg(block.draw(shape), f"p{number}{shape}", block.alternative) for shape in shapes}
+    return {"svgs": svgs, "heading": block.heading, "caption": block.caption}

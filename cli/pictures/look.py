@@ -1,0 +1,95 @@
+"""How every picture looks: colours, sizes, and its three ways out (a file, and light and dark in a page).
+
+The hues are those of Okabe and Ito, *Color universal design* (2008), which the colour-blind tell apart; wherever two
+lines lie over each other their styles differ too, for grey print. What is drawn is told in the other files.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Shape = Literal["wide", "narrow"]  # for a screen or paper, and for a phone
+
+
+class Colour(NamedTuple):
+    """One colour as pictures use it (`light`), and what it becomes on a dark page. name: of its CSS variable."""
+
+    name: str
+    light: str
+    dark: str
+
+
+PALETTE = (
+    PAPER := Colour("paper", "#ffffff", "#15181e"),
+    INK := Colour("ink", "#111111", "#eeeeee"),
+    SOFT := Colour("soft", "#595959", "#b4b4b4"),
+    RULE := Colour("rule", "#d9d9d9", "#3a3f48"),
+    BAND := Colour("band", "#bdbdbd", "#5c626d"),
+    BLUE := Colour("blue", "#0072b2", "#56b4e9"),
+    ORANGE := Colour("orange", "#d55e00", "#f08a3c"),
+    GREEN := Colour("green", "#009e73", "#35c79c"),
+    PURPLE := Colour("purple", "#b3468b", "#e29ac4"),
+    YELLOW := Colour("yellow", "#e69f00", "#f0c04a"),
+)
+SCOPE_COLOURS = {"own": BLUE.light, "joint": ORANGE.light, "pooled": GREEN.light}
+SCOPE_STYLES = {"own": "-", "joint": "--", "pooled": "-."}
+QUERY_COLOUR, FORECAST_COLOUR = INK.light, PURPLE.light
+WIDTHS: dict[Shape, float] = {"wide": 11.0, "narrow": 4.6}  # inches
+DOTS_PER_INCH = 130
+SHOWN_STEPS = 3  # horizons of history that are drawn before the origin
+
+
+def figure(height: float, shape: Shape = "wide") -> Figure:
+    """A figure of some height, in inches, that needs no display."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTHS[shape], height), layout="constrained")
+
+
+def plain(axes: Axes) -> None:
+    """Only what is needed to read values off: two spines, and a grid behind the lines."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color=RULE.light, lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def save(drawn: Figure, path: Path) -> None:
+    """Write a figure in the format of the suffix; the same figure gives the same bytes."""
+    from matplotlib import rc_context
+
+    undated: dict[str, dict[str, str | None]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    with rc_context({"svg.hashsalt": path.stem}):
+        drawn.savefig(path, dpi=DOTS_PER_INCH, metadata=undated.get(path.suffix.lower()))
+
+
+def themed_svg(drawn: Figure, name: str, alternative: str) -> str:
+    """A figure as an SVG element whose colours are the page's CSS variables, so that it follows the page into the dark.
+
+    name: distinct within a page: it keeps the ids of two pictures apart. alternative: what a reader who cannot see
+    it is told.
+    """
+    from html import escape
+
+    from matplotlib import rc_context
+
+    drawn.patch.set_alpha(0.0)
+    for axes in drawn.axes:
+        axes.patch.set_alpha(0.0)
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": name}):
+        drawn.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r' (width|height)="[0-9.]+pt"', "", text, count=2)
+    text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = text.replace("<svg ", f'<svg role="img" aria-label="{escape(alternative)}" ', 1)
+    for colour in PALETTE:
+        text = re.sub(colour.light, f"var(--{colour.name})", text, flags=re.IGNORECASE)
+    return text
