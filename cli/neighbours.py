@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
     from memory_index.windows import StoredWindows
 
 LOWEST_BAR, NUM_BARS = 0x2581, 8  # the Unicode blocks from one eighth to a full one
-SPARK_WIDTH = 24
+SPARK_WIDTH, LEAST_SPARK = 24, 6
+COLUMNS = ["#", "series", "origin", "age", "dist.", "shape", "value", "weight", "future", "match"]
+OTHER_COLUMNS = 60  # characters of a line of the table beside the series and what followed it
 
 
 @reads_table
@@ -44,10 +48,12 @@ def neighbours(
 ) -> None:
     """Show what a memory retrieves for the window of a series that ends at a time.
 
-    Only windows that were completely known at that time are shown. One group per scope and view, nearest first;
-    weights sum to 1 within a group. `what followed` is drawn from low to high within each row; `match` is its
-    correlation with what really followed the query, where FILE knows it.
+    Only windows that were completely known at that time are shown. One group per key space (scope and view), nearest
+    first; weights sum to 1 within a group. `future` is what followed, drawn from low to high within each row; `match`
+    is its correlation with what really followed the query, where FILE knows it. The forecast of the memory alone is
+    made of 50 neighbours per key space, however many are shown.
     """
+    from memory_index.closeness import usual_distances
     from memory_index.inspection import inspect_window
     from memory_index.types import Filter
 
@@ -68,6 +74,7 @@ def neighbours(
         views=numbers("--view", view),
         where=where,
         min_gap=min_gap,
+        usual=usual_distances(memory),
     )
     if as_json:
         print_json("index-neighbours", document(full_ref, found))
@@ -96,6 +103,8 @@ def document(ref: str, found: Inspection) -> dict[str, Any]:
             "actual": found.actual,
         },
         "in_sample": found.in_sample,
+        "share_closer": {str(space): share for space, share in found.share_closer.items()},
+        "no_close_analogue": found.no_close_analogue,
         "neighbours": [
             {
                 "scope": n.scope,
@@ -119,72 +128,134 @@ def document(ref: str, found: Inspection) -> dict[str, Any]:
     }
 
 
-def rows(found: Inspection) -> list[list[object]]:
-    """One line per neighbour, for the table."""
+def key_spaces(found: Inspection) -> list[tuple[str, int]]:
+    """Scope and view of each group of neighbours, in the memory's order."""
+    return list(dict.fromkeys((n.scope, n.view) for n in found.neighbours))
+
+
+def columns(found: Inspection) -> list[str]:
+    """Headings of `rows`: without `match` while what really followed is not known."""
+    return COLUMNS if found.actual_known else COLUMNS[:-1]
+
+
+def rows(found: Inspection, space: tuple[str, int], spark_width: int = SPARK_WIDTH) -> list[list[object]]:
+    """One line per neighbour of a key space, for a table."""
     return [
         [
-            n.scope,
-            n.view,
             n.rank,
             n.series_id,
-            _minute(n.origin),
-            _minute(n.known_at),
-            n.age_days,
+            minute(n.origin),
+            age(n.age_days),
             *(f"{part:.3f}" for part in (n.distance, n.shape_distance, n.value_distance, n.weight)),
-            sparkline(n.future),
-            "" if n.match is None else f"{n.match:+.2f}",
+            sparkline(n.future, spark_width),
+            *(["" if n.match is None else f"{n.match:+.2f}"] if found.actual_known else []),
         ]
         for n in found.neighbours
+        if (n.scope, n.view) == space
     ]
 
 
-COLUMNS = ["scope", "view", "#", "series", "origin", "known at", "days ago", "distance", "shape", "value", "weight"]
-COLUMNS += ["what followed", "match"]
-
-
-def _write_page(path: Path, found: Inspection, windows: StoredWindows, ref: str) -> None:
-    """The picture and the table of a query, for people who have no terminal."""
-    from cli.pages import PictureBlock, TableBlock, write_page
-    from cli.pictures.neighbours import draw_neighbours
-
-    nearest = min(found.neighbours, key=lambda n: n.distance)
-    picture = PictureBlock(
-        draw=lambda shape: draw_neighbours(found, windows, ref, shape),
-        caption="The query and its neighbours, each in the query's own units, and where they lie in the history.",
-        alternative=f"{found.series_id} up to {found.origin_text} with {len(found.neighbours)} similar windows of the "
-        f"past laid over it, what followed each of them, and the forecast made from them. The nearest begins at "
-        f"{nearest.start} in series {nearest.series_id}, at a distance of {nearest.distance:.3f}.",
-    )
-    table = TableBlock(columns=COLUMNS, rows=rows(found), caption="Neighbours, nearest first in each key space")
-    write_page(
-        path,
-        f"{found.series_id} at {found.origin_text}",
-        [f"What the memory {ref} retrieves for this window. Every neighbour was completely known at the origin."],
-        [picture, table],
-        warnings=["A fitted part of this version has seen later steps (in sample)."] if found.in_sample else [],
+def unusual(found: Inspection) -> str:
+    """The warning for a window that this memory has seen nothing like; empty for any other."""
+    if not found.no_close_analogue:
+        return ""
+    shares = [share for share in found.share_closer.values() if share is not None]
+    return (
+        f"no close analogue: in most key spaces the nearest neighbour is farther away than it was for "
+        f"{sorted(shares)[len(shares) // 2]:.0%} of the memory's own windows"
     )
 
 
-def _print(ref: str, found: Inspection) -> None:
-    sample = "; a fitted part of this version has seen later steps (in sample)" if found.in_sample else ""
-    note(f"{ref}: neighbours of {found.series_id} at {found.origin_text}, all known by then{sample}")
-    print_table(COLUMNS, rows(found))
-    label = f"memory alone, next {len(found.forecast)} steps:"
-    note(f"{label} {sparkline(found.forecast)}")
-    if found.actual_known:
-        note(f"{'what really followed:'.ljust(len(label))} {sparkline(found.actual)}")
-
-
-def _minute(time: str) -> str:
+def minute(time: str) -> str:
     """An ISO time for a narrow column: without seconds where they are zero, a space for the T."""
     return time.replace("T", " ").removesuffix(":00")
 
 
-def sparkline(values: np.ndarray) -> str:
-    """Values [n] as a row of bars, from the lowest to the highest of them."""
+def age(days: float) -> str:
+    """How long ago, in the unit that a person would use."""
+    if days < 2:
+        return f"{days * 24:.0f} h"
+    return f"{days:.0f} d" if days < 1000 else f"{days / 365.25:.1f} y"
+
+
+def sparkline(values: np.ndarray, width: int = SPARK_WIDTH) -> str:
+    """Values [n] as a row of at most so many bars, from the lowest to the highest of them."""
     import numpy as np
 
-    means = np.array([part.mean() for part in np.array_split(np.asarray(values), min(SPARK_WIDTH, len(values)))])
+    means = np.array([part.mean() for part in np.array_split(np.asarray(values), min(width, len(values)))])
     span = means.max() - means.min()
     level = (means - means.min()) / span * (NUM_BARS - 1) if span > 0 else np.full(len(means), NUM_BARS // 2)
     return "".join(chr(LOWEST_BAR + round(each)) for each in level)
+
+
+def _print(ref: str, found: Inspection) -> None:
+    note(f"{ref}: neighbours of {found.series_id} at {minute(found.origin_text)}, all known by then")
+    width = _spark_width(found)
+    for space in key_spaces(found):
+        print_table(columns(found), rows(found, space, width), title=_title(found, space), gap=1)
+    note(f"all {len(found.forecast)} steps ahead, by the memory alone: {sparkline(found.forecast)}")
+    if found.actual_known:
+        note(f"{'what really followed:'.rjust(len(str(len(found.forecast))) + 38)} {sparkline(found.actual)}")
+    for warning in warnings(found):
+        note(warning)
+
+
+def warnings(found: Inspection) -> list[str]:
+    """What a reader must know before trusting what is shown."""
+    in_sample = (
+        "in sample: a fitted part of this version has seen steps later than this origin" if found.in_sample else ""
+    )
+    return [warning for warning in (unusual(found), in_sample) if warning]
+
+
+def _title(found: Inspection, space: tuple[str, int]) -> str:
+    share = next((s for key, s in found.share_closer.items() if (key.scope, key.view) == space), None)
+    usual = (
+        "" if share is None else f": the nearest is closer than it was for {1 - share:.0%} of the memory's own windows"
+    )
+    return f"{space[0]}-{space[1]}{usual}"
+
+
+def _spark_width(found: Inspection) -> int:
+    """As wide as the terminal leaves room for; all of it where there is none."""
+    if not sys.stdout.isatty():
+        return SPARK_WIDTH
+    others = OTHER_COLUMNS + max(len(COLUMNS[1]), *(len(n.series_id) for n in found.neighbours))
+    return max(LEAST_SPARK, min(SPARK_WIDTH, shutil.get_terminal_size().columns - others))
+
+
+def _write_page(path: Path, found: Inspection, windows: StoredWindows, ref: str) -> None:
+    """The picture and the tables of a query, for people who have no terminal."""
+    from cli.pages import PictureBlock, TableBlock, write_page
+    from cli.pictures.neighbours import draw_neighbours
+
+    nearest = min(found.neighbours, key=lambda n: n.distance)
+    at = minute(found.origin_text)
+    picture = PictureBlock(
+        draw=lambda shape: draw_neighbours(found, windows, ref, shape),
+        caption="Black: the query, up to its origin. Thin lines: the nearest window of each similar episode of the "
+        "past, in the query's own units, and what followed it. Grey: where most of what followed the memory's "
+        "neighbours lies. Below: the history that the memory holds, and where the neighbours lie in it.",
+        alternative=f"{found.series_id} up to {at} with {len(found.neighbours)} similar windows of the "
+        f"past laid over it, what followed each of them, and the forecast made from them. The nearest begins at "
+        f"{minute(nearest.start)} in series {nearest.series_id}, at a distance of {nearest.distance:.3f}.",
+    )
+    tables = [
+        TableBlock(
+            columns=columns(found),
+            rows=rows(found, space),
+            caption=_title(found, space),
+            text=(1, 2, 8),
+            heading="Neighbours, nearest first" if number == 0 else "",
+        )
+        for number, space in enumerate(key_spaces(found))
+    ]
+    write_page(
+        path,
+        f"{found.series_id} at {at}",
+        [f"What the memory {ref} retrieves for this window. Every neighbour was completely known at the origin."],
+        [picture, *tables],
+        warnings=warnings(found),
+        footer=f"Distances are in spreads of a window. Match: correlation with what really followed. Made by "
+        f"cli index neighbours {ref} --series {found.series_id} --at '{at}'.",
+    )

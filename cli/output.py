@@ -27,10 +27,13 @@ def print_json(schema: str, document: Mapping[str, Any]) -> None:
     print(json.dumps({"schema": schema, **jsonable(document)}, allow_nan=False))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None, gap: int = 2
+) -> None:
     """Print a table on stdout: fitted to the width of a terminal, in full and unadorned anywhere else.
 
-    columns: one heading each. rows: one cell per column; numbers are right-aligned, `None` is blank.
+    columns: one heading each. rows: one cell per column; numbers are right-aligned, `None` is blank. gap: spaces
+    between two columns in a terminal.
     """
     numeric = [
         any(row[index] is not None for row in rows) and all(_is_number_or_none(row[index]) for row in rows)
@@ -38,7 +41,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
     ]
     cells = [[_cell(value) for value in row] for row in rows]
     if sys.stdout.isatty():
-        _print_rich(columns, cells, numeric, title)
+        _print_rich(columns, cells, numeric, title, gap)
     else:
         _print_plain(columns, cells, numeric, title)
 
@@ -129,17 +132,29 @@ def _cell(value: object) -> str:
     return str(value)
 
 
-def _print_rich(columns: Sequence[str], cells: list[list[str]], numeric: list[bool], title: str | None) -> None:
+def _print_rich(
+    columns: Sequence[str], cells: list[list[str]], numeric: list[bool], title: str | None, gap: int
+) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=None if title is None else Text(title), title_justify="left", header_style="bold")
+    table = Table(
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, gap - 1, 0, 0),
+    )
     for column, is_numeric in zip(columns, numeric, strict=True):
         table.add_column(Text(column), justify="right" if is_numeric else "left", overflow="fold")
     for row in cells:
         table.add_row(*[Text(cell) for cell in row])
-    Console().print(table)
+    console = Console()
+    if title is not None:
+        console.print(Text(title))  # not the table's own, which would be wrapped to its width
+    console.print(table)
 
 
 def _print_plain(columns: Sequence[str], cells: list[list[str]], numeric: list[bool], title: str | None) -> None:

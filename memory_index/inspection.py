@@ -11,10 +11,13 @@ from memory_index.closeness import UsualDistances, closeness, nearest_distances
 from memory_index.errors import NotFoundError
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
+from memory_index.memory_only import MEMORY_K
 from memory_index.queries import origin_at, query_blocks
 from memory_index.tables.series import Series, SeriesTable
 from memory_index.types import Filter, KeySpace, Neighbours, Scope
 from memory_index.windows import WindowSpec
+
+FAN = (0.1, 0.25, 0.75, 0.9)  # quantiles of what followed the neighbours
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +50,12 @@ class NeighbourRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inspection:
-    """One query window, its neighbours, and the memory's forecast from them, in the query's own units.
+    """One query window, its neighbours, and the memory's forecast, in the query's own units.
+
+    The forecast and its fan are made of as many neighbours as every forecast of the memory, not of the few shown.
 
     context: float32 [L]; times: datetime64[ns] [L + H], of the context and of the future; actual: float32 [H], NaN
-    where the table does not know it; forecast [H]; quantiles [H, 2] at 10 and 90 percent. in_sample: whether a fitted
+    where the table does not know it; forecast [H]; quantiles [H, 4] at `FAN`. in_sample: whether a fitted
     part of the version has seen steps later than the origin. share_closer: for each key space, how many of the memory's
     own windows had a nearer nearest neighbour, as a share; None where too few tell. no_close_analogue: whether most key
     spaces say that this window is unusual for this memory (closeness.py); False if that was not asked.
@@ -86,13 +91,15 @@ def inspect_window(
     views: tuple[int, ...] | None = None,
     where: Filter | None = None,
     min_gap: int = 0,
+    forecast_k: int = MEMORY_K,
     usual: UsualDistances | None = None,
 ) -> Inspection:
     """The k neighbours per key space of the window of a series that ends at a time, asked under `causal`.
 
     at: datetime64[ns], UTC or naive as the table. The other series of the table are read for the joint scope, where
-    they have a whole context at that time. usual: of this memory, to say whether the window has a close analogue; None
-    does not say.
+    they have a whole context at that time. forecast_k: neighbours per key space that make the forecast; filters and
+    choices of key spaces hold for them too, min_gap does not. usual: of this memory, to say whether the window has a
+    close analogue; None does not say.
 
     Raises `NotFoundError` (series, time, or no neighbour at all) and what `Memory.search` raises.
     """
@@ -103,6 +110,7 @@ def inspect_window(
     place = int(np.flatnonzero(block.series == number)[0])
     neighbours = memory.search(block.queries, k, scopes=scopes, views=views, where=where, min_gap=min_gap)
     require_neighbours(neighbours, place, filtered=where not in (None, Filter()))
+    behind = memory.search(block.queries, forecast_k, scopes=scopes, views=views, where=where)
     actual = actual_after(table.series[number], row, spec.horizon)
     shares, no_close_analogue = closeness(usual, nearest_distances(neighbours, place), at) if usual else ({}, False)
     every = [tuple(int(i) for i in slot) for slot in np.argwhere(neighbours.valid[0, place])]
@@ -114,8 +122,8 @@ def inspect_window(
         context=block.queries.context[0, place],
         times=table.step.range(table.series[number].times[row - spec.lookback + 1], spec.length),
         actual=actual,
-        forecast=neighbours.forecast(on_empty="last-value")[0, place],
-        quantiles=neighbours.quantiles((0.1, 0.9), on_empty="last-value")[0, place],
+        forecast=behind.forecast(on_empty="last-value")[0, place],
+        quantiles=behind.quantiles(FAN, on_empty="last-value")[0, place],
         neighbours=tuple(neighbour_records(neighbours, place, every, actual)),
         share_closer=shares,
         no_close_analogue=no_close_analogue,
@@ -153,7 +161,10 @@ def require_neighbours(neighbours: Neighbours, place: int, *, filtered: bool = F
 def neighbour_records(
     neighbours: Neighbours, place: int, slots: Iterable[tuple[int, ...]], actual: np.ndarray
 ) -> Iterator[NeighbourRecord]:
-    """The neighbours in some slots, (key space number, rank from 0), of series number `place` of the one moment."""
+    """The neighbours in some slots, (key space number, rank from 0), of series number `place` of the one moment.
+
+    actual: what followed the query, as many steps as are of interest.
+    """
     windows, step = neighbours.windows, neighbours.windows.step
     weight, futures, aligned = (
         neighbours.weights[0, place],
@@ -178,7 +189,7 @@ def neighbour_records(
             shape_distance=float(neighbours.shape_distance[0, place, v, rank]),
             value_distance=float(neighbours.value_distance[0, place, v, rank]),
             weight=float(weight[v, rank]),
-            match=_correlation(futures[v, rank], actual),
+            match=_correlation(futures[v, rank, : len(actual)], actual),
             age_days=round(float((neighbours.queries.origin[0] - windows.origin(row)) / np.timedelta64(1, "D")), 2),
             context=context,
             future=futures[v, rank],

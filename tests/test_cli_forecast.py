@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -155,11 +157,37 @@ def test_a_picture_and_a_page_that_needs_nothing_else(call, tmp_path):
     code, out, _ = call(*NEIGHBOURS, "--plot", str(picture), "--html", str(page))
     html = page.read_text()
     assert code == 0
-    assert "what followed" in out
+    assert "own-168: the nearest is closer than it was for" in out
     assert "<svg" in picture.read_text()
-    assert 'alt="feeder_north up to 2024-09-25' in html
-    assert "prefers-color-scheme" in html or "color-scheme" in html
-    assert not re.search(r'(src|href)="(?!data:)', html)
+    assert 'aria-label="feeder_north up to 2024-09-25' in html
+    assert "prefers-color-scheme: dark" in html
+    assert not re.search(r'(src|href)="(?!data:|#)', html)
+    assert not re.search(r"url\((?!#)", html)
+
+
+def test_the_forecast_shown_is_the_one_that_the_memory_makes(call, tmp_path):
+    known = tmp_path / "known.csv"
+    pd.read_csv(SAMPLE, parse_dates=["date"]).set_index("date").loc[:AT].reset_index().to_csv(known, index=False)
+    _, out, _ = call(*NEIGHBOURS, "-k", "2", "--json")
+    _, forecast, _ = call("forecast", str(known), "--index", "grid", "--quantiles", "none")
+    table = pd.read_csv(io.StringIO(forecast))
+    wanted = table.loc[table["unique_id"] == "feeder_north", "yhat"]
+    np.testing.assert_allclose(json.loads(out)["query"]["forecast"], wanted, rtol=1e-6)
+
+
+def test_a_window_like_no_other_is_told(call, tmp_path):
+    table = pd.read_csv(SAMPLE)
+    at = int(np.flatnonzero(table["date"].str.startswith(AT))[0])
+    noise = np.random.default_rng(0).normal(size=168) * 20
+    table.loc[at - 167 : at, "feeder_north"] = (60 + noise).round(2)
+    strange = tmp_path / "strange.csv"
+    table.to_csv(strange, index=False)
+    arguments = ("index", "neighbours", "grid", str(strange), "--series", "feeder_north", "--at", AT)
+    code, _, err = call(*arguments)
+    assert code == 0
+    assert "no close analogue" in err
+    assert json.loads(call(*arguments, "--json")[1])["no_close_analogue"] is True
+    assert "no close analogue" not in call(*NEIGHBOURS)[2]
 
 
 MISTAKES = {

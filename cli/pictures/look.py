@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from memory_index.windows import Step
+
 Shape = Literal["wide", "narrow"]  # for a screen or paper, and for a phone
 
 
@@ -41,7 +43,7 @@ PALETTE = (
 SCOPE_COLOURS = {"own": BLUE.light, "joint": ORANGE.light, "pooled": GREEN.light}
 SCOPE_STYLES = {"own": "-", "joint": "--", "pooled": "-."}
 QUERY_COLOUR, FORECAST_COLOUR = INK.light, PURPLE.light
-WIDTHS: dict[Shape, float] = {"wide": 11.0, "narrow": 4.6}  # inches
+WIDTHS: dict[Shape, float] = {"wide": 11.0, "narrow": 3.6}  # inches
 DOTS_PER_INCH = 130
 SHOWN_STEPS = 3  # horizons of history that are drawn before the origin
 
@@ -60,6 +62,17 @@ def plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
+def date_axis(axes: Axes, step: Step, shape: Shape) -> None:
+    """Dates along x, as short as they can be read, and in which time zone they are if that is known."""
+    from matplotlib.dates import DAILY, AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(minticks=2, maxticks=9 if shape == "wide" else 5)
+    locator.intervald[DAILY] = [1, 2, 4, 7, 14, 28]  # whatever the span, one of them gives few enough ticks
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    axes.set_xlabel("time" + (f" ({step.time_zone})" if step.time_zone else ""))
+
+
 def save(drawn: Figure, path: Path) -> None:
     """Write a figure in the format of the suffix; the same figure gives the same bytes."""
     from matplotlib import rc_context
@@ -71,6 +84,7 @@ def save(drawn: Figure, path: Path) -> None:
 
 def themed_svg(drawn: Figure, name: str, alternative: str) -> str:
     """A figure as an SVG element whose colours are the page's CSS variables, so that it follows the page into the dark.
+    Its title is left out, since a page has a heading.
 
     name: distinct within a page: it keeps the ids of two pictures apart. alternative: what a reader who cannot see
     it is told.
@@ -79,6 +93,7 @@ def themed_svg(drawn: Figure, name: str, alternative: str) -> str:
 
     from matplotlib import rc_context
 
+    drawn.suptitle("")
     drawn.patch.set_alpha(0.0)
     for axes in drawn.axes:
         axes.patch.set_alpha(0.0)
@@ -90,6 +105,7 @@ def themed_svg(drawn: Figure, name: str, alternative: str) -> str:
     text = re.sub(r' (width|height)="[0-9.]+pt"', "", text, count=2)
     text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = text.replace("<svg ", f'<svg role="img" aria-label="{escape(alternative)}" ', 1)
+    text = text.replace("#000000", INK.light)  # what is drawn without a colour
     for colour in PALETTE:
         text = re.sub(colour.light, f"var(--{colour.name})", text, flags=re.IGNORECASE)
     return text

@@ -2,71 +2,104 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cli.pictures.look import FORECAST_COLOUR, QUERY_COLOUR, SCOPE_COLOURS, SCOPE_STYLES, SHOWN_STEPS, figure
+from cli.pictures.look import (
+    BAND,
+    FORECAST_COLOUR,
+    QUERY_COLOUR,
+    SCOPE_COLOURS,
+    SCOPE_STYLES,
+    SHOWN_STEPS,
+    SOFT,
+    date_axis,
+    figure,
+    plain,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from cli.pictures.look import Shape
-    from memory_index.inspection import Inspection
-    from memory_index.windows import StoredWindows
+    from memory_index.inspection import Inspection, NeighbourRecord
+    from memory_index.windows import Step, StoredWindows
+
+LEAST_SHOWN = 48  # steps of history that are drawn however short the horizon is
 
 
 def draw_neighbours(found: Inspection, windows: StoredWindows, ref: str, shape: Shape = "wide") -> Figure:
     """The query and its neighbours, aligned at the origin in the query's own units.
 
-    Below them the time line, with where the neighbours lie on it.
+    Below them the history that the memory holds, and for each scope where its neighbours lie in it.
     """
-    drawn = figure(7, shape)
-    top, bottom = drawn.subplots(2, 1, height_ratios=(3, 1))
-    _draw_windows(top, found)
-    _draw_timeline(bottom, found, windows)
-    drawn.suptitle(f"{found.series_id} at {found.origin_text}: what {ref} remembers", fontsize=13)
+    scopes = [scope for scope in SCOPE_COLOURS if any(n.scope == scope for n in found.neighbours)]
+    lanes = 0.22 * len(scopes)
+    drawn = figure(6.4 + lanes if shape == "wide" else 6.6 + lanes, shape)
+    top, history, lane = drawn.subplots(3, 1, height_ratios=(4.0, 1.0, lanes))
+    history.sharex(lane)
+    _draw_windows(top, found, windows.step, shape)
+    _draw_history(history, lane, found, windows, scopes, shape)
+    known = f"what {ref} remembers of it"
+    drawn.suptitle(f"{found.series_id} at {_minute(found.origin_text)}:{' ' if shape == 'wide' else chr(10)}{known}")
     return drawn
 
 
-def _draw_windows(axes: Axes, found: Inspection) -> None:
+def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape) -> None:
     horizon = len(found.forecast)
     longest = max(n.view for n in found.neighbours)
-    shown = min(longest, max(SHOWN_STEPS * horizon, 48), len(found.context))
-    before, after = np.arange(1 - shown, 1), np.arange(1, horizon + 1)
-    axes.fill_between(
-        after,
-        found.quantiles[:, 0],
-        found.quantiles[:, 1],
-        color="#BBBBBB",
-        alpha=0.5,
-        lw=0,
-        label="10 to 90 % of neighbours",
-    )
+    shown = min(longest, max(SHOWN_STEPS * horizon, LEAST_SHOWN), len(found.context))
+    times = _dates(step, found.times)
+    now = len(found.context)
+    after, before = times[now:], times[now - shown : now]
+    outer, inner = found.quantiles[:, [0, -1]], found.quantiles[:, [1, -2]]
+    axes.fill_between(after, *outer.T, color=BAND.light, alpha=0.35, lw=0, label="10 to 90% of what followed")
+    axes.fill_between(after, *inner.T, color=BAND.light, alpha=0.7, lw=0, label="25 to 75%")
     labelled: set[str] = set()
-    for n in sorted(found.neighbours, key=lambda n: n.rank, reverse=True):
-        look: dict[str, Any] = {"color": SCOPE_COLOURS[n.scope], "ls": SCOPE_STYLES[n.scope], "lw": 0.8, "alpha": 0.45}
+    for n in _episodes(found.neighbours, step):
+        look: dict[str, Any] = {"color": SCOPE_COLOURS[n.scope], "ls": SCOPE_STYLES[n.scope], "lw": 0.9, "alpha": 0.55}
         seen = min(n.view, shown)
-        axes.plot(np.arange(1 - seen, 1), n.aligned_context[-seen:], **look)
-        axes.plot(
-            after, n.aligned_future, **look, label=None if n.scope in labelled else f"neighbours, scope {n.scope}"
-        )
+        axes.plot(times[now - seen : now], n.aligned_context[-seen:], **look)
+        label = None if n.scope in labelled else f"neighbours, scope {n.scope}"
+        axes.plot(after, n.aligned_future, **look, label=label)
         labelled.add(n.scope)
-    axes.plot(before, found.context[-shown:], color=QUERY_COLOUR, lw=1.8, label="query: known at the origin")
+    axes.plot(before, found.context[-shown:], color=QUERY_COLOUR, lw=1.8, label="the query: known at the origin")
     if np.isfinite(found.actual).any():
-        axes.plot(after, found.actual, color=QUERY_COLOUR, lw=1.8, ls=":", label="what really followed")
-    axes.plot(after, found.forecast, color=FORECAST_COLOUR, lw=2.2, label="forecast of the memory alone")
-    axes.axvline(0.5, color="#666666", lw=1)
+        axes.plot(after, found.actual, color=QUERY_COLOUR, lw=1.8, ls=(0, (1, 1.2)), label="what really followed")
+    marker = "o" if horizon == 1 else None
+    axes.plot(after, found.forecast, color=FORECAST_COLOUR, lw=2.2, marker=marker, label="forecast of the memory alone")
+    axes.axvline(times[now - 1], color=SOFT.light, lw=1)
     axes.annotate(
-        "origin", (0.5, 1), xycoords=("data", "axes fraction"), xytext=(4, -12), textcoords="offset points", fontsize=9
-    )
-    low, high = _limits(found, shown)
-    axes.set_ylim(low, high)
-    axes.set_xlim(before[0], horizon)
-    axes.set_xlabel("steps from the origin")
-    axes.set_ylabel(f"{found.series_id}, units of the data")
-    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
+        "origin", (times[now - 1], 1), xycoords=("data", "axes fraction"), xytext=(0, 3), ha="center",
+        textcoords="offset points", fontsize=9, color=SOFT.light,
+    )  # fmt: skip
+    axes.set_ylim(*_limits(found, shown))
+    axes.set_xlim(before[0], after[-1])
+    plain(axes)
+    date_axis(axes, step, shape)
+    axes.set_ylabel(f"{found.series_id} (units of the data)")
+    columns = 3 if shape == "wide" else 1
+    axes.legend(fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
+
+
+def _episodes(neighbours: Iterable[NeighbourRecord], step: Step) -> list[NeighbourRecord]:
+    """The nearest neighbour of each episode in each scope, nearest last.
+
+    Windows a few steps apart are one episode, found many times over, and drawn once: those whose origins are less than
+    a horizon apart.
+    """
+    kept: list[tuple[str, str, np.datetime64]] = []
+    drawn = []
+    for n in sorted(neighbours, key=lambda n: n.distance):
+        origin, horizon = np.array([step.parse(n.origin)]), len(n.future)
+        low, high = step.add(origin, 1 - horizon)[0], step.add(origin, horizon - 1)[0]
+        if not any((n.scope, n.series_id) == (scope, series) and low <= at <= high for scope, series, at in kept):
+            kept.append((n.scope, n.series_id, origin[0]))
+            drawn.append(n)
+    return drawn[::-1]
 
 
 def _limits(found: Inspection, shown: int) -> tuple[float, float]:
@@ -82,25 +115,54 @@ def _limits(found: Inspection, shown: int) -> tuple[float, float]:
     return float(values.min() - margin), float(values.max() + margin)
 
 
-def _draw_timeline(axes: Axes, found: Inspection, windows: StoredWindows) -> None:
-    """The stored history of the query's series, with the stretch of every neighbour marked by scope."""
+def _draw_history(
+    history: Axes, lane: Axes, found: Inspection, windows: StoredWindows, scopes: list[str], shape: Shape
+) -> None:
+    """The stored history of the query's series, and below it one lane for each scope with its neighbours."""
     step = windows.step
     name = found.series_id if found.series_id in windows.series_number else windows.series_ids[0]
     part = slice(*windows.offset[windows.series_number[name] : windows.series_number[name] + 2])
-    axes.plot(_dates(windows, windows.times[part]), windows.values[part], color="#888888", lw=0.5)
-    scopes = [scope for scope in SCOPE_COLOURS if any(n.scope == scope for n in found.neighbours)]
-    for n in found.neighbours:
-        start, end = (_dates(windows, np.array([step.parse(time)]))[0] for time in (n.start, n.known_at))
-        place = scopes.index(n.scope) / len(scopes)
-        axes.axvspan(
-            start, end, ymin=place, ymax=place + 1 / len(scopes), color=SCOPE_COLOURS[n.scope], alpha=0.18, lw=0
-        )
-    axes.axvline(_dates(windows, np.array([found.origin]))[0], color=QUERY_COLOUR, lw=1.2)
-    axes.set_xlabel(f"where the neighbours lie in the history of {name} (black line: the origin)")
-    axes.set_ylabel(name)
-    axes.margins(x=0.01)
+    history.plot(_dates(step, windows.times[part]), windows.values[part], color=SOFT.light, lw=0.5)
+    for n in _episodes(found.neighbours, step):
+        place = scopes.index(n.scope)
+        start, origin, end = (_dates(step, np.array([step.parse(time)]))[0] for time in _compared(n, step))
+        colour = SCOPE_COLOURS[n.scope]
+        lane.barh(place, origin - start, left=start, height=0.55, color=colour, alpha=0.35, lw=0)
+        lane.barh(place, end - origin, left=origin, height=0.55, color=colour, alpha=0.8, lw=0)
+    now = _dates(step, np.array([found.origin]))[0]
+    first = _dates(step, windows.times[part][:1])[0]
+    for axes in (history, lane):
+        axes.axvline(now, color=QUERY_COLOUR, lw=1.2)
+        axes.set_xlim(first, now + (now - first) * 0.01)
+        plain(axes)
+    history.tick_params(labelbottom=False, bottom=False)
+    history.set_ylabel(name)
+    history.set_title(
+        f"The history of {name} that the memory holds; right: the origin. Bars: neighbours, darker what followed them"
+        if shape == "wide"
+        else "The history in the memory; right: the origin.\nBars: neighbours, darker what followed them",
+        fontsize=9,
+        loc="left",
+        color=SOFT.light,
+    )
+    lane.set_yticks(range(len(scopes)), scopes)
+    lane.set_ylim(len(scopes) - 0.5, -0.5)
+    lane.grid(visible=False, axis="y")
+    lane.tick_params(axis="y", length=0)
+    date_axis(lane, step, shape)
 
 
-def _dates(windows: StoredWindows, times: np.ndarray) -> np.ndarray:
+def _compared(n: NeighbourRecord, step: Step) -> tuple[str, str, str]:
+    """The stretch of a neighbour that its view compares, and what followed: start, origin, end."""
+    start = step.add(np.array([step.parse(n.origin)]), 1 - n.view)[0]
+    end = step.add(np.array([step.parse(n.origin)]), len(n.future))[0]
+    return step.isoformat(start), n.origin, step.isoformat(end)
+
+
+def _minute(time: str) -> str:
+    return time.replace("T", " ").removesuffix(":00")
+
+
+def _dates(step: Step, times: np.ndarray) -> np.ndarray:
     """Times for matplotlib, in the data's own time zone."""
-    return windows.step.local(times).tz_localize(None).to_numpy()
+    return step.local(times).tz_localize(None).to_numpy()
