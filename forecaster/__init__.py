@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         RunNotFoundError,
     )
     from forecaster.evaluate import RunEvaluation
+    from forecaster.explain import Explanation
     from forecaster.fit import Trained, train_run
     from forecaster.pattern_encoder import load_encoder
     from forecaster.pipeline import Forecaster
@@ -31,6 +32,7 @@ _HOMES = {
     "BackboneNotFoundError": "errors",
     "Config": "config",
     "ConfigError": "errors",
+    "Explanation": "explain",
     "Forecaster": "pipeline",
     "Predictor": "predictor",
     "Run": "run",
@@ -49,6 +51,7 @@ __all__ = [
     "BackboneNotFoundError",
     "Config",
     "ConfigError",
+    "Explanation",
     "Forecaster",
     "Predictor",
     "Run",

@@ -2,9 +2,10 @@
 
     forecaster = Forecaster(horizon=48, lookback=336).fit(history)  # a DataFrame: unique_id, ds, y; or wide
     forecaster.predict(quantiles=(0.1, 0.9))
+    forecaster.explain(history, "feeder_north", "2024-09-25 23:00")
     forecaster.save("runs/mine")
 
-It does what `cli index build`, `cli train`, `cli evaluate` and `cli forecast` do, through the same functions.
+It does what `cli index build`, `train`, `evaluate`, `forecast` and `explain` do, through the same functions.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from forecaster.config import Config
 from forecaster.errors import RunNotFoundError
 from forecaster.evaluate import RunEvaluation
 from forecaster.evaluate import evaluate as evaluate_run
+from forecaster.explain import Explanation, explain
 from forecaster.fit import train_run
 from forecaster.forecast import forecast
 from forecaster.pattern_encoder import load_encoder
@@ -146,6 +148,18 @@ class Forecaster:
         table, memory = self._read(frame), self._open(trained)
         require_same_data(table, memory.windows, trained)
         return evaluate_run(predictor, memory, table, part)
+
+    def explain(self, frame: pd.DataFrame, series_id: str, at: str) -> Explanation:
+        """The forecast of one series at one time, taken apart, by the memory that answers now.
+
+        frame: a table that holds the window. at: the last step that the forecast knows, such as `2024-09-25 23:00`.
+
+        Raises `NotFoundError` (series, time, no neighbour), `UsageError` (not a time), `RunIncompatibleError` (a model
+        without the memory), `IncompatibleError` (another table).
+        """
+        predictor, table, memory = self._require_fitted(), self._read(frame), self.memory
+        require_same_data(table, memory.windows, self._ref)
+        return explain(predictor, memory, table, series_id, table.step.parse(at))
 
     def save(self, folder: Path | str) -> Path:
         """Copy run and memory into a new folder, which can be moved. Raises `UsageError` if it exists."""

@@ -147,6 +147,18 @@ def test_a_forecast_does_not_depend_on_steps_of_the_growth(forecaster, tmp_path)
 # Save and load
 
 
+def test_a_forecast_can_be_taken_apart(fitted):
+    forecaster, frame = fitted["wide"], wide_frame()
+    made = forecaster.predict(update_memory=False).set_index("unique_id")
+    told = forecaster.explain(frame, "beat", str(frame["when"].iloc[-1]))
+    np.testing.assert_array_equal(told.forecast, made.loc["beat", "yhat"].to_numpy(np.float32))
+    assert len(told.neighbours) == SETTINGS["top_k"]
+    with pytest.raises(NotFoundError, match="no series 'bea'"):
+        forecaster.explain(frame, "bea", str(frame["when"].iloc[-1]))
+    with pytest.raises(UsageError, match="not a time"):
+        forecaster.explain(frame, "beat", "soon")
+
+
 @pytest.mark.parametrize("has_grown", [False, True])
 def test_what_was_saved_says_the_same_elsewhere(forecaster, tmp_path, has_grown):
     if has_grown:
