@@ -176,6 +176,23 @@ def numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
     return None if parts is None else tuple(int(part) for part in parts)
 
 
+def quantile_levels(text: str) -> tuple[float, ...]:
+    """`0.1,0.9` as an ascending tuple; `none` is empty. Raises `UsageError`."""
+    from memory_index.errors import UsageError
+
+    if text.strip().lower() in ("", "none"):
+        return ()
+    try:
+        levels = tuple(sorted(float(part) for part in text.split(",")))
+    except ValueError:
+        levels = ()
+    if not levels or not all(0 < level < 1 for level in levels) or len(set(levels)) != len(levels):
+        raise UsageError(
+            f"--quantiles {text}: levels are different numbers between 0 and 1", hint="for example 0.1,0.5,0.9"
+        )
+    return levels
+
+
 def require_targets(*, table: Path | None = None, picture: Path | None = None, page: Path | None = None) -> None:
     """Raise before any work is done if a file could not be written in the end.
 

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.asking import names, numbers, open_run_with_table, open_with_table, require_targets, updated_ref
+from cli.asking import (
+    names,
+    numbers,
+    open_run_with_table,
+    open_with_table,
+    quantile_levels,
+    require_targets,
+    updated_ref,
+)
 from cli.output import note, print_json, print_table, progress
 from cli.table_options import reads_table
 
@@ -81,7 +89,7 @@ def forecast(
     A long table in original units: unique_id, ds, yhat and one column per quantile (q0.1). A series that was never seen
     is forecast from windows of all series (scope pooled). Only windows known by the last step of FILE are used.
     """
-    levels = _levels(quantiles)
+    levels = quantile_levels(quantiles)
     require_targets(table=out, picture=plot)
     options = _options(run, index, llm=llm, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
     if run is None:
@@ -277,22 +285,6 @@ def _options(
     options: dict[str, Any] = {"scopes": names(scopes), "views": numbers("--views", views)}
     options |= {} if memory_k is None else {"k": memory_k}
     return MemoryOptions(**options | ({} if on_empty is None else {"on_empty": on_empty}))
-
-
-def _levels(text: str) -> tuple[float, ...]:
-    from memory_index.errors import UsageError
-
-    if text.strip().lower() in ("", "none"):
-        return ()
-    try:
-        levels = tuple(sorted(float(part) for part in text.split(",")))
-    except ValueError:
-        levels = ()
-    if not levels or not all(0 < level < 1 for level in levels) or len(set(levels)) != len(levels):
-        raise UsageError(
-            f"--quantiles {text}: levels are different numbers between 0 and 1", hint="for example 0.1,0.5,0.9"
-        )
-    return levels
 
 
 def _write(result: pd.DataFrame, out: Path) -> None:

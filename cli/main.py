@@ -21,6 +21,7 @@ import typer
 from cli import __version__, data, index
 from cli.ablate import ablate
 from cli.demo import demo
+from cli.explain import explain
 from cli.forecast import evaluate, forecast
 from cli.output import note, print_json
 from cli.train import train
@@ -168,5 +169,8 @@ app.add_typer(index.app, name="index", epilog="Example: cli index list", no_args
 app.command(epilog="Example: cli train load.csv --index load@1 --out runs/load")(train)
 app.command(epilog="Example: cli evaluate load.csv --run runs/load --baselines")(evaluate)
 app.command(epilog="Example: cli forecast load.csv --run runs/load --out forecast.csv --plot forecast.png")(forecast)
+app.command(
+    epilog='Example: cli explain load.csv --run runs/load --series north --at "2024-09-25 23:00" --html explained.html'
+)(explain)
 app.command(epilog="Example: cli ablate load.csv --index load@1 --out runs/ablation --groups matrix --seeds 0")(ablate)
 app.command(epilog="Example: cli demo --out runs/demo")(demo)

@@ -20,6 +20,7 @@ from forecaster.model import ForecastModel
 from forecaster.neighbours import Condensed
 from forecaster.predictor import Predictor, output_of
 from forecaster.shortcut import BASES
+from forecaster.tapr import POOL
 from forecaster.types import GatingOutput, ModelOutput, TrendOutput
 from memory_index.closeness import UsualDistances, closeness, nearest_distances, usual_distances
 from memory_index.inspection import (
@@ -36,17 +37,17 @@ from memory_index.types import KeySpace, Neighbours
 DIRECTIONS = ("up", "flat", "down")
 MAGNITUDES = ("strong up", "weak up", "weak down", "strong down")
 LEVELS = (0.1, 0.5, 0.9)
-NO_BASE = ("network",)  # without the shortcut the network is all of the model part
+NO_BASE = ("window_mean",)  # without the shortcut the network adds to nothing but this
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Part:
     """One of the forecasts that the value gate mixes: a base of the model part, or a key space of the memory.
 
-    name: `linear`, `last_value`, or a key space such as `own-336`. weight: float32 [H], 0 where the key space has no
-    neighbour; over all parts they sum to 1 at each step. forecast: float32 [H], raw units; NaN for a key space without
-    neighbours. num_neighbours, nearest: how many made it, and the distance of the nearest. share_closer: see
-    `memory_index.closeness`. Of a base these are 0 and None.
+    name: `linear` and `last_value` (without the shortcut `window_mean`), or a key space such as `own-336`. weight:
+    float32 [H], 0 where the key space has no neighbour; over all parts they sum to 1 at each step. forecast: float32
+    [H], raw units; NaN for a key space without neighbours. num_neighbours, nearest: how many made it, and the distance
+    of the nearest. share_closer: see `memory_index.closeness`. Of a base these are 0 and None.
     """
 
     name: str
@@ -62,7 +63,8 @@ class Part:
 class GatedNeighbour:
     """One of the `top_k` neighbours that the network looks at one by one.
 
-    record: as `cli index neighbours` has it, its `weight` being the one within its key space. similarity: softmax of
+    record: as `cli index neighbours` has it, its `weight` being the one within its key space, and its future as long as
+    the version's, which may be longer than the model's. similarity: softmax of
     -distance^2 / temperature over the `top_k`. match_score: of GRA-M, in [0, 1]; weight: similarity * match_score, made
     to sum to 1. Both None where the network is off.
     """
@@ -73,13 +75,21 @@ class GatedNeighbour:
     weight: float | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Trend:
-    """What TAPR says: probabilities by class, and how much each scale has in the fusion, finest first."""
+    """What TAPR says.
+
+    direction, magnitude: probabilities by class. borders: float32 [5], ascending, raw units: the means of the future at
+    which the classes of this window change. Below [1] is down and above [3] up, below [0] strong down and above [4]
+    strong up; [2] is between weak down and weak up. scale_shares: how much each scale has in the fusion, finest first,
+    the same for every window. scale_steps: so many steps one value of that scale is an average of.
+    """
 
     direction: dict[str, float]
     magnitude: dict[str, float]
+    borders: np.ndarray
     scale_shares: tuple[float, ...]
+    scale_steps: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -114,6 +124,11 @@ class Explanation:
     confidence: float | None
     trend: Trend | None
     no_close_analogue: bool
+
+    @property
+    def added_by_network(self) -> np.ndarray:
+        """What the network adds to the forecast, float32 [H]: `gate * network`; the parts make the rest of it."""
+        return self.gate * self.network
 
 
 class _Window(NamedTuple):
@@ -176,7 +191,7 @@ def explain(
         neighbours=tuple(_gated(_spaces(memory), window, config.top_k, actual)),
         feature_gate=None if output.gating is None else float(output.gating.gate),
         confidence=None if output.gating is None else float(output.gating.confidence),
-        trend=_trend(predictor.model, output.trend),
+        trend=_trend(predictor.model, output, float(series.values[row])),
         no_close_analogue=no_close_analogue,
     )
 
@@ -272,11 +287,16 @@ def _gated(spaces: tuple[KeySpace, ...], window: _Window, top_k: int, actual: np
         )
 
 
-def _trend(model: ForecastModel, trend: TrendOutput | None) -> Trend | None:
+def _trend(model: ForecastModel, output: ModelOutput, last: float) -> Trend | None:
+    """last: the window's last value, which the classes are relative to (`tapr.trend_change`)."""
+    trend, config = output.trend, model.config
     if trend is None or model.tapr is None:
         return None
+    steps = (config.patch_length + (POOL**s - 1) * config.patch_stride for s in range(config.n_scales))
     return Trend(
         direction=dict(zip(DIRECTIONS, trend.direction[0].softmax(dim=0).tolist(), strict=True)),
         magnitude=dict(zip(MAGNITUDES, trend.magnitude[0].softmax(dim=0).tolist(), strict=True)),
+        borders=last + model.tapr.thresholds.cpu().numpy() * float(output.spread[0]),
         scale_shares=tuple(model.tapr.decomposition.scale_shares().tolist()),
+        scale_steps=tuple(min(each, config.lookback) for each in steps),
     )

@@ -1,0 +1,260 @@
+"""One forecast taken apart: what it is mixed of, how the mix changes, what the network says, which past it looks at.
+
+Two colours carry the meaning everywhere: yellow is the model, blue the memory; the purple forecast is mixed of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cli.pictures.look import (
+    BAND,
+    BLUE,
+    FORECAST_COLOUR,
+    INK,
+    ORANGE,
+    PAPER,
+    QUERY_COLOUR,
+    SOFT,
+    YELLOW,
+    date_axis,
+    figure,
+    plain,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from cli.pictures.look import Shape
+    from forecaster.explain import Explanation
+    from memory_index.windows import Step
+
+SHOWN_HORIZONS, LEAST_SHOWN = 1.5, 48  # of history that is drawn, and so many steps however short the horizon is
+HEIGHTS: dict[Shape, tuple[float, ...]] = {"wide": (3.9, 3.2, 3.2, 0.9, 1.7), "narrow": (4.6, 4.2, 2.9, 1.0, 1.7)}
+LEFT_WIDTHS: dict[Shape, float] = {"wide": 5.5, "narrow": 2.9}  # of a panel, about, in inches
+RIGHT_WIDTHS: dict[Shape, float] = {"wide": 3.4, "narrow": 2.9}
+CHARACTER = 0.08  # inches that one takes, about, in what is written beside bars
+MODEL, MEMORY = YELLOW.light, BLUE.light
+# What is stacked, bottom first: colour, opacity, and a hatch for grey print. Key spaces are drawn by scope.
+BANDS = {
+    "linear map": (MODEL, 0.75, ""),
+    "last value": (MODEL, 0.35, "..."),
+    "window's mean": (MODEL, 0.75, ""),
+    "own: its own past": (MEMORY, 0.8, ""),
+    "joint: all series at once": (MEMORY, 0.5, "///"),
+    "pooled: any series' past": (MEMORY, 0.25, "\\\\\\"),
+}
+BAND_OF = {
+    "linear": "linear map",
+    "last_value": "last value",
+    "window_mean": "window's mean",
+    "own": "own: its own past",
+    "joint": "joint: all series at once",
+    "pooled": "pooled: any series' past",
+}
+
+
+def draw_explanation(found: Explanation, step: Step, made_by: str, shape: Shape = "wide") -> Figure:
+    """History, forecast and its two parts; below, the shares over the horizon, the trend classes, the neighbours and
+    the scales. Panels for which there is nothing are not there. In one column where it is narrow.
+    """
+    from cli.neighbours import minute
+
+    has_trend = found.trend is not None
+    heights = dict(zip(("forecast", "shares", "trend", "neighbours", "scales"), HEIGHTS[shape], strict=True))
+    heights["neighbours"] += (0.3 if shape == "wide" else 0.4) * len(found.neighbours)
+    rows = [["forecast"], ["shares"], ["trend"], ["neighbours"], ["scales"]]
+    if shape == "wide":
+        rows = [["forecast", "forecast"], ["shares", "trend"], ["neighbours", "scales"]]
+    if not has_trend:
+        rows = [[name for name in row if name not in ("trend", "scales")] for row in rows]
+        rows = [row for row in rows if row]
+    tall = [max(heights[name] for name in row) for row in rows]
+    drawn = figure(sum(tall) + 0.9, shape)
+    panels: dict[str, Axes] = drawn.subplot_mosaic(
+        rows, height_ratios=tall, width_ratios=(1.5, 1) if len(rows[0]) == 2 else (1,)
+    )
+    _draw_forecast(panels["forecast"], found, step, shape)
+    _draw_shares(panels["shares"], found, step, shape)
+    _draw_neighbours(panels["neighbours"], found, shape)
+    if has_trend:
+        for name, draw in (("trend", _draw_trend), ("scales", _draw_scales)):
+            draw(panels[name], found, shape)
+    title = f"{found.series_id} at {minute(found.origin_text)}: how the forecast is made"
+    drawn.supxlabel(made_by, fontsize=7.5, color=SOFT.light, x=0.99, ha="right")
+    drawn.suptitle(title if shape == "wide" else title.replace(": ", ":\n"), fontsize=13)
+    return drawn
+
+
+def _draw_forecast(axes: Axes, found: Explanation, step: Step, shape: Shape) -> None:
+    horizon, now = len(found.forecast), len(found.context)
+    times = _dates(step, found.times)
+    shown = min(now, max(round(SHOWN_HORIZONS * horizon), LEAST_SHOWN))
+    before, after = times[now - shown : now], times[now:]
+    marked: dict[str, Any] = {"marker": "o", "ms": 4} if horizon == 1 else {}
+    if len(found.levels) > 1:
+        from cli.explain import interval_name
+
+        low, high, name = found.quantiles[:, 0], found.quantiles[:, -1], interval_name(found.levels)
+        if horizon == 1:
+            axes.vlines(after, low, high, color=BAND.light, lw=8, alpha=0.6, label=name)
+        else:
+            axes.fill_between(after, low, high, color=BAND.light, alpha=0.5, lw=0, label=name)
+    for number, each in enumerate(found.neighbours):
+        future = each.record.aligned_future[:horizon]
+        label = "what followed the nearest neighbours" if number == 0 else None
+        axes.plot(after, future, color=MEMORY, lw=0.8, alpha=0.5, label=label, **marked)
+    axes.plot(before, found.context[-shown:], color=QUERY_COLOUR, lw=1.5, label="known at the origin")
+    if np.isfinite(found.actual).any():
+        axes.plot(after, found.actual, color=QUERY_COLOUR, lw=1.5, ls=(0, (1, 1.2)), label="what followed", **marked)
+    axes.plot(
+        after, found.memory_part, color=MEMORY, lw=1.8, ls=(0, (5, 1.5, 1, 1.5)), label="the memory by itself", **marked
+    )
+    axes.plot(after, found.model_part, color=MODEL, lw=1.8, ls=(0, (4, 1.5)), label="the model by itself", **marked)
+    axes.plot(after, found.forecast, color=FORECAST_COLOUR, lw=2.4, label="forecast: mixed of both", **marked)
+    axes.axvline(times[now - 1], color=SOFT.light, lw=1)
+    axes.annotate(
+        "origin", (times[now - 1], 1), xycoords=("data", "axes fraction"), xytext=(0, 3), ha="center",
+        textcoords="offset points", fontsize=9, color=SOFT.light,
+    )  # fmt: skip
+    if found.no_close_analogue:
+        warning = "No close analogue in the memory"
+        axes.set_title(warning, fontsize=10, loc="left", pad=16, weight="bold", color=ORANGE.light)
+    axes.set_ylim(*_limits(found, shown))
+    axes.set_xlim(before[0], after[-1] + (after[-1] - before[0]) * (0.01 if horizon == 1 else 0))
+    plain(axes)
+    date_axis(axes, step, shape)
+    axes.set_ylabel(f"{found.series_id} (units of the data)")
+    axes.legend(
+        fontsize=8, ncols=4 if shape == "wide" else 1, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False
+    )
+
+
+def _draw_shares(axes: Axes, found: Explanation, step: Step, shape: Shape) -> None:
+    """Each part's share, stacked; the gate is the border between model and memory."""
+    stacked: dict[str, np.ndarray] = {}
+    for part in found.parts:
+        band = BAND_OF[part.name.split("-")[0]]
+        stacked[band] = stacked.get(band, 0) + part.weight
+    edges = _dates(step, found.times[len(found.context) - 1 :])  # from the origin on
+    below = np.zeros(len(edges))
+    for name, share in stacked.items():
+        colour, alpha, hatch = BANDS[name]
+        above = below + 100 * _held(share)
+        axes.fill_between(
+            edges, below, above, facecolor=colour, alpha=alpha, lw=0, hatch=hatch, edgecolor=PAPER.light,
+            label=f"{name}, {share.mean():.0%}",
+        )  # fmt: skip
+        below = above
+    axes.plot(
+        edges, 100 * _held(found.gate), color=INK.light, lw=2, label=f"gate: model below, {found.gate.mean():.0%}"
+    )
+    for text, x, y in (("memory", 0.03, 0.93), ("model", 0.97, 0.07)):
+        axes.annotate(
+            text, (x, y), xycoords="axes fraction", ha="left" if x < 0.5 else "right", va="center", fontsize=10,
+            bbox={"facecolor": PAPER.light, "edgecolor": "none", "alpha": 0.85, "pad": 2},
+        )  # fmt: skip
+    axes.set_ylim(0, 100)
+    axes.set_xlim(edges[0], edges[-1])
+    plain(axes)
+    date_axis(axes, step, shape)
+    axes.set_ylabel("share of the forecast (%)")
+    _title(axes, "What the forecast is mixed of")
+    axes.legend(
+        fontsize=8, ncols=3 if shape == "wide" else 1, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False
+    )
+
+
+def _draw_trend(axes: Axes, found: Explanation, shape: Shape) -> None:
+    from cli.explain import trend_classes
+
+    names, shares, means = zip(*trend_classes(found), strict=True)
+    places = [place + (0.6 if place > 2 else 0) for place in range(len(names))]  # strengths apart from directions
+    _draw_bars(axes, names, shares, means, MODEL, RIGHT_WIDTHS[shape], places)
+    axes.set_xlabel("probability (%)")
+    _title(axes, "Trend that the network expects")
+
+
+def _draw_scales(axes: Axes, found: Explanation, shape: Shape) -> None:
+    from cli.explain import scales
+
+    names, shares, steps = zip(*scales(found), strict=True)
+    _draw_bars(axes, names, shares, [f"means of {each} steps" for each in steps], MODEL, RIGHT_WIDTHS[shape])
+    axes.set_xlabel("share of each scale (%)")
+    _title(axes, "Scales that the network reads")
+
+
+def _draw_neighbours(axes: Axes, found: Explanation, shape: Shape) -> None:
+    from cli.neighbours import age, minute
+
+    records = [each.record for each in found.neighbours]
+    at = " {}, {} ago" if shape == "wide" else ", {1} ago\n{0}"
+    told = [n.series_id + at.format(minute(n.origin), age(n.age_days)) for n in records]
+    shares = [each.similarity if each.weight is None else each.weight for each in found.neighbours]
+    _draw_bars(axes, [f"{n + 1}" for n in range(len(told))], shares, told, MEMORY, LEFT_WIDTHS[shape])
+    axes.set_xlabel("similarity (%)" if found.feature_gate is None else "weight: similarity x match score (%)")
+    _title(axes, "The nearest neighbours")
+
+
+def _draw_bars(
+    axes: Axes,
+    names: Sequence[str],
+    shares: Sequence[float],
+    told: Sequence[str],
+    colour: str,
+    width: float,
+    places: Sequence[float] | None = None,
+) -> None:
+    """Horizontal bars of shares, first on top, each with its number and what is told of it beside it.
+
+    width: of the panel, about, in inches.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    places = range(len(names)) if places is None else places
+    axes.barh(places, [100 * share for share in shares], height=0.7, color=colour, alpha=0.75)
+    labels = [f"{share:.0%}  {text}" for share, text in zip(shares, told, strict=True)]
+    for place, share, label in zip(places, shares, labels, strict=True):
+        told_beside = axes.annotate(
+            label, (100 * share, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5
+        )
+        told_beside.set_in_layout(False)  # there is room for it inside the panel, which the layout cannot know
+    axes.set_yticks(places, names, fontsize=9)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(places[-1] + 0.6, places[0] - 0.6)
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    room = max(1 - CHARACTER * longest / width, 0.15)
+    axes.set_xlim(0, 100 * max(shares) / room)
+    axes.set_xticks(MaxNLocator(4).tick_values(0, 100 * max(shares)))
+    plain(axes)
+    axes.grid(visible=False, axis="y")
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, fontsize=10, loc="left").set_in_layout(False)
+
+
+def _held(shares: np.ndarray) -> np.ndarray:
+    """[H] -> [H + 1]: the share of the first step holds from the origin on."""
+    return np.concatenate([shares[:1], shares])
+
+
+def _limits(found: Explanation, shown: int) -> tuple[float, float]:
+    """Limits that show history, truth, parts and interval, but not all of a neighbour: one wild line must not flatten
+    the rest.
+    """
+    horizon = len(found.forecast)
+    lines = [found.context[-shown:], found.forecast, found.model_part, found.memory_part, found.quantiles.ravel()]
+    futures = np.concatenate([each.record.aligned_future[:horizon] for each in found.neighbours])
+    values = np.concatenate([*lines, found.actual[np.isfinite(found.actual)], np.quantile(futures, [0.05, 0.95])])
+    margin = 0.06 * (float(values.max() - values.min()) or abs(float(values[0])) or 1.0)
+    return float(values.min()) - margin, float(values.max()) + margin
+
+
+def _dates(step: Step, times: np.ndarray) -> np.ndarray:
+    """Times for matplotlib, in the data's own time zone."""
+    return step.local(times).tz_localize(None).to_numpy()
