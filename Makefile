@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test check soak bench clean
+.PHONY: help install demo test check soak bench pictures clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench: install  ## measure the figures of docs/benchmarks.md (DATA_DIR holds ETT
 	$(BIN)/python -m benchmarks.llm_speed
 	$(BIN)/python -m benchmarks.training_step --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.forecaster_accuracy --data-dir $(DATA_DIR)
+
+pictures: install  ## draw the pictures of docs/ anew, and run its notebook
+	$(BIN)/python -m benchmarks.pictures
 
 clean:  ## remove the virtual environment and every cache
 	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
