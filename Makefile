@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test check soak bench pictures clean
+.PHONY: help install demo test check browser soak bench pictures clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,12 @@ check: install  ## linter, formatter, type checker, then the tests
 	$(BIN)/mypy
 	@$(MAKE) --no-print-directory test
 
+# Only apt is told; another system's chromium does as well, if it is on the PATH under one of these names.
+browser:  ## install Debian's chromium for the browser tests (needs root)
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
+		root=; [ "$$(id -u)" = 0 ] || root=sudo; \
+		$$root apt-get update && $$root apt-get install -y --no-install-recommends chromium; }
+
 soak: install  ## run the long forms of the tests
 	$(PYTEST) -m soak --hypothesis-profile=soak -o faulthandler_timeout=3600
 
@@ -42,6 +48,7 @@ bench: install  ## measure the figures of docs/benchmarks.md (DATA_DIR holds ETT
 	$(BIN)/python -m benchmarks.memory_speed --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.million_windows
 	$(BIN)/python -m benchmarks.leak_audit
+	$(BIN)/python -m benchmarks.explore_speed --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.llm_speed
 	$(BIN)/python -m benchmarks.training_step --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.forecaster_accuracy --data-dir $(DATA_DIR)

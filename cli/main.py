@@ -22,6 +22,7 @@ from cli import __version__, data, index
 from cli.ablate import ablate
 from cli.demo import demo
 from cli.explain import explain
+from cli.explore import explore
 from cli.forecast import evaluate, forecast
 from cli.output import note, print_json
 from cli.train import train
@@ -172,5 +173,6 @@ app.command(epilog="Example: cli forecast load.csv --run runs/load --out forecas
 app.command(
     epilog='Example: cli explain load.csv --run runs/load --series north --at "2024-09-25 23:00" --html explained.html'
 )(explain)
+app.command(epilog="Example: cli explore load.csv --run runs/load")(explore)
 app.command(epilog="Example: cli ablate load.csv --index load@1 --out runs/ablation --groups matrix --seeds 0")(ablate)
 app.command(epilog="Example: cli demo --out runs/demo")(demo)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -110,7 +110,7 @@ def inspect_window(
     place = int(np.flatnonzero(block.series == number)[0])
     neighbours = memory.search(block.queries, k, scopes=scopes, views=views, where=where, min_gap=min_gap)
     require_neighbours(neighbours, place, filtered=where not in (None, Filter()))
-    behind = memory.search(block.queries, forecast_k, scopes=scopes, views=views, where=where)
+    behind = of_series(memory.search(block.queries, forecast_k, scopes=scopes, views=views, where=where), place)
     actual = actual_after(table.series[number], row, spec.horizon)
     shares, no_close_analogue = closeness(usual, nearest_distances(neighbours, place), at) if usual else ({}, False)
     every = [tuple(int(i) for i in slot) for slot in np.argwhere(neighbours.valid[0, place])]
@@ -122,8 +122,8 @@ def inspect_window(
         context=block.queries.context[0, place],
         times=table.step.range(table.series[number].times[row - spec.lookback + 1], spec.length),
         actual=actual,
-        forecast=behind.forecast(on_empty="last-value")[0, place],
-        quantiles=behind.quantiles(FAN, on_empty="last-value")[0, place],
+        forecast=behind.forecast(on_empty="last-value")[0, 0],
+        quantiles=behind.quantiles(FAN, on_empty="last-value")[0, 0],
         neighbours=tuple(neighbour_records(neighbours, place, every, actual)),
         share_closer=shares,
         no_close_analogue=no_close_analogue,
@@ -147,13 +147,31 @@ def actual_after(series: Series, row: int, horizon: int) -> np.ndarray:
     return actual
 
 
+def of_series(neighbours: Neighbours, place: int) -> Neighbours:
+    """The answer for series number `place` alone: whatever is made of it is not made for all the others too."""
+    one, queries = slice(place, place + 1), neighbours.queries
+    return replace(
+        neighbours,
+        queries=replace(queries, context=queries.context[:, one], series_id=queries.series_id[one]),
+        row=neighbours.row[:, one],
+        distance=neighbours.distance[:, one],
+        shape_distance=neighbours.shape_distance[:, one],
+        value_distance=neighbours.value_distance[:, one],
+        query_location=neighbours.query_location[:, one],
+        query_spread=neighbours.query_spread[:, one],
+    )
+
+
 def require_neighbours(neighbours: Neighbours, place: int, *, filtered: bool = False) -> None:
     """Raise `NotFoundError` unless series number `place` of the one moment that was asked has a neighbour."""
     if not neighbours.valid[0, place].any():
-        step, queries = neighbours.windows.step, neighbours.queries
+        windows, step, queries = neighbours.windows, neighbours.windows.step, neighbours.queries
+        first, at = windows.known_at.min(), queries.origin[0]
+        reason = f"the memory's first window is known at {step.isoformat(first)}"
+        if first <= at and not filtered:
+            reason = "a series that stands still is only compared with windows that do, and none is known by then"
         raise NotFoundError(
-            f"no admissible neighbour for series '{queries.series_id[place]}' at {step.isoformat(queries.origin[0])}: "
-            f"the memory's first window is known at {step.isoformat(neighbours.windows.known_at.min())}",
+            f"no admissible neighbour for series '{queries.series_id[place]}' at {step.isoformat(at)}: {reason}",
             hint="choose a later time" + (", or fewer filters" if filtered else ""),
         )
 
@@ -165,6 +183,7 @@ def neighbour_records(
 
     actual: what followed the query, as many steps as are of interest.
     """
+    neighbours, place = of_series(neighbours, place), 0
     windows, step = neighbours.windows, neighbours.windows.step
     weight, futures, aligned = (
         neighbours.weights[0, place],

@@ -22,6 +22,7 @@ MAY_NOT_IMPORT = {
 }
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 HEAVY = {"torch", "transformers", "accelerate", "faiss", "pandas", "numpy", "pyarrow", "matplotlib", "rich"}
+HEAVY |= {"dash", "plotly", "flask"}
 
 
 def _name(path: Path) -> str:

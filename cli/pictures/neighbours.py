@@ -48,6 +48,23 @@ def draw_neighbours(found: Inspection, windows: StoredWindows, ref: str, shape: 
     return drawn
 
 
+def episodes(neighbours: Iterable[NeighbourRecord], step: Step) -> list[NeighbourRecord]:
+    """The nearest neighbour of each episode in each scope, nearest last.
+
+    Windows a few steps apart are one episode, found many times over, and drawn once: those whose origins are less than
+    a horizon apart.
+    """
+    kept: list[tuple[str, str, np.datetime64]] = []
+    drawn = []
+    for n in sorted(neighbours, key=lambda n: n.distance):
+        origin, horizon = np.array([step.parse(n.origin)]), len(n.future)
+        low, high = step.add(origin, 1 - horizon)[0], step.add(origin, horizon - 1)[0]
+        if not any((n.scope, n.series_id) == (scope, series) and low <= at <= high for scope, series, at in kept):
+            kept.append((n.scope, n.series_id, origin[0]))
+            drawn.append(n)
+    return drawn[::-1]
+
+
 def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape) -> None:
     horizon = len(found.forecast)
     longest = max(n.view for n in found.neighbours)
@@ -59,7 +76,7 @@ def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape) -> No
     axes.fill_between(after, *outer.T, color=BAND.light, alpha=0.35, lw=0, label="10 to 90% of what followed")
     axes.fill_between(after, *inner.T, color=BAND.light, alpha=0.7, lw=0, label="25 to 75%")
     labelled: set[str] = set()
-    for n in _episodes(found.neighbours, step):
+    for n in episodes(found.neighbours, step):
         look: dict[str, Any] = {"color": SCOPE_COLOURS[n.scope], "ls": SCOPE_STYLES[n.scope], "lw": 0.9, "alpha": 0.55}
         seen = min(n.view, shown)
         axes.plot(times[now - seen : now], n.aligned_context[-seen:], **look)
@@ -85,23 +102,6 @@ def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape) -> No
     axes.legend(fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
 
 
-def _episodes(neighbours: Iterable[NeighbourRecord], step: Step) -> list[NeighbourRecord]:
-    """The nearest neighbour of each episode in each scope, nearest last.
-
-    Windows a few steps apart are one episode, found many times over, and drawn once: those whose origins are less than
-    a horizon apart.
-    """
-    kept: list[tuple[str, str, np.datetime64]] = []
-    drawn = []
-    for n in sorted(neighbours, key=lambda n: n.distance):
-        origin, horizon = np.array([step.parse(n.origin)]), len(n.future)
-        low, high = step.add(origin, 1 - horizon)[0], step.add(origin, horizon - 1)[0]
-        if not any((n.scope, n.series_id) == (scope, series) and low <= at <= high for scope, series, at in kept):
-            kept.append((n.scope, n.series_id, origin[0]))
-            drawn.append(n)
-    return drawn[::-1]
-
-
 def _limits(found: Inspection, shown: int) -> tuple[float, float]:
     """Limits that show the query, the truth, the forecast and most of each neighbour.
 
@@ -123,7 +123,7 @@ def _draw_history(
     name = found.series_id if found.series_id in windows.series_number else windows.series_ids[0]
     part = slice(*windows.offset[windows.series_number[name] : windows.series_number[name] + 2])
     history.plot(_dates(step, windows.times[part]), windows.values[part], color=SOFT.light, lw=0.5)
-    for n in _episodes(found.neighbours, step):
+    for n in episodes(found.neighbours, step):
         place = scopes.index(n.scope)
         start, origin, end = (_dates(step, np.array([step.parse(time)]))[0] for time in _compared(n, step))
         colour = SCOPE_COLOURS[n.scope]

@@ -1,0 +1,35 @@
+// What runs in the browser: following its theme, and writing the table. Text is only ever set as text.
+window.dash_clientside = Object.assign({}, window.dash_clientside, {
+  explorer: {
+    theme: function () {
+      const dark = window.matchMedia("(prefers-color-scheme: dark)");
+      dark.onchange = (event) => window.dash_clientside.set_props("dark", { data: event.matches });
+      return dark.matches;
+    },
+
+    table: function (listed, id) {
+      const place = document.getElementById(id);
+      if (!listed) {
+        place.replaceChildren();
+        return;
+      }
+      const row = (cells, tag) => {
+        const line = document.createElement("tr");
+        cells.forEach((text, column) => {
+          const cell = document.createElement(tag);
+          cell.textContent = text;
+          if (tag === "th") cell.scope = "col";
+          if (listed.text.includes(column)) cell.className = "text";
+          line.append(cell);
+        });
+        return line;
+      };
+      const table = document.createElement("table");
+      const head = table.createTHead();
+      head.append(row(listed.columns, "th"));
+      const body = table.createTBody();
+      body.append(...listed.rows.map((cells) => row(cells, "td")));
+      place.replaceChildren(table);
+    },
+  },
+});

@@ -1,0 +1,363 @@
+"""The pictures of the page, as plotly figures: the history, one side's windows, the gate.
+
+Figures are plain dicts, since plotly's own classes check every property each time they are made (a test does that
+instead), and arrays travel as base64. Colours are those of `cli/pictures/look.py`, light or dark.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cli.explorer.state import SCOPES, State
+from cli.explorer.subject import Answer
+from cli.explorer.words import BASES
+from cli.pictures.look import PALETTE, SHOWN_STEPS
+from cli.pictures.neighbours import LEAST_SHOWN, episodes
+from memory_index.inspection import Inspection, NeighbourRecord
+from memory_index.tables.series import SeriesTable
+from memory_index.windows import Step
+
+if TYPE_CHECKING:
+    from forecaster.explain import Part
+
+Figure = dict[str, Any]
+
+BINS = 700  # of the history: two points each, fewer than a screen has columns
+SCOPE_NAMES = {"own": "blue", "joint": "orange", "pooled": "green"}  # of colours, as look.SCOPE_COLOURS
+SCOPE_DASHES = {"own": "solid", "joint": "dash", "pooled": "dashdot"}
+BASE_NAMES = {"linear": "soft", "window_mean": "soft", "last_value": "band"}
+SIDE_NAMES = ("A", "B")
+VIEW_PATTERNS = ("", "/", "x", ".", "-")
+MARGIN = {"l": 64, "r": 12, "t": 10, "b": 40}
+
+
+def history_figure(
+    table: SeriesTable, state: State, row: int, answers: Sequence[Answer | None], *, dark: bool
+) -> Figure:
+    """A whole series, thinned, with its origin, and below it a lane for each side and scope with its neighbours.
+
+    A click anywhere is one on the nearest drawn point, whose `customdata` is its row.
+    """
+    colours, series, step = palette(dark), table[state.series_id], table.step
+    shown = thinned(series.values, BINS)
+    times = _milliseconds(step, series.times[shown])
+    line = {
+        "x": _packed(times),
+        "y": _packed(series.values[shown].astype(np.float32)),
+        "customdata": shown.tolist(),
+        "mode": "lines",
+        "line": {"color": colours["soft"], "width": 1},
+        "hovertemplate": "%{x|%Y-%m-%d %H:%M}<br>%{y:.4g}<extra></extra>",
+    }
+    traces, lanes = [line], list[str]()
+    for number, answer in enumerate(answers):
+        neighbours = () if answer is None else answer.found.neighbours
+        for scope in SCOPES:
+            if group := [n for n in neighbours if n.scope == scope]:
+                traces += _lane(group, len(lanes), step, colours)
+                lanes.append(scope if len(answers) == 1 else f"{SIDE_NAMES[number]} {scope}")
+    now, end = (float(ms) for ms in _milliseconds(step, series.times[[row, -1]]))
+    layout = _layout(colours) | {
+        "hovermode": "x",
+        "hoverdistance": -1,
+        "xaxis": _axis(colours, type="date", range=[times[0], end], anchor="y2", title=_time_title(step)),
+        "yaxis": _axis(colours, domain=[0.4, 1], title=state.series_id, nticks=5),
+        "yaxis2": _axis(
+            colours,
+            domain=[0, 0.34],
+            tickvals=list(range(len(lanes))),
+            ticktext=lanes,
+            range=[max(len(lanes), 1) - 0.4, -0.6],
+            showgrid=False,
+        ),
+        "shapes": [
+            # What comes after the origin is there, but not known at it.
+            {"type": "rect", "xref": "x", "yref": "paper", "x0": now, "x1": end, "y0": 0.4, "y1": 1,
+             "line": {"width": 0}, "fillcolor": _faint(colours["paper"], 0.65)},
+            {"type": "line", "xref": "x", "yref": "paper", "x0": now, "x1": now, "y0": 0, "y1": 1,
+             "line": {"color": colours["ink"], "width": 2}},
+        ],
+    }  # fmt: skip
+    return {"data": traces, "layout": layout}
+
+
+def windows_figure(answer: Answer, step: Step, *, limits: tuple[float, float], dark: bool) -> Figure:
+    """The query and its neighbours, aligned at the origin in the query's units, and what is expected to follow.
+
+    limits: of the values, see `common_limits`.
+    """
+    colours, found = palette(dark), answer.found
+    lookback, shown = len(found.context), _num_shown(found)
+    times = _milliseconds(step, found.times)
+    before, after = times[lookback - shown : lookback], times[lookback:]
+    traces = [*_fan(found, after, colours)]
+    drawn = episodes(found.neighbours, step)
+    for scope in reversed(SCOPES):
+        group = [n for n in drawn if n.scope == scope]
+        if group:
+            traces.append(_neighbours(group, before, after, scope, colours))
+    traces.append(_line("known at the origin", before, found.context[-shown:], colours["ink"], width=2.4))
+    if np.isfinite(found.actual).any():
+        traces.append(_line("what really followed", after, found.actual, colours["ink"], dash="dot", width=2.4))
+    traces.append(_line("memory alone", after, found.forecast, colours["purple"], width=2.6, dash="solid"))
+    if answer.explained is not None:
+        traces += _of_run(answer, step, colours)
+    now = float(times[lookback - 1])
+    layout = _layout(colours) | {
+        "hovermode": "x unified",
+        "xaxis": _axis(colours, type="date", range=[before[0], after[-1]], title=_time_title(step)),
+        "yaxis": _axis(colours, range=list(limits), title=f"{found.series_id} (units of the data)"),
+        "shapes": [
+            {"type": "line", "xref": "x", "yref": "paper", "x0": now, "x1": now, "y0": 0, "y1": 1,
+             "line": {"color": colours["soft"], "width": 1}}
+        ],
+        "annotations": [
+            {"x": now, "xref": "x", "y": 1, "yref": "paper", "yanchor": "bottom", "text": "origin", "showarrow": False,
+             "font": {"color": colours["soft"], "size": 12}}
+        ],
+        "margin": MARGIN | {"t": 24},
+    }  # fmt: skip
+    return {"data": traces, "layout": layout}
+
+
+def common_limits(answers: Iterable[Answer | None]) -> tuple[float, float]:
+    """The same limits of values for all sides, so that they can be compared by eye."""
+    each = [_limits(answer) for answer in answers if answer is not None]
+    return min(low for low, _ in each), max(high for _, high in each)
+
+
+def gate_figure(answer: Answer, *, dark: bool) -> Figure:
+    """How much of each step ahead comes from which part: areas that sum to 1."""
+    colours, explained = palette(dark), answer.explained
+    if explained is None:
+        return empty_figure(dark=dark)
+    ahead = np.arange(1, len(explained.gate) + 1, dtype=np.int32)
+    traces = []
+    for part in explained.parts:
+        colour, pattern = part_look(part.name, part.of_memory, answer.version.views)
+        look = {
+            "line": {"width": 0.5, "color": colours["paper"]},
+            "fillcolor": colours[colour],
+            "fillpattern": {
+                "shape": pattern,
+                "bgcolor": colours[colour],
+                "fgcolor": colours["paper"],
+                "size": 6,
+                "solidity": 0.25,
+            },
+        }
+        traces.append(
+            {
+                "x": _packed(ahead),
+                "y": _packed(part.weight),
+                "name": part_label(part),
+                "stackgroup": "parts",
+                "mode": "lines",
+                "hovertemplate": "%{y:.1%}",
+            }
+            | look
+        )
+    layout = _layout(colours) | {
+        "hovermode": "x unified",
+        "xaxis": _axis(colours, range=[1, len(ahead)], title="steps ahead"),
+        "yaxis": _axis(colours, range=[0, 1], tickformat=".0%", title="weight of each part"),
+    }
+    return {"data": traces, "layout": layout}
+
+
+def empty_figure(*, dark: bool) -> Figure:
+    """Where there is nothing to show; why is said beside it."""
+    hidden = {"visible": False, "fixedrange": True}
+    return {"data": [], "layout": _layout(palette(dark)) | {"xaxis": hidden, "yaxis": hidden}}
+
+
+def part_look(name: str, of_memory: bool, views: Sequence[int]) -> tuple[str, str]:
+    """Name of the colour and pattern of a part of the gate: a key space has its scope's colour, its view's pattern."""
+    if not of_memory:
+        return BASE_NAMES[name], ""
+    scope, _, view = name.rpartition("-")
+    return SCOPE_NAMES[scope], VIEW_PATTERNS[list(views).index(int(view)) % len(VIEW_PATTERNS)]
+
+
+def part_label(part: Part) -> str:
+    """A part of the gate as people call it."""
+    return part.name if part.of_memory else BASES[part.name]
+
+
+def palette(dark: bool) -> Mapping[str, str]:
+    """Colours by name."""
+    return {colour.name: colour.dark if dark else colour.light for colour in PALETTE}
+
+
+def thinned(values: np.ndarray, num_bins: int) -> np.ndarray:
+    """Rows of the least and greatest value in each of so many stretches, int64, ascending; all of a short series.
+
+    The first and the last row are always there, so that a click can reach them, and so is a stretch without values.
+    """
+    num = len(values)
+    if num <= 2 * num_bins:
+        return np.arange(num)
+    width = -(-num // num_bins)
+    padded = np.full(-(-num // width) * width, np.nan)
+    padded[:num] = values
+    bins = padded.reshape(-1, width)
+    first = np.arange(len(bins)) * width
+    lowest = first + np.where(np.isfinite(bins), bins, np.inf).argmin(axis=1)
+    highest = first + np.where(np.isfinite(bins), bins, -np.inf).argmax(axis=1)
+    return np.unique(np.concatenate([[0], lowest, highest, [num - 1]]))
+
+
+def _lane(group: Sequence[NeighbourRecord], place: int, step: Step, colours: Mapping[str, str]) -> list[Figure]:
+    """Bars of a scope's neighbours: from where the comparison starts to the end of what followed, the origin marked."""
+    origin = np.array([step.parse(n.origin) for n in group])
+    view = np.array([n.view for n in group])
+    start = origin.copy()
+    for each in np.unique(view):
+        start[view == each] = step.add(origin[view == each], 1 - int(each))
+    ends = np.array([step.parse(n.known_at) for n in group])
+    bars = np.stack([_milliseconds(step, start), _milliseconds(step, ends), np.full(len(group), np.nan)], axis=1)
+    colour = colours[SCOPE_NAMES[group[0].scope]]
+    common = {"yaxis": "y2", "hoverinfo": "skip"}
+    return [
+        common | {"x": _gapped(bars), "y": [place] * bars.size, "mode": "lines",
+                  "line": {"color": _faint(colour, 0.5), "width": 7}, "connectgaps": False},
+        common | {"x": _packed(_milliseconds(step, origin)), "y": [place] * len(group), "mode": "markers",
+                  "marker": {"symbol": "line-ns-open", "size": 12, "line": {"width": 2}, "color": colour}},
+    ]  # fmt: skip
+
+
+def _fan(found: Inspection, after: np.ndarray, colours: Mapping[str, str]) -> list[Figure]:
+    """Bands between the outermost quantiles of what followed, then between the next ones."""
+    bands = []
+    num = found.quantiles.shape[1]
+    for i in range(num // 2):
+        edges = np.concatenate([found.quantiles[:, i], found.quantiles[::-1, num - 1 - i]])
+        bands.append(
+            {
+                "x": _packed(np.concatenate([after, after[::-1]])),
+                "y": _packed(edges.astype(np.float32)),
+                "mode": "lines",
+                "line": {"width": 0},
+                "fill": "toself",
+                "fillcolor": _faint(colours["band"], 0.4),
+                "hoverinfo": "skip",
+                "name": "futures of the neighbours",
+            }
+        )
+    return bands
+
+
+def _neighbours(
+    group: Sequence[NeighbourRecord], before: np.ndarray, after: np.ndarray, scope: str, colours: Mapping[str, str]
+) -> Figure:
+    """Neighbours of a scope as one broken line: a trace each would take most of the time of a move."""
+    x, y = [], []
+    for n in group:
+        seen = min(n.view, len(before))
+        x += [before[len(before) - seen :], after, after[-1:]]
+        y += [n.aligned_context[-seen:], n.aligned_future, np.array([np.nan], dtype=np.float32)]
+    return {
+        "x": _packed(np.concatenate(x)),
+        "y": _packed(np.concatenate(y).astype(np.float32)),
+        "mode": "lines",
+        "line": {"color": _faint(colours[SCOPE_NAMES[scope]], 0.5), "width": 1, "dash": SCOPE_DASHES[scope]},
+        "connectgaps": False,
+        "hoverinfo": "skip",
+        "name": f"neighbours, scope {scope}",
+    }
+
+
+def _of_run(answer: Answer, step: Step, colours: Mapping[str, str]) -> list[Figure]:
+    """The forecast of the run, within the outermost of its calibrated quantiles."""
+    explained = answer.explained
+    assert explained is not None
+    after = _milliseconds(step, explained.times[len(explained.context) :])
+    edges = [
+        _line(f"run, {level:.0%} quantile", after, explained.quantiles[:, q], colours["yellow"], dash="dot", width=1.4)
+        for level, q in zip(explained.levels[:: len(explained.levels) - 1], (0, -1), strict=True)
+    ]
+    return [*edges, _line("run", after, explained.forecast, colours["yellow"], dash="longdash", width=3)]
+
+
+def _line(name: str, x: np.ndarray, y: np.ndarray, colour: str, *, width: float, dash: str = "solid") -> Figure:
+    return {
+        "x": _packed(x),
+        "y": _packed(y.astype(np.float32)),
+        "name": name,
+        "mode": "lines" if len(x) > 1 else "lines+markers",
+        "line": {"color": colour, "width": width, "dash": dash},
+        "hovertemplate": "%{y:.4g}",
+    }
+
+
+def _num_shown(found: Inspection) -> int:
+    """How many steps of history are drawn before the origin."""
+    least = max(SHOWN_STEPS * len(found.forecast), LEAST_SHOWN)
+    return min(least, len(found.context), max(n.view for n in found.neighbours))
+
+
+def _limits(answer: Answer) -> tuple[float, float]:
+    """Limits that show the query, the truth, the forecasts and most of each neighbour: none must flatten the rest."""
+    found, explained = answer.found, answer.explained
+    shown = _num_shown(found)
+    futures = np.concatenate([n.aligned_future for n in found.neighbours])
+    lines = [found.context[-shown:], found.forecast, found.quantiles.ravel(), np.quantile(futures, [0.02, 0.98])]
+    lines.append(found.actual[np.isfinite(found.actual)])
+    if explained is not None:
+        lines += [explained.forecast, explained.quantiles.ravel()]
+    values = np.concatenate(lines)
+    margin = 0.06 * (values.max() - values.min() or 1.0)
+    return float(values.min() - margin), float(values.max() + margin)
+
+
+def _layout(colours: Mapping[str, str]) -> Figure:
+    return {
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": colours["ink"], "family": "system-ui, sans-serif", "size": 12},
+        "hoverlabel": {"bgcolor": colours["paper"], "bordercolor": colours["rule"], "font": {"color": colours["ink"]}},
+        "margin": MARGIN,
+        "showlegend": False,
+        "dragmode": False,
+    }
+
+
+def _axis(colours: Mapping[str, str], title: str = "", **more: Any) -> Figure:
+    return {
+        "title": {"text": title, "font": {"color": colours["soft"], "size": 12}, "standoff": 6},
+        "gridcolor": colours["rule"],
+        "linecolor": colours["rule"],
+        "tickcolor": colours["rule"],
+        "zeroline": False,
+        "fixedrange": True,
+    } | more
+
+
+def _time_title(step: Step) -> str:
+    return "time" + (f" ({step.time_zone})" if step.time_zone else "")
+
+
+def _milliseconds(step: Step, times: np.ndarray) -> np.ndarray:
+    """Times as plotly counts them, float64, on the clock of the data's own time zone."""
+    local = step.local(times).tz_localize(None).to_numpy()
+    return local.astype("datetime64[ns]").astype(np.int64) / 1e6
+
+
+def _gapped(bars: np.ndarray) -> list[float | None]:
+    """Numbers with None for NaN, where plotly breaks a line."""
+    return [None if np.isnan(each) else float(each) for each in bars.ravel()]
+
+
+def _packed(values: np.ndarray) -> dict[str, str]:
+    """An array as plotly reads it without parsing numbers."""
+    kind = {"float32": "f4", "float64": "f8", "int32": "i4"}[values.dtype.name]
+    return {"dtype": kind, "bdata": b64encode(values.tobytes()).decode("ascii")}
+
+
+def _faint(colour: str, opacity: float) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"

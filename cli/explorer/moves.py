@@ -1,0 +1,81 @@
+"""From one state to the next: what each control of the page does. What a control is called is `page.py`'s affair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from cli.explorer.state import MAX_K, SCOPES, Side, State, require_between
+from cli.explorer.subject import Subject
+from memory_index.errors import UsageError
+
+
+def moved(subject: Subject, state: State, control: str, values: Mapping[str, Any]) -> State:
+    """The state after someone has used a control. values: of all controls, by name.
+
+    Raises `UsageError`, `NotFoundError` for what cannot be looked at.
+    """
+    value: Any = values.get(control)
+    if control == "series":
+        return _other_series(subject, state, str(value))
+    if control == "history":
+        return subject.at_row(state, int(value["points"][0]["customdata"]))
+    if control == "slider":
+        return subject.at_row(state, int(value))
+    if control == "typed":
+        return subject.checked(replace(state, at=str(value)))
+    if control in ("back", "back_far", "on", "on_far"):
+        steps = subject.jump(state) if control.endswith("far") else 1
+        return subject.at_row(state, subject.row(state) + (steps if control.startswith("on") else -steps))
+    if control == "k":
+        return replace(state, k=require_between("neighbours", _given(value), least=1, most=MAX_K))
+    if control == "gap":
+        return replace(state, min_gap=require_between("steps apart", _given(value), least=0))
+    if control == "compare":
+        return _compared(subject, state, wanted=bool(value))
+    name, _, number = control.partition("-")
+    return _changed_side(subject, state, int(number) - 1, name, value)
+
+
+def _given(value: Any) -> int:
+    """A whole number from a field, which is None where it holds none in its range."""
+    if value is None or int(value) != value:
+        raise UsageError("that is not a whole number in its range", hint="see the limits of the field")
+    return int(value)
+
+
+def _other_series(subject: Subject, state: State, series_id: str) -> State:
+    """Another series, at the same time or the nearest that it has."""
+    times = subject.table[series_id].times
+    at = subject.table.step.parse(state.at)
+    after = int(np.searchsorted(times, at))
+    near = min((row for row in (after - 1, after) if 0 <= row < len(times)), key=lambda row: abs(times[row] - at))
+    return subject.at_row(replace(state, series_id=series_id), near)
+
+
+def _compared(subject: Subject, state: State, *, wanted: bool) -> State:
+    """With a second side: another version if there is one, else the same version's first scope alone."""
+    first = state.sides[0]
+    if not wanted:
+        return replace(state, sides=(first,))
+    other = next((Side(ref=ref) for ref in subject.versions if ref != first.ref), None)
+    return replace(state, sides=(first, other or replace(first, scopes=subject.versions[first.ref].scopes[:1])))
+
+
+def _changed_side(subject: Subject, state: State, number: int, name: str, value: Any) -> State:
+    """One side with another version, or other key spaces. Everything or nothing ticked is all that can be asked."""
+    side = state.sides[number]
+    version = subject.versions[side.ref]
+    if name == "ref":
+        side = Side(ref=str(value))
+    elif name == "scopes":
+        ticked = tuple(scope for scope in SCOPES if scope in value)
+        side = replace(side, scopes=None if len(ticked) in (0, len(version.scopes)) else ticked)
+    else:
+        steps = tuple(sorted(int(view) for view in value))
+        side = replace(side, views=None if len(steps) in (0, len(version.views)) else steps)
+    sides = [side if i == number else each for i, each in enumerate(state.sides)]
+    return subject.checked(replace(state, sides=tuple(sides)))

@@ -1,0 +1,192 @@
+"""What there is to look at (a table, versions, perhaps a run), and asking it for one side of a state.
+
+Questions go to `inspect_window` and `explain` only, which ask under `causal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cli.asking import open_run_with_table, open_with_table
+from cli.explorer.state import Side, State
+from cli.output import note
+from memory_index.closeness import UsualDistances, usual_distances
+from memory_index.errors import NotFoundError, UsageError
+from memory_index.inspection import Inspection, inspect_window
+from memory_index.local import LocalMemory
+from memory_index.queries import origin_at
+from memory_index.tables.columns import ReadOptions
+from memory_index.tables.series import SeriesTable
+from memory_index.types import Scope
+from memory_index.windows import WindowSpec
+
+if TYPE_CHECKING:
+    from forecaster.explain import Explanation
+    from forecaster.predictor import Predictor
+
+DAY = np.timedelta64(1, "D")
+START_K = 3  # neighbours per key space: few enough to be told apart
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Version:
+    """An opened version. usual: its distances, asked once. has_run: whether the run can use it."""
+
+    ref: str
+    memory: LocalMemory
+    usual: UsualDistances
+    has_run: bool
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """The scopes that it has keys for."""
+        return tuple(dict.fromkeys(record.space.scope for record in self.memory.manifest.spaces))
+
+    @property
+    def views(self) -> tuple[int, ...]:
+        """The views that it has keys for."""
+        return tuple(sorted({record.space.view for record in self.memory.manifest.spaces}))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What one side shows. explained: None without a run, or where the run cannot use the version."""
+
+    side: Side
+    version: Version
+    found: Inspection
+    explained: Explanation | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """A table, versions by full reference in the order they were named, and perhaps a run with its model."""
+
+    table: SeriesTable
+    versions: Mapping[str, Version]
+    run: str | None
+    predictor: Predictor | None
+
+    def spec(self, state: State) -> WindowSpec:
+        """The windows of the first side."""
+        return self.versions[state.sides[0].ref].memory.windows.spec
+
+    def jump(self, state: State) -> int:
+        """Steps of the longer of the two moves: a day, or a horizon where a step is that long itself."""
+        step = self.table.step
+        first = self.table.series[0].times[:1]
+        length = step.add(first, 1)[0] - first[0]
+        return int(DAY / length) if step.is_fixed and length < DAY else self.spec(state).horizon
+
+    def row(self, state: State) -> int:
+        """The row of the origin in its series. Raises `NotFoundError`, `UsageError`."""
+        return origin_at(self.table, state.series_id, self.table.step.parse(state.at), self.spec(state))
+
+    def at_row(self, state: State, row: int) -> State:
+        """The same state with its origin at a row, or the nearest that has enough history."""
+        times = self.table[state.series_id].times
+        row = int(np.clip(row, min(self.spec(state).lookback, len(times)) - 1, len(times) - 1))
+        return replace(state, at=self.table.step.isoformat(times[row]))
+
+    def checked(self, state: State) -> State:
+        """The same state, its time as the table writes it. Raises `NotFoundError`, `UsageError`."""
+        for side in state.sides:
+            if side.ref not in self.versions:
+                raise NotFoundError(f"'{side.ref}' is not open", hint=f"open are {', '.join(self.versions)}")
+        row = self.row(state)
+        return replace(state, at=self.table.step.isoformat(self.table[state.series_id].times[row]))
+
+    def answer(self, state: State, side: Side) -> Answer:
+        """Ask for one side. Raises what `inspect_window` and `explain` raise."""
+        version = self.versions[side.ref]
+        at = self.table.step.parse(state.at)
+        found = inspect_window(
+            version.memory,
+            self.table,
+            state.series_id,
+            at,
+            k=state.k,
+            scopes=side.scopes,
+            views=side.views,
+            min_gap=state.min_gap,
+            usual=version.usual,
+        )
+        explained = None
+        if self.predictor is not None and version.has_run:
+            from forecaster.explain import explain
+
+            explained = explain(self.predictor, version.memory, self.table, state.series_id, at, usual=version.usual)
+        return Answer(side=side, version=version, found=found, explained=explained)
+
+
+def open_subject(
+    file: Path,
+    refs: Sequence[str],
+    run: Path | None,
+    indexes_dir: Path,
+    options: ReadOptions,
+    *,
+    device: str,
+    llm: str | None,
+) -> Subject:
+    """Open everything. The first version is one that the run can use: its own, if none is named.
+
+    Raises `UsageError` without any version, and what opening raises.
+    """
+    if not refs and run is None:
+        raise UsageError("neither --run nor --index is given", hint="--index REF, or --run RUN with its own version")
+    opened, predictor = {}, None
+    if run is None:
+        memory, table, ref = open_with_table(refs[0], file, indexes_dir, options)
+    else:
+        with_run = open_run_with_table(run, next(iter(refs), None), file, indexes_dir, options, device, llm=llm)
+        memory, table, ref, predictor = with_run.memory, with_run.table, with_run.ref, with_run.predictor
+    opened[ref] = _version(ref, memory, has_run=run is not None)
+    for each in refs[1:]:
+        memory, _, ref = open_with_table(each, file, indexes_dir, options)
+        opened.setdefault(ref, _version(ref, memory, has_run=run is not None and _usable(run, memory, ref)))
+    return Subject(table=table, versions=opened, run=None if run is None else run.name, predictor=predictor)
+
+
+def _version(ref: str, memory: LocalMemory, *, has_run: bool) -> Version:
+    return Version(ref=ref, memory=memory, usual=usual_distances(memory), has_run=has_run)
+
+
+def _usable(run: Path, memory: LocalMemory, ref: str) -> bool:
+    """Whether a run can use a version; says so if not."""
+    from forecaster.errors import RunIncompatibleError
+    from forecaster.predictor import require_same_memory
+    from forecaster.run import open_run
+
+    try:
+        require_same_memory(open_run(run), memory.manifest, ref, newer=True)
+    except RunIncompatibleError as error:
+        note(f"{ref} is shown without the run: {error}")
+        return False
+    return True
+
+
+def start_state(subject: Subject, series: str | None, at: str | None) -> State:
+    """What the page shows first: by default the first series, at the last origin whose future is known.
+
+    Raises `NotFoundError` (series, time), `UsageError` (not a time).
+    """
+    first = next(iter(subject.versions.values()))
+    spec = first.memory.windows.spec
+    series_id = subject.table.series_ids[0] if series is None else series
+    sides = [Side(ref=ref) for ref in subject.versions][:2]
+    state = State(
+        series_id=series_id,
+        at="" if at is None else at,
+        k=START_K,
+        min_gap=spec.horizon,
+        sides=tuple(sides),
+    )
+    if at is None:
+        state = subject.at_row(state, len(subject.table[series_id]) - 1 - spec.horizon)
+    return subject.checked(state)
