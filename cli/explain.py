@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from memory_index.windows import Step
 
 FULL_BAR, BAR_WIDTH = chr(0x2588), 20  # characters of a bar of 100%
-LINE, SPARK_WIDTH = 80, 12  # characters of a line, and of a small drawing in it
+LINE, SPARK_WIDTH = 80, 10  # characters of a line, and of a small drawing in it
 PART_NAMES = {"linear": "linear map", "last_value": "last value", "window_mean": "window's mean"}
 SCALE_NAMES = ("micro", "meso", "macro", "widest")  # finest first
 NUM_DIGITS = 4  # of the range of the values that are shown
@@ -187,8 +187,9 @@ def warnings(found: Explanation) -> list[str]:
 def network_effect(found: Explanation) -> str:
     """How much of the forecast is the network's, in words."""
     most, span = abs(found.added_by_network).max(), float(found.forecast.max() - found.forecast.min())
-    share = f", {most / span:.0%} of its range" if span > 0 else ""
-    return f"it adds at most {_numbers_like(found)(most)} to the forecast{share}"
+    share = most / span if span > 0 else 0.0
+    told = f", {share:.0%} of its range" if share >= 0.005 else ""
+    return f"it adds at most {_numbers_like(found)(most)} to the forecast{told}"
 
 
 def _next_steps(found: Explanation) -> str:
@@ -296,7 +297,7 @@ def network_rows(found: Explanation) -> list[list[object]]:
         told += [(f"scale {name}", share, f"averages of {steps} steps") for name, share, steps in scales(found)]
     if found.feature_gate is not None and found.confidence is not None:
         told.append(("feature gate", found.feature_gate, "1 looks at the window, 0 at its neighbours"))
-        told.append(("confidence", found.confidence, "similarity x score, summed over the neighbours"))
+        told.append(("confidence", found.confidence, "sum of similarity x score"))
     return [[name, f"{share:.0%}", FULL_BAR * round(share * BAR_WIDTH), meaning] for name, share, meaning in told]
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 SHOWN_HORIZONS, LEAST_SHOWN = 1.5, 48  # of history that is drawn, and so many steps however short the horizon is
 HEIGHTS: dict[Shape, tuple[float, ...]] = {"wide": (3.9, 3.2, 3.2, 0.9, 1.7), "narrow": (4.6, 4.2, 2.9, 1.0, 1.7)}
+LEAST_NAMED = 0.2  # share that has room for its name
 LEFT_WIDTHS: dict[Shape, float] = {"wide": 5.5, "narrow": 2.9}  # of a panel, about, in inches
 RIGHT_WIDTHS: dict[Shape, float] = {"wide": 3.4, "narrow": 2.9}
 CHARACTER = 0.08  # inches that one takes, about, in what is written beside bars
@@ -64,15 +65,13 @@ def draw_explanation(found: Explanation, step: Step, made_by: str, shape: Shape 
     """
     from cli.neighbours import minute
 
-    has_trend = found.trend is not None
     heights = dict(zip(("forecast", "shares", "trend", "neighbours", "scales"), HEIGHTS[shape], strict=True))
     heights["neighbours"] += (0.3 if shape == "wide" else 0.4) * len(found.neighbours)
     rows = [["forecast"], ["shares"], ["trend"], ["neighbours"], ["scales"]]
     if shape == "wide":
         rows = [["forecast", "forecast"], ["shares", "trend"], ["neighbours", "scales"]]
-    if not has_trend:
-        rows = [[name for name in row if name not in ("trend", "scales")] for row in rows]
-        rows = [row for row in rows if row]
+    if found.trend is None:
+        rows = [["forecast"], ["shares"], ["neighbours"]]
     tall = [max(heights[name] for name in row) for row in rows]
     drawn = figure(sum(tall) + 0.9, shape)
     panels: dict[str, Axes] = drawn.subplot_mosaic(
@@ -81,7 +80,7 @@ def draw_explanation(found: Explanation, step: Step, made_by: str, shape: Shape 
     _draw_forecast(panels["forecast"], found, step, shape)
     _draw_shares(panels["shares"], found, step, shape)
     _draw_neighbours(panels["neighbours"], found, shape)
-    if has_trend:
+    if found.trend is not None:
         for name, draw in (("trend", _draw_trend), ("scales", _draw_scales)):
             draw(panels[name], found, shape)
     title = f"{found.series_id} at {minute(found.origin_text)}: how the forecast is made"
@@ -95,7 +94,7 @@ def _draw_forecast(axes: Axes, found: Explanation, step: Step, shape: Shape) -> 
     times = _dates(step, found.times)
     shown = min(now, max(round(SHOWN_HORIZONS * horizon), LEAST_SHOWN))
     before, after = times[now - shown : now], times[now:]
-    marked: dict[str, Any] = {"marker": "o", "ms": 4} if horizon == 1 else {}
+    marked: dict[str, Any] = {"marker": "_", "ms": 12} if horizon == 1 else {}
     if len(found.levels) > 1:
         from cli.explain import interval_name
 
@@ -115,7 +114,14 @@ def _draw_forecast(axes: Axes, found: Explanation, step: Step, shape: Shape) -> 
         after, found.memory_part, color=MEMORY, lw=1.8, ls=(0, (5, 1.5, 1, 1.5)), label="the memory by itself", **marked
     )
     axes.plot(after, found.model_part, color=MODEL, lw=1.8, ls=(0, (4, 1.5)), label="the model by itself", **marked)
-    axes.plot(after, found.forecast, color=FORECAST_COLOUR, lw=2.4, label="forecast: mixed of both", **marked)
+    axes.plot(
+        after,
+        found.forecast,
+        color=FORECAST_COLOUR,
+        lw=2.4,
+        label="forecast: mixed of both",
+        marker="o" if horizon == 1 else None,
+    )
     axes.axvline(times[now - 1], color=SOFT.light, lw=1)
     axes.annotate(
         "origin", (times[now - 1], 1), xycoords=("data", "axes fraction"), xytext=(0, 3), ha="center",
@@ -138,8 +144,9 @@ def _draw_shares(axes: Axes, found: Explanation, step: Step, shape: Shape) -> No
     """Each part's share, stacked; the gate is the border between model and memory."""
     stacked: dict[str, np.ndarray] = {}
     for part in found.parts:
-        band = BAND_OF[part.name.split("-")[0]]
-        stacked[band] = stacked.get(band, 0) + part.weight
+        if part.num_neighbours or not part.of_memory:
+            band = BAND_OF[part.name.split("-")[0]]
+            stacked[band] = stacked.get(band, 0) + part.weight
     edges = _dates(step, found.times[len(found.context) - 1 :])  # from the origin on
     below = np.zeros(len(edges))
     for name, share in stacked.items():
@@ -153,11 +160,12 @@ def _draw_shares(axes: Axes, found: Explanation, step: Step, shape: Shape) -> No
     axes.plot(
         edges, 100 * _held(found.gate), color=INK.light, lw=2, label=f"gate: model below, {found.gate.mean():.0%}"
     )
-    for text, x, y in (("memory", 0.03, 0.93), ("model", 0.97, 0.07)):
-        axes.annotate(
-            text, (x, y), xycoords="axes fraction", ha="left" if x < 0.5 else "right", va="center", fontsize=10,
-            bbox={"facecolor": PAPER.light, "edgecolor": "none", "alpha": 0.85, "pad": 2},
-        )  # fmt: skip
+    for text, x, y, room in (("memory", 0.03, 0.93, 1 - found.gate[0]), ("model", 0.97, 0.07, found.gate[-1])):
+        if room > LEAST_NAMED:
+            axes.annotate(
+                text, (x, y), xycoords="axes fraction", ha="left" if x < 0.5 else "right", va="center", fontsize=10,
+                bbox={"facecolor": PAPER.light, "edgecolor": "none", "alpha": 0.85, "pad": 2},
+            )  # fmt: skip
     axes.set_ylim(0, 100)
     axes.set_xlim(edges[0], edges[-1])
     plain(axes)
