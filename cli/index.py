@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.asking import encoder_loader
+from cli.asking import encoder_loader, require_targets
 from cli.index_build import append, build, compact
 from cli.index_options import DEFAULT_DIR, AsJson, IndexesDir, Ref
 from cli.neighbours import neighbours
 from cli.output import note, print_json, print_table, progress
+from cli.usage_report import find_usage, print_usage, usage_document, write_pictures
 from cli.version_diff import difference_document, print_difference
 from cli.version_report import FINGERPRINT_SHOWN, describe_bytes, parent_ref, print_version, version_document
 
@@ -67,18 +68,35 @@ def _print_entries(entries: tuple[IndexEntry, ...]) -> None:
                 note(f"{entry.name}@{each.version} cannot be used: {each.problem}")
 
 
-@app.command(epilog="Example: cli index show load@prod")
-def show(ref: Ref, indexes_dir: IndexesDir = DEFAULT_DIR, as_json: AsJson = False) -> None:
-    """Show what a version holds and how it was built. Its files are not checked: see verify."""
+@app.command(epilog="Example: cli index show load@prod --plot load.png")
+def show(
+    ref: Ref,
+    plot: Annotated[Path | None, typer.Option(help="Draw what it covers and how it is used: PNG, SVG or PDF.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write pictures and tables as one self-contained page.")] = None,
+    indexes_dir: IndexesDir = DEFAULT_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a version holds and how it was built. Its files are not checked: see verify.
+
+    With --plot or --html it is opened, and a sample of its windows is asked: which stretches are retrieved far too
+    often (hubs) or never, how far away the nearest window usually is, and where windows are missing.
+    """
     from memory_index.versions.store import Store
 
+    require_targets(picture=plot, page=html)
     store = Store(indexes_dir)
     version = store.resolve(ref)
     aliases = sorted(alias for alias, number in store.aliases(version.name).items() if number == version.number)
+    found = find_usage(version) if plot or html else None
     if as_json:
-        print_json("index-show", version_document(version) | {"aliases": aliases})
+        usage = {} if found is None else {"usage": usage_document(found)}
+        print_json("index-show", version_document(version) | {"aliases": aliases} | usage)
     else:
         print_version(version, ("made from", parent_ref(store, version)), ("aliases", ", ".join(aliases)))
+        if found is not None:
+            print_usage(found)
+    if found is not None:
+        write_pictures(found, plot, html)
 
 
 @app.command(epilog="Example: cli index diff load@1 load@2")

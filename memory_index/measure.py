@@ -1,7 +1,7 @@
 """Figures that a version records about itself: its temperatures and its recall, on a sample of its own windows.
 
 The sample is spread evenly over series and rows. These figures ask under `disjoint`, so that a window never finds
-itself or its overlapping neighbours.
+itself or its overlapping neighbours. `closeness.py` and `usage.py` ask samples for other ends.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from memory_index.types import KeySpace, Neighbours, Queries, Scope
 
 SAMPLE = 256  # windows asked per scope
 MAX_SERIES = 64  # from so many series at the most
+MAX_DRAWN_SERIES = 256  # likewise where the sample is larger
+LEAST_MOMENTS = 64  # drawn for the scope `joint`, however many series a moment has
 TEMPERATURE_K = 50  # neighbours per key space that make the memory's forecast (docs/experiments.md)
 LEAST_TEMPERATURE = 1e-12
 
@@ -106,19 +108,48 @@ def _sample_rows(segment: Segment, scope: Scope) -> Iterator[tuple[np.ndarray, n
         yield np.array([series]), rows[_even(len(rows), max(4, SAMPLE // min(segment.num_series, MAX_SERIES)))][:, None]
 
 
-def sample_searches(memory: LocalMemory, k: int, policy: Policy) -> Iterator[Neighbours]:
-    """Sampled windows of the largest segment, asked at their own origin under a policy, one scope at a time."""
+def sample_searches(
+    memory: LocalMemory, k: int, policy: Policy, *, num_drawn: int | None = None
+) -> Iterator[Neighbours]:
+    """Sampled windows, asked at their own origin under a policy, one scope at a time.
+
+    They are of the largest segment. num_drawn: so many of the whole version instead, for each scope (`_drawn_rows`).
+    """
     segment = max(memory.segments, key=lambda segment: len(segment.windows))
     for scope in dict.fromkeys(record.space.scope for record in memory.manifest.spaces):
-        for series, rows in _sample_rows(segment, scope):
-            ids = segment.first_row + rows
+        if num_drawn is None:
+            sample = iter([(series, segment.first_row + rows) for series, rows in _sample_rows(segment, scope)])
+        else:
+            sample = _drawn_rows(memory, scope, num_drawn)
+        for series, rows in sample:
             queries = Queries(
-                context=memory.windows.contexts(ids),
-                origin=memory.windows.origin(ids[:, 0]),
+                context=memory.windows.contexts(rows),
+                origin=memory.windows.origin(rows[:, 0]),
                 series_id=np.array(memory.windows.series_ids)[series],
                 policy=policy,
             )
             yield memory.search(queries, k, scopes=(scope,))
+
+
+def _drawn_rows(memory: LocalMemory, scope: Scope, num: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(series numbers [N], row ids [n, N]) of windows drawn from a whole version; N is 1 but for `joint`.
+
+    Each window is as likely as any other, but that at most `MAX_DRAWN_SERIES` series are asked. `joint` draws moments
+    with as many windows together.
+    """
+    windows = memory.windows
+    if scope == "joint":
+        num_series = len(windows.series_ids)
+        moments = np.concatenate([segment.first_row + segment.moments for segment in memory.segments])
+        yield np.arange(num_series), moments[_drawn(len(moments), max(num // num_series, LEAST_MOMENTS))]
+        return
+    wanted = _even(len(windows.series_ids), MAX_DRAWN_SERIES)
+    rows = np.argsort(windows.series, kind="stable")
+    rows = rows[np.isin(windows.series[rows], wanted)]
+    rows = rows[_drawn(len(rows), num)]
+    for number in wanted:
+        if (windows.series[rows] == number).any():
+            yield np.array([number]), rows[windows.series[rows] == number][:, None]
 
 
 def _even(num: int, at_most: int) -> np.ndarray:
@@ -126,3 +157,14 @@ def _even(num: int, at_most: int) -> np.ndarray:
     return (
         np.unique(np.linspace(0, num - 1, min(num, at_most)).astype(np.int64)) if num else np.empty(0, dtype=np.int64)
     )
+
+
+def _drawn(num: int, at_most: int) -> np.ndarray:
+    """Up to `at_most` of the numbers 0 .. num - 1, one drawn from each of as many equal stretches; always the same.
+
+    Drawn, since even steps can fall in with a season: a sample of nothing but midnights.
+    """
+    if num <= at_most:
+        return np.arange(num)
+    edges = np.linspace(0, num, at_most + 1).astype(np.int64)
+    return np.random.default_rng(0).integers(edges[:-1], edges[1:])

@@ -67,10 +67,12 @@ def date_axis(axes: Axes, step: Step, shape: Shape) -> None:
     from matplotlib.dates import DAILY, AutoDateLocator, ConciseDateFormatter
 
     locator = AutoDateLocator(minticks=2, maxticks=9 if shape == "wide" else 5)
-    locator.intervald[DAILY] = [1, 2, 4, 7, 14, 28]  # whatever the span, one of them gives few enough ticks
+    # Whatever the span, one of them gives few enough ticks. They count from the first of each month: 31 is that alone.
+    locator.intervald[DAILY] = [1, 2, 4, 7, 14, 31]
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    axes.set_xlabel("time" + (f" ({step.time_zone})" if step.time_zone else ""))
+    zone = f" ({step.time_zone})" if step.time_zone else ""
+    axes.set_xlabel(f"time{zone}", loc="center" if shape == "wide" else "left")  # on the right stands the year
 
 
 def save(drawn: Figure, path: Path) -> None:
