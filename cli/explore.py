@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +16,6 @@ from cli.output import note
 from cli.table_options import reads_table
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from memory_index.tables.columns import ReadOptions
 
 PORT = 8765
@@ -61,17 +61,31 @@ def explore(
     server = listen(make_app(subject, start, host=host), host, port)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{server.port}/"
-    if not is_loopback(host):
-        note(f"everyone who can reach port {server.port} of this machine can read {file}: no password is asked for")
-    note(f"exploring {', '.join(subject.versions)} at {address} (Ctrl-C ends it)")
-    if open_browser:
-        import webbrowser
+    with ended_by_signals():
+        if not is_loopback(host):
+            note(f"everyone who can reach port {server.port} of this machine can read {file}: no password is asked for")
+        note(f"exploring {', '.join(subject.versions)} at {address} (Ctrl-C ends it)")
+        if open_browser:
+            import webbrowser
 
-        webbrowser.open(address)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
-    server.serve_forever()  # until it is interrupted, which is how it is meant to end
+            webbrowser.open(address)
+        server.serve_forever()
     note("ended")
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the block, which is how a server is meant to end."""
+    before = None
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def require_dash() -> None:
@@ -85,8 +99,3 @@ def require_dash() -> None:
             raise ResourceError(
                 f"the page needs {name}, which is not installed", hint="pip install 'gram-forecaster[explore]'"
             )
-
-
-def _interrupt(_: int, __: FrameType | None) -> None:
-    """SIGTERM ends the server like Ctrl-C."""
-    raise KeyboardInterrupt

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from browser_fixtures import find_browser, launched
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Before anything loads OpenMP or a BLAS. With one worker per core, more threads in each would only wait for one
 # another.
@@ -28,3 +34,13 @@ settings.load_profile("default")
 def repository() -> Path:
     """The root of the source tree."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless chromium; without one the tests that need it are skipped."""
+    path = find_browser()
+    if path is None:
+        pytest.skip("NO BROWSER: no chromium on the PATH, so that no page is tested ('make browser' installs it)")
+    with launched(path) as opened:
+        yield opened

@@ -23,7 +23,7 @@ def moved(subject: Subject, state: State, control: str, values: Mapping[str, Any
         return _other_series(subject, state, str(value))
     if control == "history":
         return subject.at_row(state, int(value["points"][0]["customdata"]))
-    if control == "slider":
+    if control == "dragged":
         return subject.at_row(state, int(value))
     if control == "typed":
         return subject.checked(replace(state, at=str(value)))

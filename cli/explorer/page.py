@@ -17,7 +17,7 @@ from cli.pictures.look import PALETTE
 
 SIDES = (1, 2)
 BUTTONS = ("back_far", "back", "on", "on_far")
-CONTROLS = ("series", "typed", "slider", "k", "gap", "compare")  # each gives its `value`
+CONTROLS = ("series", "typed", "k", "gap", "compare")  # each gives its `value`
 SIDE_CONTROLS = ("ref", "scopes", "views")  # likewise, one for each side
 EXPORTS = {"png": "PNG", "svg": "SVG", "csv": "CSV"}
 CONFIG: Any = {"displayModeBar": False, "responsive": True}
@@ -124,8 +124,9 @@ def _number(control: str, *, least: int, most: int | None = None) -> dcc.Input:
 
 
 def _slider() -> html.Div:
-    slider = dcc.Input(id="slider", type="range", min=0, step=1, debounce=0.04)
-    return html.Div([html.Label("Drag the origin", htmlFor="slider", className="unseen"), slider], className="slider")
+    slider = dcc.Input(id="slider", type="range", min=0, step=1)
+    label = html.Label("Drag the origin", htmlFor="slider", className="unseen")
+    return html.Div([label, slider, dcc.Store(id="dragged"), dcc.Store(id="row")], className="slider")
 
 
 def _picture(name: str, kind: str, described_by: str) -> html.Div:

@@ -90,15 +90,18 @@ def look(subject: Subject, state: states.State, message: str = "") -> Shown:
 
 
 def _answer_moves(app: Dash, subject: Subject, start: states.State, lock: threading.Lock) -> None:
-    """Register the callbacks: one on this server for every move, and two that run in the browser."""
+    """Register the callbacks: one on this server for every move, and three that run in the browser."""
     in_browser: Any = app.clientside_callback
     in_browser(ClientsideFunction("explorer", "theme"), Output("dark", "data"), Input("address", "pathname"))
+    # A drag says where it is at every pixel; the server is asked when it has paused.
+    in_browser(ClientsideFunction("explorer", "drag"), Input("slider", "value"), State("row", "data"))
     for n in SIDES:
         in_browser(ClientsideFunction("explorer", "table"), Input(f"rows-{n}", "data"), State(f"table-{n}", "id"))
     inputs = {
         "address": Input("address", "search"),
         "dark": Input("dark", "data"),
         "history": Input("history", "clickData"),
+        "dragged": Input("dragged", "data"),
         **{name: Input(name, "n_clicks") for name in BUTTONS},
         **{name: Input(name, "value") for name in CONTROLS},
         **{f"{name}-{n}": Input(f"{name}-{n}", "value") for n in SIDES for name in SIDE_CONTROLS},
@@ -127,6 +130,8 @@ def _outputs() -> dict[str, Any]:
         "no-message": Output("message", "hidden"),
         "sides": Output("sides", "className"),
         "slider-max": Output("slider", "max"),
+        "slider": Output("slider", "value"),
+        "row": Output("row", "data"),
         **{name: Output(name, "value") for name in CONTROLS},
     }
     for n in SIDES:
@@ -161,6 +166,7 @@ def _page_of(subject: Subject, shown: Shown, values: dict[str, Any], *, dark: bo
         "series": state.series_id,
         "typed": no_update if shown.message and ctx.triggered_id == "typed" else minute(state.at),
         "slider": row,
+        "row": row,
         "k": state.k,
         "gap": state.min_gap,
         "compare": ["Compare"] if len(state.sides) == len(SIDES) else [],

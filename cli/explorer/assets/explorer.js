@@ -1,10 +1,17 @@
-// What runs in the browser: following its theme, and writing the table. Text is only ever set as text.
+// What runs in the browser: following its theme, waiting for the end of a drag, writing the tables (as text only).
 window.dash_clientside = Object.assign({}, window.dash_clientside, {
   explorer: {
     theme: function () {
       const dark = window.matchMedia("(prefers-color-scheme: dark)");
       dark.onchange = (event) => window.dash_clientside.set_props("dark", { data: event.matches });
       return dark.matches;
+    },
+
+    drag: function (value, row) {
+      window.clearTimeout(window.dash_clientside.explorer.dragging);
+      if (value === undefined || Number(value) === row) return;
+      window.dash_clientside.explorer.dragging = window.setTimeout(
+        () => window.dash_clientside.set_props("dragged", { data: Number(value) }), 40);
     },
 
     table: function (listed, id) {
