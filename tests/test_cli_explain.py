@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,9 @@ NEIGHBOUR_KEYS = (
     "scope view rank row_id series_id start origin known_at distance shape_distance value_distance similarity "
     "match_score weight weight_in_space match context future"
 )
+
+
+KINDS = ["no network", "no shortcut", "one step", "constant", "unseen", "early"]
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +100,9 @@ def test_the_numbers_of_the_document_make_the_forecast(call):
     gate = found["gate"]
     mixed = gate * found["model_part"] + (1 - gate) * found["memory_part"]
     np.testing.assert_allclose(mixed, found["forecast"], rtol=1e-5)
+    products = [each["similarity"] * each["match_score"] for each in found["neighbours"]]
+    expected = np.array(products) / sum(products)
+    np.testing.assert_allclose([each["weight"] for each in found["neighbours"]], expected, rtol=1e-5)
     parts = sum(np.array(part["weight"]) * np.array(part["forecast"]) for part in found["parts"])
     np.testing.assert_allclose(parts + gate * found["network"], found["forecast"], rtol=1e-5)
 
@@ -123,33 +130,68 @@ def test_it_explains_what_is_forecast(made, call, tmp_path, capfd):
 # The words
 
 
-def test_it_reads_like_an_explanation(made, call):
+@pytest.fixture
+def told(call):
+    """The document, and every line of the same explanation in words, by its first cell."""
+    lines = call()[1].splitlines()
+    return json.loads(call("--json")[1]), {line.strip().split("  ")[0]: line.strip() for line in lines}
+
+
+def test_it_begins_with_a_sentence_and_fits_a_terminal(made, call, told):
     code, out, err = call()
+    lines, model = out.splitlines(), np.mean(told[0]["gate"])
     assert code == 0
     assert one_line(err) == f"{made.run} with m@1:\n"
-    lines = out.splitlines()
-    found = json.loads(call("--json")[1])
-    model = np.mean(found["gate"])
     assert lines[0].startswith(f"north at {AT[:-3]}, next 12 steps: ")
     assert "80% interval" in lines[0]
     assert f"memory {1 - model:.0%}, model {model:.0%} on average" in " ".join(lines[:2])
-    named = {line.split("  ")[0].strip() or line.strip().split("  ")[0]: line for line in lines}
-    for part in found["parts"]:
-        name = {"linear": "linear map", "last_value": "last value"}.get(part["name"], part["name"])
-        shares = [f"{part['weight'][step]:.0%}" for step in (0, 5, 11)] + [f"{np.mean(part['weight']):.0%}"]
-        assert named[name].split()[len(name.split()) :][:4] == shares
-        if part["of_memory"]:
-            assert f"{part['nearest']:.3f}" in named[name]
-    for name, share in {**found["trend"]["direction"], **found["trend"]["magnitude"]}.items():
-        assert f" {share:.0%} " in named[f"trend {name}"]
-    for n in found["neighbours"]:
-        shown = f"{n['origin'].replace('T', ' ').removesuffix(':00')}"
-        assert any(
-            shown in line and f"{n['match_score']:.2f}" in line and f"{n['match']:+.2f}" in line for line in lines
-        )
-    assert "averages of 8 steps" in out
-    assert "feature gate" in out
     assert max(map(len, lines)) <= 80
+
+
+def test_the_parts_are_told(told):
+    found, lines = told
+    gate = np.array(found["gate"])
+    shares = {"model": gate, "memory": 1 - gate}
+    shares |= {part["name"].replace("_", " "): np.array(part["weight"]) for part in found["parts"]}
+    shares["linear map"] = shares.pop("linear")
+    for name, share in shares.items():
+        expected = [f"{each:.0%}" for each in (share[0], share[5], share[11], share.mean())]
+        assert lines[name].removeprefix(name).split()[:4] == expected
+    for part in found["parts"]:
+        if part["of_memory"]:
+            expected = ["5", f"{part['nearest']:.3f}", f"{1 - part['share_closer']:.0%}"]
+            assert lines[part["name"]].split()[-3:] == expected
+
+
+def test_the_neighbours_are_told(call, told):
+    rows = [line.split() for line in call()[1].splitlines() if line.startswith("north  ")]
+    for n, row in zip(told[0]["neighbours"], rows, strict=True):
+        assert " ".join(row[1:3]) == n["origin"].replace("T", " ").removesuffix(":00")
+        assert row[5:8] == [f"{n['similarity']:.0%}", f"{n['match_score']:.2f}", f"{n['weight']:.0%}"]
+        assert row[9] == f"{n['match']:+.2f}"
+
+
+def test_what_the_network_says_is_told(told):
+    found, lines = told
+    trend = found["trend"]
+    border = [f"{each:.2f}" for each in trend["borders"]]
+    means = {
+        "up": f"mean above {border[3]}",
+        "flat": f"{border[1]} to {border[3]}",
+        "down": f"mean below {border[1]}",
+        "strong up": f"mean above {border[4]}",
+        "weak up": f"{border[2]} to {border[4]}",
+        "weak down": f"{border[0]} to {border[2]}",
+        "strong down": f"mean below {border[0]}",
+    }
+    for name, share in {**trend["direction"], **trend["magnitude"]}.items():
+        assert lines[f"trend {name}"].endswith(f"  {means[name]}")
+        assert f" {share:.0%} " in lines[f"trend {name}"]
+    for name, share in zip(("micro", "meso"), trend["scale_shares"], strict=True):
+        assert f" {share:.0%} " in lines[f"scale {name}"]
+    assert lines["scale micro"].endswith("averages of 8 steps")
+    assert f" {found['feature_gate']:.0%} " in lines["feature gate"]
+    assert f" {found['confidence']:.0%} " in lines["confidence"]
 
 
 def test_what_followed_is_left_out_where_nobody_knows_it(call):
@@ -196,6 +238,15 @@ def test_a_picture(call, tmp_path, suffix):
     assert picture.stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("levels", ["none", "0.5"])
+def test_a_picture_without_an_interval(call, tmp_path, levels):
+    picture = tmp_path / "explained.svg"
+    assert call("--plot", picture, "--quantiles", levels)[0] == 0
+    assert "interval -->" not in picture.read_text()
+    assert call("--plot", picture)[0] == 0
+    assert "interval -->" in picture.read_text()
+
+
 def test_a_page_says_what_the_terminal_says(made, call, tmp_path):
     page = tmp_path / "explained.html"
     code, out, _ = call("--html", page)
@@ -210,15 +261,17 @@ def test_a_page_says_what_the_terminal_says(made, call, tmp_path):
 
 
 @pytest.mark.parametrize("shape", ["wide", "narrow"])
-@pytest.mark.parametrize("kind", ["whole", "no network", "no shortcut", "one step", "constant", "unseen", "early"])
+@pytest.mark.parametrize("kind", [*KINDS, "whole", "long name"])
 def test_every_kind_of_explanation_can_be_drawn(kinds, kind, shape, tmp_path):
     """Nothing hangs over the edge, and no two texts of a panel lie over each other."""
     from cli.pictures.explanation import draw_explanation
 
     found, step = kinds[kind]
-    drawn = draw_explanation(found, step, "run with m@1", shape)
+    drawn = draw_explanation(found, step, f"{'long/' * 30}run with m@1", shape)
     drawn.draw_without_rendering()
     page = drawn.bbox
+    for text in (drawn._suptitle, drawn._supxlabel):
+        assert page.x0 <= text.get_window_extent().x0 < text.get_window_extent().x1 <= page.x1
     for axes in drawn.axes:
         texts = [axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title, *axes.texts]
         for axis in (axes.xaxis, axes.yaxis):
@@ -234,6 +287,8 @@ def test_every_kind_of_explanation_can_be_drawn(kinds, kind, shape, tmp_path):
             for other, other_box in boxes[:number]:
                 assert not box.overlaps(other_box), f"{text!r} lies over {other!r}"
         assert axes.get_xlabel()
+        beside = shape == "wide" and found.trend is not None and axes is not drawn.axes[0]
+        assert axes.get_window_extent().width > (0.3 if beside else 0.65) * page.width
 
 
 @pytest.fixture(scope="module")
@@ -266,10 +321,14 @@ def kinds(made, without, tmp_path_factory):
         opened = open_run_with_table(runs[name], None, file, made.indexes, ReadOptions(), "cpu")
         at = opened.table[series].times[row]
         found[kind] = explain(opened.predictor, opened.memory, opened.table, series, at), opened.table.step
+    whole, step = found["whole"]
+    name = "substation_north_of_the_river_transformer_12_active_power_mw"
+    renamed = tuple(replace(each, record=replace(each.record, series_id=name)) for each in whole.neighbours)
+    found["long name"] = replace(whole, series_id=name, neighbours=renamed), step
     return found
 
 
-@pytest.mark.parametrize("kind", ["no network", "no shortcut", "one step", "constant", "unseen", "early"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_explanation_can_be_told(kinds, kind):
     from cli import explain
 
@@ -280,6 +339,8 @@ def test_every_kind_of_explanation_can_be_told(kinds, kind):
     assert {len(row) for row in rows} == {len(explain.part_columns(found))}
     assert {len(row) for row in explain.neighbour_rows(found)} == {len(explain.neighbour_columns(found))}
     assert bool(explain.network_rows(found)) == (kind != "no network")
+    empty = "no neighbour in own-48, joint-48: the other parts have their share"
+    assert (empty in explain.warnings(found)) == (kind == "unseen")
 
 
 # Mistakes
@@ -308,6 +369,21 @@ def test_a_mistake_is_one_line(call, name):
     code, out, err = call(*options, **changed)
     assert (code, out) == (expected, "")
     assert words in one_line(err)
+
+
+def test_a_level_is_refused_before_anything_is_opened(call, tmp_path):
+    code, _, err = call("--quantiles", "0.999", folder=tmp_path)
+    assert code == 2
+    assert "0.995" in one_line(err)
+
+
+def test_a_window_that_stands_still_where_none_ever_did(call, tmp_path):
+    table = frame()
+    table.loc[table.index[-LOOKBACK:], "south"] = 12.0
+    table.to_csv(tmp_path / "still.csv", index=False)
+    code, _, err = call(file=tmp_path / "still.csv", series="south", at=table["date"].iloc[-1])
+    assert code == 4
+    assert "a series that stands still is only compared with windows that do" in one_line(err)
 
 
 def test_a_run_that_is_not_there_names_the_nearest(made, call):

@@ -83,8 +83,9 @@ def draw_explanation(found: Explanation, step: Step, made_by: str, shape: Shape 
     if found.trend is not None:
         for name, draw in (("trend", _draw_trend), ("scales", _draw_scales)):
             draw(panels[name], found, shape)
-    title = f"{found.series_id} at {minute(found.origin_text)}: how the forecast is made"
-    drawn.supxlabel(made_by, fontsize=7.5, color=SOFT.light, x=0.99, ha="right")
+    name = _short(found.series_id, 60 if shape == "wide" else 14)
+    title = f"{name} at {minute(found.origin_text)}: how the forecast is made"
+    drawn.supxlabel(_short(made_by, 150 if shape == "wide" else 50), fontsize=7.5, color=SOFT.light, x=0.99, ha="right")
     drawn.suptitle(title if shape == "wide" else title.replace(": ", ":\n"), fontsize=13)
     return drawn
 
@@ -134,7 +135,7 @@ def _draw_forecast(axes: Axes, found: Explanation, step: Step, shape: Shape) -> 
     axes.set_xlim(before[0], after[-1] + (after[-1] - before[0]) * (0.01 if horizon == 1 else 0))
     plain(axes)
     date_axis(axes, step, shape)
-    axes.set_ylabel(f"{found.series_id} (units of the data)")
+    axes.set_ylabel(f"{_short(found.series_id, 14)} (units of the data)")
     axes.legend(
         fontsize=8, ncols=4 if shape == "wide" else 1, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False
     )
@@ -201,7 +202,8 @@ def _draw_neighbours(axes: Axes, found: Explanation, shape: Shape) -> None:
 
     records = [each.record for each in found.neighbours]
     at = " {}, {} ago" if shape == "wide" else ", {1} ago\n{0}"
-    told = [n.series_id + at.format(minute(n.origin), age(n.age_days)) for n in records]
+    most = 24 if shape == "wide" else 14
+    told = [_short(n.series_id, most) + at.format(minute(n.origin), age(n.age_days)) for n in records]
     shares = [each.similarity if each.weight is None else each.weight for each in found.neighbours]
     _draw_bars(axes, [f"{n + 1}" for n in range(len(told))], shares, told, MEMORY, LEFT_WIDTHS[shape])
     axes.set_xlabel("similarity (%)" if found.feature_gate is None else "weight: similarity x match score (%)")
@@ -227,23 +229,27 @@ def _draw_bars(
     axes.barh(places, [100 * share for share in shares], height=0.7, color=colour, alpha=0.75)
     labels = [f"{share:.0%}  {text}" for share, text in zip(shares, told, strict=True)]
     for place, share, label in zip(places, shares, labels, strict=True):
-        told_beside = axes.annotate(
-            label, (100 * share, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5
-        )
-        told_beside.set_in_layout(False)  # there is room for it inside the panel, which the layout cannot know
+        axes.annotate(label, (100 * share, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5)
     axes.set_yticks(places, names, fontsize=9)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(places[-1] + 0.6, places[0] - 0.6)
     longest = max(len(line) for label in labels for line in label.split("\n"))
     room = max(1 - CHARACTER * longest / width, 0.15)
     axes.set_xlim(0, 100 * max(shares) / room)
-    axes.set_xticks(MaxNLocator(4).tick_values(0, 100 * max(shares)))
+    # As many ticks as there is room for beside what is written.
+    axes.set_xticks(MaxNLocator(min(max(int(room * width / 0.45), 1), 4)).tick_values(0, 100 * max(shares)))
     plain(axes)
     axes.grid(visible=False, axis="y")
 
 
 def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, fontsize=10, loc="left").set_in_layout(False)
+    axes.set_title(text, fontsize=10, loc="left")
+
+
+def _short(name: str, most: int) -> str:
+    """A name in at most so many characters, without its middle if it is longer: series end in what tells them apart."""
+    half = (most - 2) // 2
+    return name if len(name) <= most else f"{name[:half]}..{name[-half:]}"
 
 
 def _held(shares: np.ndarray) -> np.ndarray:
