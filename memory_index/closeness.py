@@ -18,6 +18,7 @@ from memory_index.measure import sample_searches
 from memory_index.types import KeySpace, Neighbours
 
 UNUSUAL = 0.95  # from this share of usual distances below a query's on, it has no close analogue
+SAMPLE = 512  # windows asked in each scope
 LEAST_SAMPLE = 20  # sampled windows without which nothing is said
 
 
@@ -49,7 +50,7 @@ def usual_distances(memory: LocalMemory) -> UsualDistances:
     """Ask a sample of a memory's windows: a few hundred searches, so keep the answer where many queries are judged."""
     origin: dict[KeySpace, list[np.ndarray]] = {record.space: [] for record in memory.manifest.spaces}
     distance: dict[KeySpace, list[np.ndarray]] = {space: [] for space in origin}
-    for neighbours in sample_searches(memory, 1, Policy.CAUSAL):
+    for neighbours in sample_searches(memory, 1, Policy.CAUSAL, num_drawn=SAMPLE):
         when = np.broadcast_to(neighbours.queries.origin[:, None], neighbours.row.shape[:2])
         for number, space in enumerate(neighbours.spaces):
             nearest = neighbours.distance[:, :, number, 0]
