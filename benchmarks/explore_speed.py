@@ -31,10 +31,13 @@ WATCH = """() => {
   const plot = document.querySelector("#windows-1 .js-plotly-plot");
   document.addEventListener("mouseup", () => {
     const clicked = performance.now(), origin = plot.layout.shapes[0].x0;
-    window.waited = new Promise((resolve) => plot.on("plotly_afterplot", () => {
-      if (plot.layout.shapes[0].x0 !== origin)
-        requestAnimationFrame(() => resolve(performance.now() - clicked));
-    }));
+    window.waited = new Promise((resolve, reject) => {
+      plot.on("plotly_afterplot", () => {
+        if (plot.layout.shapes[0].x0 !== origin)
+          requestAnimationFrame(() => resolve(performance.now() - clicked));
+      });
+      setTimeout(() => reject(new Error("no other picture within 20 s of a click")), 20000);
+    });
   }, true);
 }"""
 ANSWER = """() => {

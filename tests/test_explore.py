@@ -269,11 +269,15 @@ def test_nothing_later_than_the_origin_is_shown_but_what_followed(small):
 
 
 def test_both_sides_have_the_same_limits(small):
-    state = moved(small, start(small), "compare", {"compare": ["Compare"]})
+    state = replace(start(small), sides=(Side(ref="m@1", scopes=("own",)), Side(ref="v@1", scopes=("pooled",))))
     shown = look(small, state)
     low, high = common_limits(shown.answers)
     each = [common_limits([answer]) for answer in shown.answers]
     assert (low, high) == (min(e[0] for e in each), max(e[1] for e in each))
+    assert each[0] != each[1]
+    for answer in shown.answers:
+        drawn = windows_figure(answer, small.table.step, limits=(low, high), dark=False)
+        assert drawn["layout"]["yaxis"]["range"] == [low, high]
 
 
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(np.nan), min_size=1, max_size=400), st.integers(1, 30))

@@ -88,6 +88,16 @@ def test_a_click_into_the_history_moves_the_origin(opened):
     assert state_of(page)["at"].replace("T", " ").removesuffix(":00") == page.input_value("#typed")
 
 
+def test_the_same_place_can_be_clicked_again(opened):
+    page = opened()
+    for _ in range(2):
+        click_history(page, 0.8)
+        expect(page.locator("#typed")).not_to_have_value(AT)
+        page.locator("#typed").fill(AT)
+        page.keyboard.press("Enter")
+        expect(page.locator("#said-1")).to_contain_text(f"north up to {AT}")
+
+
 def test_the_origin_is_where_it_was_clicked(opened):
     page = opened()
     page.locator("#history .nsewdrag").first.scroll_into_view_if_needed()
@@ -180,6 +190,8 @@ def test_two_sides_are_compared(opened):
     left, right = (page.locator(f"#side-{n}").bounding_box() for n in (1, 2))
     assert abs(left["y"] - right["y"]) < 1
     assert right["x"] >= left["x"] + left["width"]
+    limits = "(n) => document.querySelector(`#windows-${n} .js-plotly-plot`).layout.yaxis.range"
+    assert page.evaluate(limits, 1) == page.evaluate(limits, 2)
     page.locator("#scopes-2").get_by_text("pooled").click()
     expect(page).to_have_url(re.compile("scope2=own,joint"))
     expect(page.locator("#table-2")).not_to_contain_text("pooled")

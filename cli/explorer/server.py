@@ -125,6 +125,7 @@ def _outputs() -> dict[str, Any]:
     outputs = {
         "address": Output("address", "search"),
         "history": Output("history", "figure"),
+        "clicked": Output("history", "clickData"),
         "said-history": Output("said-history", "children"),
         "message": Output("message", "children"),
         "no-message": Output("message", "hidden"),
@@ -158,6 +159,7 @@ def _page_of(subject: Subject, shown: Shown, values: dict[str, Any], *, dark: bo
     page = {
         "address": no_update if address == values["address"] else address,
         "history": history_figure(subject.table, state, row, shown.answers, dark=dark),
+        "clicked": None,  # or a second click at the same place would be none
         "said-history": what(subject, state.series_id, state.at),
         "message": shown.message,
         "no-message": not shown.message,
@@ -173,7 +175,9 @@ def _page_of(subject: Subject, shown: Shown, values: dict[str, Any], *, dark: bo
     }
     for n in SIDES:
         page |= _side_of(subject, shown, n, address, dark=dark)
-    return page
+    # What a control shows already is not set again: each part of the page that is costs the browser some of the time.
+    shows = {name: value for name, value in values.items() if name in page and name not in ("address", "history")}
+    return page | {name: no_update for name, value in shows.items() if value == page[name]}
 
 
 def _side_of(subject: Subject, shown: Shown, n: int, address: str, *, dark: bool) -> dict[str, Any]:
