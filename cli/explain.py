@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.asking import open_run_with_table, quantile_levels, require_targets
-from cli.neighbours import age, minute, sparkline
 from cli.output import note, print_json, print_table
 from cli.table_options import reads_table
+from cli.wording import BASE_NAMES, age, minute, sparkline
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 FULL_BAR, BAR_WIDTH = chr(0x2588), 20  # characters of a bar of 100%
 LINE, SPARK_WIDTH = 80, 10  # characters of a line, and of a small drawing in it
-PART_NAMES = {"linear": "linear map", "last_value": "last value", "window_mean": "window's mean"}
 SCALE_NAMES = ("micro", "meso", "macro", "widest")  # finest first
 NUM_DIGITS = 4  # of the range of the values that are shown
 
@@ -232,7 +231,7 @@ def part_rows(found: Explanation, spark_width: int = SPARK_WIDTH) -> list[list[o
 
     def lines(of_memory: bool) -> list[list[object]]:
         return [
-            line(f"  {PART_NAMES.get(part.name, part.name)}", part.weight, _finite(part.forecast), part)
+            line(f"  {BASE_NAMES.get(part.name, part.name)}", part.weight, _finite(part.forecast), part)
             for part in found.parts
             if part.of_memory == of_memory
         ]
@@ -411,7 +410,7 @@ def _steps_table(found: Explanation, step: Step) -> TableBlock:
 
 def _alternative(found: Explanation) -> str:
     """The picture for those who cannot see it."""
-    parts = ", ".join(f"{PART_NAMES.get(p.name, p.name)} {p.weight.mean():.0%}" for p in found.parts)
+    parts = ", ".join(f"{BASE_NAMES.get(p.name, p.name)} {p.weight.mean():.0%}" for p in found.parts)
     nearest = found.neighbours[0].record
     text = (
         f"{headline(found)}. Mean shares: {parts}. The nearest neighbour is {nearest.series_id} at "

@@ -12,16 +12,14 @@ import typer
 from cli.asking import names, numbers, open_with_table, require_targets
 from cli.output import note, print_json, print_table
 from cli.table_options import reads_table
+from cli.wording import SPARK_WIDTH, age, minute, sparkline
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from memory_index.inspection import Inspection
     from memory_index.tables.columns import ReadOptions
     from memory_index.windows import StoredWindows
 
-LOWEST_BAR, NUM_BARS = 0x2581, 8  # the Unicode blocks from one eighth to a full one
-SPARK_WIDTH, LEAST_SPARK = 24, 6
+LEAST_SPARK = 6
 COLUMNS = ["#", "series", "origin", "age", "dist.", "shape", "value", "weight", "future", "match"]
 OTHER_COLUMNS = 60  # characters of a line of the table beside the series and what followed it
 
@@ -164,28 +162,6 @@ def unusual(found: Inspection) -> str:
         f"no close analogue: in most key spaces the nearest neighbour is farther away than it was for "
         f"{sorted(shares)[len(shares) // 2]:.0%} of the memory's own windows"
     )
-
-
-def minute(time: str) -> str:
-    """An ISO time for a narrow column: without seconds where they are zero, a space for the T."""
-    return time.replace("T", " ").removesuffix(":00")
-
-
-def age(days: float) -> str:
-    """How long ago, in the unit that a person would use."""
-    if days < 2:
-        return f"{days * 24:.0f} h"
-    return f"{days:.0f} d" if days < 1000 else f"{days / 365.25:.1f} y"
-
-
-def sparkline(values: np.ndarray, width: int = SPARK_WIDTH) -> str:
-    """Values [n] as a row of at most so many bars, from the lowest to the highest of them."""
-    import numpy as np
-
-    means = np.array([part.mean() for part in np.array_split(np.asarray(values), min(width, len(values)))])
-    span = means.max() - means.min()
-    level = (means - means.min()) / span * (NUM_BARS - 1) if span > 0 else np.full(len(means), NUM_BARS // 2)
-    return "".join(chr(LOWEST_BAR + round(each)) for each in level)
 
 
 def _print(ref: str, found: Inspection) -> None:

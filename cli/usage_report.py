@@ -6,13 +6,13 @@ The picture is `pictures/usage.py`, the page `usage_page.py`; what is measured, 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.asking import encoder_loader
 from cli.output import note, print_table, progress
+from cli.wording import minute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -273,4 +273,4 @@ def _times(found: Findings, times: np.ndarray) -> list[str | None]:
 
 def minutes(found: Findings, times: np.ndarray) -> Sequence[str]:
     """Times [n] for narrow columns: without seconds where they are zero, a space for the T."""
-    return [re.sub(r"T(\d\d:\d\d):00(?![.\d])", r" \1", time or "") for time in _times(found, times)]
+    return [minute(time or "") for time in _times(found, times)]

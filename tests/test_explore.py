@@ -191,7 +191,7 @@ def pictures(of, state):
     for dark in (False, True):
         yield history_figure(of.table, state, row, shown.answers, dark=dark)
         for answer in shown.answers:
-            yield windows_figure(answer, step, limits=limits, dark=dark)
+            yield windows_figure(answer, step, limits=limits, dark=dark, with_run=True)
             yield gate_figure(answer, dark=dark)
 
 
@@ -203,7 +203,7 @@ def test_the_pictures_show_what_the_library_says(small):
     )
     explained = explain(small.predictor, version.memory, small.table, "north", at, usual=version.usual)
     [answer] = look(small, state).answers
-    drawn = by_name(windows_figure(answer, small.table.step, limits=(0, 1), dark=False))
+    drawn = by_name(windows_figure(answer, small.table.step, limits=(0, 1), dark=False, with_run=True))
     assert np.array_equal(unpacked(drawn["memory alone"]["y"]), found.forecast)
     assert np.array_equal(unpacked(drawn["what really followed"]["y"]), found.actual)
     assert np.array_equal(unpacked(drawn["run"]["y"]), explained.forecast)
@@ -223,7 +223,7 @@ def test_the_pictures_show_what_the_library_says(small):
 def test_the_fan_is_nested(small):
     [answer] = look(small, start(small)).answers
     outer, inner = (unpacked(trace["y"]) for trace in windows_figure(
-        answer, small.table.step, limits=(0, 1), dark=False)["data"][:2])  # fmt: skip
+        answer, small.table.step, limits=(0, 1), dark=False, with_run=True)["data"][:2])  # fmt: skip
     assert np.array_equal(outer[:HORIZON], answer.found.quantiles[:, 0])
     assert np.array_equal(inner[HORIZON:][::-1], answer.found.quantiles[:, 2])
 
@@ -252,7 +252,7 @@ def test_nothing_later_than_the_origin_is_shown_but_what_followed(small):
     poisoned = replace(small, table=replace(small.table, series=series))
     [before], [after] = look(small, state).answers, look(poisoned, state).answers
     for draw in (
-        lambda answer: windows_figure(answer, small.table.step, limits=(0, 1), dark=False),
+        lambda answer: windows_figure(answer, small.table.step, limits=(0, 1), dark=False, with_run=True),
         lambda answer: gate_figure(answer, dark=False),
     ):
         one, other = draw(before), draw(after)
@@ -276,7 +276,7 @@ def test_both_sides_have_the_same_limits(small):
     assert (low, high) == (min(e[0] for e in each), max(e[1] for e in each))
     assert each[0] != each[1]
     for answer in shown.answers:
-        drawn = windows_figure(answer, small.table.step, limits=(low, high), dark=False)
+        drawn = windows_figure(answer, small.table.step, limits=(low, high), dark=False, with_run=True)
         assert drawn["layout"]["yaxis"]["range"] == [low, high]
 
 

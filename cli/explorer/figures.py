@@ -14,9 +14,9 @@ import numpy as np
 
 from cli.explorer.state import SCOPES, State
 from cli.explorer.subject import Answer
-from cli.explorer.words import BASES
 from cli.pictures.look import PALETTE, SHOWN_STEPS
 from cli.pictures.neighbours import LEAST_SHOWN, episodes
+from cli.wording import BASE_NAMES
 from memory_index.inspection import Inspection, NeighbourRecord
 from memory_index.tables.series import SeriesTable
 from memory_index.windows import Step
@@ -29,7 +29,7 @@ Figure = dict[str, Any]
 BINS = 700  # of the history: two points each, fewer than a screen has columns
 SCOPE_NAMES = {"own": "blue", "joint": "orange", "pooled": "green"}  # of colours, as look.SCOPE_COLOURS
 SCOPE_DASHES = {"own": "solid", "joint": "dash", "pooled": "dashdot"}
-BASE_NAMES = {"linear": "soft", "window_mean": "soft", "last_value": "band"}
+BASE_LOOKS = {"linear": ("yellow", ""), "window_mean": ("yellow", ""), "last_value": ("yellow", ".")}
 SIDE_NAMES = ("A", "B")
 VIEW_PATTERNS = ("", "/", "x", ".", "-")
 MARGIN = {"l": 64, "r": 12, "t": 10, "b": 40}
@@ -85,10 +85,11 @@ def history_figure(
     return {"data": traces, "layout": layout}
 
 
-def windows_figure(answer: Answer, step: Step, *, limits: tuple[float, float], dark: bool) -> Figure:
+def windows_figure(answer: Answer, step: Step, *, limits: tuple[float, float], dark: bool, with_run: bool) -> Figure:
     """The query and its neighbours, aligned at the origin in the query's units, and what is expected to follow.
 
-    limits: of the values, see `common_limits`.
+    limits: of the values, see `common_limits`. with_run: whether the page is on a run, whose forecast then has the
+    colour of the forecast, and the memory's that of the memory, as in the picture of `cli explain`.
     """
     colours, found = palette(dark), answer.found
     lookback, shown = len(found.context), _num_shown(found)
@@ -103,7 +104,8 @@ def windows_figure(answer: Answer, step: Step, *, limits: tuple[float, float], d
     traces.append(_line("known at the origin", before, found.context[-shown:], colours["ink"], width=2.4))
     if np.isfinite(found.actual).any():
         traces.append(_line("what really followed", after, found.actual, colours["ink"], dash="dot", width=2.4))
-    traces.append(_line("memory alone", after, found.forecast, colours["purple"], width=2.6, dash="solid"))
+    colour, dash = ("blue", "dashdot") if with_run else ("purple", "solid")
+    traces.append(_line("memory alone", after, found.forecast, colours[colour], width=2.6, dash=dash))
     if answer.explained is not None:
         traces += _of_run(answer, step, colours)
     now = float(times[lookback - 1])
@@ -178,14 +180,14 @@ def empty_figure(*, dark: bool) -> Figure:
 def part_look(name: str, of_memory: bool, views: Sequence[int]) -> tuple[str, str]:
     """Name of the colour and pattern of a part of the gate: a key space has its scope's colour, its view's pattern."""
     if not of_memory:
-        return BASE_NAMES[name], ""
+        return BASE_LOOKS[name]
     scope, _, view = name.rpartition("-")
     return SCOPE_NAMES[scope], VIEW_PATTERNS[list(views).index(int(view)) % len(VIEW_PATTERNS)]
 
 
 def part_label(part: Part) -> str:
     """A part of the gate as people call it."""
-    return part.name if part.of_memory else BASES[part.name]
+    return part.name if part.of_memory else BASE_NAMES[part.name]
 
 
 def palette(dark: bool) -> Mapping[str, str]:
@@ -277,10 +279,10 @@ def _of_run(answer: Answer, step: Step, colours: Mapping[str, str]) -> list[Figu
     assert explained is not None
     after = _milliseconds(step, explained.times[len(explained.context) :])
     edges = [
-        _line(f"run, {level:.0%} quantile", after, explained.quantiles[:, q], colours["yellow"], dash="dot", width=1.4)
+        _line(f"run, {level:.0%} quantile", after, explained.quantiles[:, q], colours["purple"], dash="dot", width=1.4)
         for level, q in zip(explained.levels[:: len(explained.levels) - 1], (0, -1), strict=True)
     ]
-    return [*edges, _line("run", after, explained.forecast, colours["yellow"], dash="longdash", width=3)]
+    return [*edges, _line("run", after, explained.forecast, colours["purple"], width=3)]
 
 
 def _line(name: str, x: np.ndarray, y: np.ndarray, colour: str, *, width: float, dash: str = "solid") -> Figure:

@@ -198,9 +198,9 @@ def _legend(*, with_run: bool) -> html.Ul:
         "actual": "what really followed",
         **{scope: f"neighbours, scope {scope}" for scope in SCOPES},
         "fan": "futures of the neighbours: middle 50 and 80 %",
-        "memory": "forecast of the memory alone",
+        ("beside" if with_run else "forecast"): "forecast of the memory alone",
     }
-    lines |= {"run": "forecast of the run", "interval": "its 80 % interval"} if with_run else {}
+    lines |= {"forecast": "forecast of the run", "interval": "its 80 % interval"} if with_run else {}
     return html.Ul([html.Li([html.Span(className=f"sample {name}"), text]) for name, text in lines.items()],
                    className="legend")  # fmt: skip
 

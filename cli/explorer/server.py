@@ -26,7 +26,7 @@ from cli.explorer.page import BUTTONS, CONTROLS, EXPORTS, SIDE_CONTROLS, SIDES, 
 from cli.explorer.state import from_address, to_address
 from cli.explorer.subject import Answer, Subject
 from cli.explorer.words import COLUMNS, TEXT_COLUMNS, as_csv, problem, rows, sentence, warned, what
-from cli.neighbours import minute
+from cli.wording import minute
 from memory_index.errors import MemoryIndexError, ServiceError
 
 # What a page may load: this server only. Dash and plotly write styles and a few scripts into the page itself.
@@ -190,7 +190,8 @@ def _side_of(subject: Subject, shown: Shown, n: int, address: str, *, dark: bool
     figure: Figure = empty_figure(dark=dark)
     gate, said, lines, listed = figure, "", [shown.problems[n - 1]], None
     if answer is not None:
-        figure = windows_figure(answer, subject.table.step, limits=common_limits(shown.answers), dark=dark)
+        limits, with_run = common_limits(shown.answers), subject.run is not None
+        figure = windows_figure(answer, subject.table.step, limits=limits, dark=dark, with_run=with_run)
         gate = gate_figure(answer, dark=dark)
         said, lines = sentence(answer, subject.run), warned(answer, subject.run)
         listed = {"columns": COLUMNS, "text": TEXT_COLUMNS, "rows": rows(answer.found)}

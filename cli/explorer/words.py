@@ -8,7 +8,8 @@ import io
 import numpy as np
 
 from cli.explorer.subject import Answer, Subject
-from cli.neighbours import age, minute, warnings
+from cli.neighbours import warnings
+from cli.wording import age, minute
 from memory_index.errors import MemoryIndexError
 from memory_index.inspection import Inspection, NeighbourRecord
 
@@ -16,7 +17,6 @@ COLUMNS = ["#", "key space", "series", "origin", "age", "distance", "shape", "va
 TEXT_COLUMNS = [1, 2, 3]
 CSV_COLUMNS = ["scope", "view", "rank", "row_id", "series_id", "start", "origin", "known_at", "age_days", "distance"]
 CSV_COLUMNS += ["shape_distance", "value_distance", "weight", "match"]
-BASES = {"linear": "linear map", "last_value": "last value", "window_mean": "mean of the window"}
 
 
 def problem(error: MemoryIndexError) -> str:

@@ -21,9 +21,11 @@ from cli.pictures.look import (
     SOFT,
     YELLOW,
     date_axis,
+    dates,
     figure,
     plain,
 )
+from cli.wording import age, minute
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,8 +65,6 @@ def draw_explanation(found: Explanation, step: Step, made_by: str, shape: Shape 
     """History, forecast and its two parts; below, the shares over the horizon, the trend classes, the neighbours and
     the scales. Panels for which there is nothing are not there. In one column where it is narrow.
     """
-    from cli.neighbours import minute
-
     heights = dict(zip(("forecast", "shares", "trend", "neighbours", "scales"), HEIGHTS[shape], strict=True))
     heights["neighbours"] += (0.3 if shape == "wide" else 0.4) * len(found.neighbours)
     rows = [["forecast"], ["shares"], ["trend"], ["neighbours"], ["scales"]]
@@ -92,7 +92,7 @@ def draw_explanation(found: Explanation, step: Step, made_by: str, shape: Shape 
 
 def _draw_forecast(axes: Axes, found: Explanation, step: Step, shape: Shape) -> None:
     horizon, now = len(found.forecast), len(found.context)
-    times = _dates(step, found.times)
+    times = dates(step, found.times)
     shown = min(now, max(round(SHOWN_HORIZONS * horizon), LEAST_SHOWN))
     before, after = times[now - shown : now], times[now:]
     marked: dict[str, Any] = {"marker": "_", "ms": 12} if horizon == 1 else {}
@@ -148,7 +148,7 @@ def _draw_shares(axes: Axes, found: Explanation, step: Step, shape: Shape) -> No
         if part.num_neighbours or not part.of_memory:
             band = BAND_OF[part.name.split("-")[0]]
             stacked[band] = stacked.get(band, 0) + part.weight
-    edges = _dates(step, found.times[len(found.context) - 1 :])  # from the origin on
+    edges = dates(step, found.times[len(found.context) - 1 :])  # from the origin on
     below = np.zeros(len(edges))
     for name, share in stacked.items():
         colour, alpha, hatch = BANDS[name]
@@ -198,8 +198,6 @@ def _draw_scales(axes: Axes, found: Explanation, shape: Shape) -> None:
 
 
 def _draw_neighbours(axes: Axes, found: Explanation, shape: Shape) -> None:
-    from cli.neighbours import age, minute
-
     records = [each.record for each in found.neighbours]
     at = " {}, {} ago" if shape == "wide" else ", {1} ago\n{0}"
     most = 24 if shape == "wide" else 14
@@ -267,8 +265,3 @@ def _limits(found: Explanation, shown: int) -> tuple[float, float]:
     values = np.concatenate([*lines, found.actual[np.isfinite(found.actual)], np.quantile(futures, [0.05, 0.95])])
     margin = 0.06 * (float(values.max() - values.min()) or abs(float(values[0])) or 1.0)
     return float(values.min()) - margin, float(values.max()) + margin
-
-
-def _dates(step: Step, times: np.ndarray) -> np.ndarray:
-    """Times for matplotlib, in the data's own time zone."""
-    return step.local(times).tz_localize(None).to_numpy()

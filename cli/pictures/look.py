@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -60,6 +61,11 @@ def plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=RULE.light, lw=0.6)
     axes.set_axisbelow(True)
+
+
+def dates(step: Step, times: np.ndarray) -> np.ndarray:
+    """Times as matplotlib draws them, on the clock of the data's own time zone."""
+    return step.local(times).tz_localize(None).to_numpy()
 
 
 def date_axis(axes: Axes, step: Step, shape: Shape) -> None:

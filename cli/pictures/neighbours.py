@@ -16,9 +16,11 @@ from cli.pictures.look import (
     SHOWN_STEPS,
     SOFT,
     date_axis,
+    dates,
     figure,
     plain,
 )
+from cli.wording import minute
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +46,7 @@ def draw_neighbours(found: Inspection, windows: StoredWindows, ref: str, shape: 
     _draw_windows(top, found, windows.step, shape)
     _draw_history(history, lane, found, windows, scopes, shape)
     known = f"what {ref} remembers of it"
-    drawn.suptitle(f"{found.series_id} at {_minute(found.origin_text)}:{' ' if shape == 'wide' else chr(10)}{known}")
+    drawn.suptitle(f"{found.series_id} at {minute(found.origin_text)}:{' ' if shape == 'wide' else chr(10)}{known}")
     return drawn
 
 
@@ -69,7 +71,7 @@ def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape) -> No
     horizon = len(found.forecast)
     longest = max(n.view for n in found.neighbours)
     shown = min(longest, max(SHOWN_STEPS * horizon, LEAST_SHOWN), len(found.context))
-    times = _dates(step, found.times)
+    times = dates(step, found.times)
     now = len(found.context)
     after, before = times[now:], times[now - shown : now]
     outer, inner = found.quantiles[:, [0, -1]], found.quantiles[:, [1, -2]]
@@ -122,15 +124,15 @@ def _draw_history(
     step = windows.step
     name = found.series_id if found.series_id in windows.series_number else windows.series_ids[0]
     part = slice(*windows.offset[windows.series_number[name] : windows.series_number[name] + 2])
-    history.plot(_dates(step, windows.times[part]), windows.values[part], color=SOFT.light, lw=0.5)
+    history.plot(dates(step, windows.times[part]), windows.values[part], color=SOFT.light, lw=0.5)
     for n in episodes(found.neighbours, step):
         place = scopes.index(n.scope)
-        start, origin, end = (_dates(step, np.array([step.parse(time)]))[0] for time in _compared(n, step))
+        start, origin, end = (dates(step, np.array([step.parse(time)]))[0] for time in _compared(n, step))
         colour = SCOPE_COLOURS[n.scope]
         lane.barh(place, origin - start, left=start, height=0.55, color=colour, alpha=0.35, lw=0)
         lane.barh(place, end - origin, left=origin, height=0.55, color=colour, alpha=0.8, lw=0)
-    now = _dates(step, np.array([found.origin]))[0]
-    first = _dates(step, windows.times[part][:1])[0]
+    now = dates(step, np.array([found.origin]))[0]
+    first = dates(step, windows.times[part][:1])[0]
     for axes in (history, lane):
         axes.axvline(now, color=QUERY_COLOUR, lw=1.2)
         axes.set_xlim(first, now + (now - first) * 0.01)
@@ -157,12 +159,3 @@ def _compared(n: NeighbourRecord, step: Step) -> tuple[str, str, str]:
     start = step.add(np.array([step.parse(n.origin)]), 1 - n.view)[0]
     end = step.add(np.array([step.parse(n.origin)]), len(n.future))[0]
     return step.isoformat(start), n.origin, step.isoformat(end)
-
-
-def _minute(time: str) -> str:
-    return time.replace("T", " ").removesuffix(":00")
-
-
-def _dates(step: Step, times: np.ndarray) -> np.ndarray:
-    """Times for matplotlib, in the data's own time zone."""
-    return step.local(times).tz_localize(None).to_numpy()

@@ -18,6 +18,7 @@ from cli.pictures.look import (
     SOFT,
     WIDTHS,
     date_axis,
+    dates,
     figure,
     plain,
 )
@@ -90,10 +91,10 @@ def _covered_rows(found: Findings) -> list[tuple[str, np.ndarray]]:
 
 def _coverage(parent: Figure | SubFigure, found: Findings, shape: Shape) -> None:
     axes, covered, rows = parent.subplots(), found.coverage, _covered_rows(found)
-    edges = _dates(found, covered.edges)
+    edges = dates(found.windows.step, covered.edges)
     for place, (_, series) in enumerate(rows):
         ends = np.nanmin(covered.first_value[series]), np.nanmax(covered.last_value[series])
-        first, last = _dates(found, np.array(ends))
+        first, last = dates(found.windows.step, np.array(ends))
         axes.barh(place, last - first, left=first, height=0.84, color=BAND.light, alpha=0.45, lw=0)
         share = np.append(covered.share[series].mean(axis=0), 0.0)
         axes.fill_between(edges, place + 0.3, place + 0.3 - 0.6 * share, step="post", color=BLUE.light, lw=0)
@@ -123,7 +124,7 @@ def _draw_gaps(axes: Axes, found: Findings, series: np.ndarray, place: float) ->
     names = {found.coverage.series_ids[number] for number in series}
     gaps = [gap.first for gap in found.coverage.gaps if gap.series_id in names]
     if gaps and len(series) == 1:
-        axes.plot(_dates(found, np.array(gaps)), [place] * len(gaps), "^", color=ORANGE.light, ms=5, mew=0)
+        axes.plot(dates(found.windows.step, np.array(gaps)), [place] * len(gaps), "^", color=ORANGE.light, ms=5, mew=0)
     return len(gaps)
 
 
@@ -131,9 +132,9 @@ def _draw_borders(axes: Axes, found: Findings, shape: Shape) -> None:
     """The end of every part of the split, the parts' names above, and until when anything was fitted."""
     covered = found.coverage
     parts = (("training", covered.train_until), ("validation", covered.val_until), ("test", covered.test_until))
-    first = _dates(found, np.array([np.nanmin(covered.first_value)]))[0]
-    ends = {name: _dates(found, np.array([until]))[0] for name, until in parts if until is not None}
-    stored = _dates(found, np.array([np.nanmax(covered.last_value)]))[0]
+    first = dates(found.windows.step, np.array([np.nanmin(covered.first_value)]))[0]
+    ends = {name: dates(found.windows.step, np.array([until]))[0] for name, until in parts if until is not None}
+    stored = dates(found.windows.step, np.array([np.nanmax(covered.last_value)]))[0]
     last = max(*ends.values(), stored)
     axes.set_xlim(first, last)
     start = first
@@ -146,7 +147,7 @@ def _draw_borders(axes: Axes, found: Findings, shape: Shape) -> None:
             textcoords="offset points", fontsize=8.5, color=SOFT.light,
         )  # fmt: skip
         start = end
-    fitted = _dates(found, np.array([covered.fitted_until]))[0]
+    fitted = dates(found.windows.step, np.array([covered.fitted_until]))[0]
     axes.axvline(fitted, color=PURPLE.light, lw=3.2, ls=(0, (1, 1.5)), label="keys fitted on steps up to here")
 
 
@@ -221,7 +222,9 @@ def _draw_all(axes: Axes, found: Findings) -> None:
         for part in (used.retrieved, used.expected)
     )
     ratio = np.divide(retrieved, expected, out=np.zeros(len(expected)), where=expected > 0)
-    axes.fill_between(_dates(found, edges), np.append(ratio, 0.0), step="post", color=BLUE.light, alpha=0.75, lw=0)
+    axes.fill_between(
+        dates(found.windows.step, edges), np.append(ratio, 0.0), step="post", color=BLUE.light, alpha=0.75, lw=0
+    )
 
 
 def _draw_series(axes: Axes, found: Findings, series: int, top: float) -> None:
@@ -229,8 +232,8 @@ def _draw_series(axes: Axes, found: Findings, series: int, top: float) -> None:
     used = found.usage
     mine = np.flatnonzero(used.stretches.series == series)
     ratio = used.ratio()[mine]
-    first = _dates(found, used.stretches.first[mine])
-    end = _dates(found, found.windows.step.add(used.stretches.last[mine], 1))
+    first = dates(found.windows.step, used.stretches.first[mine])
+    end = dates(found.windows.step, found.windows.step.add(used.stretches.last[mine], 1))
     hub, never, unknown = np.isin(mine, used.hubs), np.isin(mine, used.never), np.isnan(ratio)
     for chosen, colour, alpha in ((~hub, BLUE.light, 0.75), (hub, ORANGE.light, 1.0)):
         axes.bar(
@@ -256,7 +259,7 @@ def _label_hubs(panels: dict[int | None, Axes], found: Findings, shape: Shape) -
         place = (middle - start) / (end - start)
         if series not in panels or any(abs(place - other) < apart for other in taken.get(series, [])):
             continue
-        at = _dates(found, np.array([middle], dtype="datetime64[ns]"))[0]
+        at = dates(found.windows.step, np.array([middle], dtype="datetime64[ns]"))[0]
         panels[series].annotate(
             f"{used.ratio()[hub]:.1f}{TIMES}", (at, used.ratio()[hub]), xytext=(0, 6.5), textcoords="offset points",
             ha="center" if 0.03 < place < 0.97 else "left" if place < 0.5 else "right", fontsize=8.5,
@@ -348,8 +351,3 @@ def _legend(parent: Figure | SubFigure, entries: list[Any], shape: Shape) -> Non
 def _short(name: str, length: int) -> str:
     """A name that does not push everything else aside."""
     return name if len(name) <= length else f"{name[: length - 3]}..."
-
-
-def _dates(found: Findings, times: np.ndarray) -> np.ndarray:
-    """Times for matplotlib, in the data's own time zone."""
-    return found.windows.step.local(times).tz_localize(None).to_numpy()

@@ -1,0 +1,35 @@
+"""How times, ages, courses of values and parts of a forecast are written in tables, titles and sentences."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LOWEST_BAR, NUM_BARS = 0x2581, 8  # the Unicode blocks from one eighth to a full one
+SPARK_WIDTH = 24
+BASE_NAMES = {"linear": "linear map", "last_value": "last value", "window_mean": "window's mean"}
+
+
+def minute(time: str) -> str:
+    """An ISO time for a narrow column: without seconds where they are zero, a space for the T."""
+    return re.sub(r"T(\d\d:\d\d)(:00(?![.\d]))?", r" \1", time)
+
+
+def age(days: float) -> str:
+    """How long ago, in the unit that a person would use."""
+    if days < 2:
+        return f"{days * 24:.0f} h"
+    return f"{days:.0f} d" if days < 1000 else f"{days / 365.25:.1f} y"
+
+
+def sparkline(values: np.ndarray, width: int = SPARK_WIDTH) -> str:
+    """Values [n] as a row of at most so many bars, from the lowest to the highest of them."""
+    import numpy as np
+
+    means = np.array([part.mean() for part in np.array_split(np.asarray(values), min(width, len(values)))])
+    span = means.max() - means.min()
+    level = (means - means.min()) / span * (NUM_BARS - 1) if span > 0 else np.full(len(means), NUM_BARS // 2)
+    return "".join(chr(LOWEST_BAR + round(each)) for each in level)
