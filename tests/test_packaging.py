@@ -48,6 +48,8 @@ def test_wheel_holds_the_packages_and_the_data(wheel, repository):
         top_level = {name.split("/")[0] for name in names if ".dist-info/" not in name}
         assert top_level == {"cli", "forecaster", "memory_index"}
         assert {f"{package}/py.typed" for package in top_level} <= names
+        assert "cli/templates/page.html" in names
+        assert [name for name in names if name.startswith("cli/explorer/assets/")]
         for name in ("sample.csv", "catalog.toml"):
             assert archive.read(f"memory_index/shipped/{name}") == (repository / "datasets" / name).read_bytes()
         assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
@@ -78,9 +80,16 @@ def test_catalogue_is_found(elsewhere, repository):
     assert catalogue
 
 
-def test_demo_runs(elsewhere):
-    shown = _run(sys.executable, "-m", "cli", "demo", **elsewhere)
-    assert shown.stdout.strip()
+def test_the_shipped_sample_gives_a_page(elsewhere):
+    # A page needs the sample, the template and every package. The whole way is `make demo`.
+    cli = [sys.executable, "-m", "cli"]
+    program = "from memory_index.tables.catalog import shipped; print(shipped('sample.csv'))"
+    sample = _run(sys.executable, "-c", program, **elsewhere).stdout.strip()
+    size = ["--lookback", "96", "--horizon", "24", "--views", "96", "--stride", "4"]
+    _run(*cli, "index", "build", sample, "--name", "load", *size, **elsewhere)
+    window = ["--series", "wind", "--at", "2024-09-25 23:00"]
+    _run(*cli, "index", "neighbours", "load", sample, *window, "--html", "page.html", **elsewhere)
+    assert "<svg" in (elsewhere["cwd"] / "page.html").read_text()
     assert not (Path(elsewhere["env"]["PYTHONPATH"]) / "memory_index" / "shipped" / "indexes").exists()
 
 

@@ -71,9 +71,11 @@ def test_links_between_documents_lead_somewhere(repository):
 def test_files_named_in_the_architecture_exist(repository):
     text = (repository / "docs" / "architecture.md").read_text()
     for name in re.findall(r"`((?:tables/|versions/)?\w+\.py)`", text):
-        assert list((repository / "memory_index").rglob(name.split("/")[-1])), name
-    named = set(re.findall(r"`forecaster/(\w+\.py)`", text))
-    assert named == {path.name for path in (repository / "forecaster").glob("*.py")} - {"__init__.py"}
+        assert [*(repository / "memory_index").rglob(name), *(repository / "cli" / "pictures").glob(name)], name
+    for package in ("forecaster", "cli"):
+        named = set(re.findall(rf"`{package}/(\w+\.py)`", text))
+        there = {path.name for path in (repository / package).glob("*.py")}
+        assert named == there - {"__init__.py", "__main__.py"}
 
 
 def test_public_names_are_there_and_documented():
