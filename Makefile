@@ -37,7 +37,8 @@ check: install  ## linter, formatter, type checker, then the tests
 # Only apt is told; another system's chromium does as well, if it is on the PATH under one of these names.
 browser:  ## install Debian's chromium for the browser tests (needs root)
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
-		root=; [ "$$(id -u)" = 0 ] || root=sudo; \
+		command -v apt-get >/dev/null || { echo "error: there is no apt-get: install chromium by hand" >&2; exit 1; }; \
+		root="env DEBIAN_FRONTEND=noninteractive"; [ "$$(id -u)" = 0 ] || root="sudo $$root"; \
 		$$root apt-get update && $$root apt-get install -y --no-install-recommends chromium; }
 
 soak: install  ## run the long forms of the tests

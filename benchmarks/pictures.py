@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def images(page: Path = GUIDE) -> list[str]:
 def run_commands(folder: Path) -> None:
     """Run the guide's commands in a folder that has the sample as `load.csv`. Raises `CalledProcessError`."""
     shutil.copy(ROOT / "datasets" / "sample.csv", folder / "load.csv")
-    program = f"{sys.executable} -c \"import sys; sys.path.insert(0, '{ROOT}'); from cli.main import main; main()\""
+    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from cli.main import main; main()"
+    program = shlex.join([sys.executable, "-c", start])
     for command in commands():
         line = re.sub("^cli ", lambda _: f"{program} ", command)
         # In a shell, because the commands quote their arguments.
@@ -54,7 +56,7 @@ def run_notebook(folder: Path) -> nbformat.NotebookNode:
     start = f"import os, sys; os.chdir({str(folder)!r}); sys.path.insert(0, {str(ROOT)!r})"
     notebook.cells.insert(0, nbformat.v4.new_code_cell(start))
     # By files, not by ports that others on this machine could reach.
-    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")
+    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", connection_file=str(folder / "kernel.json"))
     nbclient.NotebookClient(notebook, km=kernel, timeout=TIMEOUT).execute()
     del notebook.cells[0]
     for cell in notebook.cells:

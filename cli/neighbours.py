@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from cli.asking import names, numbers, open_with_table, require_targets
 from cli.output import note, print_json, print_table
 from cli.table_options import reads_table
-from cli.wording import SPARK_WIDTH, age, minute, sparkline
+from cli.wording import SPARK_WIDTH, age, minute, no_close_analogue, sparkline
 
 if TYPE_CHECKING:
     from memory_index.inspection import Inspection
@@ -85,7 +86,7 @@ def neighbours(
         save(draw_neighbours(found, memory.windows, full_ref), plot)
         note(f"picture: {plot}")
     if html is not None:
-        _write_page(html, found, memory.windows, full_ref)
+        _write_page(html, found, memory.windows, full_ref, file)
         note(f"page: {html}")
 
 
@@ -153,17 +154,6 @@ def rows(found: Inspection, space: tuple[str, int], spark_width: int = SPARK_WID
     ]
 
 
-def unusual(found: Inspection) -> str:
-    """The warning for a window that this memory has seen nothing like; empty for any other."""
-    if not found.no_close_analogue:
-        return ""
-    shares = [share for share in found.share_closer.values() if share is not None]
-    return (
-        f"no close analogue: in most key spaces the nearest neighbour is farther away than it was for "
-        f"{sorted(shares)[len(shares) // 2]:.0%} of the memory's own windows"
-    )
-
-
 def _print(ref: str, found: Inspection) -> None:
     note(f"{ref}: neighbours of {found.series_id} at {minute(found.origin_text)}, all known by then")
     width = _spark_width(found)
@@ -178,10 +168,10 @@ def _print(ref: str, found: Inspection) -> None:
 
 def warnings(found: Inspection) -> list[str]:
     """What a reader must know before trusting what is shown."""
-    in_sample = (
-        "in sample: a fitted part of this version has seen steps later than this origin" if found.in_sample else ""
+    told = [no_close_analogue(found.share_closer.values())] if found.no_close_analogue else []
+    return told + (
+        ["in sample: a fitted part of this version has seen steps later than this origin"] if found.in_sample else []
     )
-    return [warning for warning in (unusual(found), in_sample) if warning]
 
 
 def _title(found: Inspection, space: tuple[str, int]) -> str:
@@ -200,7 +190,7 @@ def _spark_width(found: Inspection) -> int:
     return max(LEAST_SPARK, min(SPARK_WIDTH, shutil.get_terminal_size().columns - others))
 
 
-def _write_page(path: Path, found: Inspection, windows: StoredWindows, ref: str) -> None:
+def _write_page(path: Path, found: Inspection, windows: StoredWindows, ref: str, file: Path) -> None:
     """The picture and the tables of a query, for people who have no terminal."""
     from cli.pages import PictureBlock, TableBlock, write_page
     from cli.pictures.neighbours import draw_neighbours
@@ -232,6 +222,6 @@ def _write_page(path: Path, found: Inspection, windows: StoredWindows, ref: str)
         [f"What the memory {ref} retrieves for this window. Every neighbour was completely known at the origin."],
         [picture, *tables],
         warnings=warnings(found),
-        footer=f"Distances are in spreads of a window. Match: correlation with what really followed. Made by "
-        f"cli index neighbours {ref} --series {found.series_id} --at '{at}'.",
+        footer="Distances are in spreads of a window. Match: correlation with what really followed. Made by: "
+        + shlex.join(["cli", "index", "neighbours", ref, str(file), "--series", found.series_id, "--at", at]),
     )

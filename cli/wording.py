@@ -6,11 +6,17 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
 
 LOWEST_BAR, NUM_BARS = 0x2581, 8  # the Unicode blocks from one eighth to a full one
 SPARK_WIDTH = 24
 BASE_NAMES = {"linear": "linear map", "last_value": "last value", "window_mean": "window's mean"}
+IN_SAMPLE = (
+    "in sample: training or validation may have used this window, or a fitted part of the version has seen "
+    "steps later than its origin"
+)
 
 
 def minute(time: str) -> str:
@@ -33,3 +39,18 @@ def sparkline(values: np.ndarray, width: int = SPARK_WIDTH) -> str:
     span = means.max() - means.min()
     level = (means - means.min()) / span * (NUM_BARS - 1) if span > 0 else np.full(len(means), NUM_BARS // 2)
     return "".join(chr(LOWEST_BAR + round(each)) for each in level)
+
+
+def short(name: str, most: int) -> str:
+    """A name in at most so many characters, without its middle if it is longer: series end in what tells them apart."""
+    half = (most - 2) // 2
+    return name if len(name) <= most else f"{name[:half]}..{name[-half:]}"
+
+
+def no_close_analogue(shares: Iterable[float | None]) -> str:
+    """The warning for a window that a memory has seen nothing like. shares: see `memory_index.closeness`."""
+    known = sorted(share for share in shares if share is not None)
+    return (
+        "no close analogue: in most key spaces the nearest neighbour is farther away than it was for "
+        f"{known[len(known) // 2]:.0%} of the memory's own windows"
+    )

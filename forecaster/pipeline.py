@@ -29,6 +29,7 @@ from forecaster.forecast import forecast
 from forecaster.pattern_encoder import load_encoder
 from forecaster.predictor import Predictor, load_predictor, require_same_memory
 from forecaster.run import Run, open_run, run_exists
+from memory_index.closeness import UsualDistances, usual_distances
 from memory_index.errors import NotFoundError, NothingNewError, UsageError
 from memory_index.local import LocalMemory
 from memory_index.queries import require_same_data
@@ -77,6 +78,7 @@ class Forecaster:
         self._history: SeriesTable | None = None
         self._predictor: Predictor | None = None
         self._ref = ""
+        self._usual: tuple[str, UsualDistances] | None = None
 
     @property
     def run(self) -> Run:
@@ -159,7 +161,9 @@ class Forecaster:
         """
         predictor, table, memory = self._require_fitted(), self._read(frame), self.memory
         require_same_data(table, memory.windows, self._ref)
-        return explain(predictor, memory, table, series_id, table.step.parse(at))
+        if self._usual is None or self._usual[0] != self._ref:
+            self._usual = self._ref, usual_distances(memory)
+        return explain(predictor, memory, table, series_id, table.step.parse(at), usual=self._usual[1])
 
     def save(self, folder: Path | str) -> Path:
         """Copy run and memory into a new folder, which can be moved. Raises `UsageError` if it exists."""

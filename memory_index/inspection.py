@@ -99,7 +99,7 @@ def inspect_window(
     at: datetime64[ns], UTC or naive as the table. The other series of the table are read for the joint scope, where
     they have a whole context at that time. forecast_k: neighbours per key space that make the forecast; filters and
     choices of key spaces hold for them too, min_gap does not. usual: of this memory, to say whether the window has a
-    close analogue; None does not say.
+    close analogue; without it, or with a filter, nothing is said.
 
     Raises `NotFoundError` (series, time, or no neighbour at all) and what `Memory.search` raises.
     """
@@ -109,10 +109,14 @@ def inspect_window(
     [block] = query_blocks(table, origins, spec, Policy.CAUSAL, known=memory.windows.series_ids)
     place = int(np.flatnonzero(block.series == number)[0])
     neighbours = memory.search(block.queries, k, scopes=scopes, views=views, where=where, min_gap=min_gap)
-    require_neighbours(neighbours, place, filtered=where not in (None, Filter()))
+    filtered = where not in (None, Filter())
+    require_neighbours(neighbours, place, filtered=filtered)
     behind = of_series(memory.search(block.queries, forecast_k, scopes=scopes, views=views, where=where), place)
     actual = actual_after(table.series[number], row, spec.horizon)
-    shares, no_close_analogue = closeness(usual, nearest_distances(neighbours, place), at) if usual else ({}, False)
+    shares: dict[KeySpace, float | None] = {}
+    no_close_analogue = False
+    if usual is not None and not filtered:
+        shares, no_close_analogue = closeness(usual, nearest_distances(neighbours, place), at)
     every = [tuple(int(i) for i in slot) for slot in np.argwhere(neighbours.valid[0, place])]
     return Inspection(
         series_id=series_id,

@@ -64,6 +64,7 @@ class LocalMemory:
         """See `Memory.search`."""
         if k < 1 or min_gap < 0:
             raise UsageError(f"k must be at least 1 and min_gap at least 0, not {k} and {min_gap}")
+        min_gap = min(min_gap, self.windows.num_steps_spanned + 1)  # more means no more, and times would overflow
         where = where or Filter()
         series = self.series_numbers(queries)
         spaces = self._spaces(queries, series, scopes, views, where)

@@ -143,7 +143,7 @@ def usage(memory: LocalMemory) -> Usage:
 def stretches_of(windows: StoredWindows) -> Stretches:
     """Cut a memory into stretches of about one horizon, longer where there would be more than `MAX_STRETCHES`.
 
-    All are equally long, and those of series that begin together do so together.
+    All are equally long, to a step, and those of series whose rows begin together do so together.
     """
     first = int(windows.origin_row.min())
     longest = int(windows.origin_row.max()) - first + 1

@@ -186,6 +186,13 @@ class StoredWindows:
         """The number of each series, by its name: its place in `series_ids`."""
         return {series_id: number for number, series_id in enumerate(self.series_ids)}
 
+    @cached_property
+    def num_steps_spanned(self) -> int:
+        """Steps from the first origin to the last, whichever series they are of."""
+        origins = self.times[self.origin_position]
+        first, last = self.step.local(np.array([origins.min(), origins.max()]))
+        return len(pd.date_range(first, last, freq=self.step.offset)) - 1
+
     def origin(self, rows: np.ndarray) -> np.ndarray:
         """Time of the last context step, datetime64[ns], shape of `rows`."""
         return self.times[self.origin_position[rows]]

@@ -330,7 +330,7 @@ def kinds(made, without, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_explanation_can_be_told(kinds, kind):
-    from cli import explain
+    from cli import explanation_report as explain
 
     found, step = kinds[kind]
     assert json.dumps(jsonable(explain.document(found, step)), allow_nan=False)

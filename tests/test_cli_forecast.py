@@ -187,6 +187,10 @@ def test_a_window_like_no_other_is_told(call, tmp_path):
     assert code == 0
     assert "no close analogue" in err
     assert json.loads(call(*arguments, "--json")[1])["no_close_analogue"] is True
+    # Of a filter it would say nothing: the yardstick is the whole memory.
+    filtered = json.loads(call(*arguments, "--before", "2024-03-01", "--json")[1])
+    assert filtered["no_close_analogue"] is False
+    assert filtered["share_closer"] == {}
     assert "no close analogue" not in call(*NEIGHBOURS)[2]
 
 

@@ -93,6 +93,15 @@ def test_too_few_windows_say_nothing(usual):
     assert not unusual
 
 
+def test_at_the_border_it_has_no_close_analogue():
+    space = KeySpace("own", 12)
+    origin = np.arange(200).astype("datetime64[h]").astype("datetime64[ns]")
+    distance = np.arange(200, dtype=np.float32)
+    usual = UsualDistances(origin={space: origin}, distance={space: distance})
+    for nearest, expected in ((194.5, True), (193.5, False)):  # of the later half, 95 and 94 in 100 are nearer
+        assert closeness(usual, {space: nearest}, origin[-1])[1] is expected
+
+
 @pytest.mark.parametrize(("far", "expected"), [(1, False), (2, True), (3, True)])
 def test_most_key_spaces_decide(far, expected):
     spaces = [KeySpace("own", view) for view in (12, 24, 36)]

@@ -344,3 +344,11 @@ def test_the_query_s_own_window_is_found_when_it_is_known(case: Case) -> None:
     later = replace(queries_at(wide_table(), [200]), origin=wide_table().series[0].times[[208]])
     found = case.memory.search(later, 1, scopes=("own", "joint"))
     assert (found.distance[:, :2] == 0).all()
+
+
+def test_a_gap_beyond_all_times_leaves_one_neighbour(case: Case, origins: Queries) -> None:
+    for scopes in (("own",), ("pooled",)):
+        found = case.memory.search(origins, 4, scopes=scopes, min_gap=999_999_999)
+        assert (found.valid.sum(axis=-1) <= 1).all()
+        if case.exact:  # another index may miss the nearest with the one k and not with the other
+            np.testing.assert_array_equal(found.row[..., 0], case.memory.search(origins, 1, scopes=scopes).row[..., 0])

@@ -90,6 +90,16 @@ def assert_same(found: Explanation, expected: Explanation) -> None:
 
 
 @pytest.mark.parametrize("name", TABLE.series_ids)
+def test_a_window_of_any_block_of_the_moment_is_found(small, monkeypatch, name):
+    whole = explained(small, name, 400)
+    monkeypatch.setattr("forecaster.explain.MODEL_BATCH", 2)
+    found = explained(small, name, 400)
+    np.testing.assert_allclose(found.forecast, whole.forecast, rtol=1e-5)
+    np.testing.assert_allclose(found.model_part, whole.model_part, rtol=1e-5)
+    assert [part.nearest for part in found.parts] == [part.nearest for part in whole.parts]
+
+
+@pytest.mark.parametrize("name", TABLE.series_ids)
 def test_every_number_is_that_of_the_forward_pass(small, name):
     row = 400
     found, (block, output) = explained(small, name, row), forward(small.predictor, small, row)

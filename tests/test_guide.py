@@ -25,3 +25,4 @@ def test_the_notebook_runs(tmp_path):
     shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert sum("image/png" in output.get("data", {}) for output in shown) == 2
     assert [output for output in shown if output.output_type == "error"] == []
+    assert list(pictures.ROOT.glob("kernel-*")) == []

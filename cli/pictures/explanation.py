@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cli.explanation_report import interval_name, scales, trend_classes
 from cli.pictures.look import (
     BAND,
     BLUE,
@@ -25,7 +26,7 @@ from cli.pictures.look import (
     figure,
     plain,
 )
-from cli.wording import age, minute
+from cli.wording import age, minute, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,9 +84,9 @@ def draw_explanation(found: Explanation, step: Step, made_by: str, shape: Shape 
     if found.trend is not None:
         for name, draw in (("trend", _draw_trend), ("scales", _draw_scales)):
             draw(panels[name], found, shape)
-    name = _short(found.series_id, 60 if shape == "wide" else 14)
+    name = short(found.series_id, 60 if shape == "wide" else 14)
     title = f"{name} at {minute(found.origin_text)}: how the forecast is made"
-    drawn.supxlabel(_short(made_by, 150 if shape == "wide" else 50), fontsize=7.5, color=SOFT.light, x=0.99, ha="right")
+    drawn.supxlabel(short(made_by, 150 if shape == "wide" else 50), fontsize=7.5, color=SOFT.light, x=0.99, ha="right")
     drawn.suptitle(title if shape == "wide" else title.replace(": ", ":\n"), fontsize=13)
     return drawn
 
@@ -97,8 +98,6 @@ def _draw_forecast(axes: Axes, found: Explanation, step: Step, shape: Shape) -> 
     before, after = times[now - shown : now], times[now:]
     marked: dict[str, Any] = {"marker": "_", "ms": 12} if horizon == 1 else {}
     if len(found.levels) > 1:
-        from cli.explain import interval_name
-
         low, high, name = found.quantiles[:, 0], found.quantiles[:, -1], interval_name(found.levels)
         if horizon == 1:
             axes.vlines(after, low, high, color=BAND.light, lw=8, alpha=0.6, label=name)
@@ -135,7 +134,7 @@ def _draw_forecast(axes: Axes, found: Explanation, step: Step, shape: Shape) -> 
     axes.set_xlim(before[0], after[-1] + (after[-1] - before[0]) * (0.01 if horizon == 1 else 0))
     plain(axes)
     date_axis(axes, step, shape)
-    axes.set_ylabel(f"{_short(found.series_id, 14)} (units of the data)")
+    axes.set_ylabel(f"{short(found.series_id, 14)} (units of the data)")
     axes.legend(
         fontsize=8, ncols=4 if shape == "wide" else 1, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False
     )
@@ -179,8 +178,6 @@ def _draw_shares(axes: Axes, found: Explanation, step: Step, shape: Shape) -> No
 
 
 def _draw_trend(axes: Axes, found: Explanation, shape: Shape) -> None:
-    from cli.explain import trend_classes
-
     names, shares, means = zip(*trend_classes(found), strict=True)
     places = [place + (0.6 if place > 2 else 0) for place in range(len(names))]  # strengths apart from directions
     _draw_bars(axes, names, shares, means, MODEL, RIGHT_WIDTHS[shape], places)
@@ -189,8 +186,6 @@ def _draw_trend(axes: Axes, found: Explanation, shape: Shape) -> None:
 
 
 def _draw_scales(axes: Axes, found: Explanation, shape: Shape) -> None:
-    from cli.explain import scales
-
     names, shares, steps = zip(*scales(found), strict=True)
     _draw_bars(axes, names, shares, [f"means of {each} steps" for each in steps], MODEL, RIGHT_WIDTHS[shape])
     axes.set_xlabel("share of each scale (%)")
@@ -201,7 +196,7 @@ def _draw_neighbours(axes: Axes, found: Explanation, shape: Shape) -> None:
     records = [each.record for each in found.neighbours]
     at = " {}, {} ago" if shape == "wide" else ", {1} ago\n{0}"
     most = 24 if shape == "wide" else 14
-    told = [_short(n.series_id, most) + at.format(minute(n.origin), age(n.age_days)) for n in records]
+    told = [short(n.series_id, most) + at.format(minute(n.origin), age(n.age_days)) for n in records]
     shares = [each.similarity if each.weight is None else each.weight for each in found.neighbours]
     _draw_bars(axes, [f"{n + 1}" for n in range(len(told))], shares, told, MEMORY, LEFT_WIDTHS[shape])
     axes.set_xlabel("similarity (%)" if found.feature_gate is None else "weight: similarity x match score (%)")
@@ -242,12 +237,6 @@ def _draw_bars(
 
 def _title(axes: Axes, text: str) -> None:
     axes.set_title(text, fontsize=10, loc="left")
-
-
-def _short(name: str, most: int) -> str:
-    """A name in at most so many characters, without its middle if it is longer: series end in what tells them apart."""
-    half = (most - 2) // 2
-    return name if len(name) <= most else f"{name[:half]}..{name[-half:]}"
 
 
 def _held(shares: np.ndarray) -> np.ndarray:

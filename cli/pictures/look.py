@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -86,8 +88,21 @@ def save(drawn: Figure, path: Path) -> None:
     from matplotlib import rc_context
 
     undated: dict[str, dict[str, str | None]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    with rc_context({"svg.hashsalt": path.stem}):
+    with rc_context({"svg.hashsalt": path.stem}), literal(drawn):
         drawn.savefig(path, dpi=DOTS_PER_INCH, metadata=undated.get(path.suffix.lower()))
+
+
+@contextmanager
+def literal(drawn: Figure) -> Iterator[None]:
+    """While the block runs, a dollar sign in a text of a figure is one, and not the beginning of a formula."""
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
+    for text in drawn.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+    with rc_context({"text.parse_math": False}):  # for labels that are made only now
+        yield
 
 
 def themed_svg(drawn: Figure, name: str, alternative: str) -> str:
@@ -106,7 +121,7 @@ def themed_svg(drawn: Figure, name: str, alternative: str) -> str:
     for axes in drawn.axes:
         axes.patch.set_alpha(0.0)
     buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": name}):
+    with rc_context({"svg.hashsalt": name}), literal(drawn):
         drawn.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

@@ -22,6 +22,7 @@ from cli.pictures.look import (
     figure,
     plain,
 )
+from cli.wording import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,7 +107,7 @@ def _coverage(parent: Figure | SubFigure, found: Findings, shape: Shape) -> None
             text, (1, place), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
             va="center", fontsize=8, color=SOFT.light,
         )  # fmt: skip
-    axes.set_yticks(range(len(rows)), [_short(name, NAME_LENGTH[shape]) for name, _ in rows])
+    axes.set_yticks(range(len(rows)), [short(name, NAME_LENGTH[shape]) for name, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.margins(x=0)
     plain(axes)
@@ -196,7 +197,7 @@ def _retrievals(parent: Figure | SubFigure, found: Findings, shape: Shape) -> No
         else:
             _draw_series(axes, found, series, top)
         name = f"all {len(found.windows.series_ids):,} series" if series is None else found.windows.series_ids[series]
-        axes.set_title(_short(name, 40), loc="left", fontsize=9, pad=2)
+        axes.set_title(short(name, 40), loc="left", fontsize=9, pad=2)
         axes.tick_params(axis="y", labelsize=8)
     panels[0].set_ylim(0, top * 1.32)
     panels[0].yaxis.set_major_locator(MaxNLocator(nbins=2, integer=True))
@@ -346,8 +347,3 @@ def _title(parent: Figure | SubFigure, title: str, shape: Shape) -> None:
 def _legend(parent: Figure | SubFigure, entries: list[Any], shape: Shape) -> None:
     columns = len(entries) if shape == "wide" else 1
     parent.legend(handles=entries, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
-
-
-def _short(name: str, length: int) -> str:
-    """A name that does not push everything else aside."""
-    return name if len(name) <= length else f"{name[: length - 3]}..."

@@ -1,0 +1,237 @@
+"""What is said of one forecast taken apart: sentences, table rows and the JSON document of `cli explain`.
+
+What there is to say is computed in `forecaster/explain.py`; where it is shown is the affair of `explain.py` (terminal),
+`explanation_page.py` and `pictures/explanation.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cli.wording import BASE_NAMES, IN_SAMPLE, age, minute, no_close_analogue, sparkline
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from forecaster.explain import Explanation, GatedNeighbour, Part
+    from memory_index.windows import Step
+
+FULL_BAR, BAR_WIDTH = chr(0x2588), 20  # characters of a bar of 100%
+SPARK_WIDTH = 10  # characters of a small drawing in a line of 80
+SCALE_NAMES = ("micro", "meso", "macro", "widest")  # finest first
+NUM_DIGITS = 4  # of the range of the values that are shown
+
+
+def headline(found: Explanation) -> str:
+    """What is forecast, and out of what: one sentence."""
+    number = numbers_like(found)
+    within = f"{number(found.forecast.min())} to {number(found.forecast.max())}"
+    if len(found.levels) > 1:
+        low, high = number(found.quantiles.min()), number(found.quantiles.max())
+        within += f" ({interval_name(found.levels)}: {low} to {high})"
+    model = found.gate.mean()
+    return (
+        f"{found.series_id} at {minute(found.origin_text)}, {_next_steps(found)}: {within}, "
+        f"memory {1 - model:.0%}, model {model:.0%} on average"
+    )
+
+
+def interval_name(levels: tuple[float, ...]) -> str:
+    """What the band between the outermost levels is called."""
+    low, high = levels[0], levels[-1]
+    return f"{high - low:.0%} interval" if abs(low + high - 1) < 1e-9 else f"q{low:g} to q{high:g}"
+
+
+def warnings(found: Explanation) -> list[str]:
+    """What a reader must know before trusting the forecast, a sentence each."""
+    told = [no_close_analogue(part.share_closer for part in found.parts)] if found.no_close_analogue else []
+    told += [IN_SAMPLE] if found.in_sample else []
+    if empty := [part.name for part in found.parts if part.of_memory and not part.num_neighbours]:
+        told.append(f"no neighbour in {', '.join(empty)}: the other parts have their share")
+    return told
+
+
+def network_effect(found: Explanation) -> str:
+    """How much of the forecast is the network's, in words."""
+    most, span = abs(found.added_by_network).max(), float(found.forecast.max() - found.forecast.min())
+    share = most / span if span > 0 else 0.0
+    told = f", {share:.0%} of its range" if share >= 0.005 else ""
+    return f"it adds at most {numbers_like(found)(most)} to the forecast{told}"
+
+
+def _next_steps(found: Explanation) -> str:
+    return f"next {len(found.forecast)} steps" if len(found.forecast) > 1 else "next step"
+
+
+def numbers_like(found: Explanation) -> Any:
+    """How values of this size are written: so many digits as tell apart what the picture shows."""
+    import math
+
+    shown = [found.forecast.min(), found.forecast.max(), found.context.min(), found.context.max()]
+    span = float(max(shown) - min(shown)) or abs(float(shown[0])) or 1.0
+    digits = min(max(NUM_DIGITS - 1 - math.floor(math.log10(span)), 0), 12)
+    return lambda value: f"{value:,.{digits}f}"
+
+
+def part_columns(found: Explanation) -> list[str]:
+    """Headings of `part_rows`."""
+    return ["part", *(f"t+{step + 1}" for step in _some_steps(found)), "mean", "forecast", "found", "nearest", "closer"]
+
+
+def part_rows(found: Explanation, spark_width: int = SPARK_WIDTH) -> list[list[object]]:
+    """The forecast, its two parts and theirs, a line each: shares, its own forecast, and for a key space how many
+    neighbours it has and how close they are.
+    """
+    steps = _some_steps(found)
+
+    def line(name: str, weight: np.ndarray | None, forecast: np.ndarray | None, of: Part | None = None) -> list[object]:
+        shares = [""] * (len(steps) + 1) if weight is None else [f"{weight[step]:.0%}" for step in steps]
+        shares += [] if weight is None else [f"{weight.mean():.0%}"]
+        drawn = "" if forecast is None else sparkline(forecast, spark_width)
+        if of is None or not of.of_memory:
+            return [name, *shares, drawn, "", "", ""]
+        nearest = "" if of.nearest is None else f"{of.nearest:.3f}"
+        closer = "" if of.share_closer is None else f"{1 - of.share_closer:.0%}"
+        return [name, *shares, drawn, str(of.num_neighbours), nearest, closer]
+
+    def lines(of_memory: bool) -> list[list[object]]:
+        return [
+            line(f"  {BASE_NAMES.get(part.name, part.name)}", part.weight, finite(part.forecast), part)
+            for part in found.parts
+            if part.of_memory == of_memory
+        ]
+
+    rows = [line("forecast", None, found.forecast), line("model", found.gate, found.model_part), *lines(False)]
+    rows += [line("  network adds", None, found.network)] if found.network.any() else []
+    rows += [line("memory", 1 - found.gate, found.memory_part), *lines(True)]
+    known = finite(found.actual)
+    return rows + ([] if known is None else [line("what followed", None, known)])
+
+
+def neighbour_columns(found: Explanation) -> list[str]:
+    """Headings of `neighbour_rows`: without what the network or the future would have to tell."""
+    gated = [] if found.feature_gate is None else ["score", "weight"]
+    return ["series", "origin", "age", "similar", *gated, "future", *(["match"] if knows_actual(found) else [])]
+
+
+def neighbour_rows(found: Explanation, spark_width: int = SPARK_WIDTH) -> list[list[object]]:
+    """The neighbours that the network looks at one by one, a line each, nearest first."""
+    rows: list[list[object]] = []
+    for each in found.neighbours:
+        n = each.record
+        row: list[object] = [n.series_id, minute(n.origin), age(n.age_days), f"{each.similarity:.0%}"]
+        if each.match_score is not None and each.weight is not None:
+            row += [f"{each.match_score:.2f}", f"{each.weight:.0%}"]
+        row.append(sparkline(n.future[: len(found.forecast)], spark_width))
+        if knows_actual(found):
+            row.append("" if n.match is None else f"{n.match:+.2f}")
+        rows.append(row)
+    return rows
+
+
+def trend_classes(found: Explanation) -> list[tuple[str, float, str]]:
+    """Name, probability and what it stands for in this window, of the trend classes: three directions, then four
+    strengths. Empty without TAPR.
+    """
+    if found.trend is None:
+        return []
+    border = [numbers_like(found)(each) for each in found.trend.borders]
+    means = [f"mean above {border[3]}", f"{border[1]} to {border[3]}", f"mean below {border[1]}"]
+    means += [f"mean above {border[4]}", f"{border[2]} to {border[4]}"]
+    means += [f"{border[0]} to {border[2]}", f"mean below {border[0]}"]
+    shares = {**found.trend.direction, **found.trend.magnitude}
+    return [(name, share, each) for (name, share), each in zip(shares.items(), means, strict=True)]
+
+
+def scales(found: Explanation) -> list[tuple[str, float, int]]:
+    """Name, share and steps of each scale, finest first. Empty without TAPR."""
+    if found.trend is None:
+        return []
+    return list(zip(SCALE_NAMES, found.trend.scale_shares, found.trend.scale_steps, strict=False))
+
+
+NETWORK_COLUMNS = ["network", "share", "", "which is"]
+
+
+def network_rows(found: Explanation) -> list[list[object]]:
+    """What the network says: trend classes, scales, and the gate over features; empty where there is no network."""
+    told: list[tuple[str, float, str]] = []
+    if found.trend is not None:
+        told += [(f"trend {name}", share, means) for name, share, means in trend_classes(found)]
+        told += [(f"scale {name}", share, f"averages of {steps} steps") for name, share, steps in scales(found)]
+    if found.feature_gate is not None and found.confidence is not None:
+        told.append(("feature gate", found.feature_gate, "1 looks at the window, 0 at its neighbours"))
+        told.append(("confidence", found.confidence, "sum of similarity x score"))
+    return [[name, f"{share:.0%}", FULL_BAR * round(share * BAR_WIDTH), meaning] for name, share, meaning in told]
+
+
+def _some_steps(found: Explanation) -> list[int]:
+    """The first, the middle and the last step."""
+    horizon = len(found.forecast)
+    return sorted({0, (horizon - 1) // 2, horizon - 1})
+
+
+def finite(values: np.ndarray) -> np.ndarray | None:
+    """The values if all of them are known."""
+    import numpy as np
+
+    return values if np.isfinite(values).all() else None
+
+
+def knows_actual(found: Explanation) -> bool:
+    """Whether all that really followed is known."""
+    return finite(found.actual) is not None
+
+
+# The JSON document
+
+
+def document(found: Explanation, step: Step) -> dict[str, Any]:
+    """The JSON document but for what it was made by: every number of an explanation, in its own units."""
+    return {
+        "query": {
+            "series_id": found.series_id,
+            "origin": found.origin_text,
+            "context": found.context,
+            "actual": found.actual,
+        },
+        "in_sample": found.in_sample,
+        "no_close_analogue": found.no_close_analogue,
+        "times": [step.isoformat(time) for time in found.times[len(found.context) :]],
+        "forecast": found.forecast,
+        "quantiles": {f"q{level:g}": found.quantiles[:, number] for number, level in enumerate(found.levels)},
+        "gate": found.gate,
+        "model_part": found.model_part,
+        "memory_part": found.memory_part,
+        "network": found.network,
+        "parts": found.parts,
+        "neighbours": [_neighbour_document(each) for each in found.neighbours],
+        "feature_gate": found.feature_gate,
+        "confidence": found.confidence,
+        "trend": found.trend,
+    }
+
+
+def _neighbour_document(gated: GatedNeighbour) -> dict[str, Any]:
+    """As `index neighbours` has it, but `weight` is the one among these neighbours."""
+    n = gated.record
+    return {
+        "scope": n.scope,
+        "view": n.view,
+        "rank": n.rank,
+        "row_id": n.row_id,
+        "series_id": n.series_id,
+        "start": n.start,
+        "origin": n.origin,
+        "known_at": n.known_at,
+        "distance": n.distance,
+        "shape_distance": n.shape_distance,
+        "value_distance": n.value_distance,
+        "similarity": gated.similarity,
+        "match_score": gated.match_score,
+        "weight": gated.weight,
+        "weight_in_space": n.weight,
+        "match": n.match,
+        "context": n.context,
+        "future": n.future,
+    }
