@@ -16,6 +16,7 @@ from cli.pictures.look import (
     BLUE,
     FORECAST_COLOUR,
     INK,
+    LEAST_SHOWN,
     ORANGE,
     PAPER,
     QUERY_COLOUR,
@@ -24,6 +25,7 @@ from cli.pictures.look import (
     date_axis,
     dates,
     figure,
+    limits,
     plain,
 )
 from cli.wording import age, minute, short
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from forecaster.explain import Explanation
     from memory_index.windows import Step
 
-SHOWN_HORIZONS, LEAST_SHOWN = 1.5, 48  # of history that is drawn, and so many steps however short the horizon is
+SHOWN_HORIZONS = 1.5  # of history that is drawn
 HEIGHTS: dict[Shape, tuple[float, ...]] = {"wide": (3.9, 3.2, 3.2, 0.9, 1.7), "narrow": (4.6, 4.2, 2.9, 1.0, 1.7)}
 LEAST_NAMED = 0.2  # share that has room for its name
 LEFT_WIDTHS: dict[Shape, float] = {"wide": 5.5, "narrow": 2.9}  # of a panel, about, in inches
@@ -130,7 +132,9 @@ def _draw_forecast(axes: Axes, found: Explanation, step: Step, shape: Shape) -> 
     if found.no_close_analogue:
         warning = "No close analogue in the memory"
         axes.set_title(warning, fontsize=10, loc="left", pad=16, weight="bold", color=ORANGE.light)
-    axes.set_ylim(*_limits(found, shown))
+    lines = [found.context[-shown:], found.forecast, found.model_part, found.memory_part, found.quantiles.ravel()]
+    wild = [each.record.aligned_future[:horizon] for each in found.neighbours]
+    axes.set_ylim(*limits([*lines, found.actual], wild))
     axes.set_xlim(before[0], after[-1] + (after[-1] - before[0]) * (0.01 if horizon == 1 else 0))
     plain(axes)
     date_axis(axes, step, shape)
@@ -242,15 +246,3 @@ def _title(axes: Axes, text: str) -> None:
 def _held(shares: np.ndarray) -> np.ndarray:
     """[H] -> [H + 1]: the share of the first step holds from the origin on."""
     return np.concatenate([shares[:1], shares])
-
-
-def _limits(found: Explanation, shown: int) -> tuple[float, float]:
-    """Limits that show history, truth, parts and interval, but not all of a neighbour: one wild line must not flatten
-    the rest.
-    """
-    horizon = len(found.forecast)
-    lines = [found.context[-shown:], found.forecast, found.model_part, found.memory_part, found.quantiles.ravel()]
-    futures = np.concatenate([each.record.aligned_future[:horizon] for each in found.neighbours])
-    values = np.concatenate([*lines, found.actual[np.isfinite(found.actual)], np.quantile(futures, [0.05, 0.95])])
-    margin = 0.06 * (float(values.max() - values.min()) or abs(float(values[0])) or 1.0)
-    return float(values.min()) - margin, float(values.max()) + margin

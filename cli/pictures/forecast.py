@@ -9,6 +9,7 @@ import numpy as np
 from cli.pictures.look import (
     BAND,
     FORECAST_COLOUR,
+    LEAST_SHOWN,
     QUERY_COLOUR,
     SHOWN_STEPS,
     SOFT,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from memory_index.tables.series import SeriesTable
 
 MAX_PANELS = 12
-LEAST_SHOWN = 48  # steps of history that are drawn however short the horizon is
 
 
 def draw_forecast(table: SeriesTable, forecast: pd.DataFrame, title: str) -> Figure:

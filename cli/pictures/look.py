@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from memory_index.inspection import Inspection
     from memory_index.windows import Step
 
 Shape = Literal["wide", "narrow"]  # for a screen or paper, and for a phone
@@ -48,7 +50,8 @@ SCOPE_STYLES = {"own": "-", "joint": "--", "pooled": "-."}
 QUERY_COLOUR, FORECAST_COLOUR = INK.light, PURPLE.light
 WIDTHS: dict[Shape, float] = {"wide": 11.0, "narrow": 3.6}  # inches
 DOTS_PER_INCH = 130
-SHOWN_STEPS = 3  # horizons of history that are drawn before the origin
+SHOWN_STEPS = 3  # horizons of history that are drawn before the origin,
+LEAST_SHOWN = 48  # and so many steps however short the horizon is
 
 
 def figure(height: float, shape: Shape = "wide") -> Figure:
@@ -81,6 +84,23 @@ def date_axis(axes: Axes, step: Step, shape: Shape) -> None:
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     zone = f" ({step.time_zone})" if step.time_zone else ""
     axes.set_xlabel(f"time{zone}", loc="center" if shape == "wide" else "left")  # on the right stands the year
+
+
+def limits(whole: Sequence[np.ndarray], wild: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Limits of values that show all of some lines and most of others: one wild line must not flatten the rest.
+
+    NaN is left out.
+    """
+    values = np.concatenate([*whole, np.quantile(np.concatenate(wild), [0.02, 0.98])])
+    values = values[np.isfinite(values)]
+    margin = 0.06 * (float(values.max() - values.min()) or abs(float(values[0])) or 1.0)
+    return float(values.min()) - margin, float(values.max()) + margin
+
+
+def num_shown(found: Inspection) -> int:
+    """How many steps of a query are drawn before its origin: no more than any neighbour is compared over."""
+    wanted = max(SHOWN_STEPS * len(found.forecast), LEAST_SHOWN)
+    return min(wanted, len(found.context), max(n.view for n in found.neighbours))
 
 
 def save(drawn: Figure, path: Path) -> None:

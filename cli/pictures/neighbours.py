@@ -13,11 +13,12 @@ from cli.pictures.look import (
     QUERY_COLOUR,
     SCOPE_COLOURS,
     SCOPE_STYLES,
-    SHOWN_STEPS,
     SOFT,
     date_axis,
     dates,
     figure,
+    limits,
+    num_shown,
     plain,
 )
 from cli.wording import minute
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from cli.pictures.look import Shape
     from memory_index.inspection import Inspection, NeighbourRecord
     from memory_index.windows import Step, StoredWindows
-
-LEAST_SHOWN = 48  # steps of history that are drawn however short the horizon is
 
 
 def draw_neighbours(found: Inspection, windows: StoredWindows, ref: str, shape: Shape = "wide") -> Figure:
@@ -69,8 +68,7 @@ def episodes(neighbours: Iterable[NeighbourRecord], step: Step) -> list[Neighbou
 
 def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape) -> None:
     horizon = len(found.forecast)
-    longest = max(n.view for n in found.neighbours)
-    shown = min(longest, max(SHOWN_STEPS * horizon, LEAST_SHOWN), len(found.context))
+    shown = num_shown(found)
     times = dates(step, found.times)
     now = len(found.context)
     after, before = times[now:], times[now - shown : now]
@@ -95,26 +93,14 @@ def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape) -> No
         "origin", (times[now - 1], 1), xycoords=("data", "axes fraction"), xytext=(0, 3), ha="center",
         textcoords="offset points", fontsize=9, color=SOFT.light,
     )  # fmt: skip
-    axes.set_ylim(*_limits(found, shown))
+    lines = [found.context[-shown:], found.forecast, found.quantiles.ravel(), found.actual]
+    axes.set_ylim(*limits(lines, [n.aligned_future for n in found.neighbours]))
     axes.set_xlim(before[0], after[-1])
     plain(axes)
     date_axis(axes, step, shape)
     axes.set_ylabel(f"{found.series_id} (units of the data)")
     columns = 3 if shape == "wide" else 1
     axes.legend(fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
-
-
-def _limits(found: Inspection, shown: int) -> tuple[float, float]:
-    """Limits that show the query, the truth, the forecast and most of each neighbour.
-
-    Not all of each: one wild line must not flatten the rest.
-    """
-    lines = [found.context[-shown:], found.forecast, found.quantiles.ravel(), found.actual[np.isfinite(found.actual)]]
-    futures = np.concatenate([n.aligned_future for n in found.neighbours])
-    lines.append(np.quantile(futures, [0.02, 0.98]))
-    values = np.concatenate(lines)
-    margin = 0.06 * (values.max() - values.min() or 1.0)
-    return float(values.min() - margin), float(values.max() + margin)
 
 
 def _draw_history(
