@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 FLAGS += ("--disable-sync", "--no-first-run")
+PATIENCE = 60_000  # milliseconds until what a page was told to do counts as not done: other tests need the cores too
 WIDE, PHONE = (1280, 900), (390, 844)
 
 
@@ -24,12 +25,15 @@ def find_browser() -> str | None:
 @contextmanager
 def launched(path: str) -> Iterator[Browser]:
     """A headless browser without anything of its own to say to the network."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield browser
-        browser.close()
+        try:
+            yield browser
+        finally:
+            browser.close()
 
 
 @contextmanager
@@ -43,6 +47,7 @@ def watched(
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light", accept_downloads=True
     )
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     said: list[str] = []
     asked: list[str] = []
@@ -51,8 +56,10 @@ def watched(
     context.on(
         "request", lambda request: asked.append(request.url) if not request.url.startswith(("data:", "blob:")) else None
     )
-    yield page, asked
-    context.close()
+    try:
+        yield page, asked
+    finally:
+        context.close()
     complaints = [line for line in said if line.startswith(("error", "warning"))]
     complaints += [f"asked for {url}" for url in asked if not url.startswith(origin)]
     assert not complaints, complaints

@@ -1,4 +1,4 @@
-"""Three versions of small indexes, a run, and the page on them, served by a thread."""
+"""A few versions of small indexes, a run, and the page on them, served by a thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from cli_fixtures import HORIZON, LOOKBACK, make
+import pandas as pd
+from cli_fixtures import HORIZON, LOOKBACK, frame, make
 
 from cli.explorer.server import listen, make_app
 from cli.explorer.state import State
@@ -18,19 +19,21 @@ from cli.main import run
 from memory_index.tables.columns import ReadOptions
 
 AT = "2024-01-19 12:00"  # of the test part, its future known
+ZONE, AT_NIGHT = "America/New_York", "2024-03-10 00:00"  # the night in which that zone's clocks go forward
 
 
 @cache
 def indexes(base: Path) -> Path:
-    """Two versions of `m`, of which the second knows more, and one of `v`, which compares 24 steps too.
+    """Two versions of `m`, of which the second knows more, one of `v`, which compares 24 steps too, and one of `z`,
+    for which the same times are those of a time zone.
 
     base: `getbasetemp()` of pytest.
     """
     made, folder = make(base), base / "versions"
     shutil.copytree(made.indexes, folder)
     assert run(["index", "append", "m", str(made.newer), "--indexes-dir", str(folder)]) == 0
-    build = ["index", "build", str(made.file), "--name", "v", "--views", "24,48", "--indexes-dir", str(folder)]
-    assert run([*build, "--lookback", str(LOOKBACK), "--horizon", str(HORIZON)]) == 0
+    _build(made.file, "v", folder, "--views", "24,48")
+    _build(made.file, "z", folder, "--time-zone", ZONE)
     return folder
 
 
@@ -40,6 +43,25 @@ def subject(base: Path, with_run: bool = True, refs: tuple[str, ...] = ("m@1", "
     made = make(base)
     run_folder = made.run if with_run else None
     return open_subject(made.newer, refs, run_folder, indexes(base), ReadOptions(), device="cpu", llm=None)
+
+
+@cache
+def at_night(base: Path) -> Subject:
+    """Without a run, on a table of `ZONE` that goes on beyond `AT_NIGHT`."""
+    folder, table = base / "at-night", frame()
+    folder.mkdir()
+    first = pd.Timestamp("2024-02-23", tz=ZONE)
+    table["date"] = [time.isoformat() for time in pd.date_range(first, periods=len(table), freq="h")]
+    table.to_csv(folder / "night.csv", index=False)
+    _build(folder / "night.csv", "night", folder / "indexes", "--time-zone", ZONE)
+    return open_subject(
+        folder / "night.csv", ["night@1"], None, folder / "indexes", ReadOptions(), device="cpu", llm=None
+    )
+
+
+def _build(file: Path, name: str, folder: Path, *more: str) -> None:
+    window = ["--lookback", str(LOOKBACK), "--horizon", str(HORIZON), "--indexes-dir", str(folder)]
+    assert run(["index", "build", str(file), "--name", name, *window, *more]) == 0
 
 
 def start(of: Subject, series: str = "north", at: str | None = AT) -> State:

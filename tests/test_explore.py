@@ -9,14 +9,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from base64 import b64decode
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
+import torch
 from cli_fixtures import HORIZON, LOOKBACK, make
-from explore_fixtures import AT, indexes, start, subject
+from explore_fixtures import AT, AT_NIGHT, ZONE, at_night, indexes, start, subject
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,13 +36,17 @@ from cli.explorer.figures import (
 )
 from cli.explorer.moves import moved
 from cli.explorer.server import host_allowed, listen, look, make_app
-from cli.explorer.state import MAX_K, SCOPES, Side, State, from_address, to_address
+from cli.explorer.state import MAX_GAP, MAX_K, SCOPES, Side, State, from_address, to_address
+from cli.explorer.subject import open_subject
 from cli.explorer.words import problem, rows, sentence, warned
 from cli.main import run
 from cli.pictures.look import PALETTE
+from cli.wording import IN_SAMPLE
 from forecaster.explain import explain
-from memory_index.errors import NotFoundError, ServiceError, UsageError
+from memory_index.errors import IncompatibleError, NotFoundError, ServiceError, UsageError
 from memory_index.inspection import inspect_window
+from memory_index.tables.columns import ReadOptions
+from memory_index.windows import Step
 
 START = State(series_id="a", at="2024-01-01T00:00:00", k=3, min_gap=12, sides=(Side(ref="m@1"),))
 
@@ -75,7 +84,7 @@ SIDES = st.builds(Side, ref=st.text(), scopes=subsets(SCOPES), views=subsets((8,
         series_id=st.text(),
         at=st.text(),
         k=st.integers(1, MAX_K),
-        min_gap=st.integers(0, 10_000),
+        min_gap=st.integers(0, MAX_GAP),
         sides=st.tuples(SIDES) | st.tuples(SIDES, SIDES),
     )
 )
@@ -100,6 +109,7 @@ def test_a_second_side_is_the_first_version_unless_it_is_named():
         ("?k=many", "not a whole number"),
         ("?k=-1", "not a whole number"),
         ("?gap=1.5", "not a whole number"),
+        ("?gap=999999999", "from 0 to 1,000,000"),
         ("?view=96,x", "not a whole number"),
         ("?scope=mine", "'mine'"),
         ("?series=a&series=b", "twice"),
@@ -141,6 +151,39 @@ def test_a_time_that_cannot_be_is_refused(small, typed, error):
         moved(small, start(small), "typed", {"typed": typed})
 
 
+def with_short_series(small):
+    """Also a series `short` that has too little history at its end."""
+    north = small.table["north"]
+    short = replace(north, series_id="short", times=north.times[: LOOKBACK - 1], values=north.values[: LOOKBACK - 1])
+    return replace(small, table=replace(small.table, series=(*small.table.series, short)))
+
+
+def test_a_series_without_enough_history_is_refused(small):
+    short = with_short_series(small)
+    with pytest.raises(NotFoundError, match=f"has {LOOKBACK - 1} steps"):
+        moved(short, start(short), "series", {"series": "short"})
+
+
+@pytest.mark.parametrize(
+    ("frequency", "steps", "name"),
+    [
+        ("h", 24, "1 day"),
+        ("30min", 48, "1 day"),
+        ("7h", 3, "3 steps"),
+        ("D", HORIZON, f"{HORIZON} steps"),
+        ("MS", HORIZON, f"{HORIZON} steps"),
+    ],
+)
+def test_the_longer_move_is_a_day_where_steps_are_shorter(small, frequency, steps, name):
+    step = Step(frequency=frequency)
+    series = tuple(
+        replace(each, times=step.range(np.datetime64("2024-01-01", "ns"), 60), values=each.values[:60])
+        for each in small.table.series
+    )
+    of = replace(small, table=replace(small.table, step=step, series=series))
+    assert of.jump(start(small)) == (steps, name)
+
+
 def test_the_choice_of_a_series_keeps_the_time(small):
     state = moved(small, start(small), "series", {"series": "south"})
     assert (state.series_id, state.at) == ("south", start(small).at)
@@ -167,7 +210,9 @@ def test_key_spaces_of_one_side(small):
     assert moved(small, state, "ref-1", {"ref-1": "m@2"}).sides[0] == Side(ref="m@2")
 
 
-@pytest.mark.parametrize(("control", "value"), [("k", 0), ("k", 51), ("k", None), ("k", 1.5), ("gap", -1)])
+@pytest.mark.parametrize(
+    ("control", "value"), [("k", 0), ("k", 51), ("k", None), ("k", 1.5), ("gap", -1), ("gap", MAX_GAP + 1)]
+)
 def test_numbers_out_of_range_are_refused(small, control, value):
     with pytest.raises(UsageError):
         moved(small, start(small), control, {control: value})
@@ -218,6 +263,81 @@ def test_the_pictures_show_what_the_library_says(small):
     for part, trace in zip(explained.parts, gate_figure(answer, dark=False)["data"], strict=True):
         assert np.array_equal(unpacked(trace["y"]), part.weight)
     assert [row[3] for row in rows(found)] == [row[3] for row in rows(answer.found)]
+
+
+def clock(times, zone):
+    """Times as the clocks of a zone show them, in milliseconds; UTC in, or naive without a zone."""
+    index = pd.DatetimeIndex(times)
+    local = index if zone is None else index.tz_localize("UTC").tz_convert(zone).tz_localize(None)
+    return local.to_numpy().astype("datetime64[ms]").astype(np.int64).astype(np.float64)
+
+
+def in_zone(base, small, zone):
+    """A subject of a zone, or of none, and an answer whose future begins there."""
+    of, at = (small, AT) if zone is None else (at_night(base), AT_NIGHT)
+    state = start(of, at=at)
+    [answer] = look(of, state).answers
+    return of, state, answer
+
+
+@pytest.mark.parametrize("zone", [None, ZONE])
+def test_every_line_is_drawn_at_its_times(base, small, zone):
+    of, _, answer = in_zone(base, small, zone)
+    found = answer.found
+    times = clock(found.times, zone)
+    before, after = times[:LOOKBACK], times[LOOKBACK:]
+    figure = windows_figure(answer, of.table.step, limits=(0, 1), dark=False, with_run=zone is None)
+    for trace in figure["data"]:
+        name, x = trace["name"], unpacked(trace["x"])
+        if name == "known at the origin":
+            assert np.array_equal(x, before)
+        elif name == "futures of the neighbours":
+            assert np.array_equal(x, [*after, *after[::-1]])
+        elif name.startswith("neighbours"):
+            one = [*times, after[-1]]  # the views are as long as the lookback
+            assert np.array_equal(x, one * (len(x) // len(one)))
+            assert np.array_equal(
+                np.isnan(unpacked(trace["y"])), ([False] * len(times) + [True]) * (len(x) // len(one))
+            )
+        else:
+            assert np.array_equal(x, after), name
+    assert figure["layout"]["shapes"][0]["x0"] == before[-1]
+    assert before[-1] == clock([np.datetime64(AT if zone is None else AT_NIGHT)], None)[0]
+    assert (np.diff(after) == 3_600_000).all() == (zone is None)  # an hour is missing on the clocks of that night
+
+
+@pytest.mark.parametrize("zone", [None, ZONE])
+def test_the_lanes_show_where_each_neighbour_lies(base, small, zone):
+    of, state, answer = in_zone(base, small, zone)
+    drawn = history_figure(of.table, state, of.row(state), [answer], dark=False)
+    [history, *lanes] = drawn["data"]
+    assert np.array_equal(unpacked(history["x"]), clock(of.table["north"].times[history["customdata"]], zone))
+    assert drawn["layout"]["shapes"][1]["x0"] == clock([answer.found.origin], zone)[0]
+
+    def moment(text, hours=0):
+        at = pd.Timestamp(text) + pd.Timedelta(hours=hours)
+        return clock([at if zone is None else at.tz_convert("UTC").tz_localize(None)], zone)[0]
+
+    names = drawn["layout"]["yaxis2"]["ticktext"]
+    assert len(lanes) == 2 * len(names) > 2
+    for place, scope in enumerate(names):
+        bars, marks = lanes[2 * place : 2 * place + 2]
+        group = [n for n in answer.found.neighbours if n.scope == scope]
+        wanted = [[moment(n.origin, 1 - n.view), moment(n.known_at), None] for n in group]
+        assert bars["x"] == [each for bar in wanted for each in bar]
+        assert list(unpacked(marks["x"])) == [moment(n.origin) for n in group]
+        assert {*bars["y"], *marks["y"]} == {place}
+
+
+def test_names_of_series_are_no_html(small):
+    state = replace(start(small), series_id="<b>a</b> & b")
+    [answer] = look(small, start(small)).answers
+    named = replace(small.table, series=(replace(small.table["north"], series_id=state.series_id),))
+    answer = replace(answer, found=replace(answer.found, series_id=state.series_id))
+    history = history_figure(named, state, 300, [answer], dark=False)
+    windows = windows_figure(answer, small.table.step, limits=(0, 1), dark=False, with_run=True)
+    assert history["layout"]["yaxis"]["title"]["text"] == "&lt;b&gt;a&lt;/b&gt; &amp; b"
+    assert windows["layout"]["yaxis"]["title"]["text"].startswith("&lt;b&gt;a&lt;/b&gt; &amp; b (")
 
 
 def test_the_fan_is_nested(small):
@@ -299,6 +419,9 @@ def test_words_say_what_is_unusual(small):
     lines = warned(far, "small")
     assert any(line.startswith("no close analogue") for line in lines)
     assert any(line.startswith("in sample") for line in lines)
+    used = replace(answer, explained=replace(answer.explained, in_sample=True))
+    assert not answer.explained.in_sample
+    assert (IN_SAMPLE in warned(used, "small"), IN_SAMPLE in warned(answer, "small")) == (True, False)
     text = sentence(answer, "small")
     assert "north up to 2024-01-19 12:00" in text
     assert "the run small expects" in text
@@ -313,6 +436,103 @@ def test_a_side_that_cannot_be_answered_says_why(small):
 
 
 # Who is answered
+
+
+def use(client, control, **values):
+    """What the page shows after a control was used. values: what others hold, by their names with `_` for `-`."""
+    [callback] = [each for each in client.get("/_dash-dependencies").json if "history.figure" in each["output"]]
+    outputs = [each.rsplit(".", 1) for each in callback["output"].strip(".").split("...")]
+    inputs = [each | {"value": values.get(each["id"].replace("-", "_"))} for each in callback["inputs"]]
+    [changed] = [f"{each['id']}.{each['property']}" for each in callback["inputs"] if each["id"] == control]
+    answered = client.post(
+        "/_dash-update-component",
+        json={
+            "output": callback["output"],
+            "outputs": [{"id": name, "property": each} for name, each in outputs],
+            "inputs": inputs,
+            "changedPropIds": [changed],
+        },
+    )
+    assert answered.status_code == 200
+    return answered.json["response"]
+
+
+def test_what_is_refused_is_said_and_undone(small):
+    short = with_short_series(small)
+    client = make_app(short, start(short), host="127.0.0.1").test_client()
+    shown = use(client, "series", series="short", k=3)
+    assert f"has {LOOKBACK - 1} steps" in shown["message"]["children"]
+    assert shown["series"]["value"] == "north"
+    shown = use(client, "gap", series="north", gap=999_999_999)
+    assert shown["message"]["children"] == "steps apart is 999,999,999, but must be from 0 to 1,000,000"
+    assert shown["gap"]["value"] == HORIZON
+    assert use(client, "gap", series="north", gap=MAX_GAP)["message"]["children"] == ""
+
+
+def side_by_side(*tasks):
+    """Do them in threads; whether each has ended in time."""
+    threads = [threading.Thread(target=task, daemon=True) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    return [not thread.is_alive() for thread in threads]
+
+
+class Alone:
+    """Calls a function, slowly, and notes whether it was called while it was at it. Used from threads."""
+
+    def __init__(self, function):
+        self.function, self.busy, self.calls = function, threading.Lock(), []
+
+    def __call__(self, *arguments, **named):
+        alone = self.busy.acquire(blocking=False)
+        self.calls.append(alone)
+        try:
+            time.sleep(0.3)
+            return self.function(*arguments, **named)
+        finally:
+            if alone:
+                self.busy.release()
+
+
+def test_one_question_is_asked_at_a_time(small, monkeypatch):
+    app = make_app(small, start(small), host="127.0.0.1")
+    asked = Alone(inspect_window)
+    monkeypatch.setattr("cli.explorer.subject.inspect_window", asked)
+    tables = [lambda: app.test_client().get("/export/1/neighbours.csv")] * 2
+    assert all(side_by_side(*tables, *[lambda: use(app.test_client(), "k", k=2)] * 2))
+    assert asked.calls == [True] * 4
+
+
+def test_one_picture_is_drawn_at_a_time(client, small, monkeypatch):
+    from cli.pictures.look import save
+
+    app, saved = make_app(small, start(small), host="127.0.0.1"), Alone(save)
+    monkeypatch.setattr("cli.pictures.look.save", saved)
+    assert all(side_by_side(*[lambda: app.test_client().get("/export/1/neighbours.png")] * 2))
+    assert saved.calls == [True] * 2
+
+
+def test_no_question_waits_for_a_picture(small, monkeypatch):
+    app = make_app(small, start(small), host="127.0.0.1")
+    drawing, asked = threading.Event(), threading.Event()
+
+    def save_late(drawn, path):
+        drawing.set()
+        path.write_bytes(b"late" if asked.wait(timeout=60) else b"never")
+
+    monkeypatch.setattr("cli.pictures.look.save", save_late)
+    pictures = []
+
+    def ask():
+        assert drawing.wait(timeout=60)
+        assert app.test_client().get("/export/1/neighbours.csv").status_code == 200
+        use(app.test_client(), "k", k=2)
+        asked.set()
+
+    side_by_side(lambda: pictures.append(app.test_client().get("/export/1/neighbours.png").data), ask)
+    assert pictures == [b"late"]
 
 
 @pytest.mark.parametrize(
@@ -407,6 +627,42 @@ def test_what_cannot_be_shown_is_said_in_one_line(base, capsys, arguments, code,
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ")
     assert said in line
+
+
+@pytest.mark.parametrize("refs", [("z@1", "m@1"), ("m@1", "z@1"), ("m@2", "m@1", "z@1")])
+def test_versions_of_different_time_zones_are_not_shown_together(base, capsys, monkeypatch, refs):
+    # A table read like one of them would ask the other about hours that are still to come.
+    monkeypatch.setattr("werkzeug.serving.BaseWSGIServer.serve_forever", lambda self: self.server_close())
+    assert run(command(base, *(each for ref in refs for each in ("--index", ref)))) == 6
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert ZONE in line
+
+
+def test_a_version_that_is_named_twice_is_shown_once(base):
+    assert list(subject(base, False, ("m@1", "m@2", "m@1")).versions) == ["m@1", "m@2"]
+
+
+def test_versions_of_other_data_are_not_shown_together(base, tmp_path):
+    other = pd.read_csv(make(base).file)
+    other["north"] += 1
+    other.to_csv(tmp_path / "other.csv", index=False)
+    build = ["index", "build", str(tmp_path / "other.csv"), "--name", "o", "--indexes-dir", str(tmp_path)]
+    assert run([*build, "--lookback", str(LOOKBACK), "--horizon", str(HORIZON)]) == 0
+    (tmp_path / "m").symlink_to(indexes(base) / "m")
+    with pytest.raises(IncompatibleError, match="o@1"):
+        open_subject(make(base).newer, ["m@1", "o@1"], None, tmp_path, ReadOptions(), device="cpu", llm=None)
+
+
+def test_a_run_has_a_name_wherever_one_stands_and_one_thread(base, monkeypatch):
+    made, before = make(base), torch.get_num_threads()
+    monkeypatch.chdir(made.run)
+    torch.set_num_threads(2)
+    try:
+        of = open_subject(made.newer, [], Path(), indexes(base), ReadOptions(), device="cpu", llm=None)
+        assert (of.run, torch.get_num_threads()) == ("small", 1)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_run_without_memory_is_refused(base, capsys, tmp_path):

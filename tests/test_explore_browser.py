@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
+from contextlib import ExitStack
+from dataclasses import replace
 from itertools import pairwise
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,6 +16,24 @@ from playwright.sync_api import expect
 
 TABLE = "#table-{} tbody tr"
 PICTURES = ("history", "windows-1", "gate-1")
+# Whether everything is where it was when this was last asked.
+STILL = """() => {
+  const places = [...document.querySelectorAll("main *")].map((e) => e.getBoundingClientRect().top).join();
+  const still = places === window.places;
+  window.places = places;
+  return still;
+}"""
+# Whether the origin is at a share of the history, and everything says so.
+AT_PLACE = """([place, precision]) => {
+  const drawn = document.querySelector("#history .js-plotly-plot")._fullLayout;
+  const axis = drawn.xaxis.range.map((t) => +new Date(t + "Z"));
+  const origins = ["history", "windows-1"].map((name) =>
+    document.querySelector(`#${name} .js-plotly-plot`).layout.shapes.find((s) => s.type === "line").x0);
+  const time = new Date(origins[0]).toISOString().slice(0, 16).replace("T", " ");
+  return origins[0] === origins[1] && Math.abs((origins[0] - axis[0]) / (axis[1] - axis[0]) - place) < precision
+    && document.querySelector("#typed").value === time
+    && document.querySelector("#said-1").textContent.includes(`up to ${time}`);
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -25,33 +45,23 @@ def address(tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, address):
-    """Opens a page on a state, and waits for its pictures; all pages are watched until the test ends."""
-    contexts = []
+    """Opens a page on a state, and waits until it is still; all pages are watched until the test ends."""
+    with ExitStack() as contexts:
 
-    def open_page(query="", *, size=WIDE, dark=False):
-        context = watched(browser, origin=address, size=size, dark=dark)
-        page, _ = context.__enter__()
-        contexts.append(context)
-        page.goto(address + query)
-        expect(page.locator(TABLE.format(1)).first).to_be_visible()
-        expect(page.locator("#windows-1 .xtick text").first).to_be_visible()
-        return page
+        def open_page(query="", *, size=WIDE, dark=False):
+            page, _ = contexts.enter_context(watched(browser, origin=address, size=size, dark=dark))
+            page.goto(address + query)
+            expect(page.locator(TABLE.format(1)).first).to_be_visible()
+            expect(page.locator("#windows-1 .xtick text").first).to_be_visible()
+            page.wait_for_load_state("networkidle")
+            page.wait_for_function(STILL, polling=200)
+            return page
 
-    yield open_page
-    for context in contexts:
-        context.__exit__(None, None, None)
+        yield open_page
 
 
 def state_of(page):
     return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
-
-
-def origin_drawn(page, name):
-    """Where the line of the origin is, in milliseconds since 1970."""
-    script = (
-        "(name) => document.querySelector(`#${name} .js-plotly-plot`).layout.shapes.find((s) => s.type === 'line').x0"
-    )
-    return page.evaluate(script, name)
 
 
 def cells(page, column, side=1):
@@ -77,14 +87,13 @@ def test_the_page_shows_everything(opened):
 
 def test_a_click_into_the_history_moves_the_origin(opened):
     page = opened()
-    before, neighbours, drawn = page.url, page.locator("#table-1").inner_text(), origin_drawn(page, "windows-1")
+    before, neighbours = page.url, page.locator("#table-1").inner_text()
     click_history(page, 0.8)
     expect(page).not_to_have_url(before)
     expect(page.locator("#typed")).not_to_have_value(AT)
     expect(page.locator("#said-1")).not_to_contain_text(AT)
     expect(page.locator("#table-1")).not_to_have_text(neighbours, use_inner_text=True)
-    assert origin_drawn(page, "windows-1") != drawn
-    assert origin_drawn(page, "windows-1") == origin_drawn(page, "history")
+    page.wait_for_function(AT_PLACE, arg=[0.8, 0.01])
     assert state_of(page)["at"].replace("T", " ").removesuffix(":00") == page.input_value("#typed")
 
 
@@ -101,14 +110,8 @@ def test_the_same_place_can_be_clicked_again(opened):
 def test_the_origin_is_where_it_was_clicked(opened):
     page = opened()
     page.locator("#history .nsewdrag").first.scroll_into_view_if_needed()
-    before = page.url
     click_history(page, 0.7)
-    expect(page).not_to_have_url(before)
-    axis = page.evaluate(
-        "document.querySelector('#history .js-plotly-plot')._fullLayout.xaxis.range.map((t) => +new Date(t + 'Z'))"
-    )
-    place = (origin_drawn(page, "history") - axis[0]) / (axis[1] - axis[0])
-    assert abs(place - 0.7) < 0.01
+    page.wait_for_function(AT_PLACE, arg=[0.7, 0.01])
 
 
 def test_the_address_restores_the_state(opened):
@@ -119,6 +122,7 @@ def test_the_address_restores_the_state(opened):
     expect(page.locator("#said-1")).to_contain_text("south up to 2024-01-18 06:00")
     expect(page.locator("#said-1")).to_contain_text("of m@1")
     expect(page.locator("#said-2")).to_contain_text("of v@1")
+    expect(page.locator(TABLE.format(2)).first).to_be_visible()
     assert {name.split("-")[0] for name in cells(page, 2)} == {"own", "pooled"}
     assert {name.split("-")[1] for name in cells(page, 2, side=2)} == {"24"}
     again = opened("?" + urlsplit(page.url).query)
@@ -133,7 +137,7 @@ def test_the_way_back(opened):
     expect(page.locator("#typed")).to_have_value("2024-01-19 13:00")
     page.go_back()
     expect(page.locator("#typed")).to_have_value(AT)
-    assert page.url == first
+    expect(page).to_have_url(first)
 
 
 def test_buttons_and_keys_move_the_origin(opened):
@@ -156,10 +160,8 @@ def test_dragging_the_slider_moves_the_origin(opened):
     page.mouse.down()
     page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + box["height"] / 2, steps=5)
     page.mouse.up()
-    expect(page.locator("#typed")).not_to_have_value(AT)
-    row = int(page.input_value("#slider"))
-    assert abs(row / 509 - 0.7) < 0.02
-    expect(page.locator("#said-1")).to_contain_text(page.input_value("#typed"))
+    page.wait_for_function(AT_PLACE, arg=[0.7, 0.02])
+    assert abs(int(page.input_value("#slider")) / 509 - 0.7) < 0.02
 
 
 def test_every_control_is_reached_by_tab(opened):
@@ -190,8 +192,8 @@ def test_two_sides_are_compared(opened):
     left, right = (page.locator(f"#side-{n}").bounding_box() for n in (1, 2))
     assert abs(left["y"] - right["y"]) < 1
     assert right["x"] >= left["x"] + left["width"]
-    limits = "(n) => document.querySelector(`#windows-${n} .js-plotly-plot`).layout.yaxis.range"
-    assert page.evaluate(limits, 1) == page.evaluate(limits, 2)
+    limits = "[1, 2].map((n) => document.querySelector(`#windows-${n} .js-plotly-plot`).layout.yaxis.range.join())"
+    page.wait_for_function(f"() => {{ const [one, other] = {limits}; return one === other; }}")
     page.locator("#scopes-2").get_by_text("pooled").click()
     expect(page).to_have_url(re.compile("scope2=own,joint"))
     expect(page.locator("#table-2")).not_to_contain_text("pooled")
@@ -216,6 +218,42 @@ def test_a_time_that_cannot_be_is_told_in_a_line(opened, typed, said):
     page.get_by_role("button", name="origin 1 step later").click()
     expect(page.locator("#typed")).to_have_value("2024-01-19 13:00")
     expect(page.locator("#message")).to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    ("control", "typed", "said", "in_force"),
+    [
+        ("k", "99", "neighbours is 99, but must be from 1 to 50", "3"),
+        ("k", "0", "neighbours is 0, but must be from 1 to 50", "3"),
+        ("k", "1.5", "neighbours must be a whole number", "3"),
+        ("gap", "-1", "steps apart is -1, but must be from 0 to 1,000,000", "12"),
+        ("gap", "999999999", "steps apart is 999,999,999, but must be from 0 to 1,000,000", "12"),
+    ],
+)
+def test_a_number_out_of_its_range_is_told_in_a_line(opened, control, typed, said, in_force):
+    page = opened()
+    before = page.url
+    page.locator(f"#{control}").fill(typed)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_have_text(said)
+    expect(page.locator(f"#{control}")).to_have_value(in_force)
+    assert page.url == before
+    page.get_by_role("button", name="origin 1 step later").click()
+    expect(page.locator("#message")).to_be_hidden()
+
+
+def test_a_series_without_enough_history_is_told_in_a_line(browser, tmp_path_factory):
+    of = subject(tmp_path_factory.getbasetemp(), False, ("m@1",))
+    north = of.table["north"]
+    short = replace(north, series_id="short", times=north.times[:20], values=north.values[:20])
+    of = replace(of, table=replace(of.table, series=(*of.table.series, short)))
+    with served(of, start(of)) as url, watched(browser, origin=url) as (page, _):
+        page.goto(url)
+        expect(page.locator("#said-1")).to_contain_text("north up to")
+        page.locator("#series").click()
+        page.get_by_role("option", name="short").click()
+        expect(page.get_by_role("alert")).to_contain_text("series 'short' has 20 steps")
+        expect(page.locator("#series")).to_contain_text("north")
 
 
 def test_an_address_that_cannot_be_is_told_in_a_line(opened):

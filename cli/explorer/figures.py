@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cli.explorer.state import SCOPES, State
 from cli.explorer.subject import Answer
-from cli.pictures.look import PALETTE, SHOWN_STEPS
-from cli.pictures.neighbours import LEAST_SHOWN, episodes
+from cli.pictures.look import PALETTE, limits, num_shown
+from cli.pictures.neighbours import episodes
 from cli.wording import BASE_NAMES
 from memory_index.inspection import Inspection, NeighbourRecord
 from memory_index.tables.series import SeriesTable
@@ -92,7 +93,7 @@ def windows_figure(answer: Answer, step: Step, *, limits: tuple[float, float], d
     colour of the forecast, and the memory's that of the memory, as in the picture of `cli explain`.
     """
     colours, found = palette(dark), answer.found
-    lookback, shown = len(found.context), _num_shown(found)
+    lookback, shown = len(found.context), num_shown(found)
     times = _milliseconds(step, found.times)
     before, after = times[lookback - shown : lookback], times[lookback:]
     traces = [*_fan(found, after, colours)]
@@ -296,24 +297,12 @@ def _line(name: str, x: np.ndarray, y: np.ndarray, colour: str, *, width: float,
     }
 
 
-def _num_shown(found: Inspection) -> int:
-    """How many steps of history are drawn before the origin."""
-    least = max(SHOWN_STEPS * len(found.forecast), LEAST_SHOWN)
-    return min(least, len(found.context), max(n.view for n in found.neighbours))
-
-
 def _limits(answer: Answer) -> tuple[float, float]:
-    """Limits that show the query, the truth, the forecasts and most of each neighbour: none must flatten the rest."""
     found, explained = answer.found, answer.explained
-    shown = _num_shown(found)
-    futures = np.concatenate([n.aligned_future for n in found.neighbours])
-    lines = [found.context[-shown:], found.forecast, found.quantiles.ravel(), np.quantile(futures, [0.02, 0.98])]
-    lines.append(found.actual[np.isfinite(found.actual)])
+    lines = [found.context[-num_shown(found) :], found.forecast, found.quantiles.ravel(), found.actual]
     if explained is not None:
         lines += [explained.forecast, explained.quantiles.ravel()]
-    values = np.concatenate(lines)
-    margin = 0.06 * (values.max() - values.min() or 1.0)
-    return float(values.min() - margin), float(values.max() + margin)
+    return limits(lines, [n.aligned_future for n in found.neighbours])
 
 
 def _layout(colours: Mapping[str, str]) -> Figure:
@@ -329,8 +318,9 @@ def _layout(colours: Mapping[str, str]) -> Figure:
 
 
 def _axis(colours: Mapping[str, str], title: str = "", **more: Any) -> Figure:
+    """title: as it is to be read; plotly takes it for HTML."""
     return {
-        "title": {"text": title, "font": {"color": colours["soft"], "size": 12}, "standoff": 6},
+        "title": {"text": escape(title, quote=False), "font": {"color": colours["soft"], "size": 12}, "standoff": 6},
         "gridcolor": colours["rule"],
         "linecolor": colours["rule"],
         "tickcolor": colours["rule"],

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cli.explorer.state import MAX_K, SCOPES, Side, State, require_between
+from cli.explorer.state import MAX_GAP, MAX_K, SCOPES, Side, State, require_between
 from cli.explorer.subject import Subject
 from memory_index.errors import UsageError
 
@@ -18,6 +18,11 @@ def moved(subject: Subject, state: State, control: str, values: Mapping[str, Any
 
     Raises `UsageError`, `NotFoundError` for what cannot be looked at.
     """
+    return subject.checked(_wanted(subject, state, control, values))
+
+
+def _wanted(subject: Subject, state: State, control: str, values: Mapping[str, Any]) -> State:
+    """What was asked for, whether or not it can be looked at."""
     value: Any = values.get(control)
     if control == "series":
         return _other_series(subject, state, str(value))
@@ -26,24 +31,26 @@ def moved(subject: Subject, state: State, control: str, values: Mapping[str, Any
     if control == "dragged":
         return subject.at_row(state, int(value))
     if control == "typed":
-        return subject.checked(replace(state, at=str(value)))
+        return replace(state, at=str(value))
     if control in ("back", "back_far", "on", "on_far"):
-        steps = subject.jump(state) if control.endswith("far") else 1
+        steps = subject.jump(state).steps if control.endswith("far") else 1
         return subject.at_row(state, subject.row(state) + (steps if control.startswith("on") else -steps))
     if control == "k":
-        return replace(state, k=require_between("neighbours", _given(value), least=1, most=MAX_K))
+        return replace(state, k=require_between("neighbours", _given(value, "neighbours"), least=1, most=MAX_K))
     if control == "gap":
-        return replace(state, min_gap=require_between("steps apart", _given(value), least=0))
+        return replace(
+            state, min_gap=require_between("steps apart", _given(value, "steps apart"), least=0, most=MAX_GAP)
+        )
     if control == "compare":
         return _compared(subject, state, wanted=bool(value))
     name, _, number = control.partition("-")
     return _changed_side(subject, state, int(number) - 1, name, value)
 
 
-def _given(value: Any) -> int:
-    """A whole number from a field, which is None where it holds none in its range."""
+def _given(value: Any, name: str) -> int:
+    """A whole number from a field, which is None where it holds no number."""
     if value is None or int(value) != value:
-        raise UsageError("that is not a whole number in its range", hint="see the limits of the field")
+        raise UsageError(f"{name} must be a whole number")
     return int(value)
 
 
@@ -78,4 +85,4 @@ def _changed_side(subject: Subject, state: State, number: int, name: str, value:
         steps = tuple(sorted(int(view) for view in value))
         side = replace(side, views=None if len(steps) in (0, len(version.views)) else steps)
     sides = [side if i == number else each for i, each in enumerate(state.sides)]
-    return subject.checked(replace(state, sides=tuple(sides)))
+    return replace(state, sides=tuple(sides))

@@ -11,7 +11,7 @@ from typing import Any
 from dash import dcc, html
 
 from cli.explorer.figures import SIDE_NAMES, VIEW_PATTERNS, empty_figure, part_label, part_look
-from cli.explorer.state import MAX_K, SCOPES, State
+from cli.explorer.state import SCOPES, State
 from cli.explorer.subject import Answer, Subject
 from cli.pictures.look import PALETTE
 
@@ -76,7 +76,7 @@ def _about(subject: Subject) -> str:
 
 
 def _controls(subject: Subject, start: State) -> html.Div:
-    step, far = "1 step", _far(subject, start)
+    step, far = "1 step", subject.jump(start).name
     names = {
         "back_far": ("\u2212" + far, f"origin {far} earlier"),
         "back": ("\u2212" + step, f"origin {step} earlier"),
@@ -96,8 +96,8 @@ def _controls(subject: Subject, start: State) -> html.Div:
             ),
             _field("Origin", "typed", dcc.Input(id="typed", type="text", debounce=True, autoComplete="off")),
             html.Div(buttons, className="buttons", role="group", **_called("Move the origin")),
-            _field("Neighbours per key space", "k", _number("k", least=1, most=MAX_K)),
-            _field("Steps apart", "gap", _number("gap", least=0)),
+            _field("Neighbours per key space", "k", _number("k")),
+            _field("Steps apart", "gap", _number("gap")),
             dcc.Checklist(id="compare", options=["Compare"], value=[], className="ticks"),
         ],
         className="controls",
@@ -106,21 +106,13 @@ def _controls(subject: Subject, start: State) -> html.Div:
     )  # fmt: skip
 
 
-def _far(subject: Subject, start: State) -> str:
-    """The name of the longer of the two moves."""
-    step = subject.table.step
-    first = subject.table.series[0].times[:1]
-    jump = subject.jump(start)
-    one_day = step.is_fixed and str(step.add(first, jump)[0] - first[0]) == "86400000000000 nanoseconds"
-    return "1 day" if one_day else f"{jump} steps"
-
-
 def _field(text: str, control: str, component: Any) -> html.Div:
     return html.Div([html.Label(text, htmlFor=control), component], className="field")
 
 
-def _number(control: str, *, least: int, most: int | None = None) -> dcc.Input:
-    return dcc.Input(id=control, type="number", step=1, debounce=True, min=least, max=most)
+def _number(control: str) -> dcc.Input:
+    """Without limits of its own: the browser would keep what is outside of them to itself, and nobody would say why."""
+    return dcc.Input(id=control, type="number", debounce=True)
 
 
 def _slider() -> html.Div:

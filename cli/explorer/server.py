@@ -1,7 +1,7 @@
 """Who is answered, and how: the Dash application, its one callback for every move, exports, and listening on a port.
 
 Nothing is fetched from elsewhere (the browser is told to refuse it), no name but those of this machine is answered, and
-one question is asked at a time.
+one question is asked at a time. So is one picture drawn, which takes longer, and which no question waits for.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ CONTENT_POLICY = (
     "script-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 TYPES = {"png": "image/png", "svg": "image/svg+xml", "csv": "text/csv; charset=utf-8"}
+_drawing = threading.Lock()  # saving a picture changes settings of matplotlib, which belong to the whole process
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,10 +226,10 @@ def _answer_exports(server: flask.Flask, subject: Subject, start: states.State, 
                 state = subject.checked(from_address(flask.request.query_string.decode("ascii", "replace"), start))
                 if not 1 <= number <= len(state.sides):
                     flask.abort(404)
-                content = _exported(subject.answer(state, state.sides[number - 1]), kind)
+                answer = subject.answer(state, state.sides[number - 1])
         except MemoryIndexError as error:
             return flask.Response(problem(error) + "\n", status=400, mimetype="text/plain")
-        response = flask.Response(content, content_type=TYPES[kind])
+        response = flask.Response(_exported(answer, kind), content_type=TYPES[kind])
         at = "".join(c if c.isalnum() else "-" for c in f"{state.series_id}-{minute(state.at)}")
         response.headers.set("Content-Disposition", "attachment", filename=f"{at}.{kind}")
         return response
@@ -241,7 +242,7 @@ def _exported(answer: Answer, kind: str) -> bytes:
     from cli.pictures.look import save
     from cli.pictures.neighbours import draw_neighbours
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _drawing:
         path = Path(folder) / f"neighbours.{kind}"
         save(draw_neighbours(answer.found, answer.version.memory.windows, answer.version.ref), path)
         return path.read_bytes()

@@ -14,6 +14,7 @@ from memory_index.errors import UsageError
 from memory_index.types import Scope
 
 MAX_K = 50  # neighbours per key space; a picture of more tells nobody anything
+MAX_GAP = 1_000_000  # steps between neighbours; of minutes almost two years
 SECOND = "2"  # ends the names of what belongs to the second side
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
@@ -66,7 +67,7 @@ def from_address(text: str, start: State) -> State:
         series_id=given.pop("series", start.series_id),
         at=given.pop("at", start.at),
         k=_number(given, "k", start.k, least=1, most=MAX_K),
-        min_gap=_number(given, "gap", start.min_gap, least=0),
+        min_gap=_number(given, "gap", start.min_gap, least=0, most=MAX_GAP),
         sides=(first, _side(SECOND, given, first.ref)) if second else (first,),
     )
     if given:
@@ -87,16 +88,15 @@ def _side(end: str, given: dict[str, str], ref: str) -> Side:
     )
 
 
-def _number(given: dict[str, str], name: str, default: int, *, least: int, most: int | None = None) -> int:
+def _number(given: dict[str, str], name: str, default: int, *, least: int, most: int) -> int:
     number = default if name not in given else _whole(name, given.pop(name))
     return require_between(name, number, least=least, most=most)
 
 
-def require_between(name: str, number: int, *, least: int, most: int | None = None) -> int:
+def require_between(name: str, number: int, *, least: int, most: int) -> int:
     """The number itself. Raises `UsageError` if it is out of range."""
-    if number < least or (most is not None and number > most):
-        limits = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise UsageError(f"{name} is {number}, but must be {limits}")
+    if not least <= number <= most:
+        raise UsageError(f"{name} is {number:,}, but must be from {least} to {most:,}")
     return number
 
 

@@ -8,21 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cli.asking import open_run_with_table, open_with_table
+from cli.asking import encoder_loader, open_run_with_table, open_with_table
 from cli.explorer.state import Side, State
 from cli.output import note
 from memory_index.closeness import UsualDistances, usual_distances
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.inspection import Inspection, inspect_window
 from memory_index.local import LocalMemory
-from memory_index.queries import origin_at
+from memory_index.queries import origin_at, require_same_data
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Scope
+from memory_index.versions.opening import open_version
+from memory_index.versions.store import Store
 from memory_index.windows import WindowSpec
 
 if TYPE_CHECKING:
@@ -31,6 +33,13 @@ if TYPE_CHECKING:
 
 DAY = np.timedelta64(1, "D")
 START_K = 3  # neighbours per key space: few enough to be told apart
+
+
+class Jump(NamedTuple):
+    """The longer of the two moves of the origin, in steps, and what it is called."""
+
+    steps: int
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,12 +85,16 @@ class Subject:
         """The windows of the first side."""
         return self.versions[state.sides[0].ref].memory.windows.spec
 
-    def jump(self, state: State) -> int:
-        """Steps of the longer of the two moves: a day, or a horizon where a step is that long itself."""
-        step = self.table.step
+    def jump(self, state: State) -> Jump:
+        """A day, or as near to it as whole steps come, or a horizon where a step is that long itself."""
+        step, steps = self.table.step, self.spec(state).horizon
         first = self.table.series[0].times[:1]
         length = step.add(first, 1)[0] - first[0]
-        return int(DAY / length) if step.is_fixed and length < DAY else self.spec(state).horizon
+        if step.is_fixed and length < DAY:
+            steps = int(DAY / length)
+            if step.add(first, steps)[0] - first[0] == DAY:
+                return Jump(steps, "1 day")
+        return Jump(steps, f"{steps} step{'' if steps == 1 else 's'}")
 
     def row(self, state: State) -> int:
         """The row of the origin in its series. Raises `NotFoundError`, `UsageError`."""
@@ -136,7 +149,10 @@ def open_subject(
 ) -> Subject:
     """Open everything. The first version is one that the run can use: its own, if none is named.
 
-    Raises `UsageError` without any version, and what opening raises.
+    The table is read once, like the first version's own data, and asked of all of them: each is checked against it.
+
+    Raises `UsageError` without any version, `IncompatibleError` for versions of different data, steps or time zones,
+    and what opening raises.
     """
     if not refs and run is None:
         raise UsageError("neither --run nor --index is given", hint="--index REF, or --run RUN with its own version")
@@ -146,11 +162,28 @@ def open_subject(
     else:
         with_run = open_run_with_table(run, next(iter(refs), None), file, indexes_dir, options, device, llm=llm)
         memory, table, ref, predictor = with_run.memory, with_run.table, with_run.ref, with_run.predictor
+        _use_one_torch_thread()
     opened[ref] = _version(ref, memory, has_run=run is not None)
     for each in refs[1:]:
-        memory, _, ref = open_with_table(each, file, indexes_dir, options)
-        opened.setdefault(ref, _version(ref, memory, has_run=run is not None and _usable(run, memory, ref)))
-    return Subject(table=table, versions=opened, run=None if run is None else run.name, predictor=predictor)
+        version = Store(indexes_dir).resolve(each)
+        if version.ref in opened:
+            continue
+        memory = open_version(version, load_encoder=encoder_loader(version.manifest))
+        require_same_data(table, memory.windows, version.ref)
+        has_run = run is not None and _usable(run, memory, version.ref)
+        opened[version.ref] = _version(version.ref, memory, has_run=has_run)
+    return Subject(table=table, versions=opened, run=None if run is None else run.resolve().name, predictor=predictor)
+
+
+def _use_one_torch_thread() -> None:
+    """For the rest of this process, which does nothing but explore.
+
+    A window is too small to be shared: on cores that are busy, with the browser for one, several threads mostly wait
+    for one another. The threads of a search in the memory stay as they are.
+    """
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def _version(ref: str, memory: LocalMemory, *, has_run: bool) -> Version:

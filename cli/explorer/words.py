@@ -9,7 +9,7 @@ import numpy as np
 
 from cli.explorer.subject import Answer, Subject
 from cli.neighbours import warnings
-from cli.wording import age, minute
+from cli.wording import IN_SAMPLE, age, minute
 from memory_index.errors import MemoryIndexError
 from memory_index.inspection import Inspection, NeighbourRecord
 
@@ -63,7 +63,7 @@ def warned(answer: Answer, run: str | None) -> list[str]:
     found, explained = answer.found, answer.explained
     lines = warnings(found)
     if explained is not None and explained.in_sample and not found.in_sample:
-        lines.append(f"in sample: training or validation of {run} has used this window")
+        lines.append(IN_SAMPLE)
     if run is not None and explained is None:
         lines.append(f"{run} was not trained against this version, so that its forecast is not shown")
     return lines

@@ -8,9 +8,13 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
     },
 
     drag: function (value, row) {
-      window.clearTimeout(window.dash_clientside.explorer.dragging);
-      if (value === undefined || Number(value) === row) return;
-      window.dash_clientside.explorer.dragging = window.setTimeout(
+      const known = window.dash_clientside.explorer;
+      const arrived = Number(value) === row, answered = row !== known.row;
+      known.row = row;
+      // An answer to where the slider was a moment ago must not end the wait for where it has been dragged to since.
+      if (!(arrived && answered)) window.clearTimeout(known.dragging);
+      if (value === undefined || arrived) return;
+      known.dragging = window.setTimeout(
         () => window.dash_clientside.set_props("dragged", { data: Number(value) }), 40);
     },
 
