@@ -60,10 +60,11 @@ def explain(
     """Take one forecast of a run apart: what it is made of, which past it rests on, and what the network says.
 
     The numbers are those of the forward pass that makes the forecast of that time. `t+1` is the first step after the
-    origin. `nearest` is the distance of the nearest neighbour, and `closer` for how many of the memory's own windows
-    it was farther away. Small drawings go from low to high within each row. Of a neighbour, `score` is the network's
-    match score, `future` is what followed it, and `match` the correlation of that with what really followed, where FILE
-    knows it.
+    origin. `nearest` is the distance of the nearest neighbour, and `nearer` how many of the memory's own windows had
+    one nearer than that. Small drawings go from low to high in each row. Of a neighbour, `score` is the network's match
+    score, `in net` how much it has in what the network reads of all of them (not in the forecast), `future` what
+    followed it, and `match` the correlation of that with what really followed, where FILE knows it. Directions and
+    strengths of the trend are told apart: each adds up to 100%.
     """
     levels = quantile_levels(quantiles)
     require_targets(picture=plot, page=html)
@@ -95,7 +96,7 @@ def _print(found: Explanation, made_by: str) -> None:
     note(f"{made_by}:")
     print_table(part_columns(found), part_rows(found), title=fill(headline(found), LINE))
     typer.echo()
-    print_table(neighbour_columns(found), neighbour_rows(found), title="the nearest neighbours, one by one")
+    print_table(neighbour_columns(found), neighbour_rows(found), title="the nearest neighbours, one by one", gap=1)
     if rows := network_rows(found):
         typer.echo()
         print_table(NETWORK_COLUMNS, rows, title=f"the network: {network_effect(found)}")

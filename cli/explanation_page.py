@@ -51,7 +51,7 @@ def write_explanation_page(path: Path, found: Explanation, step: Step, made_by: 
             columns=neighbour_columns(found),
             rows=neighbour_rows(found, 2 * SPARK_WIDTH),
             caption="The nearest neighbours of all key spaces, nearest first",
-            text=(0, 1),
+            text=(0, 1, 2),
             heading="Which past it looks at",
         ),
     ]
@@ -71,9 +71,11 @@ def write_explanation_page(path: Path, found: Explanation, step: Step, made_by: 
         [f"{headline(found)}."],
         [picture, *tables, _steps_table(found, step)],
         warnings=[f"{warning[0].upper()}{warning[1:]}." for warning in warnings(found)],
-        footer=f"t+1 is the first step after the origin. Nearest: distance of the nearest neighbour; closer: for how "
-        f"many of the memory's own windows it was farther away. Score: the network's match score. Match: correlation "
-        f"with what really followed. Made by cli explain with {made_by}.",
+        footer=f"t+1 is the first step after the origin. Nearest: distance of the nearest neighbour; nearer: how "
+        "many of the memory's own windows had one nearer than that. Score: the network's match score. In net: how much "
+        "a neighbour has in what the network reads of all of them, not in the forecast. Directions and strengths of "
+        "the trend each add up to 100%. Match: correlation with what really followed. "
+        f"Made by cli explain with {made_by}.",
     )
 
 

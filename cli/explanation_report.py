@@ -75,7 +75,7 @@ def numbers_like(found: Explanation) -> Any:
 
 def part_columns(found: Explanation) -> list[str]:
     """Headings of `part_rows`."""
-    return ["part", *(f"t+{step + 1}" for step in _some_steps(found)), "mean", "forecast", "found", "nearest", "closer"]
+    return ["part", *(f"t+{step + 1}" for step in _some_steps(found)), "mean", "forecast", "found", "nearest", "nearer"]
 
 
 def part_rows(found: Explanation, spark_width: int = SPARK_WIDTH) -> list[list[object]]:
@@ -91,7 +91,7 @@ def part_rows(found: Explanation, spark_width: int = SPARK_WIDTH) -> list[list[o
         if of is None or not of.of_memory:
             return [name, *shares, drawn, "", "", ""]
         nearest = "" if of.nearest is None else f"{of.nearest:.3f}"
-        closer = "" if of.share_closer is None else f"{1 - of.share_closer:.0%}"
+        closer = "" if of.share_closer is None else f"{of.share_closer:.0%}"
         return [name, *shares, drawn, str(of.num_neighbours), nearest, closer]
 
     def lines(of_memory: bool) -> list[list[object]]:
@@ -110,19 +110,31 @@ def part_rows(found: Explanation, spark_width: int = SPARK_WIDTH) -> list[list[o
 
 def neighbour_columns(found: Explanation) -> list[str]:
     """Headings of `neighbour_rows`: without what the network or the future would have to tell."""
-    gated = [] if found.feature_gate is None else ["score", "weight"]
-    return ["series", "origin", "age", "similar", *gated, "future", *(["match"] if knows_actual(found) else [])]
+    gated = [] if found.feature_gate is None else ["score", "in net"]
+    return [
+        "key space",
+        "series",
+        "origin",
+        "age",
+        "dist.",
+        *gated,
+        "future",
+        *(["match"] if knows_actual(found) else []),
+    ]
 
 
 def neighbour_rows(found: Explanation, spark_width: int = SPARK_WIDTH) -> list[list[object]]:
-    """The neighbours that the network looks at one by one, a line each, nearest first."""
+    """The neighbours that the network looks at one by one, a line each, nearest first.
+
+    `in net` is how much each has in what the network reads of them all, not in the forecast.
+    """
     rows: list[list[object]] = []
     for each in found.neighbours:
         n = each.record
-        row: list[object] = [n.series_id, minute(n.origin), age(n.age_days), f"{each.similarity:.0%}"]
+        row: list[object] = [f"{n.scope}-{n.view}", n.series_id, minute(n.origin), age(n.age_days), f"{n.distance:.3f}"]
         if each.match_score is not None and each.weight is not None:
             row += [f"{each.match_score:.2f}", f"{each.weight:.0%}"]
-        row.append(sparkline(n.future[: len(found.forecast)], spark_width))
+        row.append(sparkline(n.future[: len(found.forecast)], spark_width - 2))
         if knows_actual(found):
             row.append("" if n.match is None else f"{n.match:+.2f}")
         rows.append(row)

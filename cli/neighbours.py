@@ -176,9 +176,7 @@ def warnings(found: Inspection) -> list[str]:
 
 def _title(found: Inspection, space: tuple[str, int]) -> str:
     share = next((s for key, s in found.share_closer.items() if (key.scope, key.view) == space), None)
-    usual = (
-        "" if share is None else f": the nearest is closer than it was for {1 - share:.0%} of the memory's own windows"
-    )
+    usual = "" if share is None else f": {share:.0%} of the memory's own windows had a nearer neighbour"
     return f"{space[0]}-{space[1]}{usual}"
 
 
@@ -199,8 +197,8 @@ def _write_page(path: Path, found: Inspection, windows: StoredWindows, ref: str,
     at = minute(found.origin_text)
     picture = PictureBlock(
         draw=lambda shape: draw_neighbours(found, windows, ref, shape),
-        caption="Black: the query, up to its origin. Thin lines: the nearest window of each similar episode of the "
-        "past, in the query's own units, and what followed it. Grey: where most of what followed the memory's "
+        caption="Thick line: the query, up to its origin. Thin lines: the nearest window of each similar episode of "
+        "the past, in the query's own units, and what followed it. Band: where most of what followed the memory's "
         "neighbours lies. Below: the history that the memory holds, and where the neighbours lie in it.",
         alternative=f"{found.series_id} up to {at} with {len(found.neighbours)} similar windows of the "
         f"past laid over it, what followed each of them, and the forecast made from them. The nearest begins at "

@@ -61,7 +61,7 @@ def _pictures(found: Findings) -> tuple[PictureBlock, PictureBlock, PictureBlock
             draw=lambda shape: pictures.draw_coverage(found, shape),
             heading="What is stored",
             caption="A window lies where its origin is, the last step that it knows. Blue: windows, in full height "
-            "where none is missing. Grey: values, also those before the first and after the last origin.",
+            "where none is missing. Behind them: values, also those before the first and after the last origin.",
             alternative=f"Stored windows of each series along time. {_stored_line(found)}",
         ),
         PictureBlock(

@@ -172,11 +172,13 @@ def require_neighbours(neighbours: Neighbours, place: int, *, filtered: bool = F
         windows, step, queries = neighbours.windows, neighbours.windows.step, neighbours.queries
         first, at = windows.known_at.min(), queries.origin[0]
         reason = f"the memory's first window is known at {step.isoformat(first)}"
-        if first <= at and not filtered:
+        if first <= at and filtered:
+            reason = f"the filters leave none of {len(windows):,} windows that this query may see"
+        elif first <= at:
             reason = "a series that stands still is only compared with windows that do, and none is known by then"
         raise NotFoundError(
             f"no admissible neighbour for series '{queries.series_id[place]}' at {step.isoformat(at)}: {reason}",
-            hint="choose a later time" + (", or fewer filters" if filtered else ""),
+            hint="choose fewer filters" if filtered and first <= at else "choose a later time",
         )
 
 

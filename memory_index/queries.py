@@ -96,11 +96,11 @@ def origin_at(table: SeriesTable, series_id: str, at: np.datetime64, spec: Windo
     series, step = table[series_id], table.step
     row = int(np.searchsorted(series.times, at))
     if row >= len(series) or series.times[row] != at:
-        near = series.times[np.clip([row - 1, row], 0, len(series) - 1)]
+        near = np.unique(series.times[np.clip([row - 1, row], 0, len(series) - 1)])
         raise NotFoundError(
             f"series '{series_id}' has no step at {step.isoformat(at)}: it goes from {step.isoformat(series.times[0])} "
             f"to {step.isoformat(series.times[-1])}",
-            hint=f"the nearest steps are {step.isoformat(near[0])} and {step.isoformat(near[1])}",
+            hint=f"nearest to it: {' and '.join(step.isoformat(each) for each in near)}",
         )
     if row + 1 < spec.lookback:
         raise NotFoundError(

@@ -132,8 +132,8 @@ def test_it_explains_what_is_forecast(made, call, tmp_path, capfd):
 
 @pytest.fixture
 def told(call):
-    """The document, and every line of the same explanation in words, by its first cell."""
-    lines = call()[1].splitlines()
+    """The document, and every line of the same explanation in words, by its first cell; of two the first."""
+    lines = call()[1].splitlines()[::-1]
     return json.loads(call("--json")[1]), {line.strip().split("  ")[0]: line.strip() for line in lines}
 
 
@@ -159,16 +159,18 @@ def test_the_parts_are_told(told):
         assert lines[name].removeprefix(name).split()[:4] == expected
     for part in found["parts"]:
         if part["of_memory"]:
-            expected = ["5", f"{part['nearest']:.3f}", f"{1 - part['share_closer']:.0%}"]
+            expected = ["5", f"{part['nearest']:.3f}", f"{part['share_closer']:.0%}"]
             assert lines[part["name"]].split()[-3:] == expected
 
 
 def test_the_neighbours_are_told(call, told):
-    rows = [line.split() for line in call()[1].splitlines() if line.startswith("north  ")]
+    listed = call()[1].partition("key space")[2].splitlines()[1:]
+    rows = [line.split() for line in listed[: len(told[0]["neighbours"])]]
     for n, row in zip(told[0]["neighbours"], rows, strict=True):
-        assert " ".join(row[1:3]) == n["origin"].replace("T", " ").removesuffix(":00")
-        assert row[5:8] == [f"{n['similarity']:.0%}", f"{n['match_score']:.2f}", f"{n['weight']:.0%}"]
-        assert row[9] == f"{n['match']:+.2f}"
+        assert row[:2] == [f"{n['scope']}-{n['view']}", n["series_id"]]
+        assert " ".join(row[2:4]) == n["origin"].replace("T", " ").removesuffix(":00")
+        assert row[6:9] == [f"{n['distance']:.3f}", f"{n['match_score']:.2f}", f"{n['weight']:.0%}"]
+        assert row[10] == f"{n['match']:+.2f}"
 
 
 def test_what_the_network_says_is_told(told):
@@ -348,7 +350,7 @@ def test_every_kind_of_explanation_can_be_told(kinds, kind):
 MISTAKES = {
     "unknown series": ({"series": "nroth"}, [], 4, "the nearest of 2 is 'north'"),
     "a time outside the data": ({"at": "2031-01-01"}, [], 4, "it goes from 2024-01-01T00:00:00 to"),
-    "a time between two steps": ({"at": "2024-01-19 08:30"}, [], 4, "the nearest steps are"),
+    "a time between two steps": ({"at": "2024-01-19 08:30"}, [], 4, "nearest to it"),
     "a time without a lookback before it": ({"at": "2024-01-01 05:00"}, [], 4, "choose 2024-01-02T23:00:00 or later"),
     "a time before anything is known": ({"at": "2024-01-03 00:00"}, [], 4, "choose a later time"),
     "not a time": ({"at": "tomorrow"}, [], 2, "'tomorrow' is not a time"),

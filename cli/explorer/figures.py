@@ -320,12 +320,13 @@ def _layout(colours: Mapping[str, str]) -> Figure:
 def _axis(colours: Mapping[str, str], title: str = "", **more: Any) -> Figure:
     """title: as it is to be read; plotly takes it for HTML."""
     return {
-        "title": {"text": escape(title, quote=False), "font": {"color": colours["soft"], "size": 12}, "standoff": 6},
+        "title": {"text": escape(title, quote=False), "font": {"color": colours["soft"], "size": 12}, "standoff": 10},
         "gridcolor": colours["rule"],
         "linecolor": colours["rule"],
         "tickcolor": colours["rule"],
         "zeroline": False,
         "fixedrange": True,
+        "automargin": "height",  # dates may take two lines
     } | more
 
 

@@ -198,13 +198,16 @@ def _draw_scales(axes: Axes, found: Explanation, shape: Shape) -> None:
 
 def _draw_neighbours(axes: Axes, found: Explanation, shape: Shape) -> None:
     records = [each.record for each in found.neighbours]
-    at = " {}, {} ago" if shape == "wide" else ", {1} ago\n{0}"
+    at = " {}, {} ago, {}" if shape == "wide" else ", {1} ago\n{0}, {2}"
     most = 24 if shape == "wide" else 14
-    told = [short(n.series_id, most) + at.format(minute(n.origin), age(n.age_days)) for n in records]
+    told = [
+        short(n.series_id, most) + at.format(minute(n.origin), age(n.age_days), f"{n.scope}-{n.view}") for n in records
+    ]
     shares = [each.similarity if each.weight is None else each.weight for each in found.neighbours]
     _draw_bars(axes, [f"{n + 1}" for n in range(len(told))], shares, told, MEMORY, LEFT_WIDTHS[shape])
-    axes.set_xlabel("similarity (%)" if found.feature_gate is None else "weight: similarity x match score (%)")
-    _title(axes, "The nearest neighbours")
+    gated = "weight: similarity x match score (%)"
+    axes.set_xlabel("similarity (%)" if found.feature_gate is None else gated)
+    _title(axes, "The nearest neighbours" if found.feature_gate is None else "Neighbours that the network looks at")
 
 
 def _draw_bars(

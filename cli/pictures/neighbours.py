@@ -21,7 +21,7 @@ from cli.pictures.look import (
     num_shown,
     plain,
 )
-from cli.wording import minute
+from cli.wording import minute, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from cli.pictures.look import Shape
     from memory_index.inspection import Inspection, NeighbourRecord
     from memory_index.windows import Step, StoredWindows
+
+SHORT = 14  # characters of a name beside an axis
 
 
 def draw_neighbours(found: Inspection, windows: StoredWindows, ref: str, shape: Shape = "wide") -> Figure:
@@ -45,7 +47,8 @@ def draw_neighbours(found: Inspection, windows: StoredWindows, ref: str, shape: 
     _draw_windows(top, found, windows.step, shape)
     _draw_history(history, lane, found, windows, scopes, shape)
     known = f"what {ref} remembers of it"
-    drawn.suptitle(f"{found.series_id} at {minute(found.origin_text)}:{' ' if shape == 'wide' else chr(10)}{known}")
+    name = short(found.series_id, 60 if shape == "wide" else 20)
+    drawn.suptitle(f"{name} at {minute(found.origin_text)}:{' ' if shape == 'wide' else chr(10)}{known}")
     return drawn
 
 
@@ -72,22 +75,29 @@ def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape) -> No
     times = dates(step, found.times)
     now = len(found.context)
     after, before = times[now:], times[now - shown : now]
+    # A single step ahead has no course: it is drawn as long as one step.
+    ahead = after if horizon > 1 else np.append(times[now - 1 :], after[-1] + (after[-1] - times[now - 1]) / 2)[1:]
+
+    def held(values: np.ndarray) -> np.ndarray:
+        return values if horizon > 1 else np.repeat(values, 2)
+
     outer, inner = found.quantiles[:, [0, -1]], found.quantiles[:, [1, -2]]
-    axes.fill_between(after, *outer.T, color=BAND.light, alpha=0.35, lw=0, label="10 to 90% of what followed")
-    axes.fill_between(after, *inner.T, color=BAND.light, alpha=0.7, lw=0, label="25 to 75%")
+    for band, alpha, share in ((outer, 0.35, "10 to 90% of what followed"), (inner, 0.7, "25 to 75%")):
+        low, high = (held(edge) for edge in band.T)
+        axes.fill_between(ahead, low, high, color=BAND.light, alpha=alpha, lw=0, label=share)
     labelled: set[str] = set()
     for n in episodes(found.neighbours, step):
         look: dict[str, Any] = {"color": SCOPE_COLOURS[n.scope], "ls": SCOPE_STYLES[n.scope], "lw": 0.9, "alpha": 0.55}
         seen = min(n.view, shown)
         axes.plot(times[now - seen : now], n.aligned_context[-seen:], **look)
         label = None if n.scope in labelled else f"neighbours, scope {n.scope}"
-        axes.plot(after, n.aligned_future, **look, label=label)
+        axes.plot(ahead, held(n.aligned_future), **look, label=label)
         labelled.add(n.scope)
     axes.plot(before, found.context[-shown:], color=QUERY_COLOUR, lw=1.8, label="the query: known at the origin")
     if np.isfinite(found.actual).any():
-        axes.plot(after, found.actual, color=QUERY_COLOUR, lw=1.8, ls=(0, (1, 1.2)), label="what really followed")
-    marker = "o" if horizon == 1 else None
-    axes.plot(after, found.forecast, color=FORECAST_COLOUR, lw=2.2, marker=marker, label="forecast of the memory alone")
+        really = "what really followed"
+        axes.plot(ahead, held(found.actual), color=QUERY_COLOUR, lw=1.8, ls=(0, (1, 1.2)), label=really)
+    axes.plot(ahead, held(found.forecast), color=FORECAST_COLOUR, lw=2.2, label="forecast of the memory alone")
     axes.axvline(times[now - 1], color=SOFT.light, lw=1)
     axes.annotate(
         "origin", (times[now - 1], 1), xycoords=("data", "axes fraction"), xytext=(0, 3), ha="center",
@@ -95,10 +105,10 @@ def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape) -> No
     )  # fmt: skip
     lines = [found.context[-shown:], found.forecast, found.quantiles.ravel(), found.actual]
     axes.set_ylim(*limits(lines, [n.aligned_future for n in found.neighbours]))
-    axes.set_xlim(before[0], after[-1])
+    axes.set_xlim(before[0], ahead[-1])
     plain(axes)
     date_axis(axes, step, shape)
-    axes.set_ylabel(f"{found.series_id} (units of the data)")
+    axes.set_ylabel(f"{short(found.series_id, SHORT)} (units of the data)")
     columns = 3 if shape == "wide" else 1
     axes.legend(fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
 
@@ -124,9 +134,9 @@ def _draw_history(
         axes.set_xlim(first, now + (now - first) * 0.01)
         plain(axes)
     history.tick_params(labelbottom=False, bottom=False)
-    history.set_ylabel(name)
+    history.set_ylabel(short(name, SHORT if len(name) <= SHORT else SHORT // 2))
     history.set_title(
-        f"The history of {name} that the memory holds; right: the origin. Bars: neighbours, darker what followed them"
+        f"The history of {short(name, 30)} in the memory; right: the origin. Bars: neighbours, darker what followed"
         if shape == "wide"
         else "The history in the memory; right: the origin.\nBars: neighbours, darker what followed them",
         fontsize=9,

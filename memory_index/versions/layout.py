@@ -55,10 +55,14 @@ def parse_ref(ref: str) -> tuple[str, str]:
     return name, wanted
 
 
+SHOWN = 10  # of what there is, the newest
+
+
 def unknown(message: str, word: str, known: Collection[str]) -> NotFoundError:
     """The error for a word that is not known, with the nearest one that is, and what there is."""
     nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    shown = ", ".join([*known][-10:])
+    listed = [*known]
+    shown = ", ".join(listed[-SHOWN:]) + (f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else "")
     hint = f"there is {'only ' if len(known) == 1 else ''}{shown}" if known else "'cli index build' makes one"
     return NotFoundError(message + (f"; did you mean '{nearest[0]}'?" if nearest else ""), hint=hint)
 
