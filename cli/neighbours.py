@@ -16,6 +16,8 @@ from cli.table_options import reads_table
 from cli.wording import SPARK_WIDTH, age, minute, no_close_analogue, sparkline
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from memory_index.inspection import Inspection
     from memory_index.tables.columns import ReadOptions
     from memory_index.windows import StoredWindows
@@ -159,11 +161,19 @@ def _print(ref: str, found: Inspection) -> None:
     width = _spark_width(found)
     for space in key_spaces(found):
         print_table(columns(found), rows(found, space, width), title=_title(found, space), gap=1)
-    note(f"all {len(found.forecast)} steps ahead, by the memory alone: {sparkline(found.forecast)}")
+    num = len(found.forecast)
+    ahead = "the next step" if num == 1 else f"the next {num} steps"
+    note(f"{ahead}, by the memory alone: {_course(found.forecast)}")
     if found.actual_known:
-        note(f"{'what really followed:'.rjust(len(str(len(found.forecast))) + 38)} {sparkline(found.actual)}")
+        note(f"{'what really followed:'.rjust(len(ahead) + 22)} {_course(found.actual)}")
     for warning in warnings(found):
         note(warning)
+
+
+def _course(values: np.ndarray) -> str:
+    """From where to where values [H] go, and how."""
+    low, high = float(values.min()), float(values.max())
+    return f"{low:.4g}" if len(values) == 1 else f"{low:.4g} to {high:.4g} {sparkline(values)}"
 
 
 def warnings(found: Inspection) -> list[str]:
