@@ -10,7 +10,7 @@ from itertools import pairwise
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from browser_fixtures import PHONE, WIDE, colours, contrast, overflow, watched
+from browser_fixtures import PATIENCE, PHONE, WIDE, colours, contrast, overflow, watched
 from explore_fixtures import AT, served, start, subject
 from playwright.sync_api import expect
 
@@ -359,3 +359,17 @@ def test_without_a_run_there_is_no_gate(browser, tmp_path_factory):
         expect(page.locator("#gate-1")).to_be_hidden()
         expect(page.locator("#said-1")).not_to_contain_text("run")
         assert len(asked) > 5
+
+
+def test_a_server_that_has_ended_is_told_in_a_line(browser, address):
+    page = browser.new_page()  # not watched: the browser itself complains of a server that is gone
+    try:
+        page.goto(address)
+        expect(page.locator(TABLE.format(1)).first).to_be_visible(timeout=PATIENCE)
+        expect(page.locator("#message")).to_be_hidden()
+        page.wait_for_load_state("networkidle")
+        page.route(re.compile("_dash-update-component"), lambda route: route.abort())
+        page.get_by_role("button", name="origin 1 step later").click()
+        expect(page.locator("#message")).to_have_text("cli explore is no longer running: start it again")
+    finally:
+        page.close()

@@ -44,3 +44,12 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
     },
   },
 });
+
+// A server that has ended is told in the page's own line, not on the console alone.
+const answered = window.fetch;
+window.fetch = (...request) =>
+  answered(...request).catch((error) => {
+    window.dash_clientside.set_props("message", { children: "cli explore is no longer running: start it again" });
+    window.dash_clientside.set_props("message", { hidden: false });
+    throw error;
+  });
