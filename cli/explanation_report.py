@@ -226,24 +226,10 @@ def document(found: Explanation, step: Step) -> dict[str, Any]:
 
 def _neighbour_document(gated: GatedNeighbour) -> dict[str, Any]:
     """As `index neighbours` has it, but `weight` is the one among these neighbours."""
-    n = gated.record
-    return {
-        "scope": n.scope,
-        "view": n.view,
-        "rank": n.rank,
-        "row_id": n.row_id,
-        "series_id": n.series_id,
-        "start": n.start,
-        "origin": n.origin,
-        "known_at": n.known_at,
-        "distance": n.distance,
-        "shape_distance": n.shape_distance,
-        "value_distance": n.value_distance,
+    own = {
         "similarity": gated.similarity,
         "match_score": gated.match_score,
         "weight": gated.weight,
-        "weight_in_space": n.weight,
-        "match": n.match,
-        "context": n.context,
-        "future": n.future,
+        "weight_in_space": gated.record.weight,
     }
+    return gated.record.to_dict() | own

@@ -106,26 +106,7 @@ def document(ref: str, found: Inspection) -> dict[str, Any]:
         "in_sample": found.in_sample,
         "share_closer": {str(space): share for space, share in found.share_closer.items()},
         "no_close_analogue": found.no_close_analogue,
-        "neighbours": [
-            {
-                "scope": n.scope,
-                "view": n.view,
-                "rank": n.rank,
-                "row_id": n.row_id,
-                "series_id": n.series_id,
-                "start": n.start,
-                "origin": n.origin,
-                "known_at": n.known_at,
-                "distance": n.distance,
-                "shape_distance": n.shape_distance,
-                "value_distance": n.value_distance,
-                "weight": n.weight,
-                "match": n.match,
-                "context": n.context,
-                "future": n.future,
-            }
-            for n in found.neighbours
-        ],
+        "neighbours": [n.to_dict() for n in found.neighbours],
     }
 
 

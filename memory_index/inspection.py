@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,10 @@ class NeighbourRecord:
     future: np.ndarray
     aligned_context: np.ndarray
     aligned_future: np.ndarray
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, but for the aligned copies of the same values."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("aligned_")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
