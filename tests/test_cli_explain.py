@@ -25,8 +25,8 @@ KEYS = (
     "memory_part network parts neighbours feature_gate confidence trend"
 )
 NEIGHBOUR_KEYS = (
-    "scope view rank row_id series_id start origin known_at distance shape_distance value_distance similarity "
-    "match_score weight weight_in_space match context future"
+    "scope view rank row_id series_id start origin known_at distance shape_distance value_distance weight match "
+    "age_days context future similarity match_score weight_in_space"
 )
 
 
