@@ -301,7 +301,7 @@ def kill_trainings(tmp_path: Path, *, num_kills: int, seed: int) -> None:
     chance, folder, log = random.Random(seed), tmp_path / "run", tmp_path / "log"
     steps = []
     for _ in range(num_kills):
-        kill_one(folder, log, chance, work=train_until_killed, within_s=0.8)
+        kill_one(folder, log, chance, work=train_until_killed, within_s=0.35)
         newest = load_latest(folder)
         steps.append(0 if newest is None else newest.state.step)
         if steps[-1]:

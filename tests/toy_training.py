@@ -168,7 +168,10 @@ class InterruptAt:
 
 
 def train_until_killed(folder: Path, log: Path, seed: int) -> None:
-    """Train with dropout, going on from where a kill stopped it; ready before the first step, or after it."""
+    """Train with dropout, going on from where a kill stopped it; ready before the first step, or after it.
+
+    It lingers at every step, so that on a fast machine too the whole training outlasts two kills.
+    """
     with log.open("a") as lines:
 
         def ready(*_: Progress) -> None:
@@ -177,6 +180,7 @@ def train_until_killed(folder: Path, log: Path, seed: int) -> None:
                 lines.write("ready\n")
                 lines.flush()
             said = True
+            time.sleep(0.005)
 
         said = False
         if seed % 4 == 0:
