@@ -91,8 +91,8 @@ def part_rows(found: Explanation, spark_width: int = SPARK_WIDTH) -> list[list[o
         if of is None or not of.of_memory:
             return [name, *shares, drawn, "", "", ""]
         nearest = "" if of.nearest is None else f"{of.nearest:.3f}"
-        closer = "" if of.share_closer is None else f"{of.share_closer:.0%}"
-        return [name, *shares, drawn, str(of.num_neighbours), nearest, closer]
+        nearer = "" if of.share_closer is None else f"{of.share_closer:.0%}"
+        return [name, *shares, drawn, str(of.num_neighbours), nearest, nearer]
 
     def lines(of_memory: bool) -> list[list[object]]:
         return [
