@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from forecaster.config import Config
     from forecaster.fit import Trained
     from forecaster.train import Progress, TrainResult
-    from memory_index.local import LocalMemory
     from memory_index.tables.columns import ReadOptions
+    from memory_index.types import Memory
 
 File = Annotated[Path, typer.Argument(help="The table that the index was built on.", show_default=False)]
 SECONDS = 60  # between two lines about a training, where there is no bar
@@ -188,7 +188,7 @@ class TrainingShown:
 
 
 def settings(
-    memory: LocalMemory,
+    memory: Memory,
     resumed: Path | None,
     *,
     config: Path | None,

@@ -30,9 +30,8 @@ from memory_index.inspection import (
     one_origin,
     require_neighbours,
 )
-from memory_index.local import LocalMemory
 from memory_index.tables.series import SeriesTable
-from memory_index.types import KeySpace, Neighbours
+from memory_index.types import KeySpace, Memory, Neighbours
 
 DIRECTIONS = ("up", "flat", "down")
 MAGNITUDES = ("strong up", "weak up", "weak down", "strong down")
@@ -144,7 +143,7 @@ class _Window(NamedTuple):
 
 def explain(
     predictor: Predictor,
-    memory: LocalMemory,
+    memory: Memory,
     table: SeriesTable,
     series_id: str,
     at: np.datetime64,
@@ -196,7 +195,7 @@ def explain(
     )
 
 
-def _ask(predictor: Predictor, memory: LocalMemory, table: SeriesTable, series_id: str, at: np.datetime64) -> _Window:
+def _ask(predictor: Predictor, memory: Memory, table: SeriesTable, series_id: str, at: np.datetime64) -> _Window:
     """Search and forward pass, as for a forecast of all series at that time."""
     config = predictor.config
     if not config.model.use_gram:
@@ -236,7 +235,7 @@ def _numbers(of_window: Tensor) -> np.ndarray:
     return numbers
 
 
-def _spaces(memory: LocalMemory) -> tuple[KeySpace, ...]:
+def _spaces(memory: Memory) -> tuple[KeySpace, ...]:
     return tuple(record.space for record in memory.manifest.spaces)
 
 

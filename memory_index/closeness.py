@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from memory_index.leakage import Policy
-from memory_index.local import LocalMemory
-from memory_index.measure import sample_searches
-from memory_index.types import KeySpace, Neighbours
+from memory_index.measure import drawn_searches
+from memory_index.types import KeySpace, Memory, Neighbours
 
 UNUSUAL = 0.95  # from this share of usual distances below a query's on, it has no close analogue
 SAMPLE = 512  # windows asked in each scope
@@ -46,11 +45,11 @@ class UsualDistances:
         return float(np.searchsorted(usual, distance) / len(usual)) if len(usual) >= LEAST_SAMPLE else None
 
 
-def usual_distances(memory: LocalMemory) -> UsualDistances:
+def usual_distances(memory: Memory) -> UsualDistances:
     """Ask a sample of a memory's windows: a few hundred searches, so keep the answer where many queries are judged."""
     origin: dict[KeySpace, list[np.ndarray]] = {record.space: [] for record in memory.manifest.spaces}
     distance: dict[KeySpace, list[np.ndarray]] = {space: [] for space in origin}
-    for neighbours in sample_searches(memory, 1, Policy.CAUSAL, num_drawn=SAMPLE):
+    for neighbours in drawn_searches(memory, 1, Policy.CAUSAL, SAMPLE):
         when = np.broadcast_to(neighbours.queries.origin[:, None], neighbours.row.shape[:2])
         for number, space in enumerate(neighbours.spaces):
             nearest = neighbours.distance[:, :, number, 0]

@@ -15,7 +15,7 @@ import numpy as np
 from memory_index.encoder import Encoded, KeyEncoder
 from memory_index.errors import IncompatibleError, NotFoundError, UsageError
 from memory_index.key_spaces import BLOCK, KeySpaceSearch, Segment
-from memory_index.scaling import WindowStatistics
+from memory_index.scaling import SeriesScale, WindowStatistics
 from memory_index.threads import one_blas_thread
 from memory_index.types import SCOPES, Filter, KeySpace, Neighbours, Queries, Scope
 from memory_index.versions.manifest import Manifest
@@ -51,6 +51,17 @@ class LocalMemory:
         """The same memory over other segments."""
         return LocalMemory(self.manifest, self.encoder, self.windows, segments, threads=self.threads)
 
+    @property
+    def scale(self) -> SeriesScale:
+        """See `Memory.scale`."""
+        return self.encoder.scale
+
+    def linear_forecast(self, queries: Queries) -> np.ndarray:
+        """See `Memory.linear_forecast`."""
+        require_lookback(queries, self.windows)
+        series = self.windows.numbers_of(queries.series_id)
+        return self.encoder.linear_forecast(max(self.windows.views), queries.context, series)
+
     def search(
         self,
         queries: Queries,
@@ -66,7 +77,8 @@ class LocalMemory:
             raise UsageError(f"k must be at least 1 and min_gap at least 0, not {k} and {min_gap}")
         min_gap = min(min_gap, self.windows.num_steps_spanned + 1)  # more means no more, and times would overflow
         where = where or Filter()
-        series = self.series_numbers(queries)
+        require_lookback(queries, self.windows)
+        series = self.windows.numbers_of(queries.series_id)
         spaces = self._spaces(queries, series, scopes, views, where)
         shape = (len(queries), len(series), len(spaces), k)
         squared, value = np.full(shape, np.inf, dtype=np.float32), np.full(shape, np.inf, dtype=np.float32)
@@ -82,18 +94,6 @@ class LocalMemory:
                         squared[:, :, place], row[:, :, place], value[:, :, place] = result
                         location[:, :, place], spread[:, :, place] = encoded.statistics[:2]
         return self._neighbours(queries, spaces, row, squared, value, location, spread)
-
-    def series_numbers(self, queries: Queries) -> np.ndarray:
-        """int64 [N]: number of each queried series in the version, -1 for one it has never seen."""
-        lookback = self.windows.spec.lookback
-        if queries.context.shape[2] != lookback:
-            raise IncompatibleError(
-                f"the query has a lookback of {queries.context.shape[2]} steps, "
-                f"but this memory's windows have {lookback}",
-                hint=f"give the last {lookback} steps, or build a version with another --lookback",
-            )
-        number = self.windows.series_number
-        return np.array([number.get(str(name), -1) for name in queries.series_id], dtype=np.int64)
 
     def _spaces(
         self,
@@ -198,4 +198,14 @@ class LocalMemory:
             temperature=np.array([self._records[space].temperature for space in spaces], dtype=np.float32),
             windows=self.windows,
             fingerprint=self.fingerprint,
+        )
+
+
+def require_lookback(queries: Queries, windows: StoredWindows) -> None:
+    """Raise `IncompatibleError` unless the queries are as long as the stored windows' contexts."""
+    lookback = windows.spec.lookback
+    if queries.context.shape[2] != lookback:
+        raise IncompatibleError(
+            f"the query has a lookback of {queries.context.shape[2]} steps, but this memory's windows have {lookback}",
+            hint=f"give the last {lookback} steps, or build a version with another --lookback",
         )

@@ -14,7 +14,8 @@ import numpy as np
 from memory_index.key_spaces import Segment
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
-from memory_index.types import KeySpace, Neighbours, Queries, Scope
+from memory_index.types import KeySpace, Memory, Neighbours, Queries, Scope
+from memory_index.windows import StoredWindows
 
 SAMPLE = 256  # windows asked per scope
 MAX_SERIES = 64  # from so many series at the most
@@ -108,39 +109,46 @@ def _sample_rows(segment: Segment, scope: Scope) -> Iterator[tuple[np.ndarray, n
         yield np.array([series]), rows[_even(len(rows), max(4, SAMPLE // min(segment.num_series, MAX_SERIES)))][:, None]
 
 
-def sample_searches(
-    memory: LocalMemory, k: int, policy: Policy, *, num_drawn: int | None = None
-) -> Iterator[Neighbours]:
-    """Sampled windows, asked at their own origin under a policy, one scope at a time.
-
-    They are of the largest segment. num_drawn: so many of the whole version instead, for each scope (`_drawn_rows`).
-    """
+def sample_searches(memory: LocalMemory, k: int, policy: Policy) -> Iterator[Neighbours]:
+    """Sampled windows of the largest segment, asked at their own origin under a policy, one scope at a time."""
     segment = max(memory.segments, key=lambda segment: len(segment.windows))
-    for scope in dict.fromkeys(record.space.scope for record in memory.manifest.spaces):
-        if num_drawn is None:
-            sample = iter([(series, segment.first_row + rows) for series, rows in _sample_rows(segment, scope)])
-        else:
-            sample = _drawn_rows(memory, scope, num_drawn)
-        for series, rows in sample:
-            queries = Queries(
-                context=memory.windows.contexts(rows),
-                origin=memory.windows.origin(rows[:, 0]),
-                series_id=np.array(memory.windows.series_ids)[series],
-                policy=policy,
-            )
-            yield memory.search(queries, k, scopes=(scope,))
+    for scope in _scopes(memory):
+        for series, rows in _sample_rows(segment, scope):
+            yield _asked_again(memory, series, segment.first_row + rows, k, policy, scope)
 
 
-def _drawn_rows(memory: LocalMemory, scope: Scope, num: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def drawn_searches(memory: Memory, k: int, policy: Policy, num: int) -> Iterator[Neighbours]:
+    """Windows drawn from the whole of any memory, `num` for each scope (`_drawn_rows`), asked at their own origin."""
+    for scope in _scopes(memory):
+        for series, rows in _drawn_rows(memory.windows, scope, num):
+            yield _asked_again(memory, series, rows, k, policy, scope)
+
+
+def _scopes(memory: Memory) -> tuple[Scope, ...]:
+    return tuple(dict.fromkeys(record.space.scope for record in memory.manifest.spaces))
+
+
+def _asked_again(
+    memory: Memory, series: np.ndarray, rows: np.ndarray, k: int, policy: Policy, scope: Scope
+) -> Neighbours:
+    """What a memory answers to its own windows, of series [N] at rows [n, N]."""
+    queries = Queries(
+        context=memory.windows.contexts(rows),
+        origin=memory.windows.origin(rows[:, 0]),
+        series_id=np.array(memory.windows.series_ids)[series],
+        policy=policy,
+    )
+    return memory.search(queries, k, scopes=(scope,))
+
+
+def _drawn_rows(windows: StoredWindows, scope: Scope, num: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(series numbers [N], row ids [n, N]) of windows drawn from a whole version; N is 1 but for `joint`.
 
     Each window is as likely as any other, but that at most `MAX_DRAWN_SERIES` series are asked. `joint` draws moments
     with as many windows together.
     """
-    windows = memory.windows
     if scope == "joint":
-        num_series = len(windows.series_ids)
-        moments = np.concatenate([segment.first_row + segment.moments for segment in memory.segments])
+        num_series, moments = len(windows.series_ids), windows.moments()
         yield np.arange(num_series), moments[_drawn(len(moments), max(num // num_series, LEAST_MOMENTS))]
         return
     wanted = _even(len(windows.series_ids), MAX_DRAWN_SERIES)

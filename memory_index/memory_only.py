@@ -13,13 +13,12 @@ from memory_index.baselines import last_value, season_length, seasonal_naive
 from memory_index.combine import OnEmpty, mean_over_spaces, require_neighbours, with_last_value
 from memory_index.errors import DataError, UsageError
 from memory_index.leakage import Policy
-from memory_index.local import LocalMemory
 from memory_index.metrics import Score, ScoreSum
 from memory_index.queries import BLOCK, QueryBlock, latest_origins, query_blocks
 from memory_index.scaling import fit_scale
 from memory_index.splits import part_origins
 from memory_index.tables.series import SeriesTable
-from memory_index.types import Scope
+from memory_index.types import Memory, Scope
 from memory_index.windows import cut
 
 MEMORY_K = 50  # neighbours per key space that make the memory's forecast (docs/experiments.md)
@@ -78,7 +77,7 @@ class Evaluation:
 
 
 def evaluate(
-    memory: LocalMemory,
+    memory: Memory,
     table: SeriesTable,
     part: str = "test",
     *,
@@ -114,9 +113,7 @@ def evaluate(
         forecasts, empty = block_forecasts(memory, asked, options)
         context = asked.queries.context
         forecasts["last_value"] = last_value(context, spec.horizon)
-        forecasts["linear"] = memory.encoder.linear_forecast(
-            max(memory.windows.views), context, memory.series_numbers(asked.queries)
-        )
+        forecasts["linear"] = memory.linear_forecast(asked.queries)
         if season is not None and season <= spec.lookback:
             forecasts["seasonal_naive"] = seasonal_naive(context, spec.horizon, season)
         for name, values in forecasts.items():
@@ -148,7 +145,7 @@ def evaluate(
 
 
 def block_forecasts(
-    memory: LocalMemory, block: QueryBlock, options: MemoryOptions
+    memory: Memory, block: QueryBlock, options: MemoryOptions
 ) -> tuple[dict[str, np.ndarray], int]:
     """The memory's forecast (`memory_only`) and that of each key space, float32 [B, N, H], by name.
 
@@ -166,7 +163,7 @@ def block_forecasts(
     return forecasts, int((~found).sum())
 
 
-def standard_units(memory: LocalMemory, table: SeriesTable) -> np.ndarray:
+def standard_units(memory: Memory, table: SeriesTable) -> np.ndarray:
     """Training standard deviation of each series of a table, float64 [N].
 
     The version's, or for a series that it has never seen the series' own over the same stretch of time.
@@ -182,12 +179,12 @@ def standard_units(memory: LocalMemory, table: SeriesTable) -> np.ndarray:
                 f"{table.step.isoformat(until)}, the end of the training part, to standardise its errors by",
                 hint="leave the series out (--ignore), or build a version that has it",
             )
-        units.append(memory.encoder.scale.std[number] if number >= 0 else fit_scale([training]).std[0])
+        units.append(memory.scale.std[number] if number >= 0 else fit_scale([training]).std[0])
     return np.array(units)
 
 
 def forecast(
-    memory: LocalMemory, table: SeriesTable, *, quantiles: tuple[float, ...] = (), options: MemoryOptions | None = None
+    memory: Memory, table: SeriesTable, *, quantiles: tuple[float, ...] = (), options: MemoryOptions | None = None
 ) -> pd.DataFrame:
     """The next H steps of every series: a long table `unique_id, ds, yhat` and one column per quantile (`q0.1`).
 

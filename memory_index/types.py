@@ -15,6 +15,7 @@ import numpy as np
 from memory_index import combine
 from memory_index.errors import DataError, UsageError
 from memory_index.leakage import Policy, TimeSpans, require_admissible
+from memory_index.scaling import SeriesScale
 from memory_index.windows import StoredWindows
 
 if TYPE_CHECKING:
@@ -208,6 +209,18 @@ class Memory(Protocol):
     @property
     def windows(self) -> StoredWindows:
         """The windows of the version by row id, and the series that they are cut from."""
+        ...
+
+    @property
+    def scale(self) -> SeriesScale:
+        """The training scale of each series of the version, float64 [N_v]: the units of its keys and of errors."""
+        ...
+
+    def linear_forecast(self, queries: Queries) -> np.ndarray:
+        """A baseline: what the closed-form linear map behind the widest view forecasts, float32 [B, N, H], raw units.
+
+        Raises `IncompatibleError` for another lookback.
+        """
         ...
 
     def search(

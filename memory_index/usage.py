@@ -18,7 +18,7 @@ import numpy as np
 
 from memory_index.leakage import Policy, admissible_ranges
 from memory_index.local import LocalMemory
-from memory_index.measure import sample_searches
+from memory_index.measure import drawn_searches
 from memory_index.types import KeySpace, Neighbours
 from memory_index.windows import StoredWindows
 
@@ -122,7 +122,7 @@ def usage(memory: LocalMemory) -> Usage:
     stretches, chances = stretches_of(windows), _Chances(memory)
     retrieved = {space: np.zeros(len(windows), dtype=np.int64) for space in spaces}
     pairs = []
-    for found in sample_searches(memory, NEIGHBOURS, Policy.DISJOINT, num_drawn=ASKED):
+    for found in drawn_searches(memory, NEIGHBOURS, Policy.DISJOINT, ASKED):
         asked, valid = chances.rows_of(found), found.valid
         for number, space in enumerate(found.spaces):
             np.add.at(retrieved[space], found.row[:, :, number][valid[:, :, number]], 1)

@@ -140,6 +140,18 @@ def cut(values: np.ndarray, first: np.ndarray, length: int) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(values, length)[first]
 
 
+def complete_moments(known_at: np.ndarray, num_series: int) -> np.ndarray:
+    """int64 [M, N]: the rows of each moment at which all N series have a window. known_at: of rows [n] in row order.
+
+    Rows are ordered by (known_at, series), so the rows of a complete moment are consecutive.
+    """
+    if len(known_at) < num_series:
+        return np.empty((0, num_series), dtype=np.int64)
+    last = num_series - 1
+    first = np.flatnonzero(known_at[last:] == known_at[: len(known_at) - last])
+    return first[:, None] + np.arange(num_series)
+
+
 def check_views(views: tuple[int, ...], spec: WindowSpec) -> None:
     """Raise `UsageError` unless every view (a number of last steps) fits into the lookback."""
     for view in views:
@@ -185,6 +197,14 @@ class StoredWindows:
     def series_number(self) -> dict[str, int]:
         """The number of each series, by its name: its place in `series_ids`."""
         return {series_id: number for number, series_id in enumerate(self.series_ids)}
+
+    def numbers_of(self, series_id: np.ndarray) -> np.ndarray:
+        """int64 [N]: the number of each of these series (str [N]), -1 for one that the version has never seen."""
+        return np.array([self.series_number.get(str(name), -1) for name in series_id], dtype=np.int64)
+
+    def moments(self) -> np.ndarray:
+        """int64 [M, N]: the rows of each moment at which all N series have a window; see `complete_moments`."""
+        return complete_moments(self.known_at, len(self.series_ids))
 
     @cached_property
     def num_steps_spanned(self) -> int:

@@ -14,6 +14,7 @@ from memory_index.encoder import KeyEncoder
 from memory_index.errors import IncompatibleError, NotFoundError, UsageError
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
+from memory_index.scaling import SeriesScale
 from memory_index.types import SCOPES, Filter, KeySpace, Neighbours, Queries, Scope
 from memory_index.versions.manifest import Manifest
 from memory_index.windows import StoredWindows
@@ -44,6 +45,16 @@ class FakeMemory:
         """Over the keys of an opened version."""
         candidates = {record.space: stored_keys(memory, record.space) for record in memory.manifest.spaces}
         return cls(memory.manifest, memory.encoder, memory.windows, candidates)
+
+    @property
+    def scale(self) -> SeriesScale:
+        """See `Memory.scale`."""
+        return self.encoder.scale
+
+    def linear_forecast(self, queries: Queries) -> np.ndarray:
+        """See `Memory.linear_forecast`."""
+        series = self.windows.numbers_of(queries.series_id)
+        return self.encoder.linear_forecast(max(self.windows.views), queries.context, series)
 
     def search(
         self,

@@ -13,7 +13,7 @@ from memory_index.coverage import coverage
 from memory_index.encoder import EncoderConfig
 from memory_index.leakage import Policy, is_admissible
 from memory_index.local import LocalMemory
-from memory_index.measure import sample_searches
+from memory_index.measure import drawn_searches
 from memory_index.tables.series import Series, SeriesTable
 from memory_index.types import KeySpace, Queries
 from memory_index.usage import NEIGHBOURS, Stretches, Usage, stretches_of
@@ -268,7 +268,7 @@ def test_a_large_memory_is_asked_a_bounded_sample(memory, monkeypatch):
 
 
 def test_a_drawn_sample_is_spread_over_all_series_and_all_times(memory):
-    answers = list(sample_searches(memory, 1, Policy.DISJOINT, num_drawn=90))
+    answers = list(drawn_searches(memory, 1, Policy.DISJOINT, 90))
     own = [found for found in answers if found.spaces[0].scope == "own"]
     assert [str(found.queries.series_id[0]) for found in own] == list(memory.windows.series_ids)
     assert sum(len(found.queries) for found in own) == 90

@@ -18,11 +18,10 @@ from cli.output import note
 from memory_index.closeness import UsualDistances, usual_distances
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.inspection import Inspection, inspect_window
-from memory_index.local import LocalMemory
 from memory_index.queries import origin_at, require_same_data
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.series import SeriesTable
-from memory_index.types import Scope
+from memory_index.types import Memory, Scope
 from memory_index.versions.opening import open_version
 from memory_index.versions.store import Store
 from memory_index.windows import WindowSpec
@@ -47,7 +46,7 @@ class Version:
     """An opened version. usual: its distances, asked once. has_run: whether the run can use it."""
 
     ref: str
-    memory: LocalMemory
+    memory: Memory
     usual: UsualDistances
     has_run: bool
 
@@ -186,11 +185,11 @@ def _use_one_torch_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _version(ref: str, memory: LocalMemory, *, has_run: bool) -> Version:
+def _version(ref: str, memory: Memory, *, has_run: bool) -> Version:
     return Version(ref=ref, memory=memory, usual=usual_distances(memory), has_run=has_run)
 
 
-def _usable(run: Path, memory: LocalMemory, ref: str) -> bool:
+def _usable(run: Path, memory: Memory, ref: str) -> bool:
     """Whether a run can use a version; says so if not."""
     from forecaster.errors import RunIncompatibleError
     from forecaster.predictor import require_same_memory

@@ -19,14 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memory_index.encoder import KeyEncoder
-from memory_index.search import EXACT_ROWS, KeyGroup
+from memory_index.search import EXACT_ROWS, FaissIndex, KeyGroup
 from memory_index.tables.series import Series, SeriesTable
 from memory_index.types import KeySpace, Scope
 from memory_index.versions.disk import write_array
 from memory_index.versions.factories import trained_index
-from memory_index.windows import WindowSpec, cut
+from memory_index.windows import WindowSpec, complete_moments, cut
 
 CHUNK = 2048  # windows encoded at once
+EXACT = "Flat"  # factory of a key space without FAISS files
+INDEX_SUFFIX = ".faiss"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,15 +64,8 @@ class SegmentWindows:
         return np.argsort(self.series, kind="stable")
 
     def moments(self, num_series: int) -> np.ndarray:
-        """int64 [M, N]: rows of each moment at which all N series have a window; the order of `joint` keys.
-
-        Rows are ordered by (known_at, series), so the rows of a complete moment are consecutive.
-        """
-        if len(self) < num_series:
-            return np.empty((0, num_series), dtype=np.int64)
-        last = num_series - 1
-        first = np.flatnonzero(self.known_at[last:] == self.known_at[: len(self) - last])
-        return first[:, None] + np.arange(num_series)
+        """int64 [M, N]: rows of each moment at which all N series have a window; the order of `joint` keys."""
+        return complete_moments(self.known_at, num_series)
 
     def group_offsets(self, space: KeySpace, num_series: int) -> np.ndarray:
         """int64 [groups + 1]: where the groups of a key space begin and end in its keys."""
@@ -236,9 +231,9 @@ def write_indexes(folder: Path, windows: SegmentWindows, plan: SegmentPlan, fact
 
 def index_files(space: KeySpace, factory: str, offsets: np.ndarray) -> dict[int, str]:
     """Which groups of a key space have a FAISS file: {group number: file name}. Small groups are scanned."""
-    if factory == "Flat":
+    if factory == EXACT:
         return {}
-    return {group: f"{space}-{group}.faiss" for group, size in enumerate(np.diff(offsets)) if size > EXACT_ROWS}
+    return {group: f"{space}-{group}{INDEX_SUFFIX}" for group, size in enumerate(np.diff(offsets)) if size > EXACT_ROWS}
 
 
 def read_groups(folder: Path, space: KeySpace, factory: str, offsets: np.ndarray) -> list[KeyGroup]:
@@ -248,7 +243,7 @@ def read_groups(folder: Path, space: KeySpace, factory: str, offsets: np.ndarray
     return [
         KeyGroup(
             keys=keys[start:end],
-            index=faiss.read_index(str(folder / files[group]), flags) if group in files else None,
+            index=FaissIndex(faiss.read_index(str(folder / files[group]), flags)) if group in files else None,
         )
         for group, (start, end) in enumerate(pairwise(offsets))
     ]

@@ -1,0 +1,113 @@
+"""What a reference may be, and finding what it means.
+
+    NAME, NAME@3, NAME@alias          a version in a folder of indexes
+    grpc://HOST:PORT/NAME@3           the same behind a service (`cli index serve`); grpc+tls:// with TLS
+    milvus://HOST:PORT/NAME@3         a version in the folder whose keys are searched by a Milvus server
+    milvus:PATH.db/NAME@3             likewise, by Milvus Lite inside this process
+
+Whoever asks a memory finds it here and cannot tell which kind it is. Commands that change versions work on a folder
+only, and take no address (`require_local`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from memory_index.access import Access
+from memory_index.errors import UsageError
+from memory_index.types import Memory
+from memory_index.versions.manifest import Manifest
+from memory_index.versions.opening import LoadEncoder, open_version
+from memory_index.versions.store import Store
+
+SERVICE_SCHEMES = ("grpc://", "grpc+tls://")
+MILVUS_SCHEME = "milvus:"
+
+
+class Open(Protocol):
+    """Opens what was found; see `open_memory` for the arguments."""
+
+    def __call__(self, *, load_encoder: LoadEncoder | None = None, threads: int | None = None) -> Memory: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """A version that a reference means now. ref: in full, so that it will never mean another one.
+
+    open: searches it; a service has loaded the encoder and chosen the threads itself.
+    """
+
+    ref: str
+    manifest: Manifest
+    open: Open
+
+
+def find(indexes_dir: Path | str, ref: str, *, access: Access | None = None) -> Found:
+    """What a reference means, with its manifest and a way to open it.
+
+    access: how an address is reached; for a version in a folder it must be None.
+
+    Raises `UsageError` (no reference), `NotFoundError`, `VerificationError`, and for an address `ServiceError`
+    (unreachable, refused) or `ResourceError` (an extra that is not installed).
+    """
+    if ref.startswith(SERVICE_SCHEMES):
+        from memory_index.service.remote import RemoteMemory
+
+        memory = RemoteMemory(ref, access=access or Access())
+        return Found(ref=memory.ref, manifest=memory.manifest, open=lambda **_: memory)
+    if ref.startswith(MILVUS_SCHEME):
+        from memory_index.milvus.searching import open_milvus
+
+        address, _, name = ref.rpartition("/")
+        version = Store(indexes_dir).resolve(name)
+
+        def searched(*, load_encoder: LoadEncoder | None = None, threads: int | None = None) -> Memory:
+            return open_milvus(version, address, access=access or Access(), load_encoder=load_encoder, threads=threads)
+
+        return Found(ref=f"{address}/{version.ref}", manifest=version.manifest, open=searched)
+    if access not in (None, Access()):
+        raise UsageError(
+            f"'{ref}' is a version in {indexes_dir}: no token or certificate is needed for it",
+            hint="leave --token-file and --tls-ca out, or give the address of a service",
+        )
+    version = Store(indexes_dir).resolve(ref)
+
+    def opened(*, load_encoder: LoadEncoder | None = None, threads: int | None = None) -> Memory:
+        return open_version(version, load_encoder=load_encoder, threads=threads)
+
+    return Found(ref=version.ref, manifest=version.manifest, open=opened)
+
+
+def open_memory(
+    indexes_dir: Path | str,
+    ref: str,
+    *,
+    load_encoder: LoadEncoder | None = None,
+    threads: int | None = None,
+    access: Access | None = None,
+) -> Memory:
+    """Open what a reference means.
+
+    Every file that is read is hashed before; keys and FAISS files are then mapped, not read. load_encoder: reads an
+    encoder that is not built in, given the version's folder and manifest (that is how a learned encoder comes in
+    without this package importing torch). threads: used by one search. access: see `find`.
+
+    Raises what `find` raises, and `IncompatibleError` (newer format, unknown encoder).
+    """
+    return find(indexes_dir, ref, access=access).open(load_encoder=load_encoder, threads=threads)
+
+
+def is_address(ref: str) -> bool:
+    """Whether a reference leads out of the folder of indexes."""
+    return ref.startswith((*SERVICE_SCHEMES, MILVUS_SCHEME))
+
+
+def require_local(ref: str, what: str) -> None:
+    """Raise `UsageError` for an address where only a version in a folder will do. what: such as `to append`."""
+    if is_address(ref):
+        raise UsageError(
+            f"'{ref}' is an address: {what}, name the version in its folder",
+            hint=f"for example {ref.rpartition('/')[2]}, on the machine that holds it",
+        )
