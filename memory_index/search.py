@@ -1,4 +1,4 @@
-"""Top-k within one set of keys: the exact scan, the FAISS path, and the one final distance.
+"""Top-k within one set of keys: the exact scan, the path through an index, and the one final distance.
 
 A `KeyGroup` is keys in time order that one query may compare itself with: the windows of one series
 (`own`), all moments (`joint`) or all windows (`pooled`) of one segment. Admissible rows arrive as the two
@@ -9,9 +9,10 @@ on the path, the batch or the number of threads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import faiss
 import numpy as np
@@ -21,7 +22,9 @@ from memory_index.threads import faiss_threads
 DEALT = 8  # columns in a group while the smallest of a line are looked for
 MORE = 8  # times as many candidates for a query that the first ones do not settle
 SPARE = 14  # candidates beyond k: room for the rounding of the proposal
-OVERFETCH = 64  # candidates asked of a FAISS index beyond k, for those the time guard rejects
+OVERFETCH = 64  # candidates asked of an index beyond k, for those the time guard rejects
+NEAR = 64  # queries whose ranges differ by so few rows at each end are asked together, with one filter
+PART = 8  # a part of a group is scanned by itself where it is so many times smaller
 EXACT_ROWS = 20_000  # with fewer visible rows an exact scan is faster than a filtered graph search
 MIN_EFFORT = 128  # efSearch of a graph index, at least
 BLOCK_VALUES = 1 << 19  # proposed distances held at once by one thread: 2 MiB stay in the cache of a core
@@ -48,12 +51,60 @@ class Ranges(NamedTuple):
         return Ranges(self.first, self.before[chosen], self.after[chosen], self.last)
 
 
+Within = tuple[tuple[int, int], ...]  # rows of a group, as half-open ranges in ascending order
+
+
+class Index(Protocol):
+    """What names keys of a group that are probably near, without looking at all of them.
+
+    It only proposes: it may name hidden rows, the same row twice, or too few. Rows are checked and measured by the
+    search.
+    """
+
+    @property
+    def most(self) -> int:
+        """How many candidates it can be asked for at once."""
+        ...
+
+    @property
+    def can_filter(self) -> bool:
+        """Whether it can be told which rows to look at."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def propose(self, queries: np.ndarray, num: int, within: Within | None = None) -> np.ndarray:
+        """Candidates int64 [q, num] for queries float32 [q, E]: rows of the group, -1 in unused slots, in any order."""
+        ...
+
+
+@dataclass(frozen=True)
+class FaissIndex:
+    """A FAISS index over the keys of a group."""
+
+    faiss_index: faiss.Index
+    can_filter = False  # FAISS takes one filter for all queries, and a graph loses its way where little is admissible
+
+    @property
+    def most(self) -> int:
+        """All of them."""
+        return len(self)
+
+    def __len__(self) -> int:
+        return int(self.faiss_index.ntotal)
+
+    def propose(self, queries: np.ndarray, num: int, within: Within | None = None) -> np.ndarray:
+        """See `Index.propose`."""
+        assert within is None, "it does not filter"
+        return self.faiss_index.search(np.ascontiguousarray(queries), num, params=_parameters(self.faiss_index, num))[1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeyGroup:
-    """n keys of width E in time order. keys: float32 [n, E], may be mapped from disk. index: FAISS index over them."""
+    """n keys of width E in time order. keys: float32 [n, E], may be mapped from disk. index: over them, if any."""
 
     keys: np.ndarray
-    index: faiss.Index | None = None
+    index: Index | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -110,18 +161,43 @@ def scan(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact search: a matrix product proposes, the final distance decides, and a bound proves that nothing was missed.
 
-    See `search_group`. Cost: 2 n E flops a query and one partial sort of n numbers.
+    See `search_group`. Cost: 2 n E flops a query and one partial sort of n numbers; n are the rows that some query may
+    see where these are few, else all.
     """
     distances = np.full((len(queries), k), np.inf, dtype=np.float32)
     rows = np.full((len(queries), k), -1, dtype=np.int64)
     if len(group) == 0:
         return distances, rows
+    if (part := _small_part(group, ranges, excluded)) is not None:
+        kept, ranges = part
+        if len(kept) == 0:
+            return distances, rows
+        distances, rows = scan(KeyGroup(keys=group.keys[kept]), queries, ranges, k)
+        return distances, np.where(rows >= 0, kept[rows], -1)
     size = max(1, BLOCK_VALUES // len(group))
     for start in range(0, len(queries), size):
         block = slice(start, start + size)
         where = Ranges(ranges.first, ranges.before[block], ranges.after[block], ranges.last)
         distances[block], rows[block] = _scan_block(group, queries[block], where, k, excluded)
     return distances, rows
+
+
+def _small_part(group: KeyGroup, ranges: Ranges, excluded: np.ndarray | None) -> tuple[np.ndarray, Ranges] | None:
+    """The rows that some query may see, int64 [m] ascending, and the ranges in terms of them; None unless they are few.
+
+    Then neither the norms nor the product of the whole group are needed, which may not even fit into memory.
+    """
+    last = ranges.last if (ranges.after < ranges.last).any() else int(max(ranges.before.max(initial=0), ranges.first))
+    num = last - ranges.first
+    if excluded is not None:
+        num -= int(np.count_nonzero(excluded[ranges.first : last]))
+    if num * PART > len(group):
+        return None
+    kept = np.arange(ranges.first, last)
+    if excluded is not None:
+        kept = kept[~excluded[ranges.first : last]]
+    before, after = (np.searchsorted(kept, bound) for bound in (ranges.before, ranges.after))
+    return kept, Ranges(0, before, after, len(kept))
 
 
 def _scan_block(
@@ -209,30 +285,65 @@ def _hide(proposed: np.ndarray, ranges: Ranges, last: int) -> None:
 def _search_index(
     group: KeyGroup, queries: np.ndarray, ranges: Ranges, k: int, excluded: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates from the FAISS index where much is visible; all queries that come back short are scanned exactly."""
-    assert group.index is not None, "a group without an index is scanned"
+    """Candidates from the index where much is visible; queries that come back short are scanned exactly in the end.
+
+    An index that filters is asked by them once more before that, so that a scan is left only for few visible rows, and
+    for an index that finds fewer rows than there are. That the scan is exact makes the answer complete in any case.
+    """
+    index = group.index
+    assert index is not None, "a group without an index is scanned"
     distances = np.full((len(queries), k), np.inf, dtype=np.float32)
     rows = np.full((len(queries), k), -1, dtype=np.int64)
-    visible = np.minimum(ranges.num_visible, len(group) if excluded is None else int((~excluded).sum()))
+    num_kept = len(group) if excluded is None else len(group) - int(np.count_nonzero(excluded))
+    visible = np.minimum(ranges.num_visible, num_kept)
     fetch = _num_fetched(k, visible, len(group))
-    short = fetch == 0
-    for num in np.unique(fetch[~short]):
-        chosen = np.flatnonzero(fetch == num)
-        where = ranges.take(chosen)
-        _, found = group.index.search(
-            np.ascontiguousarray(queries[chosen]), int(num), params=_parameters(group.index, int(num))
-        )
-        admissible = (found >= where.first) & (found < where.before[:, None])
-        admissible |= (found >= where.after[:, None]) & (found < where.last)
-        if excluded is not None:
-            admissible &= ~excluded[found]
-        found = np.where(admissible, found, -1)
+    short = np.ones(len(queries), dtype=bool)
+
+    def take_up(chosen: np.ndarray, num: int, within: Within | None = None) -> None:
+        found = _admissible(index.propose(queries[chosen], num, within), ranges.take(chosen), excluded)
         distances[chosen], rows[chosen] = nearest(squared_distances(group.keys, queries[chosen], found), found, k)
         short[chosen] = (rows[chosen] >= 0).sum(axis=1) < np.minimum(k, visible[chosen])
+
+    for num in np.unique(fetch[(fetch > 0) & (fetch <= index.most)]):
+        take_up(np.flatnonzero(fetch == num), int(num))
+    # Twice NEAR of what a filter admits may be hidden from a query, and what is excluded is not known to the index.
+    num = _power_of_two((k + SPARE) * len(group) / max(num_kept, 1) + 2 * NEAR)
+    if index.can_filter and num <= index.most:
+        for chosen in _near_one_another(ranges, np.flatnonzero(short & (fetch > 0))):
+            take_up(chosen, int(num), _union(ranges.take(chosen)))
     again = np.flatnonzero(short)
     if len(again):
         distances[again], rows[again] = scan(group, queries[again], ranges.take(again), k, excluded=excluded)
     return distances, rows
+
+
+def _admissible(found: np.ndarray, ranges: Ranges, excluded: np.ndarray | None) -> np.ndarray:
+    """What was proposed, int64 [q, m] in any order: -1 for what a query may not see, and where a row comes again."""
+    seen = (found >= ranges.first) & (found < ranges.before[:, None])
+    seen |= (found >= ranges.after[:, None]) & (found < ranges.last)
+    if excluded is not None:
+        seen &= ~excluded[np.where(seen, found, 0)]
+    found = np.sort(np.where(seen, found, -1), axis=1)
+    found[:, 1:][found[:, 1:] == found[:, :-1]] = -1
+    return found
+
+
+def _near_one_another(ranges: Ranges, pending: np.ndarray) -> Iterator[np.ndarray]:
+    """Split queries into lots whose ranges differ by at most `NEAR` rows at each end."""
+    pending = pending[np.lexsort((ranges.after[pending], ranges.before[pending]))]
+    while len(pending):
+        near = ranges.before[pending] - ranges.before[pending[0]] <= NEAR
+        near &= np.abs(ranges.after[pending] - ranges.after[pending[0]]) <= NEAR // 2
+        yield pending[near]
+        pending = pending[~near]
+
+
+def _union(ranges: Ranges) -> Within:
+    """The rows that some of the queries may see."""
+    before, after = int(max(ranges.before.max(), ranges.first)), int(min(ranges.after.min(), ranges.last))
+    if after <= before:
+        return ((ranges.first, ranges.last),)
+    return tuple((first, last) for first, last in ((ranges.first, before), (after, ranges.last)) if first < last)
 
 
 def _num_fetched(k: int, visible: np.ndarray, n: int) -> np.ndarray:
@@ -241,9 +352,13 @@ def _num_fetched(k: int, visible: np.ndarray, n: int) -> np.ndarray:
     If admissible rows were spread evenly among the nearest, `k * n / visible` would hold k of them. Powers of
     two, so that queries of like visibility are searched in one call.
     """
-    wanted = (k + SPARE) * n / np.maximum(visible, 1) + OVERFETCH
-    fetch = np.power(2, np.ceil(np.log2(wanted))).astype(np.int64)
+    fetch = _power_of_two((k + SPARE) * n / np.maximum(visible, 1) + OVERFETCH)
     return np.where((visible <= EXACT_ROWS) | (fetch > n), 0, fetch)
+
+
+def _power_of_two(wanted: np.ndarray | float) -> np.ndarray:
+    """The next power of two, int64."""
+    return np.power(2, np.ceil(np.log2(wanted))).astype(np.int64)
 
 
 def _parameters(index: faiss.Index, num: int) -> faiss.SearchParameters | None:

@@ -173,7 +173,7 @@ def test_an_index_that_answers_with_late_rows_is_refused(tmp_path: object, monke
     asked = queries_at(wide_table(), range(150, 200, 10))
 
     def unfiltered(group: object, queries: np.ndarray, ranges: object, k: int, excluded: object) -> tuple:
-        _, rows = group.index.search(queries, k)
+        rows = group.index.propose(queries, k)
         return search.nearest(search.squared_distances(group.keys, queries, rows), rows, k)
 
     monkeypatch.setattr(search, "_search_index", unfiltered)

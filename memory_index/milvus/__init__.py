@@ -1,0 +1,1 @@
+"""Milvus in place of the FAISS files: it proposes rows of a version; the version's own keys decide."""
