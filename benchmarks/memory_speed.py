@@ -20,12 +20,12 @@ from benchmarks.report import Figure, milliseconds, run_cli, show, timed
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
 from memory_index.queries import query_blocks
+from memory_index.references import open_memory
 from memory_index.search import squared_distances
 from memory_index.splits import part_origins
 from memory_index.tables.reading import read_table
 from memory_index.tables.series import SeriesTable
 from memory_index.types import KeySpace, Queries
-from memory_index.versions.opening import open_memory
 from memory_index.windows import cut
 
 LOOKBACK, HORIZON, K = 512, 96, 50

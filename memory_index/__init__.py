@@ -28,6 +28,7 @@ from memory_index.inspection import Inspection, inspect_window
 from memory_index.leakage import LeakError, Policy
 from memory_index.memory_only import Evaluation, MemoryOptions, evaluate, forecast
 from memory_index.queries import query_blocks
+from memory_index.references import open_memory
 from memory_index.splits import Split, split_by_name, split_until
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.reading import read_frame, read_table
@@ -37,7 +38,6 @@ from memory_index.versions.append import append
 from memory_index.versions.build import build
 from memory_index.versions.compact import compact
 from memory_index.versions.manifest import Manifest
-from memory_index.versions.opening import open_memory
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version, verify
 from memory_index.windows import Step, WindowSpec

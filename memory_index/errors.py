@@ -9,6 +9,7 @@
     |- IncompatibleError   two things that do not belong together (version and query, version and data)
     |- ResourceError       disk, memory or a lock that was not to be had
     `- ServiceError        another machine that cannot be reached, refuses or breaks off
+       `- BusyError        one that has no time now and may have later
 
 A message says what is wrong and where; `hint` says what to do about it. Exit codes are not known here:
 only `cli/main.py` maps these classes to them.
@@ -55,3 +56,7 @@ class ResourceError(MemoryIndexError):
 
 class ServiceError(MemoryIndexError):
     """Another machine that cannot be reached, refuses, or breaks off."""
+
+
+class BusyError(ServiceError):
+    """A service that has no time now: it is full, or about to end. Asking again later is safe."""

@@ -73,8 +73,7 @@ class LocalMemory:
         min_gap: int = 0,
     ) -> Neighbours:
         """See `Memory.search`."""
-        if k < 1 or min_gap < 0:
-            raise UsageError(f"k must be at least 1 and min_gap at least 0, not {k} and {min_gap}")
+        require_counts(k, min_gap)
         min_gap = min(min_gap, self.windows.num_steps_spanned + 1)  # more means no more, and times would overflow
         where = where or Filter()
         require_lookback(queries, self.windows)
@@ -209,3 +208,9 @@ def require_lookback(queries: Queries, windows: StoredWindows) -> None:
             f"the query has a lookback of {queries.context.shape[2]} steps, but this memory's windows have {lookback}",
             hint=f"give the last {lookback} steps, or build a version with another --lookback",
         )
+
+
+def require_counts(k: int, min_gap: int) -> None:
+    """Raise `UsageError` unless these can be searched with; see `Memory.search`."""
+    if k < 1 or min_gap < 0:
+        raise UsageError(f"k must be at least 1 and min_gap at least 0, not {k} and {min_gap}")

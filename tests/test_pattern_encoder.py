@@ -38,9 +38,10 @@ from forecaster.pattern_encoder import PatternConfig, PatternEncoder, load_encod
 from memory_index.encoder import EncoderConfig
 from memory_index.errors import DataError, IncompatibleError, VerificationError
 from memory_index.fit_encoder import fit_encoder
+from memory_index.references import open_memory
 from memory_index.splits import Split, part_origins
 from memory_index.types import KeySpace
-from memory_index.versions.opening import open_memory, verify_contents
+from memory_index.versions.opening import verify_contents
 from memory_index.versions.version import verify
 from memory_index.windows import origin_rows
 

@@ -11,7 +11,7 @@ from memory_index.errors import IncompatibleError, NothingNewError
 from memory_index.tables.series import Series, SeriesTable, differing
 from memory_index.versions.build import built_since, segment_record, with_recall
 from memory_index.versions.opening import LoadEncoder, plan_of, read_encoder, read_series
-from memory_index.versions.segments import write_indexes, write_segment
+from memory_index.versions.segments import SERIES_FILE, write_indexes, write_segment
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version, check_files
 from memory_index.windows import Step, WindowSpec, origin_rows
@@ -36,7 +36,7 @@ def append(
     started = time.perf_counter()
     with store.staging(store.locate(ref).name) as staging:
         parent = store.resolve(ref)  # under the builder's lock, so that nobody else appends to it meanwhile
-        check_files(parent, only=lambda path: path.endswith("series.parquet") or "/" not in path)
+        check_files(parent, only=lambda path: path.endswith(SERIES_FILE) or "/" not in path)
         manifest = parent.manifest
         stored = read_series(parent.path, manifest)
         joined = join_new_rows(stored, table, until=until, delay=manifest.window.known_delay)

@@ -13,10 +13,20 @@ from memory_index.errors import IncompatibleError, MemoryIndexError, Verificatio
 from memory_index.key_spaces import Segment
 from memory_index.local import LocalMemory
 from memory_index.scaling import SeriesScale
-from memory_index.tables.series import Series, SeriesTable
+from memory_index.tables.series import SeriesTable
 from memory_index.versions.manifest import Manifest
-from memory_index.versions.segments import SegmentPlan, join_series, keys_file, read_groups, read_windows
-from memory_index.versions.store import Store
+from memory_index.versions.segments import (
+    EXACT,
+    INDEX_SUFFIX,
+    SERIES_FILE,
+    WINDOWS_FILE,
+    SegmentPlan,
+    SegmentWindows,
+    join_series,
+    keys_file,
+    read_groups,
+    read_windows,
+)
 from memory_index.versions.version import Problem, Version, check_files, read_parquet
 from memory_index.windows import StoredWindows
 
@@ -26,27 +36,16 @@ CANARY_TOLERANCE = 1e-4  # another processor may round the last bits of a key ot
 LoadEncoder = Callable[[Path, Manifest], KeyEncoder]
 
 
-def open_memory(
-    indexes_dir: Path | str, ref: str, *, load_encoder: LoadEncoder | None = None, threads: int | None = None
-) -> LocalMemory:
-    """Open `NAME`, `NAME@3` or `NAME@alias` below a folder of indexes.
-
-    Every file is hashed before it is opened; keys and FAISS files are then mapped, not read. load_encoder:
-    reads an encoder that is not built in, given the version's folder and manifest (that is how a learned
-    encoder comes in without this package importing torch). threads: used by one search.
-
-    Raises `NotFoundError`, `VerificationError` (bytes), `IncompatibleError` (newer format, unknown encoder).
-    """
-    return open_version(Store(indexes_dir).resolve(ref), load_encoder=load_encoder, threads=threads)
-
-
 def open_version(
-    version: Version, *, load_encoder: LoadEncoder | None = None, threads: int | None = None
+    version: Version, *, load_encoder: LoadEncoder | None = None, threads: int | None = None, with_indexes: bool = True
 ) -> LocalMemory:
-    """Open a version that a `Store` has resolved; see `open_memory`."""
-    check_files(version)
+    """Open a version that a `Store` has resolved; see `references.open_memory`.
+
+    with_indexes: without them its FAISS files are neither hashed nor opened, and every key is compared.
+    """
+    check_files(version, only=lambda path: with_indexes or not path.endswith(INDEX_SUFFIX))
     encoder = read_encoder(version.path, version.manifest, load_encoder)
-    return read_memory(version.path, version.manifest, encoder, threads=threads)
+    return read_memory(version.path, version.manifest, encoder, threads=threads, with_indexes=with_indexes)
 
 
 def read_encoder(folder: Path, manifest: Manifest, load_encoder: LoadEncoder | None = None) -> KeyEncoder:
@@ -105,7 +104,7 @@ def plan_of(manifest: Manifest) -> SegmentPlan:
 def read_series(folder: Path, manifest: Manifest) -> SeriesTable:
     """All steps that a version stores, as a table. Hashes must have been checked before."""
     tables = [
-        read_parquet(folder / segment.folder / "series.parquet", num_rows=segment.num_steps)
+        read_parquet(folder / segment.folder / SERIES_FILE, num_rows=segment.num_steps)
         for segment in manifest.segments
     ]
     return SeriesTable(
@@ -116,42 +115,58 @@ def read_series(folder: Path, manifest: Manifest) -> SeriesTable:
     )
 
 
-def read_memory(folder: Path, manifest: Manifest, encoder: KeyEncoder, *, threads: int | None = None) -> LocalMemory:
-    """Read and map the files of a version. Hashes must have been checked before."""
-    views = plan_of(manifest).views
+def read_memory(
+    folder: Path,
+    manifest: Manifest,
+    encoder: KeyEncoder,
+    *,
+    threads: int | None = None,
+    with_indexes: bool = True,
+) -> LocalMemory:
+    """Read and map the files of a version; see `open_version`. Hashes must have been checked before."""
     segments, first_row = [], 0
-    for record in manifest.segments:
-        table = read_parquet(folder / record.folder / "windows.parquet", num_rows=record.num_rows)
+    for record, part in zip(manifest.segments, _segment_windows(folder, manifest), strict=True):
         segment = Segment(
-            windows=read_windows(table, views),
+            windows=part,
             first_row=first_row,
             groups={},
             num_series=len(manifest.series_ids),
         )
         for space in manifest.spaces:
             offsets = segment.windows.group_offsets(space.space, segment.num_series)
-            segment.groups[space.space] = read_groups(folder / record.folder, space.space, space.factory, offsets)
+            factory = space.factory if with_indexes else EXACT
+            segment.groups[space.space] = read_groups(folder / record.folder, space.space, factory, offsets)
         segments.append(segment)
         first_row += record.num_rows
-    windows = _stored_windows(read_series(folder, manifest).series, manifest, segments, views)
+    windows = stored_windows(folder, manifest, [segment.windows for segment in segments])
     return LocalMemory(manifest, encoder, windows, segments, threads=threads)
 
 
-def _stored_windows(
-    series: tuple[Series, ...], manifest: Manifest, segments: list[Segment], views: tuple[int, ...]
-) -> StoredWindows:
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(segment.windows, name) for segment in segments])
+def _segment_windows(folder: Path, manifest: Manifest) -> list[SegmentWindows]:
+    return [
+        read_windows(
+            read_parquet(folder / segment.folder / WINDOWS_FILE, num_rows=segment.num_rows), plan_of(manifest).views
+        )
+        for segment in manifest.segments
+    ]
 
+
+def stored_windows(folder: Path, manifest: Manifest, parts: list[SegmentWindows] | None = None) -> StoredWindows:
+    """The windows of a version, and its series: what a search is not needed for. Hashes must have been checked before.
+
+    parts: the windows of each segment, where they have been read.
+    """
+    series, parts = read_series(folder, manifest).series, parts or _segment_windows(folder, manifest)
+    names = ("series", "origin_row", "known_at", "location", "spread", "flat")
     return StoredWindows(
         spec=manifest.window,
         step=manifest.step,
         series_ids=manifest.series_ids,
-        views=views,
+        views=plan_of(manifest).views,
         values=np.concatenate([part.values for part in series]).astype(np.float32),
         times=np.concatenate([part.times for part in series]),
         offset=np.cumsum([0, *(len(part) for part in series)]),
-        **{name: joined(name) for name in ("series", "origin_row", "known_at", "location", "spread", "flat")},
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names},
     )
 
 
@@ -177,12 +192,12 @@ def verify_contents(version: Version, *, load_encoder: LoadEncoder | None = None
                             message=f"has keys of width {group.keys.shape[1]}, not {record.width}",
                         )
                     )
-                if group.index is not None and group.index.ntotal != len(group):
+                if group.index is not None and len(group.index) != len(group):
                     problems.append(
                         Problem(
                             file=file,
                             kind="unknown",
-                            message=f"has {len(group)} keys, its FAISS index {group.index.ntotal}",
+                            message=f"has {len(group)} keys, its FAISS index {len(group.index)}",
                         )
                     )
     if not problems:

@@ -26,6 +26,7 @@ from memory_index.versions.disk import write_array
 from memory_index.versions.factories import trained_index
 from memory_index.windows import WindowSpec, complete_moments, cut
 
+SERIES_FILE, WINDOWS_FILE = "series.parquet", "windows.parquet"
 CHUNK = 2048  # windows encoded at once
 EXACT = "Flat"  # factory of a key space without FAISS files
 INDEX_SUFFIX = ".faiss"
@@ -169,7 +170,7 @@ def write_windows(folder: Path, windows: SegmentWindows, views: tuple[int, ...])
     for number, view in enumerate(views):
         for name in ("location", "spread", "flat"):
             columns[f"{name}_{view}"] = getattr(windows, name)[:, number]
-    pq.write_table(pa.table(columns), folder / "windows.parquet", compression="zstd")
+    pq.write_table(pa.table(columns), folder / WINDOWS_FILE, compression="zstd")
 
 
 def read_windows(table: pa.Table, views: tuple[int, ...]) -> SegmentWindows:
@@ -194,7 +195,7 @@ def write_series(folder: Path, parts: list[tuple[np.ndarray, np.ndarray]]) -> No
         "time": np.concatenate([times for times, _ in parts]),
         "value": np.concatenate([values for _, values in parts]),
     }
-    pq.write_table(pa.table(columns), folder / "series.parquet", compression="zstd")
+    pq.write_table(pa.table(columns), folder / SERIES_FILE, compression="zstd")
 
 
 def join_series(tables: list[pa.Table], series_ids: tuple[str, ...]) -> list[Series]:

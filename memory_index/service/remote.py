@@ -1,0 +1,355 @@
+"""A version behind a service, asked like one on this machine.
+
+Manifest and limits come when it is opened, windows and series (hashed, as when a version on disk is opened) with the
+first answer, once per fingerprint and process; from then on row ids and distances travel, nothing else. What a service
+answers checks itself against the leak rule here, as every answer does. How questions travel is told in `wire.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import flight
+
+from memory_index.access import Access
+from memory_index.encoder import DualKeyEncoder
+from memory_index.errors import BusyError, IncompatibleError, ServiceError, UsageError, VerificationError
+from memory_index.local import require_counts, require_lookback
+from memory_index.scaling import SeriesScale
+from memory_index.service import wire
+from memory_index.service.wire import Limits, Message, Question
+from memory_index.types import Filter, Neighbours, Queries, Scope
+from memory_index.versions import disk
+from memory_index.versions.manifest import Manifest, manifest_from_json
+from memory_index.versions.opening import ENCODER_FILE, read_arrays, stored_windows
+from memory_index.versions.segments import SERIES_FILE, WINDOWS_FILE
+from memory_index.windows import StoredWindows
+
+OPEN_S = 5.0  # to reach a service for the first time: longer is a wrong address
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0  # between two attempts; doubled each time, and drawn
+FORGET_S = 300.0  # streams that nobody has used for so long are closed
+SCHEMES = {"grpc://": "grpc+tcp://", "grpc+tls://": "grpc+tls://"}
+
+T = TypeVar("T")
+
+_windows: weakref.WeakValueDictionary[str, StoredWindows] = weakref.WeakValueDictionary()  # by fingerprint
+_windows_lock = threading.Lock()
+
+
+class Address(NamedTuple):
+    """The address of a version behind a service, in parts. location: as Arrow wants it."""
+
+    location: str
+    service: str
+    ref: str
+
+
+def parse_address(address: str) -> Address:
+    """`grpc://HOST:PORT/REF` or `grpc+tls://HOST:PORT/REF` in parts. Raises `UsageError`."""
+    for scheme, theirs in SCHEMES.items():
+        host, _, ref = address.removeprefix(scheme).partition("/")
+        name, _, port = host.rpartition(":")
+        if address.startswith(scheme) and name and port.isascii() and port.isdecimal() and ref and "/" not in ref:
+            return Address(f"{theirs}{host}", f"{scheme}{host}", ref)
+    raise UsageError(
+        f"'{address}' is not the address of a version", hint="grpc://HOST:PORT/NAME@3, or grpc+tls:// with TLS"
+    )
+
+
+class RemoteMemory:
+    """A version behind a service. Implements `Memory`; safe to use from several threads.
+
+    address: `grpc://HOST:PORT/REF` or `grpc+tls://HOST:PORT/REF`. What REF means is asked once: `ref` says it in full,
+    and every answer must be of that version. A question that fails on the way is asked again, with growing pauses,
+    until `access.deadline_s`; a service that refuses is not.
+
+    Raises `ServiceError` (unreachable, refused), `NotFoundError` (not served), `UsageError` (address),
+    `VerificationError` (files that are not those of the version).
+    """
+
+    def __init__(self, address: str, *, access: Access | None = None) -> None:
+        self.address, self.access = parse_address(address), access or Access()
+        self._connection = _Connection(self.address, self.access)
+        opened = self._connection.attempt(self._open, min(OPEN_S, self.access.deadline_s))
+        if opened.get("protocol") != wire.PROTOCOL:
+            raise IncompatibleError(
+                f"{self.address.service} speaks protocol {opened.get('protocol')}, this program {wire.PROTOCOL}",
+                hint="use the same version of the program on both sides",
+            )
+        self.manifest: Manifest = manifest_from_json(opened["manifest"], where=self.address.service)
+        self.fingerprint = self.manifest.fingerprint
+        self.ref = f"{self.address.service}/{opened['ref']}"
+        self.limits = Limits(**opened["limits"])
+        self.causal_only = bool(opened["causal_only"])
+
+    @cached_property
+    def windows(self) -> StoredWindows:
+        """See `Memory.windows`; fetched when first needed."""
+        with _windows_lock:
+            windows = _windows.get(self.fingerprint)
+            if windows is None:
+                with self._fetched(SERIES_FILE, WINDOWS_FILE) as folder:
+                    windows = _windows[self.fingerprint] = stored_windows(folder, self.manifest)
+            return windows
+
+    @property
+    def scale(self) -> SeriesScale:
+        """See `Memory.scale`."""
+        return self._arrays.scale
+
+    def linear_forecast(self, queries: Queries) -> np.ndarray:
+        """See `Memory.linear_forecast`."""
+        require_lookback(queries, self.windows)
+        series = self.windows.numbers_of(queries.series_id)
+        return self._arrays.linear_forecast(max(self.windows.views), queries.context, series)
+
+    def search(
+        self,
+        queries: Queries,
+        k: int,
+        *,
+        scopes: tuple[Scope, ...] | None = None,
+        views: tuple[int, ...] | None = None,
+        where: Filter | None = None,
+        min_gap: int = 0,
+    ) -> Neighbours:
+        """See `Memory.search`. More than the service allows at once is asked in parts."""
+        require_counts(k, min_gap)
+        require_lookback(queries, self.windows)
+        min_gap = min(min_gap, self.windows.num_steps_spanned + 1)
+        until = time.monotonic() + self.access.deadline_s
+        parts = []
+        for moments in self._parts(queries, k):
+            some = wire.some_of(queries, moments)
+            question = Question(some, k, scopes, views, where, min_gap, 0)
+            parts.append(self._asked(question, until))
+        return wire.joined(parts, queries)
+
+    def close(self) -> None:
+        """Close the connection; the next question opens another one."""
+        self._connection.close()
+
+    def _parts(self, queries: Queries, k: int) -> Iterator[slice]:
+        num_moments, num_series, lookback = queries.context.shape
+        slots = len(self.manifest.spaces) * k
+        most = min(self.limits.max_k, self.limits.max_slots // len(self.manifest.spaces))
+        if k > most:
+            raise UsageError(f"k is {k:,}, but {self.address.service} allows {most:,}", hint="ask for fewer")
+        size = self.limits.moments(num_series=num_series, lookback=lookback, slots_per_window=slots)
+        if size == 0:
+            raise UsageError(
+                f"one moment of {num_series:,} series, {lookback} steps each, is more than "
+                f"{self.address.service} allows in one question",
+                hint="ask for fewer series or neighbours at once, or let it be served with higher limits",
+            )
+        for start in range(0, max(num_moments, 1), size):
+            yield slice(start, start + size)
+
+    def _asked(self, question: Question, until: float) -> Neighbours:
+        def once(left_s: float) -> Message:
+            message = wire.write_question(question._replace(wait_s=left_s))
+            with self._connection.stream(self.fingerprint, question.queries.context.shape[2]) as stream:
+                return stream.ask(message, left_s)
+
+        answer = self._connection.attempt(once, until - time.monotonic())
+        return wire.read_answer(answer, question, self.manifest, self.windows)
+
+    def _open(self, left_s: float) -> dict[str, Any]:
+        action = flight.Action(wire.OPEN, json.dumps({"ref": self.address.ref}).encode())
+        with self._connection.client() as client:
+            [result] = client.do_action(action, self._connection.options(left_s))
+        opened: dict[str, Any] = json.loads(result.body.to_pybytes())
+        return opened
+
+    @cached_property
+    def _arrays(self) -> DualKeyEncoder:
+        """Scale and linear map of the version; what encodes queries stays with the service."""
+        with self._fetched(ENCODER_FILE) as folder:
+            return read_arrays(folder, self.manifest)
+
+    @contextmanager
+    def _fetched(self, *names: str) -> Iterator[Path]:
+        """A temporary folder with some files of the version, each hashed while it came."""
+        with tempfile.TemporaryDirectory(prefix="memory-") as temporary:
+            folder = Path(temporary)
+            for path, record in self.manifest.files.items():
+                if path.rpartition("/")[2] in names:
+                    target = folder / path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with disk.refusals_named(target):
+                        self._connection.attempt(
+                            lambda left_s, path=path, target=target: self._fetch(path, target, left_s),  # type: ignore[misc]
+                            self.access.deadline_s,
+                        )
+                        if disk.hash_file(target) != record:
+                            raise VerificationError(
+                                f"{self.address.service} sent a {path} that is not the one of {self.ref}",
+                                hint="check the service: cli index verify, where its folder is",
+                            )
+            yield folder
+
+    def _fetch(self, path: str, target: Path, left_s: float) -> None:
+        ticket = flight.Ticket(json.dumps({"fingerprint": self.fingerprint, "file": path}).encode())
+        with self._connection.client() as client, target.open("wb") as file:
+            for chunk in client.do_get(ticket, self._connection.options(left_s)):
+                for piece in chunk.data["bytes"]:
+                    file.write(piece.as_buffer())
+
+
+class _Stream:
+    """One kept stream of questions and answers; it is asked one question at a time."""
+
+    def __init__(self, client: flight.FlightClient, fingerprint: str, lookback: int, options: flight.FlightCallOptions):
+        descriptor = flight.FlightDescriptor.for_command(json.dumps({"fingerprint": fingerprint}).encode())
+        self.writer, self.reader = client.do_exchange(descriptor, options)
+        self.writer.begin(wire.question_schema(lookback))
+        self.last_used = time.monotonic()
+
+    def ask(self, message: Message, within_s: float) -> Message:
+        """The answer to one question. The stream is of no use any more if this raises."""
+        watch = threading.Timer(within_s, self.reader.cancel)
+        watch.daemon = True
+        watch.start()
+        try:
+            self.writer.write_with_metadata(message.batch, message.document)
+            chunk = self.reader.read_chunk()
+        except StopIteration as error:
+            raise flight.FlightUnavailableError("the service has ended the stream") from error
+        finally:
+            watch.cancel()
+        self.last_used = time.monotonic()
+        return Message(chunk.data, chunk.app_metadata.to_pybytes())
+
+    def cancel(self) -> None:
+        """Give it up, whatever state it is in."""
+        for end in (self.reader.cancel, self.writer.close):  # Arrow complains on stderr of what is not closed
+            with suppress(Exception):
+                end()
+
+
+class _Connection:
+    """A connection to a service with streams that are used again, and another try where one is safe."""
+
+    def __init__(self, address: Address, access: Access) -> None:
+        self.address, self.access = address, access
+        self._lock = threading.Lock()
+        self._client: flight.FlightClient | None = None
+        self._process = os.getpid()
+        self._idle: list[_Stream] = []
+
+    def options(self, timeout_s: float | None = None) -> flight.FlightCallOptions:
+        """With the token, and perhaps a time after which the call is given up."""
+        headers = [(b"authorization", f"Bearer {self.access.token}".encode())] if self.access.token else []
+        return flight.FlightCallOptions(timeout=timeout_s, headers=headers)
+
+    @contextmanager
+    def client(self) -> Iterator[flight.FlightClient]:
+        """The connection, opened if there is none; given up if the block fails, so that the next try begins anew."""
+        with self._lock:
+            if self._process != os.getpid():  # a forked process cannot use what its parent has opened
+                self._client, self._idle, self._process = None, [], os.getpid()
+            if self._client is None:
+                options = {"tls_root_certs": self.access.tls_ca} if self.access.tls_ca else {}
+                self._client = flight.FlightClient(self.address.location, **options)
+            client = self._client
+        try:
+            yield client
+        except Exception:
+            with self._lock:
+                if self._client is client:
+                    self._client, self._idle = None, []
+            raise
+
+    @contextmanager
+    def stream(self, fingerprint: str, lookback: int) -> Iterator[_Stream]:
+        """A stream that nobody else uses at the moment; kept for the next question unless the block fails."""
+        with self.client() as client:
+            stream = self._kept()
+            if stream is None:
+                stream = _Stream(client, fingerprint, lookback, self.options())
+            try:
+                yield stream
+            except BaseException:
+                stream.cancel()
+                raise
+            with self._lock:
+                if self._client is client:
+                    self._idle.append(stream)
+
+    def _kept(self) -> _Stream | None:
+        """The stream that was used last; those that have not been used for long are given up."""
+        with self._lock:
+            since = time.monotonic() - FORGET_S
+            forgotten = [stream for stream in self._idle if stream.last_used < since]
+            self._idle = [stream for stream in self._idle if stream.last_used >= since]
+            kept = self._idle.pop() if self._idle else None
+        for stream in forgotten:
+            stream.cancel()
+        return kept
+
+    def attempt(self, once: Callable[[float], T], within_s: float) -> T:
+        """Do something that may be done twice, until it succeeds or is refused. once: is given the seconds left.
+
+        Raises `ServiceError` when the time is over, or what the service answered.
+        """
+        started, pause = time.monotonic(), FIRST_PAUSE_S
+        while True:
+            left_s = max(within_s - (time.monotonic() - started), 0.001)
+            try:
+                return once(left_s)
+            except (flight.FlightError, pa.ArrowException, OSError) as error:
+                trouble = self._in_our_terms(error)
+                if not isinstance(trouble, BusyError):
+                    raise trouble from error
+            left_s = within_s - (time.monotonic() - started)
+            if left_s < pause:
+                raise ServiceError(
+                    f"{trouble}; gave up after {time.monotonic() - started:.1f} s", hint=trouble.hint
+                ) from trouble
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _in_our_terms(self, error: Exception) -> Exception:
+        """`BusyError` where another try may help."""
+        service = self.address.service
+        told = wire.read_error(getattr(error, "extra_info", b"") or b"")
+        if isinstance(told, ServiceError):
+            return type(told)(f"{service}: {told}", hint=told.hint)
+        if told is not None:
+            return told
+        said = str(error).partition(". gRPC client debug context")[0].partition(". Detail:")[0]
+        said = " ".join(said.split())[:300]
+        if isinstance(error, flight.FlightUnauthenticatedError):
+            return ServiceError(f"{service} refuses: {said}", hint="--token-file FILE")
+        if isinstance(error, (flight.FlightTimedOutError, flight.FlightCancelledError)):
+            return BusyError(f"{service} did not answer in time", hint="is it overloaded? ask for less at once")
+        if "certificate" in said.lower() or "ssl" in said.lower() or "handshake" in said.lower():
+            return ServiceError(
+                f"no secure connection to {service}: {said}",
+                hint="check its certificate, its host name in it, and --tls-ca; without TLS the address begins with grpc://",
+            )
+        return BusyError(f"{service} cannot be reached: {said}", hint="is it running, and is the address right?")
+
+    def close(self) -> None:
+        """End all streams that are not in use."""
+        with self._lock:
+            streams, self._idle = self._idle, []
+            client, self._client = self._client, None
+        for stream in streams:
+            stream.cancel()
+        if client is not None:
+            with suppress(Exception):
+                client.close()

@@ -1,0 +1,341 @@
+"""The memory as an Arrow Flight server: who may ask, what they may ask, and the answers.
+
+    action "open"      a reference -> NAME@3, manifest, limits; the client is pinned to the fingerprint from then on
+    action "status"    what is served, and whether the service is about to end
+    get                one file of a version (series, windows, encoder) in pieces: what a client reads neighbours from
+    exchange           a stream of questions to one fingerprint, and of their answers
+
+Which versions there are is `hosted.py`, how questions travel is `wire.py`, and how all of it is started and ended is
+`serving.py`. Nothing here believes what it is told; the size of messages is limited in front (`guard.py`).
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import flight
+
+from memory_index.access import Token
+from memory_index.errors import (
+    BusyError,
+    IncompatibleError,
+    MemoryIndexError,
+    NotFoundError,
+    ResourceError,
+    ServiceError,
+    UsageError,
+)
+from memory_index.leakage import Policy
+from memory_index.queries import BLOCK
+from memory_index.service import wire
+from memory_index.service.hosted import Hosted, Hosting
+from memory_index.service.turns import Turns
+from memory_index.service.wire import Document, Limits, Message, Question
+from memory_index.types import Neighbours
+
+FILE_PIECE = 1 << 20  # bytes of a file in one batch
+ACCESS = "access"  # the middleware that says who asks
+MALFORMED = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowSerializationError, pa.ArrowNotImplementedError)
+
+
+@dataclass(kw_only=True, slots=True)
+class Request:
+    """One call, as the log and the metrics tell it: what was asked, never a value or the name of a series.
+
+    method: open, status, get or search. caller: name of the token, empty without one. status: `ok`, or the class of the
+    error. moments, num_series, k: of a question. waited_s: for a turn. bytes_in, bytes_out: of the batches.
+    """
+
+    method: str
+    caller: str
+    peer: str
+    ref: str = ""
+    fingerprint: str = ""
+    policy: str = ""
+    moments: int = 0
+    num_series: int = 0
+    k: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    waited_s: float = 0.0
+    seconds: float = 0.0
+    status: str = "ok"
+
+
+class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
+    """Answers for the versions of a `Hosting`; begins as soon as it is made.
+
+    location: where it listens. tokens: who may ask; called for every call, so that they can change; none lets everybody
+    in. causal_only: refuse `disjoint`. max_streams: calls at the same time. report: told of every call when it is over.
+    """
+
+    def __init__(
+        self,
+        location: str,
+        hosting: Hosting,
+        *,
+        limits: Limits,
+        tokens: Callable[[], Sequence[Token]],
+        causal_only: bool,
+        turns: Turns,
+        max_streams: int,
+        report: Callable[[Request], None],
+    ) -> None:
+        self.hosting, self.limits, self.causal_only, self.turns = hosting, limits, causal_only, turns
+        self.max_streams, self.report = max_streams, report
+        self.is_draining = False
+        self._lock = threading.Lock()
+        self._num_streams = self._num_under_way = 0
+        self._idle = threading.Condition(self._lock)
+        super().__init__(location, middleware={ACCESS: _Admission(tokens, report)})
+
+    # What it does
+
+    def do_action(self, context: flight.ServerCallContext, action: flight.Action) -> Iterator[flight.Result]:
+        """Answer `open` and `status`."""
+        with self._call(context, action.type[:40]) as request:
+            if action.type == wire.STATUS:
+                return iter([flight.Result(json.dumps(self.status()).encode())])
+            if action.type != wire.OPEN:
+                raise UsageError(f"there is no action '{action.type[:40]}'", hint=f"{wire.OPEN} or {wire.STATUS}")
+            hosted = self.hosting.open(Document.read(action.body.to_pybytes()).string("ref"))
+            request.ref, request.fingerprint = hosted.ref, hosted.fingerprint
+            opened = {
+                "protocol": wire.PROTOCOL,
+                "ref": hosted.ref,
+                "manifest": hosted.memory.manifest.to_json(),
+                "limits": asdict(self.limits),
+                "causal_only": self.causal_only,
+            }
+            return iter([flight.Result(json.dumps(opened).encode())])
+
+    def list_actions(self, context: flight.ServerCallContext) -> list[tuple[str, str]]:
+        """What `do_action` knows."""
+        return [(wire.OPEN, "a reference -> the version it means"), (wire.STATUS, "what is served")]
+
+    def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.GeneratorStream:
+        """One file of a version."""
+        with self._call(context, "get") as request:
+            asked = Document.read(ticket.ticket)
+            hosted = self.hosting.pinned(asked.string("fingerprint"))
+            request.ref, request.fingerprint = hosted.ref, hosted.fingerprint
+            path = asked.string("file")
+            if path not in hosted.files:
+                raise NotFoundError(f"{hosted.ref} has no file '{path[:200]}' that a client needs")
+            request.bytes_out = hosted.memory.manifest.files[path].bytes
+            return flight.GeneratorStream(wire.CHUNK, self._pieces(hosted, path))
+
+    def do_exchange(
+        self,
+        context: flight.ServerCallContext,
+        descriptor: flight.FlightDescriptor,
+        reader: flight.MetadataRecordBatchReader,
+        writer: flight.MetadataRecordBatchWriter,
+    ) -> None:
+        """Answer one question after the other, until the client ends the stream."""
+        with self._call(context, "stream", is_told=False) as request:
+            command = Document.read(descriptor.command or b"{}")
+            with self.hosting.stream(command.string("fingerprint")) as hosted, self._counted_stream():
+                request.ref, request.fingerprint = hosted.ref, hosted.fingerprint
+                expected = wire.question_schema(hosted.memory.manifest.window.lookback)
+                found = reader.schema
+                if found != expected:
+                    raise IncompatibleError(
+                        f"a question to {hosted.ref} has the columns {expected.names} with a lookback of "
+                        f"{hosted.memory.manifest.window.lookback} steps"
+                    )
+                writer.begin(wire.ANSWER)
+                while (message := _next(reader)) is not None:
+                    self._answer(context, hosted, message, writer)
+
+    def status(self) -> dict[str, Any]:
+        """What is served, in terms of JSON."""
+        return {
+            "ready": not self.is_draining,
+            "versions": self.hosting.versions(),
+            "troubles": self.hosting.troubles(),
+            "causal_only": self.causal_only,
+            "waiting": self.turns.num_waiting,
+            "streams": self._num_streams,
+        }
+
+    def drain(self, wait_s: float) -> bool:
+        """Refuse new questions, and wait until those under way are answered. Returns whether they all are."""
+        self.is_draining = True
+        with self._idle:
+            return self._idle.wait_for(lambda: self._num_under_way == 0, wait_s)
+
+    # How it does it
+
+    def _answer(
+        self,
+        context: flight.ServerCallContext,
+        hosted: Hosted,
+        message: Message,
+        writer: flight.MetadataRecordBatchWriter,
+    ) -> None:
+        with self._call(context, "search") as request, self._under_way():
+            request.ref, request.fingerprint, request.bytes_in = hosted.ref, hosted.fingerprint, message.batch.nbytes
+            question = wire.read_question(message, self.limits, len(hosted.memory.manifest.spaces))
+            queries = question.queries
+            request.policy, request.k = queries.policy.value, question.k
+            request.moments, request.num_series = len(queries), len(queries.series_id)
+            if self.causal_only and queries.policy is not Policy.CAUSAL:
+                raise IncompatibleError(
+                    f"this service answers under '{Policy.CAUSAL}' only, not under '{queries.policy}'",
+                    hint="training needs a service without --causal-only",
+                )
+            with self.turns.taken(min(max(question.wait_s, 0), self.limits.max_seconds)) as waited:
+                request.waited_s = waited
+                answer = wire.write_answer(self._search(hosted, question))
+            request.bytes_out = answer.batch.nbytes
+            writer.write_with_metadata(answer.batch, answer.document)
+
+    def _search(self, hosted: Hosted, question: Question) -> Neighbours:
+        """In blocks of moments, between which the time is looked at."""
+        until, parts = time.monotonic() + self.limits.max_seconds, []
+        for start in range(0, max(len(question.queries), 1), BLOCK):
+            if time.monotonic() > until:
+                raise ServiceError(
+                    f"the question takes longer than the {self.limits.max_seconds:g} s that this service allows",
+                    hint="ask for fewer moments at once",
+                )
+            some = wire.some_of(question.queries, slice(start, start + BLOCK))
+            parts.append(
+                hosted.memory.search(
+                    some,
+                    question.k,
+                    scopes=question.scopes,
+                    views=question.views,
+                    where=question.where,
+                    min_gap=question.min_gap,
+                )
+            )
+        return wire.joined(parts, question.queries)
+
+    def _pieces(self, hosted: Hosted, path: str) -> Iterator[pa.RecordBatch]:
+        descriptor, offset = hosted.files[path], 0
+        while piece := os.pread(descriptor, FILE_PIECE, offset):
+            yield pa.RecordBatch.from_arrays([pa.array([piece], pa.binary())], schema=wire.CHUNK)
+            offset += len(piece)
+
+    @contextmanager
+    def _call(self, context: flight.ServerCallContext, method: str, *, is_told: bool = True) -> Iterator[Request]:
+        """Turn errors inside into those of Flight, and report the call when it is over.
+
+        is_told: False reports it only if it fails.
+        """
+        request = Request(method=method, caller=context.get_middleware(ACCESS).caller, peer=_peer(context.peer()))
+        started = time.perf_counter()
+        try:
+            yield request
+        except flight.FlightError as error:
+            is_told, request.status = False, type(error).__name__  # reported where it was raised, or the client is gone
+            raise
+        except Exception as error:
+            is_told, request.status = True, type(error).__name__
+            raise _as_flight_error(error) from error
+        finally:
+            request.seconds = time.perf_counter() - started
+            if is_told:
+                self.report(request)
+
+    @contextmanager
+    def _counted_stream(self) -> Iterator[None]:
+        with self._lock:
+            if self._num_streams >= self.max_streams:
+                raise BusyError(
+                    f"the service has {self._num_streams} streams open, as many as it may", hint="ask later"
+                )
+            self._num_streams += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_streams -= 1
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        if self.is_draining:
+            raise BusyError("the service is about to end", hint="ask again in a moment, or another one")
+        with self._lock:
+            self._num_under_way += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._num_under_way -= 1
+                self._idle.notify_all()
+
+
+class _Caller(flight.ServerMiddleware):  # type: ignore[misc]
+    """Who asks: the name of the token."""
+
+    def __init__(self, caller: str) -> None:
+        super().__init__()
+        self.caller = caller
+
+
+class _Admission(flight.ServerMiddlewareFactory):  # type: ignore[misc]
+    """Refuses a call without a token that is known, before anything of it is read."""
+
+    def __init__(self, tokens: Callable[[], Sequence[Token]], report: Callable[[Request], None]) -> None:
+        super().__init__()
+        self.tokens, self.report = tokens, report
+
+    def start_call(self, info: flight.CallInfo, headers: dict[str, list[str]]) -> _Caller:
+        """Compare with every token, each in constant time."""
+        known = self.tokens()
+        if not known:
+            return _Caller("")
+        [shown, *more] = headers.get("authorization", []) or [""]
+        scheme, _, token = shown.partition(" ") if isinstance(shown, str) else ("", "", "")
+        matching = [each for each in known if hmac.compare_digest(each.token.encode(), token.encode())]
+        if scheme.lower() == "bearer" and matching and not more:
+            return _Caller(matching[0].name)
+        self.report(Request(method="admission", caller="", peer="", status="refused"))
+        error = ServiceError(
+            "the service refuses this token" if token else "the service wants a token, and none was given",
+            hint="--token-file FILE with a token of the service's own file",
+        )
+        raise flight.FlightUnauthenticatedError(str(error), wire.write_error(error))
+
+
+def _next(reader: flight.MetadataRecordBatchReader) -> Message | None:
+    """The next question of a stream; None when the client has ended it. Raises `UsageError` for what is malformed."""
+    try:
+        chunk = reader.read_chunk()
+    except StopIteration:
+        return None
+    if chunk.data is None or chunk.app_metadata is None:
+        raise UsageError("a question is a batch of windows with a document beside it")
+    return Message(chunk.data, chunk.app_metadata.to_pybytes())
+
+
+def _as_flight_error(error: Exception) -> flight.FlightError:
+    """An error as it travels. What is not ours is told to whoever keeps the service, not to the client."""
+    if isinstance(error, (MemoryError, pa.ArrowMemoryError)):
+        error = ResourceError("the question needs more memory than the service may use", hint="ask in smaller parts")
+    elif isinstance(error, MALFORMED):
+        error = UsageError("the message is malformed")
+    elif not isinstance(error, MemoryIndexError):
+        traceback.print_exception(error)
+        error = ServiceError("the service has failed on this question; its log says how")
+        return flight.FlightServerError(str(error), wire.write_error(error))
+    kind = flight.FlightUnavailableError if isinstance(error, BusyError) else flight.FlightServerError
+    return kind(" ".join(str(error).splitlines()), wire.write_error(error))
+
+
+def _peer(text: str) -> str:
+    """The address of a client, as the guard has told it: the name of its end of the socket between them."""
+    return text.rpartition("/")[2]

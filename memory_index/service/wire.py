@@ -1,0 +1,328 @@
+"""What client and service say to each other, as Arrow batches with a JSON document beside each.
+
+A question is a batch of B x N windows, moment by moment: raw contexts and origins; its document has the rest. An answer
+is a batch of B x N x V lines with the K neighbours of each. A stream asks one version, named by its fingerprint, and
+every answer repeats it. What a service is told is not believed: each question is checked here before anything is made
+of it. Vectors never travel, and no object is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+
+from memory_index import errors
+from memory_index.errors import MemoryIndexError, ServiceError, UsageError
+from memory_index.leakage import Policy
+from memory_index.types import Filter, KeySpace, Neighbours, Queries, Scope
+from memory_index.versions.manifest import Manifest
+from memory_index.windows import StoredWindows
+
+PROTOCOL = 1
+OPEN, STATUS = "open", "status"  # actions
+CHUNK = pa.schema([pa.field("bytes", pa.binary())])  # a file travels as such pieces
+MAX_NAME = 1000  # characters of the name of a series
+ANSWER = pa.schema(
+    [
+        pa.field("row", pa.list_(pa.int64())),
+        pa.field("distance", pa.list_(pa.float32())),
+        pa.field("shape_distance", pa.list_(pa.float32())),
+        pa.field("value_distance", pa.list_(pa.float32())),
+        pa.field("query_location", pa.float64()),
+        pa.field("query_spread", pa.float64()),
+    ]
+)
+SLOT_COLUMNS = ("row", "distance", "shape_distance", "value_distance")
+SLOT_BYTES = 20  # of one neighbour in an answer
+
+
+def question_schema(lookback: int) -> pa.Schema:
+    """Columns of a question to a version of this lookback."""
+    return pa.schema([pa.field("context", pa.list_(pa.float32(), lookback)), pa.field("origin", pa.timestamp("ns"))])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What one question may ask at the most; a client keeps to them by asking in parts.
+
+    max_message: bytes of one message. max_windows: B x N. max_k: neighbours per key space. max_slots: B x N x V x K.
+    max_seconds: to wait for a turn, and again to search.
+    """
+
+    max_message: int = 32 << 20
+    max_windows: int = 8192
+    max_k: int = 1024
+    max_slots: int = 4 << 20
+    max_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not getattr(self, field.name) > 0:
+                raise UsageError(f"{field.name} is {getattr(self, field.name)}, but must be above 0")
+
+    def moments(self, *, num_series: int, lookback: int, slots_per_window: int) -> int:
+        """How many moments of so many series one question may have; 0 if not even one."""
+        window_bytes = 4 * lookback + 16
+        room = self.max_message // 8 * 7  # what is left for the document beside the windows
+        return min(
+            self.max_windows // num_series,
+            room // (window_bytes * num_series),
+            self.max_slots // (slots_per_window * num_series),
+        )
+
+
+class Question(NamedTuple):
+    """The arguments of one `Memory.search`. wait_s: how long whoever asks will wait."""
+
+    queries: Queries
+    k: int
+    scopes: tuple[Scope, ...] | None
+    views: tuple[int, ...] | None
+    where: Filter | None
+    min_gap: int
+    wait_s: float
+
+
+class Message(NamedTuple):
+    """A batch and the bytes of the document beside it."""
+
+    batch: pa.RecordBatch
+    document: bytes
+
+
+def write_question(question: Question) -> Message:
+    """A question as it travels. Nothing is copied but origins."""
+    queries = question.queries
+    _, n, lookback = queries.context.shape
+    context = pa.FixedSizeListArray.from_arrays(pa.array(queries.context.reshape(-1), pa.float32()), lookback)
+    origin = pa.array(np.repeat(queries.origin, n), pa.timestamp("ns"))
+    where = question.where
+    document: dict[str, Any] = {
+        "series_id": [str(name) for name in queries.series_id],
+        "policy": queries.policy.value,
+        "k": int(question.k),
+        "scopes": question.scopes,
+        "views": None if question.views is None else [int(view) for view in question.views],
+        "where": None if where is None else {"series_id": where.series_id} | _times(where),
+        "min_gap": int(question.min_gap),
+        "wait_s": question.wait_s,
+    }
+    batch = pa.RecordBatch.from_arrays([context, origin], schema=question_schema(lookback))
+    return Message(batch, json.dumps(document).encode())
+
+
+def _times(where: Filter) -> dict[str, Any]:
+    times = {"after": where.after, "before": where.before}
+    return {
+        name: None if time is None else int(time.astype("datetime64[ns]").astype(np.int64))
+        for name, time in times.items()
+    }
+
+
+def read_question(message: Message, limits: Limits, num_spaces: int) -> Question:
+    """The question in a message, checked; its batch has the columns of `question_schema`.
+
+    num_spaces: key spaces of the version. Raises `UsageError` for what is malformed or beyond a limit, and what
+    `Queries` raises.
+    """
+    batch, document = message.batch, Document.read(message.document)
+    names = document.strings("series_id")
+    if not names or max(len(name) for name in names) > MAX_NAME:
+        raise UsageError(f"a question names at least one series, each with at most {MAX_NAME} characters")
+    moments, rest = divmod(batch.num_rows, len(names))
+    if rest:
+        raise UsageError(f"{batch.num_rows} windows are not whole moments of {len(names)} series")
+    _require_at_most("windows", batch.num_rows, limits.max_windows)
+    k = document.integer("k")
+    _require_at_most("k", k, limits.max_k)
+    _require_at_most("windows x key spaces x k", batch.num_rows * num_spaces * max(k, 0), limits.max_slots)
+    batch.validate(full=True)
+    if any(column.null_count for column in batch.columns) or batch["context"].values.null_count:
+        raise UsageError("a question has a missing value (null)")
+    context = batch["context"].flatten().to_numpy(zero_copy_only=True)
+    origin = batch["origin"].to_numpy(zero_copy_only=False).astype("datetime64[ns]").reshape(moments, len(names))
+    if (origin != origin[:, :1]).any():
+        raise UsageError("the windows of a moment do not share its origin")
+    policy = document.string("policy")
+    if policy not in set(Policy):
+        raise UsageError(f"policy must be {' or '.join(Policy)}, not '{policy[:40]}'")
+    queries = Queries(
+        context=context.reshape(moments, len(names), batch.schema.field("context").type.list_size),
+        origin=np.ascontiguousarray(origin[:, 0]),
+        series_id=np.array(names),
+        policy=Policy(policy),
+    )
+    return Question(
+        queries=queries,
+        k=k,
+        scopes=document.strings_or_none("scopes"),  # type: ignore[arg-type]  # the memory says which there are
+        views=document.integers_or_none("views"),
+        where=document.filter("where"),
+        min_gap=document.integer("min_gap"),
+        wait_s=document.number("wait_s"),
+    )
+
+
+def write_answer(neighbours: Neighbours) -> Message:
+    """An answer as it travels."""
+    b, n, v, k = neighbours.row.shape
+    offsets = pa.array(np.arange(b * n * v + 1, dtype=np.int32) * k)
+
+    def slots(values: np.ndarray) -> pa.Array:
+        return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values).reshape(-1)))
+
+    columns = [slots(getattr(neighbours, name)) for name in SLOT_COLUMNS]
+    columns += [pa.array(getattr(neighbours, name).reshape(-1)) for name in ("query_location", "query_spread")]
+    document = {"fingerprint": neighbours.fingerprint, "spaces": [list(space) for space in neighbours.spaces], "k": k}
+    return Message(pa.RecordBatch.from_arrays(columns, schema=ANSWER), json.dumps(document).encode())
+
+
+def read_answer(message: Message, question: Question, manifest: Manifest, windows: StoredWindows) -> Neighbours:
+    """The neighbours in an answer, which check themselves against the leak rule.
+
+    Raises `ServiceError` for an answer that is not one to this question, of this version; `LeakError`.
+    """
+    document = json.loads(message.document)
+    if document["fingerprint"] != manifest.fingerprint:
+        raise ServiceError(
+            f"the service answered from another version ({document['fingerprint'][:12]}, not "
+            f"{manifest.fingerprint[:12]}); the answer was discarded"
+        )
+    batch, queries = message.batch, question.queries
+    spaces = tuple(KeySpace(scope, view) for scope, view in document["spaces"])
+    shape = (*queries.context.shape[:2], len(spaces))
+    if document["k"] != question.k or batch.num_rows != np.prod(shape) or batch.schema != ANSWER:
+        raise ServiceError("the service gave an answer to another question; it was discarded")
+    batch.validate(full=True)
+    columns = {}
+    for name in SLOT_COLUMNS:
+        values = batch[name].flatten()
+        if len(values) != batch.num_rows * question.k or values.null_count or batch[name].null_count:
+            raise ServiceError("the service gave half an answer; it was discarded")
+        columns[name] = values.to_numpy(zero_copy_only=True).reshape(*shape, question.k)
+    columns |= {name: batch[name].to_numpy().reshape(shape) for name in ("query_location", "query_spread")}
+    temperature = {record.space: record.temperature for record in manifest.spaces}
+    return Neighbours(
+        queries=queries,
+        spaces=spaces,
+        temperature=np.array([temperature[space] for space in spaces], dtype=np.float32),
+        windows=windows,
+        fingerprint=manifest.fingerprint,
+        **columns,
+    )
+
+
+def joined(parts: list[Neighbours], queries: Queries) -> Neighbours:
+    """The answers to some moments after the other, as the answer to all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    names = (*SLOT_COLUMNS, "query_location", "query_spread")
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return replace(parts[0], queries=queries, **arrays)
+
+
+def some_of(queries: Queries, moments: slice) -> Queries:
+    """The queries of some moments."""
+    return replace(queries, context=queries.context[moments], origin=queries.origin[moments])
+
+
+def _require_at_most(what: str, found: int, most: int) -> None:
+    if found > most:
+        raise UsageError(f"{what}: {found:,} in one question, but this service allows {most:,}", hint="ask in parts")
+
+
+class Document(NamedTuple):
+    """A JSON object from the other side, nothing of which is believed. Its methods raise `UsageError`."""
+
+    entries: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, content: bytes) -> Self:
+        """Parse it."""
+        try:
+            entries = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise UsageError("what was sent beside the windows is not JSON") from error
+        if not isinstance(entries, dict):
+            raise UsageError("what was sent beside the windows is not a JSON object")
+        return cls(entries)
+
+    def string(self, name: str) -> str:
+        """A text."""
+        return self._of(name, str)
+
+    def integer(self, name: str) -> int:
+        """A whole number that fits into 63 bits."""
+        value = self._of(name, int)
+        if isinstance(value, bool) or not -(2**62) < value < 2**62:
+            raise UsageError(f"'{name}' must be a whole number")
+        return value
+
+    def number(self, name: str) -> float:
+        """A finite number."""
+        value = self.entries.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e18:
+            raise UsageError(f"'{name}' must be a number")
+        return float(value)
+
+    def strings(self, name: str) -> list[str]:
+        """A list of texts."""
+        values = self._of(name, list)
+        if not all(isinstance(value, str) for value in values):
+            raise UsageError(f"'{name}' must be a list of texts")
+        return values
+
+    def strings_or_none(self, name: str) -> tuple[str, ...] | None:
+        """A list of texts, or null."""
+        return None if self.entries.get(name) is None else tuple(self.strings(name))
+
+    def integers_or_none(self, name: str) -> tuple[int, ...] | None:
+        """A list of whole numbers, or null."""
+        if self.entries.get(name) is None:
+            return None
+        values = self._of(name, list)
+        return tuple(Document({"each": value}).integer("each") for value in values)
+
+    def filter(self, name: str) -> Filter | None:
+        """A filter, or null."""
+        if self.entries.get(name) is None:
+            return None
+        inner = Document(self._of(name, dict))
+
+        def time(which: str) -> np.datetime64 | None:
+            return None if inner.entries.get(which) is None else np.datetime64(inner.integer(which), "ns")
+
+        return Filter(series_id=inner.strings_or_none("series_id"), after=time("after"), before=time("before"))
+
+    def _of(self, name: str, kind: type) -> Any:
+        value = self.entries.get(name)
+        if not isinstance(value, kind):
+            raise UsageError(f"'{name}' must be a {kind.__name__}")
+        return value
+
+
+def write_error(error: MemoryIndexError) -> bytes:
+    """An error as it travels beside the status of a call."""
+    return json.dumps({"error": type(error).__name__, "message": str(error), "hint": error.hint}).encode()
+
+
+def read_error(content: bytes) -> MemoryIndexError | None:
+    """The error in what travelled beside a status; None if there is none of ours."""
+    try:
+        document = json.loads(content)
+        kind = vars(errors).get(document["error"])
+        if isinstance(kind, type) and issubclass(kind, MemoryIndexError):
+            return kind(str(document["message"]), hint=str(document["hint"]))
+    except (ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def write_limits(limits: Limits) -> dict[str, Any]:
+    """Limits in terms of JSON."""
+    return asdict(limits)
