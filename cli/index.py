@@ -1,6 +1,7 @@
 """`cli index`: build versions, and the registry of what there is.
 
-The commands that make a version are in `index_build.py`, the one that asks it in `neighbours.py`.
+The commands that make a version are in `index_build.py`, the one that asks it in `neighbours.py`, the one that loads it
+into a Milvus in `index_publish.py`, the one that lets others ask in `index_serve.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import typer
 from cli.asking import encoder_loader, require_targets
 from cli.index_build import append, build, compact
 from cli.index_options import DEFAULT_DIR, AsJson, IndexesDir, Ref
+from cli.index_publish import publish
+from cli.index_serve import serve
 from cli.neighbours import neighbours
 from cli.output import note, print_json, print_table, progress
 from cli.usage_report import find_usage, print_usage, usage_document, write_pictures
@@ -279,3 +282,5 @@ def import_archive(
 
 
 app.command(epilog='Example: cli index neighbours load load.csv --series north --at "2024-03-01 00:00"')(neighbours)
+app.command(epilog="Example: cli index publish load@3 --to milvus://127.0.0.1:19530")(publish)
+app.command(epilog="Example: cli index serve load@prod --port 8815")(serve)

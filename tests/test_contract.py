@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from fake_memory import FakeMemory
 from memory_fixtures import (
+    ENCODER,
     NUM_STEPS,
     appended,
     assert_close,
@@ -33,6 +34,8 @@ from memory_fixtures import (
 from memory_index.errors import DataError, IncompatibleError, NotFoundError, UsageError
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
+from memory_index.milvus.publish import publish
+from memory_index.milvus.searching import open_milvus
 from memory_index.types import Filter, Memory, Queries
 from memory_index.versions.store import Store
 
@@ -64,12 +67,20 @@ def opened_hnsw(folder: Path) -> LocalMemory:
     return opened_build(folder, factory="HNSW16")
 
 
+def opened_milvus(folder: Path) -> LocalMemory:
+    # One view, one segment and a graph, because Milvus Lite is slow; two segments are in test_milvus.py.
+    version, address = built(folder, encoder=replace(ENCODER, views=(12,))), f"milvus:{folder / 'milvus.db'}"
+    publish(version, address, index="HNSW")
+    return open_milvus(version, address, threads=2)
+
+
 VERSIONS: dict[str, Callable[[Path], LocalMemory]] = {
     "local": opened_build,
     "hnsw": opened_hnsw,
     "appended": opened_append,
     "compacted": opened_compact,
     "fake": opened_build,
+    "milvus": opened_milvus,
 }
 MEMORIES: dict[str, Callable[[LocalMemory, ExitStack], Memory]] = {
     "local": lambda version, _: version,
@@ -77,17 +88,19 @@ MEMORIES: dict[str, Callable[[LocalMemory, ExitStack], Memory]] = {
     "appended": lambda version, _: version,
     "compacted": lambda version, _: version,
     "fake": lambda version, _: FakeMemory.of(version),
+    "milvus": lambda version, _: version,
 }
+APPROXIMATE = ("hnsw", "milvus")  # their candidates are not all rows, even where few rows are asked about
 
 
 @pytest.fixture(scope="module", params=sorted(MEMORIES))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     with ExitStack() as stack:
-        if request.param == "hnsw":
+        if request.param in APPROXIMATE:
             use_indexes(stack.enter_context(pytest.MonkeyPatch.context()))
         version = VERSIONS[request.param](tmp_path_factory.mktemp(request.param))
         memory = MEMORIES[request.param](version, stack)
-        yield Case(memory=memory, reference=FakeMemory.of(version), exact=request.param != "hnsw")
+        yield Case(memory=memory, reference=FakeMemory.of(version), exact=request.param not in APPROXIMATE)
 
 
 @pytest.fixture(scope="module")

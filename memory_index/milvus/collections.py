@@ -140,7 +140,7 @@ def build_index(connection: Connection, name: str, index: VectorIndex) -> None:
         return
     wanted = MilvusClient.prepare_index_params()
     wanted.add_index(KEY, index_type=index.kind, metric_type="L2", params=index.build_parameters)
-    connection.ask("make an index", lambda client, s: client.create_index(name, wanted, timeout=s))
+    connection.ask("make an index", lambda client, s: client.create_index(name, wanted, timeout=s, sync=False))
 
 
 def load(connection: Connection, name: str) -> None:
