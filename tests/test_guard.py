@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.flight as flight
 import pytest
 from guard_fixtures import (
+    ACTION,
     CERTIFICATES,
     LIMITS,
     WINDOW_UPDATE,
@@ -379,22 +380,36 @@ def test_a_compressed_message_is_refused_in_words(shared, kept):
     assert b"grpc-status\x0212" in block
 
 
-def test_a_refusal_waits_for_the_end_of_a_frame(server):
+@pytest.mark.parametrize(("asked", "trailers"), [(3, False), (1, True)], ids=["another call", "the same call"])
+def test_a_refusal_waits_for_the_end_of_a_frame(server, asked, trailers):
     # The client reads nothing for so long that the guard is stuck within a frame of the answer when it refuses.
     with running_guard(server) as running, running.connect() as client:
-        client.send(start(window=1 << 30), whole_call(1, b"bytes", b"50000000"))
+        client.send(start(window=1 << 30), call(1, ACTION), frame(DATA, 0, 1, message(action(b"bytes", b"50000000"))))
         frames = client.frames()
         while next(frames)[0] != DATA:
             pass
         time.sleep(0.3)
-        client.send(call(3), frame(DATA, 0, 3, message(b"", length=1 << 30)))
+        client.send(call(3), frame(DATA, 0, asked, message(b"", length=1 << 30)))
         wait_until(lambda: running.lines("refused"))
         rest = list(frames)
     assert all(payload == b"x" * len(payload) for kind, _, _, payload in rest if kind == DATA)
-    assert sum(kind == DATA for kind, *_ in rest) > 10
+    assert 10 * 16384 < sum(len(payload) for *_, payload in rest) < 40_000_000, "it does not wait for the whole answer"
     assert [kind for kind, *_ in rest[-2:]] == [HEADERS, GOAWAY]
-    assert rest[-2][1:3] == (END_HEADERS | END_STREAM, 3)
+    assert rest[-2][1:3] == (END_HEADERS | END_STREAM, asked)
+    assert (b":status" not in rest[-2][3]) == trailers
     assert {kind for kind, *_ in rest[:-2]} <= {DATA, PING, WINDOW_UPDATE}
+
+
+def test_a_refused_client_may_hang_up_itself(shared):
+    # gRPC clients that lose their connection while they send forget the status that has come before.
+    with shared.connect() as client:
+        client.send(start(), call(1), frame(DATA, 0, 1, message(b"", length=1 << 30)))
+        assert client.farewell()[0].startswith("a message of 1073741824 bytes")
+        client.sock.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            client.sock.recv(1)
+        client.sock.settimeout(20)
+        assert client.rest() == b"", "but not for ever"
 
 
 @pytest.mark.parametrize(

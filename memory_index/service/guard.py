@@ -5,6 +5,7 @@ port, follows HTTP/2 and gRPC framing just far enough to know how long each mess
 connection of whoever announces too much before the server sees that message. It also bounds connections, open calls
 and waiting, and it may end TLS. It does not look into messages, check tokens or keep them: what it holds of a
 connection is at most what two reads brought, and what it knows of it is a few numbers for each open call.
+What a message grows to when it is read (Arrow buffers may be compressed) is for the server to bound.
 
 It is started as `python -I guard.py OPTIONS` and imports nothing of this project, so that it starts at once and holds
 little memory. Both of a call's sides are parsed for frame boundaries, so that a refusal can be put between two frames
@@ -45,7 +46,7 @@ DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY, CONTINUATION = 0, 1, 3, 4, 7, 9  # 
 END_STREAM, ACK, END_HEADERS = 0x1, 0x1, 0x4  # flags
 MAX_CONCURRENT_STREAMS = 3  # a setting
 NO_ERROR, PROTOCOL_ERROR, ENHANCE_YOUR_CALM = 0, 1, 11  # HTTP/2 codes of a GOAWAY
-INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEMENTED, UNAVAILABLE = 3, 4, 8, 12, 14  # gRPC statuses
+INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEMENTED = 3, 4, 8, 12  # gRPC statuses
 
 MAX_HEADER_BLOCK = 65536  # bytes; the server announces that it takes 16 KiB
 MAX_CONTROL_FRAME = 16384  # bytes of a frame that is neither DATA nor headers: what every HTTP/2 peer must take
