@@ -6,12 +6,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.forecast import Device, File, IndexesDir, Llm, RunFolder
+from cli.forecast import Device, File, Llm, RunFolder
+from cli.memory_options import REF, Indexes, asks_memory
 from cli.output import note
 from cli.table_options import reads_table
 
@@ -22,6 +22,7 @@ PORT = 8765
 
 
 @reads_table
+@asks_memory
 def explore(
     file: File,
     index: Annotated[
@@ -29,7 +30,7 @@ def explore(
         typer.Option(
             "--index",
             metavar="REF",
-            help="NAME, NAME@3 or NAME@alias; twice to compare two. Default with --run: the run's own.",
+            help=f"{REF}; twice to compare two. Default with --run: the run's own.",
         ),
     ] = None,
     run: RunFolder = None,
@@ -42,8 +43,8 @@ def explore(
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the default browser.")] = False,
     llm: Llm = None,
     device: Device = "auto",
-    indexes_dir: IndexesDir = Path("indexes"),
     *,
+    indexes: Indexes,
     table_options: ReadOptions,
 ) -> None:
     """Look at a memory in a web page on this machine: click into the history, and see what is remembered there.
@@ -53,10 +54,11 @@ def explore(
     state of it, so that a link shows the same again. Nothing is loaded from the internet. Ctrl-C ends it.
     """
     require_dash()
-    from cli.explorer.server import is_loopback, listen, make_app
+    from cli.explorer.server import listen, make_app
     from cli.explorer.subject import open_subject, start_state
+    from memory_index.service.listening import is_loopback
 
-    subject = open_subject(file, index or [], run, indexes_dir, table_options, device=device, llm=llm)
+    subject = open_subject(file, index or [], run, indexes, table_options, device=device, llm=llm)
     start = start_state(subject, series, at)
     server = listen(make_app(subject, start, host=host), host, port)
     shown = f"[{host}]" if ":" in host else host

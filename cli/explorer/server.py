@@ -6,7 +6,6 @@ one question is asked at a time. So is one picture drawn, which takes longer, an
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import socket
 import tempfile
@@ -27,7 +26,8 @@ from cli.explorer.state import from_address, to_address
 from cli.explorer.subject import Answer, Subject
 from cli.explorer.words import COLUMNS, TEXT_COLUMNS, as_csv, problem, rows, sentence, warned, what
 from cli.wording import minute
-from memory_index.errors import MemoryIndexError, ServiceError
+from memory_index.errors import MemoryIndexError
+from memory_index.service.listening import is_loopback, listen_on
 
 # What a page may load: this server only. Dash and plotly write styles and a few scripts into the page itself.
 CONTENT_POLICY = (
@@ -278,14 +278,6 @@ def host_allowed(asked: str, bound: str) -> bool:
     return not is_loopback(bound) or is_loopback(name)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host name or address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 class _Quiet(WSGIRequestHandler):
     """Answers without a line in the log for each request."""
 
@@ -298,16 +290,7 @@ def listen(app: flask.Flask, host: str, port: int) -> BaseWSGIServer:
 
     Raises `ServiceError` if it cannot be bound.
     """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.create_server(address[:2], family=family)
-    except OSError as error:
-        busy = error.errno == errno.EADDRINUSE
-        raise ServiceError(
-            f"port {port} of {host} is used by another program"
-            if busy
-            else f"cannot listen on port {port} of {host}: {error.strerror or error}",
-            hint="choose another with --port, or --port 0 for any that is free" if busy else "see --host and --port",
-        ) from error
-    with bound:  # the server duplicates it
-        return make_server(host, bound.getsockname()[1], app, threaded=True, request_handler=_Quiet, fd=bound.fileno())
+    with listen_on(host, port) as listening:  # the server duplicates it
+        return make_server(
+            host, listening.getsockname()[1], app, threaded=True, request_handler=_Quiet, fd=listening.fileno()
+        )

@@ -1,0 +1,37 @@
+"""Ports: binding one, and who can reach it."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+
+from memory_index.errors import ServiceError
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a host name or address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listen_on(host: str, port: int) -> socket.socket:
+    """A TCP socket that listens. port 0: any that is free. Raises `ServiceError` if it cannot be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        busy = error.errno == errno.EADDRINUSE
+        raise ServiceError(
+            f"port {port} of {host} is used by another program"
+            if busy
+            else f"cannot listen on port {port} of {host}: {error.strerror or error}",
+            hint="choose another with --port, or --port 0 for any that is free" if busy else "see --host and --port",
+        ) from error
+
+
+def shown(host: str, port: int) -> str:
+    """`HOST:PORT`, as it stands in an address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

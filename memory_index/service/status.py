@@ -1,0 +1,147 @@
+"""How a service does: health, readiness and metrics over HTTP, and a log of who asked what.
+
+Neither the log nor the metrics hold a value of the data or the name of a series. Metrics are those of the library
+prometheus-client, an optional extra.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.util import find_spec
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+from typing import Any
+
+from memory_index.errors import ResourceError
+from memory_index.service.listening import listen_on
+from memory_index.service.server import Request
+from memory_index.versions.disk import refusals_named
+
+REQUEST_S = 2.0  # a client of the status page that takes longer is let go: others wait behind it
+SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # borders of the histograms
+
+Status = Callable[[], dict[str, Any]]
+
+
+class AccessLog:
+    """One JSON object a line, appended to a file; a file that is moved away (rotated) is begun anew.
+
+    Raises `ResourceError` if it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with refusals_named(path):
+            self._handler = WatchedFileHandler(path, encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(message)s"))
+
+    def request(self, request: Request) -> None:
+        """A call that is over."""
+        told = {name: value for name, value in asdict(request).items() if value != ""}
+        told |= {name: round(told[name], 6) for name in ("waited_s", "seconds")}
+        self.line(told)
+
+    def line(self, told: dict[str, Any]) -> None:
+        """Any other line."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        text = json.dumps({"time": now} | told)
+        self._handler.handle(logging.LogRecord("access", logging.INFO, "", 0, text, None, None))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handler.close()
+
+
+class Metrics:
+    """Counts calls for Prometheus. status: what the gauges read.
+
+    Raises `ResourceError` if prometheus-client is not installed.
+    """
+
+    def __init__(self, status: Status) -> None:
+        if find_spec("prometheus_client") is None:
+            raise ResourceError(
+                "metrics need prometheus-client, which is not installed",
+                hint="pip install 'gram-forecaster[metrics]'",
+            )
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        self.registry = CollectorRegistry()
+        own: dict[str, Any] = {"registry": self.registry, "namespace": "memory"}
+        self._calls = Counter("calls", "Calls, by method and how they ended", ["method", "status"], **own)
+        self._windows = Counter("windows", "Windows asked", ["ref", "policy"], **own)
+        self._bytes = Counter("bytes", "Bytes of the batches", ["direction"], **own)
+        self._seconds = Histogram("call_seconds", "Time of a call", ["method"], buckets=SECONDS, **own)
+        self._waited = Histogram("turn_seconds", "Time that a question waited for its turn", buckets=SECONDS, **own)
+        Gauge("waiting", "Questions that wait for their turn", **own).set_function(lambda: float(status()["waiting"]))
+        Gauge("streams", "Open streams", **own).set_function(lambda: float(status()["streams"]))
+        Gauge("ready", "1 while questions are answered", **own).set_function(lambda: float(status()["ready"]))
+
+    def request(self, request: Request) -> None:
+        """A call that is over."""
+        method = request.method if request.method in ("open", "status", "get", "search", "stream", "admission") else "?"
+        self._calls.labels(method, request.status).inc()
+        self._seconds.labels(method).observe(request.seconds)
+        self._bytes.labels("in").inc(request.bytes_in)
+        self._bytes.labels("out").inc(request.bytes_out)
+        if request.method == "search":
+            self._waited.observe(request.waited_s)
+            self._windows.labels(request.ref, request.policy).inc(request.moments * request.num_series)
+
+    def page(self) -> bytes:
+        """In the text format of Prometheus."""
+        from prometheus_client import generate_latest
+
+        return generate_latest(self.registry)
+
+
+class StatusServer:
+    """`/healthz` (the process lives), `/readyz` (questions are answered), `/metrics`, over HTTP in a thread.
+
+    One request at a time, each with little time: it is for those who watch the service. Raises `ServiceError` if the
+    port cannot be had.
+    """
+
+    def __init__(self, host: str, port: int, status: Status, metrics: Metrics | None) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            timeout = REQUEST_S
+
+            def do_GET(self) -> None:
+                code, kind, body = _page(self.path, status, metrics)
+                self.send_response(code)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - likewise
+                """Say nothing."""
+
+        with listen_on(host, port) as listening:
+            self.port: int = listening.getsockname()[1]
+            self._server = HTTPServer((host, self.port), Handler, bind_and_activate=False)
+            self._server.socket.close()
+            self._server.socket = listening.dup()
+        self._thread = threading.Thread(target=self._server.serve_forever, name="status", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _page(path: str, status: Status, metrics: Metrics | None) -> tuple[int, str, bytes]:
+    if path == "/healthz":
+        return 200, "text/plain; charset=utf-8", b"ok\n"
+    if path == "/readyz":
+        found = status()
+        return 200 if found["ready"] else 503, "application/json", json.dumps(found).encode()
+    if path == "/metrics" and metrics is not None:
+        return 200, "text/plain; version=0.0.4; charset=utf-8", metrics.page()
+    return 404, "text/plain; charset=utf-8", b"/healthz, /readyz" + (b"" if metrics is None else b", /metrics") + b"\n"
