@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.asking import names, open_with_table
+from cli.memory_options import REF, Indexes, asks_memory
 from cli.output import jsonable, note, print_json, print_table, progress
 from cli.table_options import reads_table
 from cli.train import TrainingShown, settings
@@ -26,11 +27,10 @@ PARTS = ("val", "test")
 
 
 @reads_table
+@asks_memory
 def ablate(
     file: Annotated[Path, typer.Argument(help="The table that the index was built on.", show_default=False)],
-    index: Annotated[
-        str, typer.Option("--index", metavar="REF", help="NAME, NAME@3 or NAME@alias.", show_default=False)
-    ],
+    index: Annotated[str, typer.Option("--index", metavar="REF", help=f"{REF}.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of the runs and of the table.", show_default=False)],
     groups: Annotated[
         str, typer.Option(help="Which arms to train: matrix, controls, sensitivity.")
@@ -46,9 +46,9 @@ def ablate(
     neighbours_dir: Annotated[
         Path | None, typer.Option(help="Where found neighbours are kept.", show_default=".neighbours beside --out")
     ] = None,
-    indexes_dir: Annotated[Path, typer.Option(help="Folder of the indexes.")] = Path("indexes"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
     *,
+    indexes: Indexes,
     table_options: ReadOptions,
 ) -> None:
     """Train and score the model with parts switched off or changed, and tell what each is worth.
@@ -66,7 +66,7 @@ def ablate(
     arms, chosen_seeds = choose_arms(names(groups) or ()), _seeds(seeds)
     if split not in PARTS:
         raise UsageError(f"--split {split}: there is no such part to score", hint=f"choose {' or '.join(PARTS)}")
-    memory, table, ref = open_with_table(index, file, indexes_dir, table_options)
+    memory, table, ref = open_with_table(index, file, indexes, table_options)
     base = settings(memory, None, config=config, preset=preset, stated={}, texts=set_ or [])
     with progress("ablate") as report:
         try:

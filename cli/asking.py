@@ -9,36 +9,35 @@ from typing import TYPE_CHECKING
 from cli.output import note
 
 if TYPE_CHECKING:
+    from cli.memory_options import Indexes
     from forecaster.predictor import Predictor
     from forecaster.run import Run
-    from memory_index.local import LocalMemory
+    from memory_index.encoder import KeyEncoder
     from memory_index.tables.columns import ReadOptions
     from memory_index.tables.series import SeriesTable
+    from memory_index.types import Memory
     from memory_index.versions.manifest import Manifest
     from memory_index.versions.opening import LoadEncoder
 
+UPDATING = "to append to it"  # for messages
 TABLE_SUFFIXES, PICTURE_SUFFIXES, PAGE_SUFFIXES = (".csv", ".parquet"), (".png", ".svg", ".pdf"), (".html",)
 
 
-def open_with_table(
-    ref: str, file: Path, indexes_dir: Path, options: ReadOptions
-) -> tuple[LocalMemory, SeriesTable, str]:
-    """The memory, the table, and the full reference (`NAME@3`), checked to belong together.
+def open_with_table(ref: str, file: Path, indexes: Indexes, options: ReadOptions) -> tuple[Memory, SeriesTable, str]:
+    """The memory, the table, and the full reference (`NAME@3`, or one behind an address), checked to belong together.
 
     The table is read like the version's own data (`options_like`).
     """
     from memory_index.queries import require_same_data
     from memory_index.tables.reading import read_table
-    from memory_index.versions.opening import open_version
-    from memory_index.versions.store import Store
 
-    version = Store(indexes_dir).resolve(ref)
-    table = read_table(file, options_like(version.manifest, options))
+    found = indexes.find(ref)
+    table = read_table(file, options_like(found.manifest, options))
     for done in table.notes:
         note(done)
-    memory = open_version(version, load_encoder=encoder_loader(version.manifest))
-    require_same_data(table, memory.windows, version.ref)
-    return memory, table, version.ref
+    memory = found.open(load_encoder=encoder_loader(found.manifest))
+    require_same_data(table, memory.windows, found.ref)
+    return memory, table, found.ref
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +45,7 @@ class OpenedRun:
     """A trained model with the memory that it asks, the full reference of that, and a table."""
 
     predictor: Predictor
-    memory: LocalMemory
+    memory: Memory
     ref: str
     table: SeriesTable
 
@@ -55,7 +54,7 @@ def open_run_with_table(
     run: Path,
     index: str | None,
     file: Path,
-    indexes_dir: Path,
+    indexes: Indexes,
     options: ReadOptions,
     device: str,
     *,
@@ -69,28 +68,30 @@ def open_run_with_table(
     """
     from forecaster.predictor import load_predictor, require_same_memory
     from forecaster.run import open_run
-    from memory_index.versions.store import Store
+    from memory_index.references import require_local
 
     opened = open_run(run)
-    predictor = load_predictor(opened, device=device, llm=llm)
-    ref = index or (newest_ref(opened, indexes_dir) if update else opened.record.index.ref)
-    newer = update or index is not None
+    ref, newer = index or opened.record.index.ref, update or index is not None
     if update:
-        require_same_memory(opened, Store(indexes_dir).resolve(ref).manifest, ref, newer=newer)
-        ref = updated_ref(ref, file, indexes_dir, options)
-    memory, table, ref = open_with_table(ref, file, indexes_dir, options)
+        require_local(ref, UPDATING)
+    predictor = load_predictor(opened, device=device, llm=llm)
+    if update:
+        ref = index or newest_ref(opened, indexes)
+        require_same_memory(opened, indexes.find(ref).manifest, ref, newer=newer)
+        ref = updated_ref(ref, file, indexes, options)
+    memory, table, ref = open_with_table(ref, file, indexes, options)
     require_same_memory(opened, memory.manifest, ref, newer=newer)
     _tell_series(table, memory.manifest, ref, of_run=opened.record.data.series_ids)
     return OpenedRun(predictor=predictor, memory=memory, ref=ref, table=table)
 
 
-def newest_ref(run: Run, indexes_dir: Path) -> str:
+def newest_ref(run: Run, indexes: Indexes) -> str:
     """The newest version, of the index that a run was trained against, that the run can use."""
     from forecaster.errors import RunIncompatibleError
     from forecaster.predictor import require_same_memory
     from memory_index.versions.store import Store
 
-    store, trained = Store(indexes_dir), run.record.index.ref
+    store, trained = Store(indexes.folder), run.record.index.ref
     name = trained.partition("@")[0]
     for number in sorted(store.numbers(name), reverse=True):
         version = store.resolve(f"{name}@{number}")
@@ -102,19 +103,20 @@ def newest_ref(run: Run, indexes_dir: Path) -> str:
     return trained  # whoever opens it says what is wrong with it
 
 
-def updated_ref(ref: str, file: Path, indexes_dir: Path, options: ReadOptions) -> str:
+def updated_ref(ref: str, file: Path, indexes: Indexes, options: ReadOptions) -> str:
     """Append a file to an index, unless it has nothing new; returns the reference of the version to use.
 
-    A file that is too short to forecast from is refused before it is appended.
+    A file that is too short to forecast from is refused before it is appended. Raises `UsageError` for an address.
     """
     from memory_index.errors import NothingNewError
     from memory_index.queries import latest_origins
+    from memory_index.references import require_local
     from memory_index.tables.reading import read_table
     from memory_index.versions.append import append
     from memory_index.versions.store import Store
 
-    store = Store(indexes_dir)
-    manifest = store.resolve(ref).manifest
+    require_local(ref, UPDATING)
+    store, manifest = Store(indexes.folder), indexes.find(ref).manifest
     table = read_table(file, options_like(manifest, options))
     latest_origins(table, manifest.window)
     try:
@@ -147,9 +149,13 @@ def encoder_loader(manifest: Manifest) -> LoadEncoder | None:
 
     if manifest.encoder["kind"] == BUILT_IN:
         return None
-    from forecaster.pattern_encoder import load_encoder
 
-    return load_encoder
+    def load(folder: Path, manifest: Manifest) -> KeyEncoder:
+        from forecaster.pattern_encoder import load_encoder
+
+        return load_encoder(folder, manifest)
+
+    return load
 
 
 def options_like(manifest: Manifest, options: ReadOptions) -> ReadOptions:

@@ -22,6 +22,7 @@ from cli.explanation_report import (
     part_rows,
     warnings,
 )
+from cli.memory_options import REF, Indexes, asks_memory
 from cli.output import note, print_json, print_table
 from cli.table_options import reads_table
 
@@ -33,13 +34,17 @@ LINE = 80  # characters
 
 
 @reads_table
+@asks_memory
 def explain(
     file: Annotated[Path, typer.Argument(help="The data that hold the window.", show_default=False)],
     run: Annotated[Path, typer.Option("--run", help="Folder of a run that 'cli train' made.", show_default=False)],
     series: Annotated[str, typer.Option(help="Series of the forecast.", show_default=False)],
     at: Annotated[str, typer.Option(help="Origin: time of the last step that it knows.", show_default=False)],
     index: Annotated[
-        str | None, typer.Option("--index", metavar="REF", help="A newer version of the run's own index.")
+        str | None,
+        typer.Option(
+            "--index", metavar="REF", help=f"A newer version of the run's own, or where that lies now: {REF}."
+        ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it into a PNG, SVG or PDF file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write picture and tables as one self-contained page.")] = None,
@@ -52,9 +57,9 @@ def explain(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    indexes_dir: Annotated[Path, typer.Option(help="Folder of the indexes.")] = Path("indexes"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
     *,
+    indexes: Indexes,
     table_options: ReadOptions,
 ) -> None:
     """Take one forecast of a run apart: what it is made of, which past it rests on, and what the network says.
@@ -72,7 +77,7 @@ def explain(
     from forecaster.intervals import require_calibrated
 
     require_calibrated(levels)
-    opened = open_run_with_table(run, index, file, indexes_dir, table_options, device, llm=llm)
+    opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm)
     step = opened.table.step
     found = explaining.explain(opened.predictor, opened.memory, opened.table, series, step.parse(at), levels=levels)
     made_by = f"{run} with {opened.ref}"

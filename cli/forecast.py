@@ -16,6 +16,7 @@ from cli.asking import (
     require_targets,
     updated_ref,
 )
+from cli.memory_options import REF, Indexes, asks_memory
 from cli.output import note, print_json, print_table, progress
 from cli.table_options import reads_table
 
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 Index = Annotated[
     str | None,
     typer.Option(
-        "--index", metavar="REF", help="NAME, NAME@3 or NAME@alias; with --run a newer version of the run's own."
+        "--index",
+        metavar="REF",
+        help=f"{REF}; with --run a newer version of the run's own, or where that lies now.",
     ),
 ]
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of a run that 'cli train' made.")]
@@ -54,11 +57,11 @@ OnEmpty = Annotated[
         help="Without --run: a window without neighbours is an error, or its last-value.", show_default="error"
     ),
 ]
-IndexesDir = Annotated[Path, typer.Option(help="Folder of the indexes.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 @reads_table
+@asks_memory
 def forecast(
     file: File,
     run: RunFolder = None,
@@ -79,9 +82,9 @@ def forecast(
     on_empty: OnEmpty = None,
     llm: Llm = None,
     device: Device = "auto",
-    indexes_dir: IndexesDir = Path("indexes"),
     as_json: AsJson = False,
     *,
+    indexes: Indexes,
     table_options: ReadOptions,
 ) -> None:
     """Forecast the next steps of every series of FILE: by a trained run, or with --index alone from the memory.
@@ -96,8 +99,8 @@ def forecast(
         from memory_index import memory_only
 
         assert index is not None, "checked above"
-        ref = updated_ref(index, file, indexes_dir, table_options) if update_index else index
-        memory, table, ref = open_with_table(ref, file, indexes_dir, table_options)
+        ref = updated_ref(index, file, indexes, table_options) if update_index else index
+        memory, table, ref = open_with_table(ref, file, indexes, table_options)
         result = memory_only.forecast(memory, table, quantiles=levels, options=options)
         horizon, by = memory.windows.spec.horizon, f"{ref}, memory alone"
     else:
@@ -105,7 +108,7 @@ def forecast(
         from forecaster.intervals import require_calibrated
 
         require_calibrated(levels)
-        opened = open_run_with_table(run, index, file, indexes_dir, table_options, device, llm=llm, update=update_index)
+        opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm, update=update_index)
         memory, table, ref = opened.memory, opened.table, opened.ref
         result = forecast_by_run(opened.predictor, memory, table, quantiles=levels)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
@@ -136,6 +139,7 @@ def forecast(
 
 
 @reads_table
+@asks_memory
 def evaluate(
     file: File,
     run: RunFolder = None,
@@ -148,9 +152,9 @@ def evaluate(
     on_empty: OnEmpty = None,
     llm: Llm = None,
     device: Device = "auto",
-    indexes_dir: IndexesDir = Path("indexes"),
     as_json: AsJson = False,
     *,
+    indexes: Indexes,
     table_options: ReadOptions,
 ) -> None:
     """Score the forecast of every window of a part of the version's split: by a trained run, or by the memory alone.
@@ -162,7 +166,7 @@ def evaluate(
     if run is not None:
         from forecaster.evaluate import evaluate as evaluate_run
 
-        opened = open_run_with_table(run, index, file, indexes_dir, table_options, device, llm=llm)
+        opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm)
         with progress(f"scoring {split} windows") as report:
             scored = evaluate_run(opened.predictor, opened.memory, opened.table, split, report=report)
         if as_json:
@@ -173,7 +177,7 @@ def evaluate(
     from memory_index import memory_only
 
     assert index is not None, "checked above"
-    memory, table, ref = open_with_table(index, file, indexes_dir, table_options)
+    memory, table, ref = open_with_table(index, file, indexes, table_options)
     with progress(f"scoring {split} windows") as report:
         result = memory_only.evaluate(memory, table, split, options=options, report=report)
     if as_json:

@@ -16,6 +16,7 @@ from cli.index_build import append, build, compact
 from cli.index_options import DEFAULT_DIR, AsJson, IndexesDir, Ref
 from cli.index_publish import publish
 from cli.index_serve import serve
+from cli.memory_options import REF, Indexes, asks_memory
 from cli.neighbours import neighbours
 from cli.output import note, print_json, print_table, progress
 from cli.usage_report import find_usage, print_usage, usage_document, write_pictures
@@ -23,6 +24,7 @@ from cli.version_diff import difference_document, print_difference
 from cli.version_report import FINGERPRINT_SHOWN, describe_bytes, parent_ref, print_version, version_document
 
 if TYPE_CHECKING:
+    from memory_index.references import Found
     from memory_index.versions.store import IndexEntry
 
 app = typer.Typer(
@@ -72,34 +74,51 @@ def _print_entries(entries: tuple[IndexEntry, ...]) -> None:
 
 
 @app.command(epilog="Example: cli index show load@prod --plot load.png")
+@asks_memory
 def show(
-    ref: Ref,
+    ref: Annotated[str, typer.Argument(metavar="REF", help=f"{REF}.", show_default=False)],
     plot: Annotated[Path | None, typer.Option(help="Draw what it covers and how it is used: PNG, SVG or PDF.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write pictures and tables as one self-contained page.")] = None,
-    indexes_dir: IndexesDir = DEFAULT_DIR,
     as_json: AsJson = False,
+    *,
+    indexes: Indexes,
 ) -> None:
     """Show what a version holds and how it was built. Its files are not checked: see verify.
 
     With --plot or --html it is opened, and a sample of its windows is asked: which stretches are retrieved far too
     often (hubs) or never, how far away the nearest window usually is, and where windows are missing.
     """
+    from memory_index.references import is_address, require_local
     from memory_index.versions.store import Store
 
     require_targets(picture=plot, page=html)
-    store = Store(indexes_dir)
-    version = store.resolve(ref)
+    if plot or html:
+        require_local(ref, "to see how it is used")
+    found = indexes.find(ref)
+    if is_address(ref):
+        _show_found(found, as_json=as_json)
+        return
+    store = Store(indexes.folder)
+    version = store.resolve(found.ref)
     aliases = sorted(alias for alias, number in store.aliases(version.name).items() if number == version.number)
-    found = find_usage(version) if plot or html else None
+    used = find_usage(version) if plot or html else None
     if as_json:
-        usage = {} if found is None else {"usage": usage_document(found)}
+        usage = {} if used is None else {"usage": usage_document(used)}
         print_json("index-show", version_document(version) | {"aliases": aliases} | usage)
     else:
         print_version(version, ("made from", parent_ref(store, version)), ("aliases", ", ".join(aliases)))
-        if found is not None:
-            print_usage(found)
-    if found is not None:
-        write_pictures(found, plot, html)
+        if used is not None:
+            print_usage(used)
+    if used is not None:
+        write_pictures(used, plot, html)
+
+
+def _show_found(found: Found, *, as_json: bool) -> None:
+    """What there is to say of a version at an address: all but its aliases, and what it was made from."""
+    if as_json:
+        print_json("index-show", version_document(found) | {"aliases": None})
+    else:
+        print_version(found)
 
 
 @app.command(epilog="Example: cli index diff load@1 load@2")
@@ -110,9 +129,12 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Show what two versions do not have in common."""
+    from memory_index.references import require_local
     from memory_index.versions.manifest import difference
     from memory_index.versions.store import Store
 
+    for ref in (first, second):
+        require_local(ref, "to compare it")
     store = Store(indexes_dir)
     versions = (store.resolve(first), store.resolve(second))
     found = difference(versions[0].manifest, versions[1].manifest)
@@ -128,10 +150,12 @@ def verify(ref: Ref, indexes_dir: IndexesDir = DEFAULT_DIR, as_json: AsJson = Fa
 
     Every byte is compared; then counts, widths, keys and recall are. Exit code 5 if anything is not as it was.
     """
+    from memory_index.references import require_local
     from memory_index.versions.opening import verify_contents
     from memory_index.versions.store import Store
     from memory_index.versions.version import verify as verify_bytes
 
+    require_local(ref, "to check it")
     store = Store(indexes_dir)
     location = store.locate(ref)
     with progress(f"{location.ref}: checking every byte, then what it holds"):
@@ -161,8 +185,10 @@ def alias(
     as_json: AsJson = False,
 ) -> None:
     """Name a version, or let a name that is taken mean another one. The switch is atomic."""
+    from memory_index.references import require_local
     from memory_index.versions.store import Store
 
+    require_local(name, "to give it an alias")
     store = Store(indexes_dir)
     target = store.set_alias(name, version, alias)
     if as_json:
@@ -179,8 +205,10 @@ def unalias(
     as_json: AsJson = False,
 ) -> None:
     """Forget an alias. The version that it names stays."""
+    from memory_index.references import require_local
     from memory_index.versions.store import Store
 
+    require_local(name, "to forget an alias")
     Store(indexes_dir).remove_alias(name, alias)
     if as_json:
         print_json("index-unalias", {"alias": f"{name}@{alias}"})
@@ -195,8 +223,10 @@ def remove(
     as_json: AsJson = False,
 ) -> None:
     """Delete one version for good. A version that an alias names is refused; others that share its files stay whole."""
+    from memory_index.references import require_local
     from memory_index.versions.store import Store
 
+    require_local(ref, "to remove it")
     location = Store(indexes_dir).remove(ref)
     if as_json:
         print_json("index-remove", {"ref": location.ref})
@@ -246,9 +276,11 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a version, with all that it needs, into one file. Its bytes are checked on the way."""
+    from memory_index.references import require_local
     from memory_index.versions.archive import export as write_archive
     from memory_index.versions.store import Store
 
+    require_local(ref, "to export it")
     version = Store(indexes_dir).resolve(ref)
     with progress(f"{version.ref} to {file}"):
         path = write_archive(version, file)

@@ -130,11 +130,13 @@ def append(
     Nothing is fitted or encoded again, so its cost is in proportion to what is new. The version appended to stays as
     it is. Where FILE overlaps what is stored, both must agree.
     """
+    from memory_index.references import require_local
     from memory_index.tables.reading import read_table
     from memory_index.versions import append as appending
     from memory_index.versions.manifest import segment_files
     from memory_index.versions.store import Store
 
+    require_local(ref, "to append to it")
     store = Store(indexes_dir)
     manifest = store.resolve(ref).manifest
     options = options_like(manifest, table_options)
@@ -160,9 +162,11 @@ def compact(ref: Ref, indexes_dir: IndexesDir = DEFAULT_DIR, as_json: AsJson = F
     Its windows and answers stay the same. Every append adds a segment, and every search visits all of them. The
     version that was compacted stays as it is: to free its space, remove it.
     """
+    from memory_index.references import require_local
     from memory_index.versions import compact as compacting
     from memory_index.versions.store import Store
 
+    require_local(ref, "to merge its segments")
     store = Store(indexes_dir)
     parent = store.resolve(ref)
     with progress(f"{parent.ref}: merging {len(parent.manifest.segments)} segments"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.asking import names, numbers, open_with_table, require_targets
+from cli.memory_options import REF, Indexes, asks_memory
 from cli.output import note, print_json, print_table
 from cli.table_options import reads_table
 from cli.wording import SPARK_WIDTH, age, minute, no_close_analogue, sparkline
@@ -28,8 +29,9 @@ OTHER_COLUMNS = 60  # characters of a line of the table beside the series and wh
 
 
 @reads_table
+@asks_memory
 def neighbours(
-    ref: Annotated[str, typer.Argument(metavar="REF", help="NAME, NAME@3 or NAME@alias.", show_default=False)],
+    ref: Annotated[str, typer.Argument(metavar="REF", help=f"{REF}.", show_default=False)],
     file: Annotated[Path, typer.Argument(help="The data that hold the query window.", show_default=False)],
     series: Annotated[str, typer.Option(help="Series of the query.", show_default=False)],
     at: Annotated[str, typer.Option(help="Origin: time of the last step that the query knows.", show_default=False)],
@@ -42,9 +44,9 @@ def neighbours(
     min_gap: Annotated[int, typer.Option(help="Steps between neighbours, so that 5 are 5 episodes.", min=0)] = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw them into a PNG, SVG or PDF file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write picture and table as one self-contained page.")] = None,
-    indexes_dir: Annotated[Path, typer.Option(help="Folder of the indexes.")] = Path("indexes"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
     *,
+    indexes: Indexes,
     table_options: ReadOptions,
 ) -> None:
     """Show what a memory retrieves for the window of a series that ends at a time.
@@ -59,7 +61,7 @@ def neighbours(
     from memory_index.types import Filter
 
     require_targets(picture=plot, page=html)
-    memory, table, full_ref = open_with_table(ref, file, indexes_dir, table_options)
+    memory, table, full_ref = open_with_table(ref, file, indexes, table_options)
     where = Filter(
         series_id=(only_series,) if only_series in memory.windows.series_number else names(only_series),
         after=None if after is None else table.step.parse(after),

@@ -1,18 +1,16 @@
-"""How a data file is to be read: the options that every command with a FILE takes, as one `ReadOptions`.
-
-@app.command()
-@reads_table
-def build(file: Annotated[Path, ...], *, table_options: ReadOptions) -> None: ...
-"""
+"""How a data file is to be read: the options that every command with a FILE takes, as one `ReadOptions`."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from functools import wraps
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from cli.record_options import with_record
+
+if TYPE_CHECKING:
+    from memory_index.tables.columns import ReadOptions
 
 FILL = (
     "error, drop (left missing; windows that touch it are not used), ffill (the last value before; knows nothing "
@@ -52,29 +50,12 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
 def reads_table(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command these options, and hand them to its keyword argument `table_options` as a `ReadOptions`."""
 
-    @wraps(command)
-    def with_options(**arguments: Any) -> None:
+    def record(given: dict[str, Any]) -> ReadOptions:
         from memory_index.tables.columns import ReadOptions
 
-        given = {name: arguments.pop(name) for name in OPTIONS}
         if given["columns"] is not None:
             given["columns"] = tuple(name.strip() for name in given["columns"].split(","))
         given |= {name: tuple(given[name]) for name in ("ignore", "missing") if given[name] is not None}
-        chosen = {name: value for name, value in given.items() if value is not None}
-        command(**arguments, table_options=ReadOptions(**chosen))
+        return ReadOptions(**{name: value for name, value in given.items() if value is not None})
 
-    # typer reads the signature: the command's own parameters, with `table_options` replaced by the options.
-    del command.__annotations__["table_options"]  # a type that is imported for the type checker only
-    own = get_type_hints(command, include_extras=True)
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [
-        each.replace(kind=keyword, annotation=own[name])
-        for name, each in inspect.signature(command).parameters.items()
-        if name != "table_options"
-    ]
-    parameters += [
-        inspect.Parameter(name, keyword, default=default, annotation=kind) for name, (kind, default) in OPTIONS.items()
-    ]
-    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    with_options.__annotations__ = {each.name: each.annotation for each in parameters}
-    return with_options
+    return with_record(command, "table_options", OPTIONS, record)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.asking import open_with_table
-from cli.index_build import dir_flags, reading_flags
+from cli.index_build import reading_flags
+from cli.memory_options import REF, Indexes, asks_memory
 from cli.output import duration, note, print_json, print_table, progress
 from cli.table_options import reads_table
 
@@ -32,16 +33,14 @@ ENDED_BY = {
     "max_steps": "the number of steps (max_steps)",
     "patience": "epochs without a better validation (patience)",
 }
-IndexesDir = Annotated[Path, typer.Option(help="Folder of the indexes.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
 @reads_table
+@asks_memory
 def train(
     file: File,
-    index: Annotated[
-        str, typer.Option("--index", metavar="REF", help="NAME, NAME@3 or NAME@alias.", show_default=False)
-    ],
+    index: Annotated[str, typer.Option("--index", metavar="REF", help=f"{REF}.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of the run, made if missing.", show_default=False)],
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options on the line win.")] = None,
     preset: Annotated[str | None, typer.Option(help="Settings for a GPU: 6gb, 8gb, 12gb or 15gb.")] = None,
@@ -91,9 +90,9 @@ def train(
     neighbours_dir: Annotated[
         Path | None, typer.Option(help="Where found neighbours are kept.", show_default=".neighbours beside the run")
     ] = None,
-    indexes_dir: IndexesDir = Path("indexes"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
     *,
+    indexes: Indexes,
     table_options: ReadOptions,
 ) -> None:
     """Train a model on the training part of FILE against one version of an index.
@@ -128,9 +127,9 @@ def train(
         "save_total_limit": save_total_limit,
     }
     stated = {name: value for name, value in given.items() if value is not None}
-    memory, table, ref = open_with_table(index, file, indexes_dir, table_options)
+    memory, table, ref = open_with_table(index, file, indexes, table_options)
     chosen = settings(memory, out if resume else None, config=config, preset=preset, stated=stated, texts=set_ or [])
-    flags = [*dir_flags(indexes_dir), *reading_flags(table_options)]
+    flags = [*indexes.flags, *reading_flags(table_options)]
     with progress(out.name) as report:
         shown = TrainingShown(report, num_epochs=chosen.train.epochs)
         try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cli.output import print_table
 
 if TYPE_CHECKING:
+    from memory_index.references import Found
     from memory_index.versions.manifest import Manifest, SpaceRecord
     from memory_index.versions.store import Store
     from memory_index.versions.version import Version
@@ -16,18 +17,21 @@ FINGERPRINT_SHOWN = 12  # hexadecimal digits, as in error messages
 MANY_SERIES = 10  # more are counted, not listed
 
 
-def version_document(version: Version) -> dict[str, Any]:
+def version_document(version: Version | Found) -> dict[str, Any]:
     """The keys that scripts rely on (docs/cli.md), then the rest. Times are ISO 8601 in the table's own zone.
 
     `factory` is `mixed` where the key spaces differ, `recall_at_10` the least of theirs; `spaces` has them one by one.
+    `path` is null for a version at an address.
     """
-    manifest = version.manifest
+    from memory_index.versions.layout import parse_ref
+
+    manifest, (name, number) = version.manifest, parse_ref(version.ref.rpartition("/")[2])
     spaces, window, split = manifest.spaces, manifest.window, manifest.split
     factories = sorted({space.factory for space in spaces})
     return {
         "ref": version.ref,
-        "name": version.name,
-        "version": version.number,
+        "name": name,
+        "version": int(number),
         "fingerprint": manifest.fingerprint,
         "num_rows": manifest.num_rows,
         "num_series": len(manifest.series_ids),
@@ -64,11 +68,11 @@ def version_document(version: Version) -> dict[str, Any]:
         "data_sha256": manifest.data_sha256,
         "parent": manifest.parent,
         "libraries": manifest.libraries,
-        "path": version.path,
+        "path": getattr(version, "path", None),
     }
 
 
-def print_version(version: Version, *more: tuple[str, str]) -> None:
+def print_version(version: Version | Found, *more: tuple[str, str]) -> None:
     """The same for a reader: what the version holds, and how each of its key spaces is searched.
 
     more: further lines, each a name and a text.
@@ -105,7 +109,7 @@ def describe_bytes(num_bytes: int) -> str:
     return f"{size:.3g} {unit}" if size < 100 else f"{size:.0f} {unit}"
 
 
-def _lines(version: Version) -> list[tuple[str, str]]:
+def _lines(version: Version | Found) -> list[tuple[str, str]]:
     manifest = version.manifest
     window, split, built = manifest.window, manifest.split, manifest.built
     names = ", ".join(manifest.series_ids) if len(manifest.series_ids) <= MANY_SERIES else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 from forecaster.run_record import DataFacts, RunRecord
 from forecaster.weights import WeightsRecord
+from memory_index.references import is_address
 
 PARTS = {"train_until": "training", "val_until": "validation", "test_until": "test"}
 
@@ -23,9 +24,9 @@ def card_text(record: RunRecord, metrics: Mapping[str, Any], weights: WeightsRec
         "",
         "## Use",
         "",
-        f"RUN is this folder, wherever it lies; `--indexes-dir` says where {index.ref} lies, if not in `indexes`.",
+        f"RUN is this folder, wherever it lies; {_place(index.ref)}.",
         "",
-        *(f"    {command}" for command in _commands(data.source)),
+        *(f"    {command}" for command in _commands(data.source, index.ref)),
         "",
         "## Data",
         "",
@@ -64,11 +65,18 @@ def card_text(record: RunRecord, metrics: Mapping[str, Any], weights: WeightsRec
     return "\n".join(" ".join(line.splitlines()) for line in lines)
 
 
-def _commands(source: str) -> list[str]:
+def _place(ref: str) -> str:
+    if is_address(ref):
+        return f"it asks {ref}, or the same version where `--index` says (`--token-file` where a token is wanted)"
+    return f"`--indexes-dir` says where {ref} lies, if not in `indexes`"
+
+
+def _commands(source: str, ref: str) -> list[str]:
     file = shlex.quote(source)
+    update = f"cli forecast {file} --run RUN --update-index   # after new rows: nothing is trained again"
     return [
         f"cli forecast {file} --run RUN --out forecast.csv --plot forecast.png",
-        f"cli forecast {file} --run RUN --update-index   # after new rows: nothing is trained again",
+        *([] if is_address(ref) else [update]),
         f"cli evaluate {file} --run RUN",
     ]
 

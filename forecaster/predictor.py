@@ -135,6 +135,6 @@ def require_same_memory(run: Run, manifest: Manifest, ref: str, *, newer: bool) 
             )
     if manifest.fingerprint != trained.fingerprint and not newer:
         raise RunIncompatibleError(
-            f"{run.path} was trained against {trained.ref}, but {ref} in this folder of indexes has another content",
+            f"{run.path} was trained against {trained.ref}, but what is called {ref} now has another content",
             hint=f"restore that version, or say --index {ref} to use what is there",
         )

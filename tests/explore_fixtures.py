@@ -16,6 +16,7 @@ from cli.explorer.server import listen, make_app
 from cli.explorer.state import State
 from cli.explorer.subject import Subject, open_subject, start_state
 from cli.main import run
+from cli.memory_options import Indexes
 from memory_index.tables.columns import ReadOptions
 
 AT = "2024-01-19 12:00"  # of the test part, its future known
@@ -41,8 +42,8 @@ def indexes(base: Path) -> Path:
 def subject(base: Path, with_run: bool = True, refs: tuple[str, ...] = ("m@1", "m@2", "v@1")) -> Subject:
     """The newer table with these versions, and with the run or without."""
     made = make(base)
-    run_folder = made.run if with_run else None
-    return open_subject(made.newer, refs, run_folder, indexes(base), ReadOptions(), device="cpu", llm=None)
+    run_folder, found = made.run if with_run else None, Indexes(folder=indexes(base))
+    return open_subject(made.newer, refs, run_folder, found, ReadOptions(), device="cpu", llm=None)
 
 
 @cache
@@ -54,9 +55,8 @@ def at_night(base: Path) -> Subject:
     table["date"] = [time.isoformat() for time in pd.date_range(first, periods=len(table), freq="h")]
     table.to_csv(folder / "night.csv", index=False)
     _build(folder / "night.csv", "night", folder / "indexes", "--time-zone", ZONE)
-    return open_subject(
-        folder / "night.csv", ["night@1"], None, folder / "indexes", ReadOptions(), device="cpu", llm=None
-    )
+    found = Indexes(folder=folder / "indexes")
+    return open_subject(folder / "night.csv", ["night@1"], None, found, ReadOptions(), device="cpu", llm=None)
 
 
 def _build(file: Path, name: str, folder: Path, *more: str) -> None:

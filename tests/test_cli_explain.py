@@ -16,6 +16,7 @@ from cli_fixtures import HORIZON, LOOKBACK, NUM_NEWER, NUM_STEPS, frame, make, w
 from forecaster_fixtures import TABLE, make_small
 
 from cli.main import run
+from cli.memory_options import Indexes
 from cli.output import jsonable
 
 ROW = 450
@@ -320,7 +321,7 @@ def kinds(made, without, tmp_path_factory):
     still = explain(small.predictor, small.memory, TABLE, "flat", TABLE.times[397])
     found = {"constant": (still, TABLE.step)}
     for kind, (name, file, series, row) in chosen.items():
-        opened = open_run_with_table(runs[name], None, file, made.indexes, ReadOptions(), "cpu")
+        opened = open_run_with_table(runs[name], None, file, Indexes(folder=made.indexes), ReadOptions(), "cpu")
         at = opened.table[series].times[row]
         found[kind] = explain(opened.predictor, opened.memory, opened.table, series, at), opened.table.step
     whole, step = found["whole"]

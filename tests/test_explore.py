@@ -40,6 +40,7 @@ from cli.explorer.state import MAX_GAP, MAX_K, SCOPES, Side, State, from_address
 from cli.explorer.subject import open_subject
 from cli.explorer.words import problem, rows, sentence, warned
 from cli.main import run
+from cli.memory_options import Indexes
 from cli.pictures.look import PALETTE
 from cli.wording import IN_SAMPLE
 from forecaster.explain import explain
@@ -651,7 +652,9 @@ def test_versions_of_other_data_are_not_shown_together(base, tmp_path):
     assert run([*build, "--lookback", str(LOOKBACK), "--horizon", str(HORIZON)]) == 0
     (tmp_path / "m").symlink_to(indexes(base) / "m")
     with pytest.raises(IncompatibleError, match="o@1"):
-        open_subject(make(base).newer, ["m@1", "o@1"], None, tmp_path, ReadOptions(), device="cpu", llm=None)
+        open_subject(
+            make(base).newer, ["m@1", "o@1"], None, Indexes(folder=tmp_path), ReadOptions(), device="cpu", llm=None
+        )
 
 
 def test_a_run_has_a_name_wherever_one_stands_and_one_thread(base, monkeypatch):
@@ -659,7 +662,7 @@ def test_a_run_has_a_name_wherever_one_stands_and_one_thread(base, monkeypatch):
     monkeypatch.chdir(made.run)
     torch.set_num_threads(2)
     try:
-        of = open_subject(made.newer, [], Path(), indexes(base), ReadOptions(), device="cpu", llm=None)
+        of = open_subject(made.newer, [], Path(), Indexes(folder=indexes(base)), ReadOptions(), device="cpu", llm=None)
         assert (of.run, torch.get_num_threads()) == ("small", 1)
     finally:
         torch.set_num_threads(before)

@@ -14,16 +14,16 @@ import numpy as np
 
 from cli.asking import encoder_loader, open_run_with_table, open_with_table
 from cli.explorer.state import Side, State
+from cli.memory_options import Indexes
 from cli.output import note
 from memory_index.closeness import UsualDistances, usual_distances
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.inspection import Inspection, inspect_window
 from memory_index.queries import origin_at, require_same_data
+from memory_index.references import is_address
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Memory, Scope
-from memory_index.versions.opening import open_version
-from memory_index.versions.store import Store
 from memory_index.windows import WindowSpec
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def open_subject(
     file: Path,
     refs: Sequence[str],
     run: Path | None,
-    indexes_dir: Path,
+    indexes: Indexes,
     options: ReadOptions,
     *,
     device: str,
@@ -157,21 +157,28 @@ def open_subject(
         raise UsageError("neither --run nor --index is given", hint="--index REF, or --run RUN with its own version")
     opened, predictor = {}, None
     if run is None:
-        memory, table, ref = open_with_table(refs[0], file, indexes_dir, options)
+        memory, table, ref = open_with_table(refs[0], file, _indexes_of(refs[0], refs, indexes), options)
     else:
-        with_run = open_run_with_table(run, next(iter(refs), None), file, indexes_dir, options, device, llm=llm)
+        first = next(iter(refs), None)
+        with_run = open_run_with_table(run, first, file, _indexes_of(first, refs, indexes), options, device, llm=llm)
         memory, table, ref, predictor = with_run.memory, with_run.table, with_run.ref, with_run.predictor
         _use_one_torch_thread()
     opened[ref] = _version(ref, memory, has_run=run is not None)
     for each in refs[1:]:
-        version = Store(indexes_dir).resolve(each)
-        if version.ref in opened:
+        found = _indexes_of(each, refs, indexes).find(each)
+        if found.ref in opened:
             continue
-        memory = open_version(version, load_encoder=encoder_loader(version.manifest))
-        require_same_data(table, memory.windows, version.ref)
-        has_run = run is not None and _usable(run, memory, version.ref)
-        opened[version.ref] = _version(version.ref, memory, has_run=has_run)
+        memory = found.open(load_encoder=encoder_loader(found.manifest))
+        require_same_data(table, memory.windows, found.ref)
+        has_run = run is not None and _usable(run, memory, found.ref)
+        opened[found.ref] = _version(found.ref, memory, has_run=has_run)
     return Subject(table=table, versions=opened, run=None if run is None else run.resolve().name, predictor=predictor)
+
+
+def _indexes_of(ref: str | None, refs: Sequence[str], indexes: Indexes) -> Indexes:
+    """Where one of several versions is found: a token is for those at an address, and not for one beside them."""
+    is_beside = ref is not None and not is_address(ref) and any(is_address(each) for each in refs)
+    return Indexes(folder=indexes.folder) if is_beside else indexes
 
 
 def _use_one_torch_thread() -> None:
