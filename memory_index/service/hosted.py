@@ -33,21 +33,17 @@ LoaderFor = Callable[[Manifest], LoadEncoder | None]
 
 @dataclass(kw_only=True, eq=False)
 class Hosted:
-    """One opened version. ref: NAME@3. files: open files that clients fetch, by path relative to the version.
+    """One opened version. ref: NAME@3. fingerprint: of its manifest. files: open ones, by path relative to the version.
 
-    They are held open, so that a version that is removed while it is served can still be fetched.
+    Clients fetch those files. They are held open, so that a version that is removed while it is served still has them.
     """
 
     ref: str
+    fingerprint: str
     memory: Memory
     files: dict[str, int]
     num_streams: int = 0
     last_used: float = field(default_factory=time.monotonic)
-
-    @property
-    def fingerprint(self) -> str:
-        """Of its manifest."""
-        return self.memory.manifest.fingerprint
 
     def close(self) -> None:
         """Let go of the files."""
@@ -192,7 +188,7 @@ class Hosting:
         needed = (ENCODER_FILE, SERIES_FILE, WINDOWS_FILE)
         paths = [path for path in found.manifest.files if path.rpartition("/")[2] in needed]
         files = {path: os.open(location.path / path, os.O_RDONLY | os.O_CLOEXEC) for path in paths}
-        hosted = Hosted(ref=location.ref, memory=memory, files=files)
+        hosted = Hosted(ref=location.ref, fingerprint=found.manifest.fingerprint, memory=memory, files=files)
         with self._lock:
             return self._hosted.setdefault(hosted.fingerprint, hosted)
 

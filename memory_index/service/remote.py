@@ -91,6 +91,7 @@ class RemoteMemory:
             )
         self.manifest: Manifest = manifest_from_json(opened["manifest"], where=self.address.service)
         self.fingerprint = self.manifest.fingerprint
+        self._temperature = {record.space: record.temperature for record in self.manifest.spaces}
         self.ref = f"{self.address.service}/{opened['ref']}"
         self.limits = Limits(**opened["limits"])
         self.causal_only = bool(opened["causal_only"])
@@ -165,7 +166,7 @@ class RemoteMemory:
                 return stream.ask(message, left_s)
 
         answer = self._connection.attempt(once, until - time.monotonic())
-        return wire.read_answer(answer, question, self.manifest, self.windows)
+        return wire.read_answer(answer, question, self._temperature, self.fingerprint, self.windows)
 
     def _open(self, left_s: float) -> dict[str, Any]:
         action = flight.Action(wire.OPEN, json.dumps({"ref": self.address.ref}).encode())

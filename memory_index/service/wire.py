@@ -20,13 +20,13 @@ from memory_index import errors
 from memory_index.errors import MemoryIndexError, ServiceError, UsageError
 from memory_index.leakage import Policy
 from memory_index.types import Filter, KeySpace, Neighbours, Queries, Scope
-from memory_index.versions.manifest import Manifest
 from memory_index.windows import StoredWindows
 
 PROTOCOL = 1
 OPEN, STATUS = "open", "status"  # actions
 CHUNK = pa.schema([pa.field("bytes", pa.binary())])  # a file travels as such pieces
 MAX_NAME = 1000  # characters of the name of a series
+MAX_DOCUMENT = 4 << 20  # bytes; read into Python objects it is many times as large
 ANSWER = pa.schema(
     [
         pa.field("row", pa.list_(pa.int64())),
@@ -137,7 +137,7 @@ def read_question(message: Message, limits: Limits, num_spaces: int) -> Question
     moments, rest = divmod(batch.num_rows, len(names))
     if rest:
         raise UsageError(f"{batch.num_rows} windows are not whole moments of {len(names)} series")
-    _require_at_most("windows", batch.num_rows, limits.max_windows)
+    _require_at_most("windows", max(batch.num_rows, len(names)), limits.max_windows)
     k = document.integer("k")
     _require_at_most("k", k, limits.max_k)
     _require_at_most("windows x key spaces x k", batch.num_rows * num_spaces * max(k, 0), limits.max_slots)
@@ -182,16 +182,22 @@ def write_answer(neighbours: Neighbours) -> Message:
     return Message(pa.RecordBatch.from_arrays(columns, schema=ANSWER), json.dumps(document).encode())
 
 
-def read_answer(message: Message, question: Question, manifest: Manifest, windows: StoredWindows) -> Neighbours:
+def read_answer(
+    message: Message,
+    question: Question,
+    temperature: Mapping[KeySpace, float],
+    fingerprint: str,
+    windows: StoredWindows,
+) -> Neighbours:
     """The neighbours in an answer, which check themselves against the leak rule.
 
     Raises `ServiceError` for an answer that is not one to this question, of this version; `LeakError`.
     """
     document = json.loads(message.document)
-    if document["fingerprint"] != manifest.fingerprint:
+    if document["fingerprint"] != fingerprint:
         raise ServiceError(
             f"the service answered from another version ({document['fingerprint'][:12]}, not "
-            f"{manifest.fingerprint[:12]}); the answer was discarded"
+            f"{fingerprint[:12]}); the answer was discarded"
         )
     batch, queries = message.batch, question.queries
     spaces = tuple(KeySpace(scope, view) for scope, view in document["spaces"])
@@ -206,13 +212,12 @@ def read_answer(message: Message, question: Question, manifest: Manifest, window
             raise ServiceError("the service gave half an answer; it was discarded")
         columns[name] = values.to_numpy(zero_copy_only=True).reshape(*shape, question.k)
     columns |= {name: batch[name].to_numpy().reshape(shape) for name in ("query_location", "query_spread")}
-    temperature = {record.space: record.temperature for record in manifest.spaces}
     return Neighbours(
         queries=queries,
         spaces=spaces,
         temperature=np.array([temperature[space] for space in spaces], dtype=np.float32),
         windows=windows,
-        fingerprint=manifest.fingerprint,
+        fingerprint=fingerprint,
         **columns,
     )
 
@@ -244,6 +249,11 @@ class Document(NamedTuple):
     @classmethod
     def read(cls, content: bytes) -> Self:
         """Parse it."""
+        if len(content) > MAX_DOCUMENT:
+            raise UsageError(
+                f"what was sent beside the windows has {len(content):,} bytes: at most {MAX_DOCUMENT:,} are read",
+                hint="ask for fewer series at once",
+            )
         try:
             entries = json.loads(content)
         except (ValueError, RecursionError) as error:
