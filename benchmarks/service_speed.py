@@ -1,0 +1,188 @@
+"""A memory behind `cli index serve` beside the same memory in this process: time of a question, and throughput.
+
+    python -m benchmarks.service_speed --data-dir datasets
+
+One client asks both in turn, so that what else the machine does meets both alike. Then 8 clients, each a process of its
+own, ask the service as fast as they can; beside it one process asks its own memory. Every client checks a sample of
+what it gets against the memory in its own process, bit for bit. Skips, saying so, without ETTh1.csv in the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report import Figure, run_cli, show, timed
+from memory_index.leakage import Policy
+from memory_index.queries import query_blocks
+from memory_index.references import open_memory
+from memory_index.splits import part_origins
+from memory_index.tables.reading import read_table
+from memory_index.types import Memory, Neighbours, Queries
+
+LOOKBACK, HORIZON, K, BATCH = 512, 96, 10, 256
+TURNS, CLIENTS, SECONDS = 60, 8, 20.0
+ARRAYS = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread", "temperature")
+
+
+def main() -> None:
+    """Measure and print everything."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", type=Path, default=Path("datasets"))
+    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of full load")
+    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    options = parser.parse_args()
+    file = next(iter(sorted(options.data_dir.rglob("ETTh1.csv"))), None)
+    if file is None:
+        print(f"skipped: no ETTh1.csv below {options.data_dir} (cli data fetch ETTh1)", file=sys.stderr)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        indexes = Path(folder) / "indexes"
+        build = ["index", "build", str(file), "--name", "etth1", "--split", "ett-hourly", "--indexes-dir", str(indexes)]
+        run_cli(*build, "--lookback", str(LOOKBACK), "--horizon", str(HORIZON), "--json")
+        with serving(indexes, "etth1") as service:
+            address = f"{service}/etth1@1"
+            figures = [
+                *one_client(indexes, address, batch_of(file, indexes, num_series=1), options.turns),
+                *one_client(indexes, address, batch_of(file, indexes, num_series=7), max(options.turns // 4, 10)),
+                *many_clients(indexes, address, batch_of(file, indexes, num_series=1), options.seconds),
+            ]
+    show("The memory as a service", "python -m benchmarks.service_speed --data-dir datasets", figures, options.out)
+
+
+@contextmanager
+def serving(indexes: Path, *refs: str, options: tuple[str, ...] = ()) -> Iterator[str]:
+    """The address of `cli index serve` in a process of its own."""
+    command = [sys.executable, "-m", "cli", "index", "serve", *refs, "--indexes-dir", str(indexes), "--port", "0"]
+    process = subprocess.Popen([*command, "--json", *options], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        text = ""
+        while not text.rstrip().endswith("}"):
+            line = process.stdout.readline()
+            assert line, "the service has ended"
+            text += line
+        yield json.loads(text)["address"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def batch_of(file: Path, indexes: Path, *, num_series: int) -> Queries:
+    """The first test windows: `BATCH` moments of all series, or of the last one."""
+    table, memory = read_table(file), open_memory(indexes, "etth1")
+    origins = part_origins(table, memory.windows.spec, memory.manifest.split, "test")
+    block = next(
+        query_blocks(
+            table,
+            [rows[:BATCH] for rows in origins],
+            memory.windows.spec,
+            Policy.CAUSAL,
+            known=memory.manifest.series_ids,
+        )
+    )
+    queries = block.queries
+    if num_series == 1:
+        queries = replace(queries, context=queries.context[:, -1:].copy(), series_id=queries.series_id[-1:])
+    return queries
+
+
+def require_same(first: Neighbours, second: Neighbours) -> None:
+    """Fail unless two answers are the same, bit for bit."""
+    for name in ARRAYS:
+        if getattr(first, name).tobytes() != getattr(second, name).tobytes():
+            raise SystemExit(f"the service answers another {name} than the memory in this process")
+
+
+def one_client(indexes: Path, address: str, queries: Queries, turns: int) -> list[Figure]:
+    """The same question to both, in turn."""
+    local, remote = open_memory(indexes, "etth1"), open_memory(indexes, address)
+    require_same(local.search(queries, K), remote.search(queries, K))
+    times: dict[str, list[float]] = {"local": [], "remote": []}
+    for turn in range(turns):
+        both: list[tuple[str, Memory]] = [("local", local), ("remote", remote)]
+        for name, memory in both if turn % 2 else reversed(both):
+            times[name].append(timed(lambda memory=memory: memory.search(queries, K))[0] * 1e3)
+    own, theirs = (float(np.median(times[name])) for name in ("local", "remote"))
+    more = float(np.median(np.subtract(times["remote"], times["local"])))
+    num = queries.context.shape[1]
+    return [
+        Figure(
+            f"{BATCH} moments of {num} series, all key spaces, k = {K}",
+            f"{theirs:.1f} ms",
+            f"at most {own + max(2.0, 0.05 * own):.1f} ms",
+            f"in this process {own:.1f} ms; median difference {more:+.2f} ms ({more / own:+.1%}), {turns} turns",
+        )
+    ]
+
+
+def ask_for(indexes: Path, ref: str, queries: Queries, seconds: float, begin: Any, times: Any) -> None:
+    """In a process of its own: ask again and again, and tell when each question began and ended."""
+    memory, local = open_memory(indexes, ref), open_memory(indexes, "etth1")
+    expected = local.search(queries, K)
+    memory.search(queries, K)
+    begin.wait()
+    until, asked = time.perf_counter() + seconds, []
+    while time.perf_counter() < until:
+        started = time.perf_counter()
+        found = memory.search(queries, K)
+        asked.append((started, time.perf_counter()))
+        if len(asked) % 16 == 1:
+            require_same(expected, found)
+    times.put(asked)
+
+
+def load(indexes: Path, ref: str, queries: Queries, num: int, seconds: float) -> tuple[float, np.ndarray]:
+    """Questions per second of so many processes together, and the time of each in ms."""
+    context = multiprocessing.get_context("spawn")
+    begin, times = context.Barrier(num), context.Queue()
+    asking = [context.Process(target=ask_for, args=(indexes, ref, queries, seconds, begin, times)) for _ in range(num)]
+    for each in asking:
+        each.start()
+    found = np.concatenate([np.array(times.get()) for _ in asking])
+    for each in asking:
+        each.join()
+    return len(found) / (found[:, 1].max() - found[:, 0].min()), (found[:, 1] - found[:, 0]) * 1e3
+
+
+def many_clients(indexes: Path, address: str, queries: Queries, seconds: float) -> list[Figure]:
+    """Throughput and latency under full load, between two measurements of a memory in its own process."""
+    before, _ = load(indexes, "etth1@1", queries, 1, seconds / 2)
+    rate, times = load(indexes, address, queries, CLIENTS, seconds)
+    after, _ = load(indexes, "etth1@1", queries, 1, seconds / 2)
+    own = (before + after) / 2
+    p50, p99 = np.percentile(times, [50, 99])
+    cores = len(os.sched_getaffinity(0))
+    return [
+        Figure(
+            f"{CLIENTS} clients at once on {cores} cores, {BATCH} windows a question",
+            f"p50 {p50:.0f} ms, p99 {p99:.0f} ms",
+            f"p99 under {2 * p50:.0f} ms",
+            f"{len(times):,} questions",
+        ),
+        Figure(
+            "throughput of these",
+            f"{rate * BATCH:,.0f} windows/s",
+            f"{0.8 * own * BATCH:,.0f} windows/s",
+            f"one process with its own memory: {own * BATCH:,.0f} windows/s ({rate / own:.0%})",
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    main()
