@@ -128,11 +128,12 @@ def open_step(options: argparse.Namespace) -> dict:
 
 
 def search_step(options: argparse.Namespace) -> dict:
-    """Rate and recall of the search with one thread, and of the exact scan of the same keys."""
+    """Rate and recall of the search with one thread, and of the exact scan of the same keys; memory before the latter."""
     memory = open_memory(options.indexes_dir, NAME, threads=1)
     batches = [query_batch(memory, seed) for seed in range(24)]
     memory.search(batches[0], K)
     seconds, found = timed(lambda: [memory.search(batch, K) for batch in batches])
+    peak = peak_rss_mb()
     exact = memory.with_segments(without_indexes(memory))
     exact_seconds, true = timed(lambda: [exact.search(batch, K) for batch in batches[:4]])
     recalls = np.concatenate([hits(f, t) for f, t in zip(found, true, strict=False)])
@@ -141,6 +142,7 @@ def search_step(options: argparse.Namespace) -> dict:
     num = len(batches) * BATCH
     return {
         "rate": num / seconds,
+        "peak": peak,
         "exact_rate": 4 * BATCH / exact_seconds,
         "recall": float(recalls.mean()),
         "least_recall": float(min(parts)),
