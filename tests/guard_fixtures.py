@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import ssl
 import struct
@@ -50,6 +51,8 @@ class EchoServer(flight.FlightServerBase):
             time.sleep(float(body))
         elif action.type == "bytes":
             body = b"x" * int(body)
+        elif action.type == "random":
+            body = random.Random(int(body)).randbytes(int(body))
         return [body]
 
 
@@ -99,11 +102,18 @@ class RunningGuard:
 
 
 @contextmanager
-def running_guard(server: str, *more: str, host: str = "127.0.0.1", **limits: float) -> Iterator[RunningGuard]:
-    """A guard in front of a unix socket; its limits are `LIMITS` and what is given here (`stall_seconds=1`)."""
+def running_guard(
+    server: str, *more: str, host: str = "127.0.0.1", receive_buffer: int = 0, **limits: float
+) -> Iterator[RunningGuard]:
+    """A guard in front of a unix socket; its limits are `LIMITS` and what is given here (`stall_seconds=1`).
+
+    receive_buffer: bytes that the kernel keeps of each client, if not as many as it likes.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     reading, writing = os.pipe()
     with socket.create_server((host, 0), family=family) as listener, tempfile.TemporaryFile("w+") as log:
+        if receive_buffer:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         options = LIMITS | {name.replace("_", "-"): value for name, value in limits.items()}
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         words += ["--listen-fd", str(listener.fileno()), "--parent-fd", str(reading), "--server", server, *more]
