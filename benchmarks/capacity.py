@@ -1,4 +1,4 @@
-"""What one machine holds: building, opening and searching from ten thousand to millions of windows, as a table and a plot.
+"""What one machine holds: build, open and search from ten thousand to millions of windows, as a table and a plot.
 
     python -m benchmarks.capacity --plot docs/images/capacity.png
 
@@ -73,6 +73,8 @@ def exponent(rows: list[dict], name: str) -> float:
 
 def draw(rows: list[dict], path: Path) -> None:
     """Bytes on the left, queries a second on the right, both against the number of windows."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     from cli.pictures.look import BLUE, GREEN, ORANGE, figure, plain, save
 
     drawn = figure(4.2)
@@ -89,14 +91,18 @@ def draw(rows: list[dict], path: Path) -> None:
         right.annotate(
             f"{kind}\n{row['rate']:,.0f}/s",
             (row["windows"], row["rate"]),
-            (0, 9),
+            (7, 5),
             textcoords="offset points",
-            ha="center",
         )
     right.set(xlabel="windows", ylabel="queries/s, one thread", title="how fast it answers")
     right.margins(x=0.15, y=0.25)
     for axes in (left, right):
         plain(axes)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(numticks=9))
+            axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            axis.set_minor_formatter(NullFormatter())
+    left.set_ylim(bottom=1)
     save(drawn, path)
 
 

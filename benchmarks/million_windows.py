@@ -128,7 +128,7 @@ def open_step(options: argparse.Namespace) -> dict:
 
 
 def search_step(options: argparse.Namespace) -> dict:
-    """Rate and recall of the search with one thread, and of the exact scan of the same keys; memory before the latter."""
+    """Rate, memory and recall of the search with one thread, and the rate of the exact scan of the same keys."""
     memory = open_memory(options.indexes_dir, NAME, threads=1)
     batches = [query_batch(memory, seed) for seed in range(24)]
     memory.search(batches[0], K)

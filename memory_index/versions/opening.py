@@ -166,8 +166,13 @@ def stored_windows(folder: Path, manifest: Manifest, parts: list[SegmentWindows]
         values=np.concatenate([part.values for part in series]).astype(np.float32),
         times=np.concatenate([part.times for part in series]),
         offset=np.cumsum([0, *(len(part) for part in series)]),
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names},
+        **{name: _joined([getattr(part, name) for part in parts]) for name in names},
     )
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    """End to end; a single one as it is, since a copy of every window would be held for nothing."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def verify_contents(version: Version, *, load_encoder: LoadEncoder | None = None) -> list[Problem]:
