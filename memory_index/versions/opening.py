@@ -104,8 +104,7 @@ def plan_of(manifest: Manifest) -> SegmentPlan:
 def read_series(folder: Path, manifest: Manifest) -> SeriesTable:
     """All steps that a version stores, as a table. Hashes must have been checked before."""
     tables = [
-        read_parquet(folder / segment.folder / SERIES_FILE, num_rows=segment.num_steps)
-        for segment in manifest.segments
+        read_parquet(folder / segment.folder / SERIES_FILE, num_rows=segment.num_steps) for segment in manifest.segments
     ]
     return SeriesTable(
         step=manifest.step,
