@@ -39,6 +39,7 @@ from forecaster.neighbour_cache import (
 from forecaster.patching import instance_norm
 from forecaster.placement import hardware, place_backbone
 from forecaster.predictor import predict
+from forecaster.processes import main_first
 from forecaster.run import Run, create_run, finish_run, open_run
 from forecaster.run_record import DataFacts, IndexFacts, RunRecord
 from forecaster.shortcut import fit_linear
@@ -120,8 +121,13 @@ def train_run(
     if (ended := ended_training(run, is_main=accelerator.is_main_process)) is not None:
         return ended
     started = time.perf_counter()
-    training = windows_of(table, memory, config, record, "train", neighbours_dir, report, note)
-    validation = windows_of(table, memory, config, record, "val", neighbours_dir, report, note)
+    training, validation = main_first(
+        accelerator,
+        lambda: [
+            windows_of(table, memory, config, record, part, neighbours_dir, report, note) for part in ("train", "val")
+        ],
+        "find the neighbours",
+    )
     neighbour_seconds = time.perf_counter() - started
     fit_closed_form(model, training, table, memory, config)
     result = train(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,15 @@ from forecaster.fit import Trained, train_run
 from forecaster.model import ForecastModel
 from forecaster.predictor import Predictor, load_predictor
 from forecaster.types import NeighbourTensors
+from memory_index.access import Access
+from memory_index.errors import ServiceError
 from memory_index.local import LocalMemory
+from memory_index.references import open_memory
 from memory_index.splits import split_by_name
 from memory_index.tables.series import SeriesTable
+from memory_index.types import Memory, Neighbours
 
+SHORT_S = 2.0
 NUM_STEPS = 420  # 252 to train, 84 to validate, 84 to test
 TABLE = wide_table(NUM_STEPS)
 SPLIT = split_by_name("60/20/20", TABLE.times)
@@ -65,7 +72,7 @@ def memory_of(folder: Path, table: SeriesTable = TABLE, **options: Any) -> Local
     return open_version(build(table, Store(folder), "m", **arguments), threads=1)
 
 
-def train_small(memory: LocalMemory, out: Path, table: SeriesTable = TABLE, **changed: Any) -> Trained:
+def train_small(memory: Memory, out: Path, table: SeriesTable = TABLE, **changed: Any) -> Trained:
     """Train in the folder `out`. changed: settings, or arguments of `train_run`. Neighbours are kept beside `out`."""
     arguments = {name: changed.pop(name) for name in ("resume", "progress") if name in changed}
     neighbours = changed.pop("neighbours_dir", out.parent / "neighbours")
@@ -110,6 +117,61 @@ def train_small_in_one_of(
         return weights, trained.result.best_val_mse
     finally:
         torch.distributed.destroy_process_group()
+
+
+class Troubled:
+    """A memory to which something happens before every answer."""
+
+    def __init__(self, memory: Memory, trouble: Callable[[], None]) -> None:
+        self.memory, self.trouble = memory, trouble
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.memory, name)
+
+    def search(self, *arguments: Any, **options: Any) -> Neighbours:
+        self.trouble()
+        return self.memory.search(*arguments, **options)
+
+
+def token_of(rank: int) -> str:
+    """What one of several processes shows to a service."""
+    return f"token-of-the-process-{rank}"
+
+
+def train_at_address_in_one_of(
+    rank: int, port: int, ref: str, out: Path, changed: dict[str, Any], trouble: Callable[[], None] | None
+) -> dict[str, list[float]] | str:
+    """An errand: `train_small` as one of two processes, whose collectives wait for `SHORT_S` only.
+
+    trouble: happens to the main process before each answer. Returns the weights.
+    """
+    be_one_process_of(rank, 2, port)
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=SHORT_S))
+    try:
+        memory = open_memory("", ref, access=Access(token=token_of(rank)))
+        if rank == 0 and trouble is not None:
+            memory = Troubled(memory, trouble)
+        trained = train_small(memory, out, **changed)
+        return {name: value.flatten().tolist() for name, value in trained.run.weights()[0].items()}
+    except KeyboardInterrupt:
+        return "interrupted"
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def linger() -> None:
+    """Trouble: one answer takes longer than a collective waits."""
+    time.sleep(SHORT_S + 0.5)
+
+
+def refuse() -> None:
+    """Trouble."""
+    raise ServiceError("the service refuses")
+
+
+def interrupt() -> None:
+    """Trouble."""
+    raise KeyboardInterrupt
 
 
 def forecasts_at(

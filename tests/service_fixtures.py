@@ -52,5 +52,5 @@ def served(
 def close_memories(service: str) -> None:
     """Close every memory of a service: it waits for the streams that they keep, before it ends."""
     for each in gc.get_objects():
-        if isinstance(each, RemoteMemory) and each.address.service == service:
+        if type(each) is RemoteMemory and each.address.service == service:
             each.close()
