@@ -401,6 +401,24 @@ def test_a_refusal_waits_for_the_end_of_a_frame(server, asked, trailers):
     assert {kind for kind, *_ in rest[:-2]} <= {DATA, PING, WINDOW_UPDATE}
 
 
+def test_nothing_follows_the_frame_that_a_refusal_waits_for(tmp_path_factory):
+    path = tmp_path_factory.mktemp("s") / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with running_guard(str(path)) as running, running.connect() as client:
+            client.send(start(), call(1))
+            with listener.accept()[0] as accepted:
+                answer = frame(HEADERS, 0, 1, BLOCK), frame(CONTINUATION, END_HEADERS, 1, b"")
+                accepted.sendall(frame(SETTINGS, 0, 0, b"") + answer[0] + answer[1][:4])
+                frames = client.frames()
+                assert [next(frames)[0] for _ in range(2)] == [SETTINGS, HEADERS]
+                client.send(frame(DATA, 0, 1, message(b"", length=1 << 30)))
+                wait_until(lambda: running.lines("refused"))
+                accepted.sendall(answer[1][4:] + frame(DATA, 0, 1, b"too late") + frame(DATA, 0, 1, b"")[:5])
+                assert [kind for kind, *_ in frames] == [CONTINUATION, HEADERS, GOAWAY]
+
+
 def test_a_refused_client_may_hang_up_itself(shared):
     # gRPC clients that lose their connection while they send forget the status that has come before.
     with shared.connect() as client:
@@ -820,6 +838,7 @@ def test_tls_bytes_that_the_selector_cannot_see_are_read(server):
             running.process.send_signal(signal.SIGSTOP)
             for at in range(0, len(sent), record):
                 client.send(sent[at : at + record])
+            time.sleep(0.3)  # until all of it lies in the guard's kernel
             running.process.send_signal(signal.SIGCONT)
             assert client.answer(1).count(b"x") == 267_000
 
