@@ -128,8 +128,9 @@ def running_guard(
             yield running
             assert running.lines("defect") == []
         finally:
-            os.close(writing)
+            process.kill()  # how it ends is tested; here it must not take its server's socket with it
             process.wait(PATIENCE_S)
+            os.close(writing)
 
 
 def wait_until(holds: Callable[[], object]) -> None:
