@@ -7,13 +7,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.asking import encoder_loader
 from cli.index_options import DEFAULT_DIR, IndexesDir
 from cli.output import note, print_json
+
+if TYPE_CHECKING:
+    from memory_index.service.serving import Service
 
 PORT = 8815
 REQUEST, PROTECTION, WATCHING = "What one question may ask", "Who may ask", "Watching it"
@@ -104,23 +107,24 @@ def serve(
     service = Service(indexes_dir, refs, settings, access=access, loader_for=encoder_loader, note=note)
     limit_memory(max_memory_mb)
     with stopped_by_signals(service.stop):
-        _tell(service.address, service.hosting.versions(), settings.token_file, service.status_port, as_json=as_json)
+        _tell(service, as_json=as_json)
         service.wait()
     note("ended")
 
 
-def _tell(
-    address: str, versions: dict[str, str], token_file: Path | None, status_port: int | None, *, as_json: bool
-) -> None:
+def _tell(service: Service, *, as_json: bool) -> None:
     """Where what is served, once it is."""
+    from memory_index.service.listening import is_loopback
+
+    address, versions, status_port = service.address, service.hosting.versions(), service.status_port
     if as_json:
         print_json("index-serve", {"address": address, "versions": versions, "status_port": status_port})
         typer.echo(nl=False)
     for name, ref in versions.items():
         note(f"serving {address}/{name.removesuffix('@latest')}" + ("" if name == ref else f", which is {ref} now"))
-    if token_file is None:
+    if service.settings.token_file is None:
         note("without a token: this machine only, and everyone on it, can ask")
-    elif address.startswith("grpc://") and "127.0.0.1" not in address:
+    elif address.startswith("grpc://") and not is_loopback(service.settings.host):
         note("without TLS: tokens and data travel as they are; see --tls-cert")
     if status_port is not None:
         note(f"health on port {status_port}: /healthz, /readyz")

@@ -855,7 +855,18 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.error(f"cannot start: {error}")
     _allow_files(2 * limits.max_connections + 32)
     guard = Guard(listener, asked.server, asked.parent_fd, limits=limits, peers=asked.peers, tls=tls)
-    return guard.run()
+    code = guard.run()
+    if code == PARENT_GONE and asked.peers:
+        _remove_private(asked.server, asked.peers)
+    return code
+
+
+def _remove_private(server: Path, peers: Path) -> None:
+    """Remove what a parent that was killed could not: the socket and the private folder around it."""
+    with contextlib.suppress(OSError):  # never more than is certainly its own: a folder with more in it stays
+        server.unlink()
+        peers.rmdir()
+        server.parent.rmdir()
 
 
 def _count(text: str) -> int:

@@ -147,7 +147,7 @@ class Hosting:
                     with self._lock:
                         self._meant[name] = hosted
                 trouble = ""
-            except MemoryIndexError as error:
+            except (MemoryIndexError, OSError) as error:
                 trouble = str(error)
             if trouble and trouble != self._troubles.get(name):
                 self._note(f"{name} goes on meaning {self._meant[name].ref}: {trouble}")
@@ -187,8 +187,13 @@ class Hosting:
         memory = found.open(load_encoder=self._loader_for(found.manifest), threads=self._threads)
         needed = (ENCODER_FILE, SERIES_FILE, WINDOWS_FILE)
         paths = [path for path in found.manifest.files if path.rpartition("/")[2] in needed]
-        files = {path: os.open(location.path / path, os.O_RDONLY | os.O_CLOEXEC) for path in paths}
-        hosted = Hosted(ref=location.ref, fingerprint=found.manifest.fingerprint, memory=memory, files=files)
+        hosted = Hosted(ref=location.ref, fingerprint=found.manifest.fingerprint, memory=memory, files={})
+        try:
+            for path in paths:
+                hosted.files[path] = os.open(location.path / path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # removed at this moment
+            hosted.close()
+            raise
         with self._lock:
             return self._hosted.setdefault(hosted.fingerprint, hosted)
 

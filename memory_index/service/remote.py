@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -89,12 +89,15 @@ class RemoteMemory:
                 f"{self.address.service} speaks protocol {opened.get('protocol')}, this program {wire.PROTOCOL}",
                 hint="use the same version of the program on both sides",
             )
-        self.manifest: Manifest = manifest_from_json(opened["manifest"], where=self.address.service)
+        try:
+            self.manifest: Manifest = manifest_from_json(opened["manifest"], where=self.address.service)
+            self.ref = f"{self.address.service}/{opened['ref']}"
+            self.limits = Limits(**opened["limits"])
+            self.causal_only = bool(opened["causal_only"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ServiceError(f"{self.address.service} gave an answer that cannot be read") from error
         self.fingerprint = self.manifest.fingerprint
         self._temperature = {record.space: record.temperature for record in self.manifest.spaces}
-        self.ref = f"{self.address.service}/{opened['ref']}"
-        self.limits = Limits(**opened["limits"])
-        self.causal_only = bool(opened["causal_only"])
 
     @cached_property
     def windows(self) -> StoredWindows:
@@ -162,7 +165,7 @@ class RemoteMemory:
     def _asked(self, question: Question, until: float) -> Neighbours:
         def once(left_s: float) -> Message:
             message = wire.write_question(question._replace(wait_s=left_s))
-            with self._connection.stream(self.fingerprint, question.queries.context.shape[2]) as stream:
+            with self._connection.stream(self.fingerprint, question.queries.context.shape[2], left_s) as stream:
                 return stream.ask(message, left_s)
 
         answer = self._connection.attempt(once, until - time.monotonic())
@@ -171,9 +174,11 @@ class RemoteMemory:
     def _open(self, left_s: float) -> dict[str, Any]:
         action = flight.Action(wire.OPEN, json.dumps({"ref": self.address.ref}).encode())
         with self._connection.client() as client:
-            [result] = client.do_action(action, self._connection.options(left_s))
-        opened: dict[str, Any] = json.loads(result.body.to_pybytes())
-        return opened
+            results = list(client.do_action(action, self._connection.options(left_s)))
+        try:
+            return dict(json.loads(results[0].body.to_pybytes()))
+        except (ValueError, TypeError, IndexError) as error:
+            raise ServiceError(f"{self.address.service} gave an answer that cannot be read") from error
 
     @cached_property
     def _arrays(self) -> DualKeyEncoder:
@@ -192,7 +197,7 @@ class RemoteMemory:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with disk.refusals_named(target):
                         self._connection.attempt(
-                            lambda left_s, path=path, target=target: self._fetch(path, target, left_s),  # type: ignore[misc]
+                            partial(self._fetch, path, target, record.bytes),
                             self.access.deadline_s,
                         )
                         if disk.hash_file(target) != record:
@@ -202,12 +207,16 @@ class RemoteMemory:
                             )
             yield folder
 
-    def _fetch(self, path: str, target: Path, left_s: float) -> None:
+    def _fetch(self, path: str, target: Path, num_bytes: int, left_s: float) -> None:
         ticket = flight.Ticket(json.dumps({"fingerprint": self.fingerprint, "file": path}).encode())
         with self._connection.client() as client, target.open("wb") as file:
             for chunk in client.do_get(ticket, self._connection.options(left_s)):
+                if chunk.data.schema != wire.CHUNK or chunk.data["bytes"].null_count:
+                    raise ServiceError(f"{self.address.service} sent something else than the file {path}")
                 for piece in chunk.data["bytes"]:
                     file.write(piece.as_buffer())
+                if file.tell() > num_bytes:  # whatever it is, it is not the file
+                    break
 
 
 class _Stream:
@@ -231,6 +240,8 @@ class _Stream:
             raise flight.FlightUnavailableError("the service has ended the stream") from error
         finally:
             watch.cancel()
+        if chunk.data is None or chunk.app_metadata is None:
+            raise ServiceError("the service gave half an answer; it was discarded")
         self.last_used = time.monotonic()
         return Message(chunk.data, chunk.app_metadata.to_pybytes())
 
@@ -275,11 +286,13 @@ class _Connection:
             raise
 
     @contextmanager
-    def stream(self, fingerprint: str, lookback: int) -> Iterator[_Stream]:
+    def stream(self, fingerprint: str, lookback: int, within_s: float) -> Iterator[_Stream]:
         """A stream that nobody else uses at the moment; kept for the next question unless the block fails."""
         with self.client() as client:
             stream = self._kept()
             if stream is None:
+                # Beginning a stream waits for a connection as long as gRPC likes; this call does not.
+                list(client.list_actions(self.options(within_s)))
                 stream = _Stream(client, fingerprint, lookback, self.options())
             try:
                 yield stream
@@ -335,6 +348,11 @@ class _Connection:
         said = " ".join(said.split())[:300]
         if isinstance(error, flight.FlightUnauthenticatedError):
             return ServiceError(f"{service} refuses: {said}", hint="--token-file FILE")
+        if isinstance(error, (pa.ArrowInvalid, pa.ArrowNotImplementedError)):  # beyond a limit, or not to be read
+            return ServiceError(
+                f"{service} refuses, or cannot be understood: {said}",
+                hint="ask for less at once; is it a service of this program?",
+            )
         if isinstance(error, (flight.FlightTimedOutError, flight.FlightCancelledError)):
             return BusyError(f"{service} did not answer in time", hint="is it overloaded? ask for less at once")
         if "certificate" in said.lower() or "ssl" in said.lower() or "handshake" in said.lower():

@@ -45,7 +45,8 @@ from memory_index.types import Neighbours
 
 FILE_PIECE = 1 << 20  # bytes of a file in one batch
 ACCESS = "access"  # the middleware that says who asks
-MALFORMED = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowSerializationError, pa.ArrowNotImplementedError)
+TOKEN_HINT = "--token-file FILE with a token of the service's own file"
+MAX_TOLD = 300  # characters of an error: what travels beside a status is limited to a few kB
 
 
 @dataclass(kw_only=True, slots=True)
@@ -92,7 +93,7 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
         report: Callable[[Request], None],
     ) -> None:
         self.hosting, self.limits, self.causal_only, self.turns = hosting, limits, causal_only, turns
-        self.max_streams, self.report = max_streams, report
+        self.max_streams, self.report, self.tokens = max_streams, report, tokens
         self.is_draining = False
         self._lock = threading.Lock()
         self._num_streams = self._num_under_way = 0
@@ -133,7 +134,7 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
             if path not in hosted.files:
                 raise NotFoundError(f"{hosted.ref} has no file '{path[:200]}' that a client needs")
             request.bytes_out = hosted.memory.manifest.files[path].bytes
-            return flight.GeneratorStream(wire.CHUNK, self._pieces(hosted, path))
+            return flight.GeneratorStream(wire.CHUNK, self._pieces(hosted.fingerprint, path))
 
     def do_exchange(
         self,
@@ -148,7 +149,8 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
             with self.hosting.stream(command.string("fingerprint")) as hosted, self._counted_stream():
                 request.ref, request.fingerprint = hosted.ref, hosted.fingerprint
                 expected = wire.question_schema(hosted.memory.manifest.window.lookback)
-                found = reader.schema
+                with _malformed_refused():
+                    found = reader.schema
                 if found != expected:
                     raise IncompatibleError(
                         f"a question to {hosted.ref} has the columns {expected.names} with a lookback of "
@@ -171,8 +173,8 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
 
     def drain(self, wait_s: float) -> bool:
         """Refuse new questions, and wait until those under way are answered. Returns whether they all are."""
-        self.is_draining = True
         with self._idle:
+            self.is_draining = True
             return self._idle.wait_for(lambda: self._num_under_way == 0, wait_s)
 
     # How it does it
@@ -197,6 +199,8 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
                 )
             with self.turns.taken(min(max(question.wait_s, 0), self.limits.max_seconds)) as waited:
                 request.waited_s = waited
+                if context.is_cancelled():
+                    raise flight.FlightCancelledError("nobody waits for the answer any more")
                 answer = wire.write_answer(self._search(hosted, question))
             request.bytes_out = answer.batch.nbytes
             writer.write_with_metadata(answer.batch, answer.document)
@@ -223,11 +227,16 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
             )
         return wire.joined(parts, question.queries)
 
-    def _pieces(self, hosted: Hosted, path: str) -> Iterator[pa.RecordBatch]:
-        descriptor, offset = hosted.files[path], 0
-        while piece := os.pread(descriptor, FILE_PIECE, offset):
-            yield pa.RecordBatch.from_arrays([pa.array([piece], pa.binary())], schema=wire.CHUNK)
-            offset += len(piece)
+    def _pieces(self, fingerprint: str, path: str) -> Iterator[pa.RecordBatch]:
+        """Whoever takes a file slowly counts as a stream, and the file stays open until the last piece."""
+        try:
+            with self.hosting.stream(fingerprint) as hosted, self._counted_stream():
+                descriptor, offset = hosted.files[path], 0
+                while piece := os.pread(descriptor, FILE_PIECE, offset):
+                    yield pa.RecordBatch.from_arrays([pa.array([piece], pa.binary())], schema=wire.CHUNK)
+                    offset += len(piece)
+        except ServiceError as error:
+            raise _as_flight_error(error) from error
 
     @contextmanager
     def _call(self, context: flight.ServerCallContext, method: str, *, is_told: bool = True) -> Iterator[Request]:
@@ -235,9 +244,12 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
 
         is_told: False reports it only if it fails.
         """
-        request = Request(method=method, caller=context.get_middleware(ACCESS).caller, peer=_peer(context.peer()))
+        token = context.get_middleware(ACCESS).token
+        request = Request(method=method, caller=token.name if token else "", peer=_peer(context.peer()))
         started = time.perf_counter()
         try:
+            if token is not None and token not in self.tokens():  # taken out of the file since the stream began
+                raise ServiceError("the service no longer knows this token", hint=TOKEN_HINT)
             yield request
         except flight.FlightError as error:
             is_told, request.status = False, type(error).__name__  # reported where it was raised, or the client is gone
@@ -266,9 +278,9 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
 
     @contextmanager
     def _under_way(self) -> Iterator[None]:
-        if self.is_draining:
-            raise BusyError("the service is about to end", hint="ask again in a moment, or another one")
         with self._lock:
+            if self.is_draining:
+                raise BusyError("the service is about to end", hint="ask again in a moment, or another one")
             self._num_under_way += 1
         try:
             yield
@@ -279,11 +291,11 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
 
 
 class _Caller(flight.ServerMiddleware):  # type: ignore[misc]
-    """Who asks: the name of the token."""
+    """Who asks. token: None where nobody needs one."""
 
-    def __init__(self, caller: str) -> None:
+    def __init__(self, token: Token | None) -> None:
         super().__init__()
-        self.caller = caller
+        self.token = token
 
 
 class _Admission(flight.ServerMiddlewareFactory):  # type: ignore[misc]
@@ -297,43 +309,55 @@ class _Admission(flight.ServerMiddlewareFactory):  # type: ignore[misc]
         """Compare with every token, each in constant time."""
         known = self.tokens()
         if not known:
-            return _Caller("")
+            return _Caller(None)
         [shown, *more] = headers.get("authorization", []) or [""]
         scheme, _, token = shown.partition(" ") if isinstance(shown, str) else ("", "", "")
         matching = [each for each in known if hmac.compare_digest(each.token.encode(), token.encode())]
         if scheme.lower() == "bearer" and matching and not more:
-            return _Caller(matching[0].name)
+            return _Caller(matching[0])
         self.report(Request(method="admission", caller="", peer="", status="refused"))
         error = ServiceError(
             "the service refuses this token" if token else "the service wants a token, and none was given",
-            hint="--token-file FILE with a token of the service's own file",
+            hint=TOKEN_HINT,
         )
         raise flight.FlightUnauthenticatedError(str(error), wire.write_error(error))
 
 
 def _next(reader: flight.MetadataRecordBatchReader) -> Message | None:
     """The next question of a stream; None when the client has ended it. Raises `UsageError` for what is malformed."""
-    try:
-        chunk = reader.read_chunk()
-    except StopIteration:
-        return None
+    with _malformed_refused():
+        try:
+            chunk = reader.read_chunk()
+        except StopIteration:
+            return None
     if chunk.data is None or chunk.app_metadata is None:
         raise UsageError("a question is a batch of windows with a document beside it")
     return Message(chunk.data, chunk.app_metadata.to_pybytes())
 
 
+@contextmanager
+def _malformed_refused() -> Iterator[None]:
+    """Raise `UsageError` for what Arrow cannot read inside the block."""
+    try:
+        yield
+    except (flight.FlightError, MemoryError):  # the client is gone; there is no room for what it sent
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UsageError("the message is malformed") from error
+
+
 def _as_flight_error(error: Exception) -> flight.FlightError:
     """An error as it travels. What is not ours is told to whoever keeps the service, not to the client."""
-    if isinstance(error, (MemoryError, pa.ArrowMemoryError)):
+    if isinstance(error, MemoryError):
         error = ResourceError("the question needs more memory than the service may use", hint="ask in smaller parts")
-    elif isinstance(error, MALFORMED):
-        error = UsageError("the message is malformed")
     elif not isinstance(error, MemoryIndexError):
         traceback.print_exception(error)
         error = ServiceError("the service has failed on this question; its log says how")
-        return flight.FlightServerError(str(error), wire.write_error(error))
+    # What clients have sent may be repeated in it: at any length, and not always as text that can travel.
+    said = str(error).encode("ascii", "backslashreplace").decode()
+    short = type(error)(str(error)[:MAX_TOLD], hint=error.hint[:MAX_TOLD])
     kind = flight.FlightUnavailableError if isinstance(error, BusyError) else flight.FlightServerError
-    return kind(" ".join(str(error).splitlines()), wire.write_error(error))
+    return kind(" ".join(said.split())[:MAX_TOLD], wire.write_error(short))
 
 
 def _peer(text: str) -> str:

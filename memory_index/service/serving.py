@@ -47,10 +47,9 @@ class Settings:
     host, port: where it listens; port 0 is any that is free. token_file: who may ask; without one, only this machine.
     tls_cert, tls_key: PEM files; with them TLS is spoken, and nothing else. causal_only: refuse the policy `disjoint`.
     limits: of one question. max_connections, max_streams: at once. max_waiting: questions that may wait for their turn.
-    stall_s: a message that does not come
-    on, or an answer that is not taken, ends its connection; idle_s: so does a connection on which nothing is asked.
-    grace_s: to answer what is under way at the end. status_port: of health, readiness and metrics, None for none.
-    kept_s: how long a version stays that no reference means any more.
+    stall_s: a message that does not come on, or an answer that is not taken, ends its connection; idle_s: so does a
+    connection on which nothing is asked. grace_s: to answer what is under way at the end. status_port: of health,
+    readiness and metrics, None for none. kept_s: how long a version stays that no reference means any more.
     """
 
     host: str = "127.0.0.1"
@@ -106,7 +105,7 @@ class Service:
         self._stop = threading.Event()
         self._failure = ""
         with ExitStack() as until_begun:
-            self._log = AccessLog(settings.access_log) if settings.access_log else None
+            self._log = AccessLog(settings.access_log, note) if settings.access_log else None
             if self._log is not None:
                 until_begun.callback(self._log.close)
             if settings.tls_cert is not None and settings.tls_key is not None:
@@ -192,10 +191,7 @@ class Service:
         """Follow aliases and tokens, and notice if the guard has ended."""
         while not self._stop.wait(LOOK_S):
             self._tokens.refresh()
-            try:
-                self.hosting.refresh()
-            except OSError as error:
-                self.note(f"the folder of indexes cannot be looked at: {error}")
+            self.hosting.refresh()
             if not self._guard.lives:
                 self._failure = f"the guard in front of {self.address} has ended"
                 self._stop.set()

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -32,12 +35,14 @@ Status = Callable[[], dict[str, Any]]
 class AccessLog:
     """One JSON object a line, appended to a file; a file that is moved away (rotated) is begun anew.
 
-    Raises `ResourceError` if it cannot be written.
+    note: told when lines begin to be lost, because the disk is full for example; the service goes on.
+
+    Raises `ResourceError` if it cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, note: Callable[[str], None] = lambda text: None) -> None:
         with refusals_named(path):
-            self._handler = WatchedFileHandler(path, encoding="utf-8")
+            self._handler = _Appending(path, note)
         self._handler.setFormatter(logging.Formatter("%(message)s"))
 
     def request(self, request: Request) -> None:
@@ -55,6 +60,24 @@ class AccessLog:
     def close(self) -> None:
         """Close the file."""
         self._handler.close()
+
+
+class _Appending(WatchedFileHandler):
+    """Says once that it cannot write, and again after it could."""
+
+    def __init__(self, path: Path, note: Callable[[str], None]) -> None:
+        super().__init__(path, encoding="utf-8")
+        self._note, self._is_well = note, True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._failed = False
+        super().emit(record)
+        self._is_well = not self._failed
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
+        self._failed = True
+        if self._is_well:
+            self._note(f"lines of {self.baseFilename} are lost: {sys.exc_info()[1]}")
 
 
 class Metrics:
@@ -109,7 +132,21 @@ class StatusServer:
 
     def __init__(self, host: str, port: int, status: Status, metrics: Metrics | None) -> None:
         class Handler(BaseHTTPRequestHandler):
-            timeout = REQUEST_S
+            timeout = REQUEST_S  # of one read; of the whole request, the timer
+
+            def handle(self) -> None:
+                timer = threading.Timer(REQUEST_S, self._hang_up)
+                timer.start()
+                try:
+                    super().handle()
+                except OSError:  # gone
+                    pass
+                finally:
+                    timer.cancel()
+
+            def _hang_up(self) -> None:
+                with suppress(OSError):
+                    self.connection.shutdown(socket.SHUT_RDWR)
 
             def do_GET(self) -> None:
                 code, kind, body = _page(self.path, status, metrics)

@@ -9,12 +9,14 @@ of it. Vectors never travel, and no object is unpickled.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from memory_index import errors
 from memory_index.errors import MemoryIndexError, ServiceError, UsageError
@@ -141,7 +143,10 @@ def read_question(message: Message, limits: Limits, num_spaces: int) -> Question
     k = document.integer("k")
     _require_at_most("k", k, limits.max_k)
     _require_at_most("windows x key spaces x k", batch.num_rows * num_spaces * max(k, 0), limits.max_slots)
-    batch.validate(full=True)
+    try:
+        batch.validate(full=True)
+    except pa.ArrowException as error:
+        raise UsageError("the message is malformed") from error
     if any(column.null_count for column in batch.columns) or batch["context"].values.null_count:
         raise UsageError("a question has a missing value (null)")
     context = batch["context"].flatten().to_numpy(zero_copy_only=True)
@@ -193,25 +198,42 @@ def read_answer(
 
     Raises `ServiceError` for an answer that is not one to this question, of this version; `LeakError`.
     """
-    document = json.loads(message.document)
-    if document["fingerprint"] != fingerprint:
+    try:
+        document, batch = json.loads(message.document), message.batch
+        found, k = str(document["fingerprint"]), document["k"]
+        spaces = tuple(KeySpace(str(scope), int(view)) for scope, view in document["spaces"])  # type: ignore[arg-type]
+        batch.validate(full=True)
+    except (ValueError, KeyError, TypeError, pa.ArrowException, RecursionError) as error:
+        raise ServiceError("the service gave an answer that cannot be read; it was discarded") from error
+    if found != fingerprint:
         raise ServiceError(
-            f"the service answered from another version ({document['fingerprint'][:12]}, not "
+            f"the service answered from another version ({found[:12]}, not "
             f"{fingerprint[:12]}); the answer was discarded"
         )
-    batch, queries = message.batch, question.queries
-    spaces = tuple(KeySpace(scope, view) for scope, view in document["spaces"])
+    queries = question.queries
     shape = (*queries.context.shape[:2], len(spaces))
-    if document["k"] != question.k or batch.num_rows != np.prod(shape) or batch.schema != ANSWER:
+    if (
+        k != question.k
+        or batch.num_rows != math.prod(shape)
+        or batch.schema != ANSWER
+        or spaces != _spaces_asked(question, spaces, tuple(temperature))
+    ):
         raise ServiceError("the service gave an answer to another question; it was discarded")
-    batch.validate(full=True)
     columns = {}
     for name in SLOT_COLUMNS:
-        values = batch[name].flatten()
-        if len(values) != batch.num_rows * question.k or values.null_count or batch[name].null_count:
+        slots = batch[name]
+        lengths, values = slots.value_lengths(), slots.flatten()
+        if (
+            slots.null_count
+            or values.null_count
+            or len(values) != len(lengths) * k
+            or pc.any(pc.not_equal(lengths, k)).as_py()
+        ):
             raise ServiceError("the service gave half an answer; it was discarded")
-        columns[name] = values.to_numpy(zero_copy_only=True).reshape(*shape, question.k)
-    columns |= {name: batch[name].to_numpy().reshape(shape) for name in ("query_location", "query_spread")}
+        columns[name] = values.to_numpy(zero_copy_only=True).reshape(*shape, k)
+    for name in ("query_location", "query_spread"):
+        columns[name] = batch[name].to_numpy(zero_copy_only=False).reshape(shape)
+    _require_an_answer(columns)
     return Neighbours(
         queries=queries,
         spaces=spaces,
@@ -220,6 +242,32 @@ def read_answer(
         fingerprint=fingerprint,
         **columns,
     )
+
+
+def _spaces_asked(question: Question, found: tuple[KeySpace, ...], known: tuple[KeySpace, ...]) -> tuple[KeySpace, ...]:
+    """The key spaces that an answer has, in order. Which scopes there are, if nobody named them, the service says."""
+    scopes = question.scopes or {space.scope for space in found}
+    views = question.views or {space.view for space in known}
+    return tuple(space for space in known if space.scope in scopes and space.view in views)
+
+
+def _require_an_answer(columns: Mapping[str, np.ndarray]) -> None:
+    """Raise `ServiceError` unless neighbours are in order, each there once, with nothing but numbers."""
+    row, distance = columns["row"], columns["distance"]
+    used, ascending = row >= 0, np.sort(row, axis=-1)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        is_sorted = (distance[..., 1:] >= distance[..., :-1]).all()
+    is_answer = (
+        is_sorted
+        and not (used[..., 1:] & ~used[..., :-1]).any()
+        and not ((ascending[..., 1:] == ascending[..., :-1]) & (ascending[..., 1:] >= 0)).any()
+        and ((row == -1) == ~used).all()
+        and all((np.isfinite(columns[name]) == used).all() for name in SLOT_COLUMNS[1:])
+        and all(np.isfinite(columns[name]).all() for name in ("query_location", "query_spread"))
+        and not any((columns[name] < 0).any() for name in (*SLOT_COLUMNS[1:], "query_spread"))
+    )
+    if not is_answer:
+        raise ServiceError("the service gave an answer that no search gives; it was discarded")
 
 
 def joined(parts: list[Neighbours], queries: Queries) -> Neighbours:
@@ -326,13 +374,8 @@ def read_error(content: bytes) -> MemoryIndexError | None:
     try:
         document = json.loads(content)
         kind = vars(errors).get(document["error"])
-        if isinstance(kind, type) and issubclass(kind, MemoryIndexError):
-            return kind(str(document["message"]), hint=str(document["hint"]))
+        if not (isinstance(kind, type) and issubclass(kind, MemoryIndexError)):  # one that this program does not have
+            kind = ServiceError
+        return kind(str(document["message"]), hint=str(document["hint"]))
     except (ValueError, KeyError, TypeError):
-        pass
-    return None
-
-
-def write_limits(limits: Limits) -> dict[str, Any]:
-    """Limits in terms of JSON."""
-    return asdict(limits)
+        return None
