@@ -21,7 +21,7 @@ from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
-from memory_index.errors import ResourceError
+from memory_index.errors import NotFoundError, ResourceError
 from memory_index.service.listening import listen_on
 from memory_index.service.server import Request
 from memory_index.versions.disk import refusals_named
@@ -37,10 +37,12 @@ class AccessLog:
 
     note: told when lines begin to be lost, because the disk is full for example; the service goes on.
 
-    Raises `ResourceError` if it cannot be opened.
+    Raises `NotFoundError` without its folder, `ResourceError` if it cannot be opened.
     """
 
     def __init__(self, path: Path, note: Callable[[str], None] = lambda text: None) -> None:
+        if not path.parent.is_dir():
+            raise NotFoundError(f"there is no folder {path.parent} for the access log", hint="make it first")
         with refusals_named(path):
             self._handler = _Appending(path, note)
         self._handler.setFormatter(logging.Formatter("%(message)s"))
