@@ -6,6 +6,8 @@ import json
 import resource
 import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -296,6 +298,14 @@ def test_a_full_disk_under_the_access_log(folder, local, tmp_path):
         memory.search(some(), 3)
         wait_until(lambda: log.stat().st_size > size)
         assert serving.said().count(f"lines of {log} are lost: [Errno 27] File too large") == 1
+
+
+@pytest.mark.soak
+def test_ten_minutes_of_full_load(repository):
+    """No error, no wrong answer, and the same memory at the end; the command is that of the benchmark."""
+    command = [sys.executable, "-m", "benchmarks.service_soak", "--minutes", "10"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_many_that_ask_at_once(shared, local):
