@@ -12,6 +12,7 @@ It is built and kept as versions that never change.
 Needs numpy, pandas, pyarrow, faiss and safetensors; never torch. Read `types.py` first.
 """
 
+from memory_index.access import Access
 from memory_index.encoder import EncoderConfig, KeyEncoder
 from memory_index.errors import (
     DataError,
@@ -29,6 +30,7 @@ from memory_index.leakage import LeakError, Policy
 from memory_index.memory_only import Evaluation, MemoryOptions, evaluate, forecast
 from memory_index.queries import query_blocks
 from memory_index.references import open_memory
+from memory_index.service.remote import RemoteMemory
 from memory_index.splits import Split, split_by_name, split_until
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.reading import read_frame, read_table
@@ -43,6 +45,7 @@ from memory_index.versions.version import Version, verify
 from memory_index.windows import Step, WindowSpec
 
 __all__ = [
+    "Access",
     "DataError",
     "EncoderConfig",
     "Evaluation",
@@ -62,6 +65,7 @@ __all__ = [
     "Policy",
     "Queries",
     "ReadOptions",
+    "RemoteMemory",
     "ResourceError",
     "Scope",
     "Series",

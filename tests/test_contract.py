@@ -1,7 +1,7 @@
 """One contract for every memory: whatever answers must answer like this.
 
-To put another memory under the contract, add it to `MEMORIES`: a function that is given an opened version and a
-clean-up stack, and returns something that answers for that version.
+To put another memory under the contract, add it to `MEMORIES`: a function that is given an opened version, the folder
+that it lies in and a clean-up stack, and returns something that answers for that version.
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ from memory_fixtures import (
     use_indexes,
     wide_table,
 )
+from service_fixtures import served
 
 from memory_index.errors import DataError, IncompatibleError, NotFoundError, UsageError
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
 from memory_index.milvus.publish import publish
 from memory_index.milvus.searching import open_milvus
+from memory_index.service.remote import RemoteMemory
+from memory_index.service.wire import Limits
 from memory_index.types import Filter, Memory, Queries
 from memory_index.versions.store import Store
 
@@ -74,6 +77,12 @@ def opened_milvus(folder: Path) -> LocalMemory:
     return open_milvus(version, address, threads=2)
 
 
+def remote(folder: Path, stack: ExitStack) -> RemoteMemory:
+    """The newest version of a folder, behind a service that allows less at once than is asked here."""
+    limits = Limits(max_windows=64, max_slots=20_000)
+    return RemoteMemory(f"{stack.enter_context(served(folder, ['small'], limits=limits))}/small")
+
+
 VERSIONS: dict[str, Callable[[Path], LocalMemory]] = {
     "local": opened_build,
     "hnsw": opened_hnsw,
@@ -81,14 +90,16 @@ VERSIONS: dict[str, Callable[[Path], LocalMemory]] = {
     "compacted": opened_compact,
     "fake": opened_build,
     "milvus": opened_milvus,
+    "remote": opened_append,
 }
-MEMORIES: dict[str, Callable[[LocalMemory, ExitStack], Memory]] = {
-    "local": lambda version, _: version,
-    "hnsw": lambda version, _: version,
-    "appended": lambda version, _: version,
-    "compacted": lambda version, _: version,
-    "fake": lambda version, _: FakeMemory.of(version),
-    "milvus": lambda version, _: version,
+MEMORIES: dict[str, Callable[[LocalMemory, Path, ExitStack], Memory]] = {
+    "local": lambda version, *_: version,
+    "hnsw": lambda version, *_: version,
+    "appended": lambda version, *_: version,
+    "compacted": lambda version, *_: version,
+    "fake": lambda version, *_: FakeMemory.of(version),
+    "milvus": lambda version, *_: version,
+    "remote": lambda _, folder, stack: remote(folder, stack),
 }
 APPROXIMATE = ("hnsw", "milvus")  # their candidates are not all rows, even where few rows are asked about
 
@@ -98,8 +109,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with ExitStack() as stack:
         if request.param in APPROXIMATE:
             use_indexes(stack.enter_context(pytest.MonkeyPatch.context()))
-        version = VERSIONS[request.param](tmp_path_factory.mktemp(request.param))
-        memory = MEMORIES[request.param](version, stack)
+        folder = tmp_path_factory.mktemp(request.param)
+        version = VERSIONS[request.param](folder)
+        memory = MEMORIES[request.param](version, folder, stack)
         yield Case(memory=memory, reference=FakeMemory.of(version), exact=request.param not in APPROXIMATE)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cli.pictures.look import FORECAST_COLOUR, SCOPE_COLOURS, figure
+from cli.pictures.look import FORECAST_COLOUR, SCOPE_COLOURS, figure, headline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ def draw_ablation(rows: list[Row], title: str) -> Figure:
     axes.set_axisbelow(True)
     axes.set_xlabel("MSE, standardised units; dashed: the full model; grey: as good as it")
     axes.spines[["top", "right", "left"]].set_visible(False)
-    drawn.suptitle(title, fontsize=13)
+    headline(drawn, title, size=13)
     return drawn
 
 

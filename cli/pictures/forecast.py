@@ -16,6 +16,7 @@ from cli.pictures.look import (
     date_axis,
     dates,
     figure,
+    headline,
     plain,
 )
 
@@ -43,7 +44,7 @@ def draw_forecast(table: SeriesTable, forecast: pd.DataFrame, title: str) -> Fig
         panel.set_visible(False)
     drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     more = f" (first {len(shown)} of {len(names)} series)" if len(names) > len(shown) else ""
-    drawn.suptitle(title + more)
+    headline(drawn, title + more)
     return drawn
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -49,6 +50,7 @@ SCOPE_COLOURS = {"own": BLUE.light, "joint": ORANGE.light, "pooled": GREEN.light
 SCOPE_STYLES = {"own": "-", "joint": "--", "pooled": "-."}
 QUERY_COLOUR, FORECAST_COLOUR = INK.light, PURPLE.light
 WIDTHS: dict[Shape, float] = {"wide": 11.0, "narrow": 3.6}  # inches
+HEADLINE: dict[Shape, int] = {"wide": 110, "narrow": 36}  # characters
 DOTS_PER_INCH = 130
 SHOWN_STEPS = 3  # horizons of history that are drawn before the origin,
 LEAST_SHOWN = 48  # and so many steps however short the horizon is
@@ -59,6 +61,12 @@ def figure(height: float, shape: Shape = "wide") -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(WIDTHS[shape], height), layout="constrained")
+
+
+def headline(drawn: Figure, text: str, shape: Shape = "wide", *, size: float = 12) -> None:
+    """The title of a figure, in as many lines as it takes: it may hold an address."""
+    lines = [fill(line, HEADLINE[shape], break_on_hyphens=False) for line in text.splitlines()]
+    drawn.suptitle("\n".join(lines), fontsize=size)
 
 
 def plain(axes: Axes) -> None:

@@ -17,6 +17,7 @@ from cli.pictures.look import (
     date_axis,
     dates,
     figure,
+    headline,
     limits,
     num_shown,
     plain,
@@ -48,7 +49,7 @@ def draw_neighbours(found: Inspection, windows: StoredWindows, ref: str, shape: 
     _draw_history(history, lane, found, windows, scopes, shape)
     known = f"what {ref} remembers of it"
     name = short(found.series_id, 60 if shape == "wide" else 20)
-    drawn.suptitle(f"{name} at {minute(found.origin_text)}:{' ' if shape == 'wide' else chr(10)}{known}")
+    headline(drawn, f"{name} at {minute(found.origin_text)}:{' ' if shape == 'wide' else chr(10)}{known}", shape)
     return drawn
 
 
