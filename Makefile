@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test check browser soak bench pictures clean
+.PHONY: help install demo test check browser soak milvus-server bench pictures clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## make .venv and install everything into it
 
@@ -44,6 +44,17 @@ browser:  ## install Debian's chromium for the browser tests (needs root)
 soak: install  ## run the long forms of the tests
 	$(PYTEST) -m soak --hypothesis-profile=soak -o faulthandler_timeout=3600
 
+# The server needs a setuptools that still has pkg_resources, so it gets an environment of its own. It listens on every
+# interface, so it gets a network of its own too, which has none but loopback.
+.venv-milvus/.installed: Makefile
+	$(PYTHON) -m venv .venv-milvus
+	.venv-milvus/bin/python -m pip install --quiet --disable-pip-version-check 'setuptools<80' 'milvus==2.3.5'
+	@touch $@
+
+milvus-server: install .venv-milvus/.installed  ## test against a real Milvus server, which it installs into .venv-milvus
+	unshare --net $$([ "$$(id -u)" = 0 ] || echo --map-root-user) sh -c \
+		'ip link set lo up && exec $(PYTEST) -m milvus_server -s -rs tests/test_milvus_server.py'
+
 bench: install  ## measure the figures of docs/benchmarks.md (DATA_DIR holds ETTh1.csv, ETTh2.csv)
 	$(BIN)/python -m benchmarks.memory_accuracy --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.memory_speed --data-dir $(DATA_DIR)
@@ -58,4 +69,4 @@ pictures: install  ## draw the pictures of docs/ anew, and run its notebook
 	$(BIN)/python -m benchmarks.pictures
 
 clean:  ## remove the virtual environment and every cache
-	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-milvus dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -149,12 +149,12 @@ def search_step(options: argparse.Namespace) -> dict:
     }
 
 
-def query_batch(memory: LocalMemory, seed: int) -> Queries:
+def query_batch(memory: LocalMemory, seed: int, *, num: int = BATCH) -> Queries:
     """Windows of the memory's own series with a little noise, at origins uniform over the last 90% of the time line."""
     random = np.random.default_rng(SEED + seed)
     windows = memory.windows
-    moments = random.integers(len(windows) // SERIES // 10, len(windows) // SERIES, BATCH)
-    rows = moments * SERIES + random.integers(0, SERIES, BATCH)
+    moments = random.integers(len(windows) // SERIES // 10, len(windows) // SERIES, num)
+    rows = moments * SERIES + random.integers(0, SERIES, num)
     context = windows.contexts(rows)
     noise = random.normal(0, 0.1, context.shape) * context.std(axis=1, keepdims=True)
     return Queries(

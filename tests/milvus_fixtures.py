@@ -2,7 +2,7 @@
 
 Run as a program it publishes and tells how far it is, so that a test can kill it:
 
-    python tests/milvus_fixtures.py INDEXES_DIR REF ADDRESS
+    python tests/milvus_fixtures.py INDEXES_DIR REF ADDRESS TOKEN
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import pytest
 from fake_memory import FakeMemory
 from memory_fixtures import queries_at, use_indexes, wide_table
 
+from memory_index.access import Access
 from memory_index.leakage import Policy
 from memory_index.milvus import collections, lease, loading
-from memory_index.milvus.connection import Connection, parse_address
+from memory_index.milvus.connection import Connection
 from memory_index.milvus.publish import publish
 from memory_index.milvus.searching import key_space_sizes
 from memory_index.types import KeySpace, Memory
@@ -67,9 +68,9 @@ def recall(memory: Memory) -> float:
     return hits / num
 
 
-def publish_and_kill(indexes_dir: Path, ref: str, address: str, *, at_rows: int) -> None:
+def publish_and_kill(indexes_dir: Path, ref: str, address: str, *, at_rows: int, token: str = "") -> None:
     """Publish in a process of its own, and kill that with SIGKILL once so many rows are in place."""
-    program = [sys.executable, __file__, str(indexes_dir), ref, address]
+    program = [sys.executable, __file__, str(indexes_dir), ref, address, token]
     process = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -81,14 +82,13 @@ def publish_and_kill(indexes_dir: Path, ref: str, address: str, *, at_rows: int)
 
 
 def _main() -> None:
-    indexes_dir, ref, address = sys.argv[1:]
-    parse_address(address)
+    indexes_dir, ref, address, token = sys.argv[1:]
     make_small(pytest.MonkeyPatch())
 
     def tell(done: float, total: float | None, doing: str) -> None:
         print(int(done), total, doing, flush=True)
 
-    publish(Store(indexes_dir).resolve(ref), address, report=tell)
+    publish(Store(indexes_dir).resolve(ref), address, access=Access(token=token), report=tell)
 
 
 if __name__ == "__main__":

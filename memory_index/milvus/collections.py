@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -32,6 +34,7 @@ IDENTITY, INDEX, MARK = "gram.version", "gram.index", "gram.complete"  # propert
 POINTS_PER_LIST = 64  # of an inverted file
 LITE_LISTS = 128  # in each of its segments; what it is told (`nlist`) it does not read
 POLL_S = 0.2
+_changing = threading.Lock()  # Milvus Lite writes what two threads say of a collection through one file
 PATIENCE_S = 3600.0  # for what Milvus does by itself: sealing, indexing and loading a whole collection
 
 
@@ -156,13 +159,26 @@ def release(connection: Connection, name: str) -> None:
 
 def seal(connection: Connection, name: str, num: int) -> None:
     """Put all rows on disk and under the index, and wait for it."""
+    # Milvus Lite says that an index is there before it is. It builds at once only what is loaded anew; what is released
+    # meanwhile it does not begin to build behind our back as well, into the same file.
+    if connection.address.embedded:
+        release(connection, name)
     # It waits for the rows by itself, but there is no telling how long that takes.
     connection.ask("put rows on disk", lambda client, _: client.flush(name, timeout=PATIENCE_S))
     wait_until("index a collection", lambda: _is_indexed(connection, name, num))
     if connection.address.embedded:
-        # Milvus Lite says so before it is: it indexes behind our back, and at once only what is loaded anew.
-        release(connection, name)
+        wait_until("load a collection", lambda: _is_loaded_at_last(connection, name))
+
+
+def _is_loaded_at_last(connection: Connection, name: str) -> bool:
+    """A file that Milvus Lite had begun to write before can be met unfinished."""
+    try:
         load(connection, name)
+    except ServiceError as error:
+        if "No data left in file" not in str(error) and "Error in" not in str(error):
+            raise
+        return False
+    return True
 
 
 def wait_until(doing: str, done: Callable[[], bool]) -> None:
@@ -201,11 +217,14 @@ def properties(connection: Connection, name: str) -> dict[str, str]:
     return dict(described.get("properties") or {})
 
 
-def set_property(connection: Connection, name: str, key: str, value: str) -> None:
-    """Say something about a collection; an empty text takes it back."""
-    connection.ask(
-        "mark a collection", lambda client, s: client.alter_collection_properties(name, {key: value}, timeout=s)
-    )
+def set_property(connection: Connection, name: str, key: str, value: str, *, lasting: bool = True) -> None:
+    """Say something about a collection; an empty text takes it back. lasting: whether a restart must not undo it."""
+    # Milvus 2.3.5 answers with the new properties and keeps those before them on disk: the second time makes it last.
+    for _ in range(2 if lasting else 1):
+        with _changing if connection.address.embedded else nullcontext():
+            connection.ask(
+                "mark a collection", lambda client, s: client.alter_collection_properties(name, {key: value}, timeout=s)
+            )
 
 
 def num_rows(connection: Connection, name: str, where: str = "") -> int:

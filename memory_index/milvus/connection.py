@@ -38,7 +38,7 @@ CONNECT_S = 10.0  # a server that is there answers sooner
 OLDEST = (2, 3)  # it counts rows exactly, and keeps properties of a collection
 NO_COLLECTION = 100  # Milvus's code
 NOT_AUTHENTICATED = 1800  # likewise; older servers say it in words only
-REFUSED = re.compile(r"auth check failure|unauthenticated|permission deny|privilege", re.IGNORECASE)
+REFUSED = re.compile(r"auth check failure|missing authorization|unauthenticated|permission deny", re.IGNORECASE)
 ADDRESS_HINT = "milvus://HOST:PORT for a server, or milvus:PATH.db for Milvus Lite"
 EXTRA_HINT = "pip install 'gram-forecaster[milvus]'"
 
@@ -162,10 +162,12 @@ class Connection:
                 f"{self.address.uri} cannot be opened: {_said(error)}",
                 hint="Milvus Lite serves one process at a time; end the other one, or use a Milvus server",
             )
-        if REFUSED.search(_said(error)):
-            return self._in_our_terms("let us in", error)
+        # pymilvus says of every failure that it could not connect; why, the error behind it tells.
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        if REFUSED.search(_said(cause)):
+            return self._in_our_terms("let us in", cause)
         return ServiceError(
-            f"no Milvus answers at {self.address.shown}: {_said(error)}",
+            f"no Milvus answers at {self.address.shown}: {_said(cause)}",
             hint="is it running, and are host, port and TLS right?",
         )
 

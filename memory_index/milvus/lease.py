@@ -81,7 +81,7 @@ class Lease:
     def _sign(self) -> None:
         self.num_beats += 1
         said = {"holder": self.holder, "token": self.token, "beat": self.num_beats}
-        collections.set_property(self.connection, self.collection, LEASE, json.dumps(said))
+        collections.set_property(self.connection, self.collection, LEASE, json.dumps(said), lasting=False)
 
     def _taken(self, said: str) -> ResourceError:
         try:
