@@ -68,6 +68,7 @@ def open_run_with_table(
     """
     from forecaster.predictor import load_predictor, require_same_memory
     from forecaster.run import open_run
+    from memory_index.errors import ServiceError
     from memory_index.references import require_local
 
     opened = open_run(run)
@@ -79,7 +80,12 @@ def open_run_with_table(
         ref = index or newest_ref(opened, indexes)
         require_same_memory(opened, indexes.find(ref).manifest, ref, newer=newer)
         ref = updated_ref(ref, file, indexes, options)
-    memory, table, ref = open_with_table(ref, file, indexes, options)
+    try:
+        memory, table, ref = open_with_table(ref, file, indexes, options)
+    except ServiceError as error:
+        if index is None:
+            error.hint += f"; --index REF if {opened.record.index.ref} lies elsewhere now"
+        raise
     require_same_memory(opened, memory.manifest, ref, newer=newer)
     _tell_series(table, memory.manifest, ref, of_run=opened.record.data.series_ids)
     return OpenedRun(predictor=predictor, memory=memory, ref=ref, table=table)

@@ -1,0 +1,138 @@
+"""References and addresses: what each means, what is read from files to reach one, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from memory_fixtures import appended, built, open_version, queries_at, wide_table
+from service_fixtures import served
+
+from memory_index import Access, open_memory
+from memory_index.access import Token, read_access, read_tokens
+from memory_index.errors import MemoryIndexError, NotFoundError, ResourceError, UsageError
+from memory_index.references import find, is_address, require_local
+from memory_index.service.remote import Address, parse_address
+from memory_index.versions.store import Store
+
+TOKEN = "a-token-of-the-tests"
+CERTIFICATE = Path(__file__).with_name("certificates") / "server.pem"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three versions of `small`, of which the alias `prod` names the second."""
+    folder = tmp_path_factory.mktemp("indexes")
+    appended(folder, built(folder), 263, 300)
+    Store(folder).set_alias("small", "2", "prod")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    refs = ("small", "small@1", "small@prod")
+    with served(folder, refs, tokens=[Token(name="test", token=TOKEN)]) as address:
+        yield address
+
+
+# What they mean
+
+
+@pytest.mark.parametrize("ref", ["small", "small@1", "small@prod", "small@latest", "small@0003"])
+def test_an_address_means_what_the_reference_means_there(folder, address, ref):
+    local, remote = find(folder, ref), find("no folder", f"{address}/{ref}", access=Access(token=TOKEN))
+    assert remote.ref == f"{address}/{local.ref}"
+    assert remote.manifest == local.manifest
+
+
+def test_addresses_in_parts():
+    plain, secure = "grpc://127.0.0.1:8815", "grpc+tls://[::1]:8815"
+    assert parse_address(f"{plain}/load") == Address("grpc+tcp://127.0.0.1:8815", plain, "load")
+    assert parse_address(f"{secure}/load@prod") == Address(secure, secure, "load@prod")
+
+
+def test_half_an_address_is_refused_before_anything_is_opened():
+    with pytest.raises(UsageError, match="is not the address of a version") as refused:
+        find("indexes", "grpc://host/load")
+    assert "grpc://HOST:PORT/NAME@3" in refused.value.hint
+
+
+@pytest.mark.parametrize("ref", ["http://127.0.0.1:8815/small", "GRPC://127.0.0.1:8815/small", "//small", "a/b"])
+def test_other_schemes_are_no_references(folder, ref):
+    assert not is_address(ref)
+    with pytest.raises(UsageError):
+        find(folder, ref)
+
+
+@pytest.mark.parametrize("ref", ["grpc://host:1/load@1", "grpc+tls://host:1/load@1", "milvus:here.db/load@1"])
+def test_what_changes_versions_takes_no_address(ref):
+    assert is_address(ref)
+    with pytest.raises(UsageError, match="is an address: to change it, name the version in its folder") as refused:
+        require_local(ref, "to change it")
+    assert "load@1" in refused.value.hint
+    require_local("load@1", "to change it")
+
+
+# Who is let in
+
+
+def test_a_token_is_for_an_address_only(folder):
+    with pytest.raises(UsageError, match="no token or certificate is needed"):
+        find(folder, "small", access=Access(token=TOKEN))
+    assert find(folder, "small", access=Access()).ref == "small@3"
+
+
+def test_access_is_read_from_files(tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text("# who may ask\n\nfirst  the-token-of-the-first\nthe-token-of-another\n")
+    assert read_tokens(tokens) == (
+        Token(name="first", token="the-token-of-the-first"),
+        Token(name="4", token="the-token-of-another"),
+    )
+    found = read_access(tokens, CERTIFICATE)
+    assert (found.token, found.tls_ca) == ("the-token-of-the-first", CERTIFICATE.read_bytes())
+    assert read_access(None, None) == Access()
+    assert "the-token" not in repr(found) + repr(read_tokens(tokens))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "holds no token"),
+        (b"# nothing but this\n", "holds no token"),
+        (b"too-short\n", "line 1: a token is one word"),
+        (b"one two-words three-words-and-more\n", "line 1: a token is one word"),
+        ("a-token-with-an-\u00e9-in-it".encode(), "line 1: a token is one word"),
+        (bytes(range(256)) * 10, "a token is one word"),
+        (b"x" * (1 << 20) + b"y", "is larger than"),
+    ],
+)
+def test_files_that_hold_no_token_are_refused(tmp_path, content, words):
+    (tmp_path / "tokens").write_bytes(content)
+    with pytest.raises(UsageError, match=words):
+        read_access(tmp_path / "tokens", None)
+
+
+def test_files_that_hold_no_certificate_are_refused(tmp_path):
+    (tmp_path / "ca.pem").write_text("nothing of the kind")
+    with pytest.raises(UsageError, match="holds no certificate"):
+        read_access(None, tmp_path / "ca.pem")
+    for missing in (tmp_path / "not-there", tmp_path):
+        with pytest.raises((NotFoundError, ResourceError)):
+            read_access(missing, None)
+
+
+# What is answered
+
+
+def test_an_error_of_the_memory_is_the_same_behind_a_service(folder, address):
+    local = open_version(Store(folder).resolve("small"), threads=1)
+    remote = open_memory(folder, f"{address}/small", access=Access(token=TOKEN))
+    asked = queries_at(wide_table(), [270, 280])
+    for options in ({"k": 0}, {"k": 3, "views": (13,)}, {"k": 3, "scopes": ("mine",)}, {"k": 3, "min_gap": -1}):
+        said = []
+        for memory in (local, remote):
+            with pytest.raises(MemoryIndexError) as refused:
+                memory.search(asked, **options)
+            said.append((refused.type, str(refused.value), refused.value.hint))
+        assert said[0] == said[1]
