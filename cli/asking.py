@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from forecaster.predictor import Predictor
     from forecaster.run import Run
     from memory_index.encoder import KeyEncoder
+    from memory_index.references import Found
     from memory_index.tables.columns import ReadOptions
     from memory_index.tables.series import SeriesTable
     from memory_index.types import Memory
@@ -28,10 +29,13 @@ def open_with_table(ref: str, file: Path, indexes: Indexes, options: ReadOptions
 
     The table is read like the version's own data (`options_like`).
     """
+    return _open_found(indexes.find(ref), file, options)
+
+
+def _open_found(found: Found, file: Path, options: ReadOptions) -> tuple[Memory, SeriesTable, str]:
     from memory_index.queries import require_same_data
     from memory_index.tables.reading import read_table
 
-    found = indexes.find(ref)
     table = read_table(file, options_like(found.manifest, options))
     for done in table.notes:
         note(done)
@@ -68,8 +72,8 @@ def open_run_with_table(
     """
     from forecaster.predictor import load_predictor, require_same_memory
     from forecaster.run import open_run
-    from memory_index.errors import ServiceError
-    from memory_index.references import require_local
+    from memory_index.errors import NotFoundError, ServiceError
+    from memory_index.references import is_address, require_local
 
     opened = open_run(run)
     ref, newer = index or opened.record.index.ref, update or index is not None
@@ -81,11 +85,12 @@ def open_run_with_table(
         require_same_memory(opened, indexes.find(ref).manifest, ref, newer=newer)
         ref = updated_ref(ref, file, indexes, options)
     try:
-        memory, table, ref = open_with_table(ref, file, indexes, options)
-    except ServiceError as error:
-        if index is None:
-            error.hint += f"; --index REF if {opened.record.index.ref} lies elsewhere now"
+        found = indexes.find(ref)
+    except (NotFoundError, ServiceError) as error:
+        if index is None and is_address(ref):
+            error.hint += "; --index REF names the run's version where it lies now, or a newer one"
         raise
+    memory, table, ref = _open_found(found, file, options)
     require_same_memory(opened, memory.manifest, ref, newer=newer)
     _tell_series(table, memory.manifest, ref, of_run=opened.record.data.series_ids)
     return OpenedRun(predictor=predictor, memory=memory, ref=ref, table=table)

@@ -43,8 +43,10 @@ def publish(
     """
     from memory_index.access import read_access
     from memory_index.milvus import publish as publishing
+    from memory_index.references import require_local
     from memory_index.versions.store import Store
 
+    require_local(ref, "to publish it")
     version = Store(indexes_dir).resolve(ref)
     access = read_access(token_file, tls_ca)
     if remove:

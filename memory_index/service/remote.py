@@ -345,6 +345,7 @@ class _Connection:
         if told is not None:
             return told
         said = str(error).partition(". gRPC client debug context")[0].partition(". Detail:")[0]
+        said = said.rpartition("with message: ")[2].rpartition("last error: ")[2]  # before it, only that it failed
         said = " ".join(said.split())[:300]
         if isinstance(error, flight.FlightUnauthenticatedError):
             return ServiceError(f"{service} refuses: {said}", hint="--token-file FILE")
