@@ -328,6 +328,17 @@ def test_a_phone_shows_it_without_scrolling_sideways(opened, query):
         assert drawn["width"] <= box["width"] + 1
 
 
+def test_a_long_address_of_a_memory_fits_on_a_phone(browser, tmp_path_factory):
+    ref = "grpc+tls://memory-of-the-grid.forecasting.internal.example.org:8815/grid-load-2024@12"
+    of = subject(tmp_path_factory.getbasetemp())
+    of = replace(of, versions={ref: replace(of.versions["m@1"], ref=ref)})
+    with served(of, start(of)) as url, watched(browser, origin=url, size=PHONE) as (page, _):
+        page.goto(url)
+        expect(page.locator(TABLE.format(1)).first).to_be_visible()
+        assert ref in page.locator("main").inner_text()
+        assert overflow(page) <= 0
+
+
 def test_nothing_overlaps(opened):
     for size in (WIDE, PHONE):
         page = opened("?index2=m@2", size=size)
