@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from memory_index.service.serving import Service
 
 PORT = 8815
+MESSAGES_HELD = 16  # on their way, and waiting for their turn
 REQUEST, PROTECTION, WATCHING = "What one question may ask", "Who may ask", "Watching it"
 
 
@@ -85,9 +86,15 @@ def serve(
     are answered.
     """
     from memory_index.access import read_access
+    from memory_index.errors import UsageError
     from memory_index.service.serving import Service, Settings, limit_memory
     from memory_index.service.wire import Limits
 
+    if max_memory_mb < MESSAGES_HELD * max_message_mb:
+        raise UsageError(
+            f"--max-memory-mb {max_memory_mb} is too little for messages of {max_message_mb} MB",
+            hint=f"{MESSAGES_HELD} of them must find room: lower --max-message-mb, or give it more",
+        )
     settings = Settings(
         host=host,
         port=port,
@@ -105,7 +112,7 @@ def serve(
     )
     access = None if milvus_token_file is None else read_access(milvus_token_file, None)
     service = Service(indexes_dir, refs, settings, access=access, loader_for=encoder_loader, note=note)
-    limit_memory(max_memory_mb)
+    limit_memory(max_memory_mb, settings.max_calls)
     with stopped_by_signals(service.stop):
         _tell(service, as_json=as_json)
         service.wait()

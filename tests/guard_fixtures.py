@@ -26,6 +26,7 @@ from memory_index.service.guard import DATA, END_HEADERS, END_STREAM, GOAWAY, HE
 CERTIFICATES = Path(__file__).parent / "certificates"
 PATIENCE_S = 30  # until what must happen counts as not happening: other tests need the cores too
 LIMITS = {"max-message": 1 << 20, "max-connections": 16, "max-streams": 4}
+LIMITS |= {"max-calls": 50, "max-pending": 1 << 40}
 LIMITS |= {"stall-seconds": 20, "idle-seconds": 60, "grace-seconds": 20}
 EXCHANGE, ACTION = (f"/arrow.flight.protocol.FlightService/{name}".encode() for name in ("DoExchange", "DoAction"))
 WINDOW_UPDATE, INITIAL_WINDOW = 8, 4

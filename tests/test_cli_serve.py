@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import signal
@@ -179,6 +180,7 @@ def test_a_guard_that_is_killed_ends_the_service(folder):
         (["small@7", "--port", "0"], 4, "small@7 does not exist"),
         (["grpc://127.0.0.1:1/small", "--port", "0"], 2, "is served already"),
         (["small", "--port", "0", "--host", "0.0.0.0"], 2, "listens on this machine only"),
+        (["small", "--port", "0", "--max-memory-mb", "100"], 2, "--max-memory-mb 100 is too little for messages of 32"),
         (["small", "--port", "0", "--metrics"], 2, "metrics need a port of their own"),
         (["small", "--port", "0", "--token-file", "nowhere"], 4, "there is no file nowhere"),
         (["small", "--port", "0", "--tls-cert", "{cert}"], 2, "a certificate and its key belong together"),
@@ -221,24 +223,32 @@ def test_tls_and_tokens(folder, local, tmp_path):
 # Whatever clients do, others are answered
 
 
-def test_a_batch_that_grows_when_it_is_read_fails_alone(shared, local):
-    """Zeros, compressed to a few kB, that are 1 GB in the service: more than it may have. The service goes on."""
+def zeros(num_bytes: int) -> pa.RecordBatch:
+    """A question of so many bytes, none of which takes memory before it is written to."""
+    rows = num_bytes // (36 * 4)
+    context = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(rows * 36, np.float32)), 36)
+    origin = pa.Array.from_buffers(pa.timestamp("ns"), rows, [None, pa.py_buffer(np.zeros(rows, np.int64))])
+    return pa.RecordBatch.from_arrays([context, origin], schema=wire.question_schema(36))
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "says"),
+    [(5, "more memory than the service may use"), (0.5, "bytes in one question, when it is read")],
+)
+def test_a_batch_that_grows_when_it_is_read_fails_alone(shared, local, gigabytes, says):
+    """Zeros that were compressed to less than a message may have. Others are answered in the meantime."""
     expected, memory = local.search(some(), 3), shared.memory()
     assert_same(memory.search(some(), 3), expected)
-    rows = (1 << 30) // (36 * 4)
-    context = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(rows * 36, np.float32)), 36)
-    origin = pa.array(np.zeros(rows, np.int64)).cast(pa.timestamp("ns"))
-    bomb = pa.RecordBatch.from_arrays([context, origin], schema=wire.question_schema(36))
-    packed = {"options": pa.ipc.IpcWriteOptions(compression="zstd")}
-    before = shared.resident_bytes()
+    bomb, packed = zeros(int(gigabytes * (1 << 30))), pa.ipc.IpcWriteOptions(compression="zstd")
     with ThreadPoolExecutor(1) as pool:
-        for _ in range(3):
-            thrown = pool.submit(exchange, shared, local, bomb, **packed)
+        for _ in range(2):
+            thrown = pool.submit(exchange, shared, local, bomb, options=packed)
             while not thrown.done():
                 assert_same(memory.search(some(), 3), expected)
-            with pytest.raises(flight.FlightServerError, match="more memory than the service may use"):
+            with pytest.raises(flight.FlightServerError, match=says):
                 thrown.result()
-    assert shared.resident_bytes() - before < 100 * MEGABYTE
+    wait_until(lambda: shared.resident_bytes() < 1200 * MEGABYTE)
+    assert_same(shared.memory().search(some(), 3), expected)
 
 
 def test_compressed_questions_that_are_not_too_large_are_refused_as_others_are(shared, local):
@@ -281,6 +291,46 @@ def test_clients_that_stand_still_or_vanish(shared, local):
         client.close()
         assert_same(memory.search(some(), 3), expected)
     wait_until(lambda: json.loads(http(shared.status_port, "/readyz")[1])["streams"] <= 1)
+
+
+def test_calls_that_are_only_begun(folder, local):
+    """Each costs the service a thread: without a limit for all clients together it runs out of them, and dies."""
+    expected = local.search(some(), 3)
+    with cli_serving(folder, "--max-memory-mb", "512") as serving, contextlib.ExitStack() as at_end:
+        memory = serving.memory()
+        assert_same(memory.search(some(), 3), expected)
+        for _ in range(40):
+            raw = RawClient(socket.create_connection(("127.0.0.1", serving.port), timeout=PATIENCE_S))
+            at_end.enter_context(raw)
+            raw.send(start(), *[call(1 + 2 * number) for number in range(128)])
+        wait_until(lambda: "more than 256 calls at once: ask later" in serving.said())
+        assert_same(memory.search(some(), 3), expected)
+        assert psutil.Process(serving.process.pid).num_threads() < 350
+        at_end.close()
+        assert_same(serving.memory().search(some(), 3), expected)
+
+
+def test_large_questions_of_many_at_once(folder, local):
+    """More than the service may hold is told to come again, before it has come as a whole or while it would wait."""
+    expected, rows = local.search(some(), 3), 51_000
+    context = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(rows * 36, np.float32)), 36)
+    origin = pa.array(np.zeros(rows, np.int64)).cast(pa.timestamp("ns"))
+    large = pa.RecordBatch.from_arrays([context, origin], schema=wire.question_schema(36))
+    with cli_serving(folder, "--max-memory-mb", "128", "--max-message-mb", "8") as serving:
+        memory = serving.memory()
+        memory.search(some(), 3)
+
+        def ask(_: int) -> str:
+            with pytest.raises(flight.FlightError) as refused:
+                exchange(serving, local, large)
+            return str(refused.value)
+
+        with ThreadPoolExecutor(30) as pool:
+            told = list(pool.map(ask, range(60)))
+        assert any("windows: 51,000 in one question" in each for each in told), set(told)
+        known = ("windows: 51,000", "on their way already: ask later", "MB of questions wait already")
+        assert all(any(each in one for each in known) for one in told), told
+        assert_same(memory.search(some(), 3), expected)
 
 
 def test_a_full_disk_under_the_access_log(folder, local, tmp_path):

@@ -52,6 +52,7 @@ from memory_index.service.guard import (
     PREFACE,
     RST_STREAM,
     SETTINGS,
+    Call,
     Calls,
     ClientFrames,
     Limits,
@@ -113,6 +114,7 @@ def kept(shared):
 
 def limits(**changes) -> Limits:
     usual = {"max_message": 1000, "max_connections": 4, "max_streams": 3, "stall_s": 5, "idle_s": 60, "grace_s": 5}
+    usual |= {"max_calls": 20, "max_pending": 1 << 40}
     return Limits(**(usual | changes))
 
 
@@ -229,6 +231,34 @@ def test_a_call_counts_until_both_sides_have_ended_it():
     server.feed(memoryview(ended))
     with pytest.raises(RefusedError, match="1001 bytes"):
         client.feed(memoryview(frame(DATA, 0, 1, message(b"", length=1001))))
+
+
+def test_all_clients_together_have_limits():
+    """Calls cost the server threads, and messages that have begun memory: no number of connections gets round that."""
+    every: list[Calls] = []
+    for _ in range(5):
+        every.append(Calls(limits(), lambda: (each for calls in every for each in calls.open.values())))
+    for number in range(19):
+        every[number % 5].limits = limits(max_streams=10)
+        every[number % 5].begin(2 * number + 1)
+    every[0].begin(101)
+    with pytest.raises(RefusedError, match="more than 20 calls at once: ask later"):
+        every[1].begin(103)
+    every[2].open[5].server_done = True  # costs nothing any more
+    every[1].begin(105)
+
+    senders = [ClientFrames(calls) for calls in every]
+    for sender in senders[:4]:
+        stream = next(iter(sender.calls.open))
+        sender.feed(memoryview(frame(DATA, 0, stream, message(b"x" * 500, length=999))))
+    sender = ClientFrames(Calls(limits(max_pending=4000), every[0].of_all))
+    sender.calls.open[1], sender.calls.highest = Call(0.0), 1
+    with pytest.raises(RefusedError, match="too many messages are on their way already: ask later"):
+        sender.feed(memoryview(frame(DATA, 0, 1, message(b"x", length=5))))
+    stream = next(iter(senders[0].calls.open))
+    senders[0].feed(memoryview(frame(DATA, 0, stream, b"x" * 499)))  # complete: it is no longer on its way
+    sender = ClientFrames(sender.calls)
+    sender.feed(memoryview(frame(DATA, 0, 1, message(b"x", length=5))))
 
 
 def test_what_is_under_way_when_the_server_ends_a_call_is_no_fault():

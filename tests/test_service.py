@@ -715,6 +715,27 @@ def test_the_waiting_line_has_an_end():
         pass
 
 
+def test_bytes_that_wait_have_an_end(folder, local, monkeypatch):
+    """Of the questions that wait for their turn, whatever their number. One alone is always let in."""
+    inside, go_on, search = threading.Event(), threading.Event(), MemoryServer._search
+
+    def slow(self, hosted, asked):
+        inside.set()
+        go_on.wait(PATIENCE_S)
+        return search(self, hosted, asked)
+
+    monkeypatch.setattr(MemoryServer, "_search", slow)
+    monkeypatch.setattr("memory_index.service.server.QUEUED_MESSAGES", 0)
+    with served(folder, ["small"]) as service, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(RemoteMemory(f"{service}/small").search, some(), 3)
+        inside.wait(PATIENCE_S)
+        with pytest.raises(ServiceError, match="MB of questions wait already; gave up"):
+            RemoteMemory(f"{service}/small", access=Access(deadline_s=0.5)).search(some(), 3)
+        go_on.set()
+        assert_same(answer.result(PATIENCE_S), local.search(some(), 3))
+        assert_same(RemoteMemory(f"{service}/small").search(some(), 3), local.search(some(), 3))
+
+
 def test_turns_are_taken_in_order():
     turns, order = Turns(1, 100), []
 

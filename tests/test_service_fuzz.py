@@ -427,7 +427,10 @@ def test_sizes_that_lie_in_many_at_once(folder, local):
     origin = pa.array(np.zeros(rows, np.int64)).cast(pa.timestamp("ns"))
     bomb = pa.RecordBatch.from_arrays([context, origin], schema=wire.question_schema(36))
 
-    with cli_serving(folder, "--max-memory-mb", "256") as serving, ThreadPoolExecutor(4) as pool:
+    with (
+        cli_serving(folder, "--max-memory-mb", "128", "--max-message-mb", "8") as serving,
+        ThreadPoolExecutor(4) as pool,
+    ):
         memory: RemoteMemory = serving.memory()
         expected = local.search(some(), 3)
 

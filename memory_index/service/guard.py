@@ -34,7 +34,7 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,7 +46,7 @@ DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY, CONTINUATION = 0, 1, 3, 4, 7, 9  # 
 END_STREAM, ACK, END_HEADERS = 0x1, 0x1, 0x4  # flags
 MAX_CONCURRENT_STREAMS = 3  # a setting
 NO_ERROR, PROTOCOL_ERROR, ENHANCE_YOUR_CALM = 0, 1, 11  # HTTP/2 codes of a GOAWAY
-INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEMENTED = 3, 4, 8, 12  # gRPC statuses
+INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEMENTED, UNAVAILABLE = 3, 4, 8, 12, 14  # of gRPC
 
 MAX_HEADER_BLOCK = 65536  # bytes; the server announces that it takes 16 KiB
 MAX_CONTROL_FRAME = 16384  # bytes of a frame that is neither DATA nor headers: what every HTTP/2 peer must take
@@ -65,11 +65,17 @@ PARENT_GONE = 3  # exit code
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a client may do. The server holds at most connections x streams x message bytes of unread messages."""
+    """What clients may do.
+
+    A call costs the server a thread, and a message that has begun to come its whole length: of both there is a limit
+    for all clients together, because the server cannot go on without either.
+    """
 
     max_message: int  # bytes
     max_connections: int
     max_streams: int  # open calls of one connection
+    max_calls: int  # open calls of all connections
+    max_pending: int  # bytes of all messages that have begun and are not complete
     stall_s: float
     idle_s: float
     grace_s: float
@@ -89,11 +95,11 @@ class RefusedError(Exception):
 class Call:
     """One open HTTP/2 stream."""
 
-    __slots__ = ("answered", "client_done", "due_at", "left", "moved_at", "prefix", "server_done")
+    __slots__ = ("answered", "client_done", "due_at", "left", "moved_at", "prefix", "server_done", "size")
 
     def __init__(self, now: float) -> None:
         self.prefix = bytearray()  # of a message of which not even the length is known yet
-        self.left = 0  # bytes of the current message that have not come
+        self.size = self.left = 0  # bytes of the current message, and those of it that have not come
         self.moved_at = now  # when bytes of it last came
         self.due_at = 0.0  # when the current message must be complete
         self.client_done = self.server_done = self.answered = False
@@ -102,9 +108,10 @@ class Call:
 class Calls:
     """The open calls of one connection, as both directions know them."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, of_all: Callable[[], Iterable[Call]] | None = None) -> None:
         self.limits = limits
         self.open: dict[int, Call] = {}  # at most max_streams
+        self.of_all = of_all or self.open.values  # the open calls of every connection
         self.highest = 0  # stream that the client has begun
         self.now = 0.0
         self.resets_since = 0.0
@@ -125,6 +132,9 @@ class Calls:
                 status=RESOURCE_EXHAUSTED,
                 code=ENHANCE_YOUR_CALM,
             )
+        if sum(not call.server_done for call in self.of_all()) >= self.limits.max_calls:
+            reason = f"more than {self.limits.max_calls} calls at once: ask later"
+            raise RefusedError(reason, stream=stream, status=UNAVAILABLE, code=ENHANCE_YOUR_CALM)
         self.open[stream] = Call(self.now)
 
     def reset_by_client(self, stream: int) -> None:
@@ -310,8 +320,11 @@ class ClientFrames(Frames):
                 status=RESOURCE_EXHAUSTED,
                 code=ENHANCE_YOUR_CALM,
             )
+        if length + sum(each.size for each in self.calls.of_all() if each.left) > self.calls.limits.max_pending:
+            reason = "too many messages are on their way already: ask later"
+            raise RefusedError(reason, stream=self.stream, status=UNAVAILABLE, code=ENHANCE_YOUR_CALM)
         call.prefix.clear()
-        call.left = length
+        call.left = call.size = length
         call.due_at += length / LEAST_RATE
 
     def end(self) -> None:
@@ -429,7 +442,7 @@ class Connection:
         self.shaking = isinstance(client, ssl.SSLSocket)
         self.preface = PREFACE  # what is still to come of it
         self.settings: bytes | None = b""  # the first bytes of the server, until its settings are complete; then None
-        self.calls = Calls(guard.limits)
+        self.calls = Calls(guard.limits, guard.calls)
         self.from_client = ClientFrames(self.calls)
         self.from_server = ServerFrames(self.calls)
         self.refusal: RefusedError | None = None  # waits for a place between two frames of the server
@@ -739,6 +752,10 @@ class Guard:
                 self.log.catch_up()
         return PARENT_GONE
 
+    def calls(self) -> Iterator[Call]:
+        """The open calls of all connections."""
+        return (call for connection in self.connections for call in connection.calls.open.values())
+
     def _work(self) -> None:
         ready = self.selector.select(0 if self.again else TICK_S)
         self.now = time.monotonic()
@@ -829,7 +846,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--peers", type=Path, help="private folder: the server sees clients as paths in it")
     parser.add_argument("--tls-cert", type=Path, help="PEM; with --tls-key, TLS ends here")
     parser.add_argument("--tls-key", type=Path)
-    for name in ("--max-message", "--max-connections", "--max-streams"):
+    for name in ("--max-message", "--max-connections", "--max-streams", "--max-calls", "--max-pending"):
         parser.add_argument(name, type=_count, required=True)
     for name in ("--stall-seconds", "--idle-seconds", "--grace-seconds"):
         parser.add_argument(name, type=float, required=True)
@@ -838,6 +855,8 @@ def main(words: Sequence[str] | None = None) -> int:
         max_message=asked.max_message,
         max_connections=asked.max_connections,
         max_streams=asked.max_streams,
+        max_calls=asked.max_calls,
+        max_pending=asked.max_pending,
         stall_s=asked.stall_seconds,
         idle_s=asked.idle_seconds,
         grace_s=asked.grace_seconds,

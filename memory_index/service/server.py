@@ -44,6 +44,7 @@ from memory_index.service.wire import Document, Limits, Message, Question
 from memory_index.types import Neighbours
 
 FILE_PIECE = 1 << 20  # bytes of a file in one batch
+QUEUED_MESSAGES = 8  # of the largest size that may wait for their turn
 ACCESS = "access"  # the middleware that says who asks
 TOKEN_HINT = "--token-file FILE with a token of the service's own file"
 MAX_TOLD = 300  # characters of an error: what travels beside a status is limited to a few kB
@@ -96,7 +97,7 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
         self.max_streams, self.report, self.tokens = max_streams, report, tokens
         self.is_draining = False
         self._lock = threading.Lock()
-        self._num_streams = self._num_under_way = 0
+        self._num_streams = self._num_under_way = self._bytes_under_way = 0
         self._idle = threading.Condition(self._lock)
         super().__init__(location, middleware={ACCESS: _Admission(tokens, report)})
 
@@ -186,8 +187,15 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
         message: Message,
         writer: flight.MetadataRecordBatchWriter,
     ) -> None:
-        with self._call(context, "search") as request, self._under_way():
-            request.ref, request.fingerprint, request.bytes_in = hosted.ref, hosted.fingerprint, message.batch.nbytes
+        num_bytes = message.batch.nbytes
+        with self._call(context, "search") as request, self._under_way(min(num_bytes, self.limits.max_message)):
+            request.ref, request.fingerprint, request.bytes_in = hosted.ref, hosted.fingerprint, num_bytes
+            if num_bytes > self.limits.max_message:
+                raise UsageError(
+                    f"{num_bytes:,} bytes in one question, when it is read, but this service allows "
+                    f"{self.limits.max_message:,}",
+                    hint="ask in parts",
+                )
             question = wire.read_question(message, self.limits, len(hosted.memory.manifest.spaces))
             queries = question.queries
             request.policy, request.k = queries.policy.value, question.k
@@ -277,16 +285,23 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
                 self._num_streams -= 1
 
     @contextmanager
-    def _under_way(self) -> Iterator[None]:
+    def _under_way(self, num_bytes: int) -> Iterator[None]:
+        """Count a question, and its bytes: those that wait for their turn are held meanwhile."""
         with self._lock:
             if self.is_draining:
                 raise BusyError("the service is about to end", hint="ask again in a moment, or another one")
+            if self._num_under_way and self._bytes_under_way + num_bytes > QUEUED_MESSAGES * self.limits.max_message:
+                raise BusyError(
+                    f"the service is busy: {self._bytes_under_way >> 20} MB of questions wait already", hint="ask later"
+                )
             self._num_under_way += 1
+            self._bytes_under_way += num_bytes
         try:
             yield
         finally:
             with self._idle:
                 self._num_under_way -= 1
+                self._bytes_under_way -= num_bytes
                 self._idle.notify_all()
 
 

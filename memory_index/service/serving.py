@@ -34,7 +34,9 @@ from memory_index.service.turns import Turns
 from memory_index.service.wire import Limits
 
 DEFAULT_PORT = 8815
+PENDING_MESSAGES = 8  # of the largest size that may be on their way at once
 LOOK_S = 2.0  # how often aliases and tokens are looked at
+DEFAULT_STACK = 8 << 20  # bytes of a thread's stack where the system sets no limit
 END_S = 10.0  # for processes to end that have been told to
 
 Note = Callable[[str], None]
@@ -81,6 +83,11 @@ class Settings:
             raise UsageError("a certificate and its key belong together", hint="--tls-cert FILE --tls-key FILE")
         if self.metrics and self.status_port is None:
             raise UsageError("metrics need a port of their own", hint="--status-port PORT")
+
+    @property
+    def max_calls(self) -> int:
+        """Calls of all clients at once, each of which costs a thread: streams, and short ones beside them."""
+        return 2 * self.max_streams
 
 
 class Service:
@@ -247,6 +254,8 @@ class _Guard:
             "max-message": settings.limits.max_message,
             "max-connections": settings.max_connections,
             "max-streams": settings.max_streams,
+            "max-calls": settings.max_calls,
+            "max-pending": PENDING_MESSAGES * settings.limits.max_message,
             "stall-seconds": settings.stall_s,
             "idle-seconds": settings.idle_s,
             "grace-seconds": settings.grace_s,
@@ -343,14 +352,17 @@ def _private_folder() -> Path:
     return Path(folder)
 
 
-def limit_memory(megabytes: int) -> None:
+def limit_memory(megabytes: int, max_calls: int) -> None:
     """Let this process take so much memory beyond what it has: a question for more fails, and not the machine.
 
-    It holds for what nobody can foresee, such as a batch that says it is compressed.
+    It holds for what nobody can foresee, such as a batch that says it is compressed. The stacks of the threads that
+    calls may need are added: they count as a whole, though little of them is ever touched.
     """
+    stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    stacks = max_calls * (DEFAULT_STACK if stack == resource.RLIM_INFINITY else min(stack, 2 * DEFAULT_STACK))
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmData:"):
-            most = int(line.split()[1]) * 1024 + (megabytes << 20)
+            most = int(line.split()[1]) * 1024 + (megabytes << 20) + stacks
             hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
             if hard == resource.RLIM_INFINITY or most < hard:
                 resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
