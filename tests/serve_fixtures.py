@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -124,6 +125,17 @@ def start_serving(
             cwd=Path(__file__).parents[1],
             env={**os.environ, "TMPDIR": str(folder)},
         )
+
+
+@contextmanager
+def small_stacks() -> Iterator[None]:
+    """Processes that are started now give their threads little, so that the limit on memory is near."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
 
 
 def http(port: int | None, path: str) -> tuple[int, str]:
