@@ -45,22 +45,25 @@ def read_access(token_file: Path | None, tls_ca: Path | None) -> Access:
     Raises `NotFoundError`, `UsageError` (not a token, not a certificate), `ResourceError`.
     """
     return Access(
-        token="" if token_file is None else read_tokens(token_file)[0].token,
+        token="" if token_file is None else read_tokens(token_file, least=1)[0].token,
         tls_ca=None if tls_ca is None else read_pem(tls_ca, "CERTIFICATE"),
     )
 
 
-def read_tokens(path: Path) -> tuple[Token, ...]:
-    """The tokens of a file, at least one. Raises `NotFoundError`, `UsageError`, `ResourceError`."""
+def read_tokens(path: Path, *, least: int = LEAST_TOKEN) -> tuple[Token, ...]:
+    """The tokens of a file, at least one. least: characters of each, for whoever checks them to say.
+
+    Raises `NotFoundError`, `UsageError`, `ResourceError`.
+    """
     found = []
     for number, line in enumerate(_read(path).decode("utf-8", errors="replace").splitlines(), start=1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
         name, token = (str(number), words[0]) if len(words) == 1 else (words[0], words[1])
-        if len(words) > 2 or len(token) < LEAST_TOKEN or not (token.isascii() and token.isprintable()):
+        if len(words) > 2 or len(token) < least or not (token.isascii() and token.isprintable()):
             raise UsageError(
-                f"{path}, line {number}: a token is one word of at least {LEAST_TOKEN} ASCII characters, "
+                f"{path}, line {number}: a token is one word of at least {least} ASCII characters, "
                 "with a name before it if you like",
                 hint="make one: python3 -c 'import secrets; print(secrets.token_urlsafe())'",
             )

@@ -23,7 +23,7 @@ from memory_index.versions.opening import LoadEncoder, open_version
 from memory_index.versions.store import Store
 
 SERVICE_SCHEMES = ("grpc://", "grpc+tls://")
-MILVUS_SCHEME = "milvus:"
+MILVUS_SCHEMES = ("milvus:", "milvus+tls:")
 
 
 class Open(Protocol):
@@ -57,7 +57,7 @@ def find(indexes_dir: Path | str, ref: str, *, access: Access | None = None) -> 
 
         memory = RemoteMemory(ref, access=access or Access())
         return Found(ref=memory.ref, manifest=memory.manifest, open=lambda **_: memory)
-    if ref.startswith(MILVUS_SCHEME):
+    if ref.startswith(MILVUS_SCHEMES):
         from memory_index.milvus.searching import open_milvus
 
         address, _, name = ref.rpartition("/")
@@ -101,7 +101,7 @@ def open_memory(
 
 def is_address(ref: str) -> bool:
     """Whether a reference leads out of the folder of indexes."""
-    return ref.startswith((*SERVICE_SCHEMES, MILVUS_SCHEME))
+    return ref.startswith((*SERVICE_SCHEMES, *MILVUS_SCHEMES))
 
 
 def require_local(ref: str, what: str) -> None:

@@ -302,8 +302,8 @@ def test_calls_that_are_only_begun(folder, local):
         for _ in range(40):
             raw = RawClient(socket.create_connection(("127.0.0.1", serving.port), timeout=PATIENCE_S))
             at_end.enter_context(raw)
-            raw.send(start(), *[call(1 + 2 * number) for number in range(128)])
-        wait_until(lambda: "more than 256 calls at once: ask later" in serving.said())
+            raw.send(start(), *[call(1 + 2 * number) for number in range(16)])
+        wait_until(lambda: "more than 128 calls at once: ask later" in serving.said())
         assert_same(memory.search(some(), 3), expected)
         assert psutil.Process(serving.process.pid).num_threads() < 350
         at_end.close()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from memory_index.access import Access
 from memory_index.errors import MemoryIndexError, NotFoundError, ServiceError, UsageError
-from memory_index.references import MILVUS_SCHEME, SERVICE_SCHEMES, find
+from memory_index.references import MILVUS_SCHEMES, SERVICE_SCHEMES, find
 from memory_index.types import Memory
 from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest
@@ -202,5 +202,5 @@ def _canonical(ref: str) -> str:
     """`NAME@latest`, `NAME@3` or `NAME@alias` of a reference. Raises `UsageError`."""
     if ref.startswith(SERVICE_SCHEMES):
         raise UsageError(f"'{ref}' is served already", hint="let clients ask it there")
-    name, wanted = parse_ref(ref.rpartition("/")[2] if ref.startswith(MILVUS_SCHEME) else ref)
+    name, wanted = parse_ref(ref.rpartition("/")[2] if ref.startswith(MILVUS_SCHEMES) else ref)
     return f"{name}@{int(wanted) if wanted.isdecimal() else wanted}"

@@ -40,6 +40,7 @@ from memory_index.windows import StoredWindows
 
 OPEN_S = 5.0  # to reach a service for the first time: longer is a wrong address
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0  # between two attempts; doubled each time, and drawn
+MOST_STREAMS = 8  # of one memory at once, however many threads ask: a service searches for one at a time anyway
 FORGET_S = 300.0  # streams that nobody has used for so long are closed
 SCHEMES = {"grpc://": "grpc+tcp://", "grpc+tls://": "grpc+tls://"}
 
@@ -261,6 +262,7 @@ class _Connection:
         self._client: flight.FlightClient | None = None
         self._process = os.getpid()
         self._idle: list[_Stream] = []
+        self._places = threading.BoundedSemaphore(MOST_STREAMS)
 
     def options(self, timeout_s: float | None = None) -> flight.FlightCallOptions:
         """With the token, and perhaps a time after which the call is given up."""
@@ -270,9 +272,8 @@ class _Connection:
     @contextmanager
     def client(self) -> Iterator[flight.FlightClient]:
         """The connection, opened if there is none; given up if the block fails, so that the next try begins anew."""
+        self._begin_in_fork()
         with self._lock:
-            if self._process != os.getpid():  # a forked process cannot use what its parent has opened
-                self._client, self._idle, self._process = None, [], os.getpid()
             if self._client is None:
                 options = {"tls_root_certs": self.access.tls_ca} if self.access.tls_ca else {}
                 self._client = flight.FlightClient(self.address.location, **options)
@@ -288,6 +289,25 @@ class _Connection:
     @contextmanager
     def stream(self, fingerprint: str, lookback: int, within_s: float) -> Iterator[_Stream]:
         """A stream that nobody else uses at the moment; kept for the next question unless the block fails."""
+        self._begin_in_fork()
+        places = self._places
+        if not places.acquire(timeout=within_s):
+            raise BusyError(f"{MOST_STREAMS} questions to {self.address.service} are under way already")
+        try:
+            with self._stream(fingerprint, lookback, within_s) as stream:
+                yield stream
+        finally:
+            places.release()
+
+    def _begin_in_fork(self) -> None:
+        """A forked process cannot use what its parent has opened."""
+        with self._lock:
+            if self._process != os.getpid():
+                self._client, self._idle, self._process = None, [], os.getpid()
+                self._places = threading.BoundedSemaphore(MOST_STREAMS)
+
+    @contextmanager
+    def _stream(self, fingerprint: str, lookback: int, within_s: float) -> Iterator[_Stream]:
         with self.client() as client:
             stream = self._kept()
             if stream is None:

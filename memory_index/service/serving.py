@@ -48,7 +48,8 @@ class Settings:
 
     host, port: where it listens; port 0 is any that is free. token_file: who may ask; without one, only this machine.
     tls_cert, tls_key: PEM files; with them TLS is spoken, and nothing else. causal_only: refuse the policy `disjoint`.
-    limits: of one question. max_connections, max_streams: at once. max_waiting: questions that may wait for their turn.
+    limits: of one question. max_connections, max_streams: at once, of all clients; max_calls_of_one: at once on one
+    connection. max_waiting: questions that may wait for their turn.
     stall_s: a message that does not come on, or an answer that is not taken, ends its connection; idle_s: so does a
     connection on which nothing is asked. grace_s: to answer what is under way at the end. status_port: of health,
     readiness and metrics, None for none. kept_s: how long a version stays that no reference means any more.
@@ -62,7 +63,8 @@ class Settings:
     causal_only: bool = False
     limits: Limits = field(default_factory=Limits)
     max_connections: int = 64
-    max_streams: int = 128
+    max_streams: int = 64
+    max_calls_of_one: int = 16
     max_waiting: int = 64
     stall_s: float = 30.0
     idle_s: float = 900.0
@@ -253,7 +255,7 @@ class _Guard:
             "peers": folder / "p",
             "max-message": settings.limits.max_message,
             "max-connections": settings.max_connections,
-            "max-streams": settings.max_streams,
+            "max-streams": settings.max_calls_of_one,
             "max-calls": settings.max_calls,
             "max-pending": PENDING_MESSAGES * settings.limits.max_message,
             "stall-seconds": settings.stall_s,
