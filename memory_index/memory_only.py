@@ -144,9 +144,7 @@ def evaluate(
     )
 
 
-def block_forecasts(
-    memory: Memory, block: QueryBlock, options: MemoryOptions
-) -> tuple[dict[str, np.ndarray], int]:
+def block_forecasts(memory: Memory, block: QueryBlock, options: MemoryOptions) -> tuple[dict[str, np.ndarray], int]:
     """The memory's forecast (`memory_only`) and that of each key space, float32 [B, N, H], by name.
 
     Where one key space is empty, its own score counts the last value. Returns with them how many of the wanted windows
