@@ -259,7 +259,6 @@ def _require_an_answer(columns: Mapping[str, np.ndarray]) -> None:
         is_sorted = (distance[..., 1:] >= distance[..., :-1]).all()
     is_answer = (
         is_sorted
-        and not (used[..., 1:] & ~used[..., :-1]).any()
         and not ((ascending[..., 1:] == ascending[..., :-1]) & (ascending[..., 1:] >= 0)).any()
         and ((row == -1) == ~used).all()
         and all((np.isfinite(columns[name]) == used).all() for name in SLOT_COLUMNS[1:])
