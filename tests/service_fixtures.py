@@ -33,13 +33,15 @@ def served(
     with ExitStack() as at_end:
         hosting = Hosting(indexes_dir, refs, loader_for=encoder_loader, threads=1)
         at_end.callback(hosting.close)
+        turns = Turns(64)
+        at_end.callback(turns.close)
         server = MemoryServer(
             "grpc://127.0.0.1:0",
             hosting,
             limits=limits or Limits(),
             tokens=lambda: tokens,
             causal_only=causal_only,
-            turns=Turns(1, 64),
+            turns=turns,
             max_streams=64,
             report=report,
         )

@@ -684,20 +684,22 @@ def _full(self):
 
 
 def test_the_waiting_line_has_an_end():
-    turns, entered, leave = Turns(1, 1), threading.Event(), threading.Event()
+    turns, entered, leave = Turns(1), threading.Event(), threading.Event()
+
+    def work(_: float) -> None:
+        entered.set()
+        leave.wait(PATIENCE_S)
 
     def hold() -> None:
-        with turns.taken(PATIENCE_S):
-            entered.set()
-            leave.wait(PATIENCE_S)
+        turns.take(work, PATIENCE_S)
 
     with ThreadPoolExecutor(2) as pool:
         holding = pool.submit(hold)
         entered.wait(PATIENCE_S)
         waiting = pool.submit(hold)
         wait_until(lambda: turns.num_waiting == 1)
-        with pytest.raises(BusyError, match="1 questions wait already"), turns.taken(PATIENCE_S):
-            pass
+        with pytest.raises(BusyError, match="1 questions wait already"):
+            turns.take(work, PATIENCE_S)
         leave.set()
         holding.result()
         waiting.result()
@@ -706,13 +708,12 @@ def test_the_waiting_line_has_an_end():
     with ThreadPoolExecutor(1) as pool:
         holding = pool.submit(hold)
         entered.wait(PATIENCE_S)
-        with pytest.raises(BusyError, match=r"no turn within 0\.1 s"), turns.taken(0.1):
-            pass
+        with pytest.raises(BusyError, match=r"no turn within 0\.1 s"):
+            turns.take(work, 0.1)
         assert turns.num_waiting == 0
         leave.set()
         holding.result()
-    with turns.taken(0):
-        pass
+    assert turns.take(lambda waited: waited, PATIENCE_S) < PATIENCE_S
 
 
 def test_bytes_that_wait_have_an_end(folder, local, monkeypatch):
@@ -737,21 +738,37 @@ def test_bytes_that_wait_have_an_end(folder, local, monkeypatch):
 
 
 def test_turns_are_taken_in_order():
-    turns, order = Turns(1, 100), []
+    turns, order, names = Turns(100), [], set()
+    begun, leave = threading.Event(), threading.Event()
+
+    def hold(_: float) -> None:
+        begun.set()
+        leave.wait(PATIENCE_S)
 
     def take(number: int) -> None:
-        with turns.taken(PATIENCE_S):
-            order.append(number)
+        turns.take(lambda _: (order.append(number), names.add(threading.current_thread())), PATIENCE_S)
 
-    threads = []
-    with turns.taken(0):
+    with ThreadPoolExecutor(21) as pool:
+        held = pool.submit(turns.take, hold, PATIENCE_S)
+        begun.wait(PATIENCE_S)
         for number in range(20):
-            threads.append(threading.Thread(target=take, args=(number,)))
-            threads[-1].start()
+            pool.submit(take, number)
             wait_until(lambda number=number: turns.num_waiting == number + 1)
-    for thread in threads:
-        thread.join()
+        leave.set()
+        held.result(PATIENCE_S)
     assert order == list(range(20))
+    assert len(names) == 1  # more than one thread that searches would be slower, each of them
+
+
+def test_a_failure_belongs_to_who_asked():
+    turns = Turns(1)
+
+    def fail(_: float) -> None:
+        raise DataError("it has failed")
+
+    with pytest.raises(DataError, match="it has failed"):
+        turns.take(fail, PATIENCE_S)
+    assert turns.take(lambda _: 3, PATIENCE_S) == 3
 
 
 DOCUMENTS: list[tuple[bytes | dict[str, object], str]] = [

@@ -205,11 +205,15 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
                     f"this service answers under '{Policy.CAUSAL}' only, not under '{queries.policy}'",
                     hint="training needs a service without --causal-only",
                 )
-            with self.turns.taken(min(max(question.wait_s, 0), self.limits.max_seconds)) as waited:
-                request.waited_s = waited
+
+            def found(waited_s: float) -> Neighbours:
+                request.waited_s = waited_s
                 if context.is_cancelled():
                     raise flight.FlightCancelledError("nobody waits for the answer any more")
-                answer = wire.write_answer(self._search(hosted, question))
+                return self._search(hosted, question)
+
+            wait_s = min(max(question.wait_s, 0), self.limits.max_seconds)
+            answer = wire.write_answer(self.turns.take(found, wait_s))
             request.bytes_out = answer.batch.nbytes
             writer.write_with_metadata(answer.batch, answer.document)
 

@@ -134,7 +134,8 @@ class Service:
             until_begun.callback(self.hosting.close)
             self._folder = _private_folder()
             until_begun.callback(shutil.rmtree, self._folder, ignore_errors=True)
-            self._turns = Turns(1, settings.max_waiting)
+            self._turns = Turns(settings.max_waiting)
+            until_begun.callback(self._turns.close)
             self._metrics: Metrics | None = Metrics(self.status) if settings.metrics else None
             self.server = MemoryServer(
                 f"grpc+unix://{self._folder}/server",
