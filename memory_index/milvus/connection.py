@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from memory_index.access import Access
 from memory_index.errors import (
@@ -35,6 +35,7 @@ SERVER, SERVER_TLS, EMBEDDED = "milvus://", "milvus+tls://", "milvus:"
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 3.0  # between two tries
 LEAST_TIMEOUT_S = 1.0  # a try gets at least so long
 CONNECT_S = 10.0  # a server that is there answers sooner
+NEVER_MS = 2**31 - 1  # Milvus Lite breaks off a connection that is idle and pinged, as pymilvus does every 10 s
 OLDEST = (2, 3)  # it counts rows exactly, and keeps properties of a collection
 NO_COLLECTION = 100  # Milvus's code
 NOT_AUTHENTICATED = 1800  # likewise; older servers say it in words only
@@ -124,9 +125,10 @@ class Connection:
         # Both write a traceback to stderr for every error that they also raise.
         for name in ("pymilvus", "milvus_lite"):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-        options: dict[str, str] = {}
+        options: dict[str, Any] = {}
         if self.address.embedded:
             self._require_folder()
+            options["grpc_options"] = {"grpc.keepalive_time_ms": NEVER_MS}
         elif self.access.tls_ca is not None:
             self._authority = tempfile.NamedTemporaryFile(suffix=".pem")  # noqa: SIM115 - pymilvus reads a path
             self._authority.write(self.access.tls_ca)

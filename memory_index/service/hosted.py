@@ -58,7 +58,8 @@ class Hosting:
     refs: what is served, each NAME, NAME@3, NAME@alias or one of these behind `milvus:`. loader_for: what reads the
     encoder of a version. note: told what a person should know.
 
-    Raises what opening raises, and `UsageError` for the address of another service.
+    Raises what opening raises, and `UsageError` for the address of another service and for two references that clients
+    could not tell apart.
     """
 
     def __init__(
@@ -75,7 +76,11 @@ class Hosting:
         self._indexes_dir, self._access, self._loader_for, self._threads = indexes_dir, access, loader_for, threads
         self._kept_s, self._note = kept_s, note
         self._lock = threading.Lock()
-        self._served = {_canonical(ref): ref for ref in refs}
+        self._served: dict[str, str] = {}
+        for ref in refs:
+            same = self._served.setdefault(_canonical(ref), ref)
+            if _origin(same) != _origin(ref):
+                raise UsageError(f"'{same}' and '{ref}' would have one name here", hint="serve one, or rename an index")
         self._meant: dict[str, Hosted] = {}
         self._hosted: dict[str, Hosted] = {}  # by fingerprint
         self._troubles: dict[str, str] = {}
@@ -196,6 +201,11 @@ class Hosting:
             raise
         with self._lock:
             return self._hosted.setdefault(hosted.fingerprint, hosted)
+
+
+def _origin(ref: str) -> str:
+    """Where a reference is searched: the part before its name, empty for the folder."""
+    return ref.rpartition("/")[0] if ref.startswith(MILVUS_SCHEMES) else ""
 
 
 def _canonical(ref: str) -> str:
