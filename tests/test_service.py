@@ -662,12 +662,14 @@ def test_the_size_of_a_message(folder, local):
 
 def test_streams_are_counted_whatever_they_are_for(folder, local, monkeypatch):
     """Someone who takes a file slowly holds a thread of the service as well."""
-    monkeypatch.setattr("memory_index.service.server.FILE_PIECE", 50)  # or the whole file would be on its way at once
+    read, may_go_on = os.pread, threading.Event()
+    monkeypatch.setattr(os, "pread", lambda *where: may_go_on.wait(20) and read(*where))
     with whole_service(folder, max_streams=2) as service, flight.FlightClient(service.address) as client:
         path = next(path for path in local.manifest.files if path.endswith("series.parquet"))
         ticket = flight.Ticket(json.dumps({"fingerprint": local.fingerprint, "file": path}).encode())
         readers = [client.do_get(ticket) for _ in range(2)]
-        wait_until(lambda: service.status()["streams"] >= 1)
+        wait_until(lambda: service.status()["streams"] == 2)
+        may_go_on.set()
         for reader in readers:
             assert sum(len(chunk.data["bytes"][0].as_py()) for chunk in reader) == local.manifest.files[path].bytes
         wait_until(lambda: service.status()["streams"] == 0)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from memory_index import errors
 from memory_index.errors import MemoryIndexError, ServiceError, UsageError
@@ -219,18 +218,17 @@ def read_answer(
         or spaces != _spaces_asked(question, spaces, tuple(temperature))
     ):
         raise ServiceError("the service gave an answer to another question; it was discarded")
-    columns = {}
+    columns, offsets = {}, np.arange(batch.num_rows + 1) * k
     for name in SLOT_COLUMNS:
         slots = batch[name]
-        lengths, values = slots.value_lengths(), slots.flatten()
         if (
             slots.null_count
-            or values.null_count
-            or len(values) != len(lengths) * k
-            or pc.any(pc.not_equal(lengths, k)).as_py()
+            or slots.values.null_count
+            or len(slots.values) != offsets[-1]
+            or not np.array_equal(slots.offsets.to_numpy(), offsets)
         ):
             raise ServiceError("the service gave half an answer; it was discarded")
-        columns[name] = values.to_numpy(zero_copy_only=True).reshape(*shape, k)
+        columns[name] = slots.values.to_numpy(zero_copy_only=True).reshape(*shape, k)
     for name in ("query_location", "query_spread"):
         columns[name] = batch[name].to_numpy(zero_copy_only=False).reshape(shape)
     _require_an_answer(columns)
