@@ -43,6 +43,7 @@ browser:  ## install Debian's chromium for the browser tests (needs root)
 
 soak: install  ## run the long forms of the tests
 	$(PYTEST) -m soak --hypothesis-profile=soak -o faulthandler_timeout=3600
+	$(BIN)/python -m benchmarks.service_soak --minutes 10
 
 # The server needs a setuptools that still has pkg_resources, so it gets an environment of its own. It listens on every
 # interface, so it gets a network of its own too, which has none but loopback.
@@ -59,6 +60,9 @@ bench: install  ## measure the figures of docs/benchmarks.md (DATA_DIR holds ETT
 	$(BIN)/python -m benchmarks.memory_accuracy --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.memory_speed --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.million_windows
+	$(BIN)/python -m benchmarks.capacity --plot docs/images/capacity.png
+	$(BIN)/python -m benchmarks.service_speed --data-dir $(DATA_DIR)
+	$(BIN)/python -m benchmarks.milvus_speed
 	$(BIN)/python -m benchmarks.leak_audit
 	$(BIN)/python -m benchmarks.explore_speed --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.llm_speed
