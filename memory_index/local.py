@@ -47,6 +47,11 @@ class LocalMemory:
         widths = {space: record.value_width for space, record in self._records.items()}
         self._key_spaces = KeySpaceSearch(windows, self.segments, widths, self.threads)
 
+    @property
+    def answered_by(self) -> str:
+        """See `Memory.answered_by`."""
+        return ""
+
     def with_segments(self, segments: Sequence[Segment]) -> LocalMemory:
         """The same memory over other segments."""
         return LocalMemory(self.manifest, self.encoder, self.windows, segments, threads=self.threads)
@@ -78,7 +83,7 @@ class LocalMemory:
         where = where or Filter()
         require_lookback(queries, self.windows)
         series = self.windows.numbers_of(queries.series_id)
-        spaces = self._spaces(queries, series, scopes, views, where)
+        spaces = spaces_asked(self.manifest, self.windows, queries, scopes, views, where)
         shape = (len(queries), len(series), len(spaces), k)
         squared, value = np.full(shape, np.inf, dtype=np.float32), np.full(shape, np.inf, dtype=np.float32)
         row = np.full(shape, -1, dtype=np.int64)
@@ -93,61 +98,6 @@ class LocalMemory:
                         squared[:, :, place], row[:, :, place], value[:, :, place] = result
                         location[:, :, place], spread[:, :, place] = encoded.statistics[:2]
         return self._neighbours(queries, spaces, row, squared, value, location, spread)
-
-    def _spaces(
-        self,
-        queries: Queries,
-        series: np.ndarray,
-        scopes: tuple[Scope, ...] | None,
-        views: tuple[int, ...] | None,
-        where: Filter,
-    ) -> tuple[KeySpace, ...]:
-        """The key spaces to search, in the version's order. Raises if one that was asked for cannot be served."""
-        for name in where.series_id or ():
-            if name not in self.windows.series_number:
-                known = ", ".join(self.windows.series_ids[:8])
-                raise NotFoundError(f"the filter's series '{name}' is not in this memory", hint=f"it has {known}")
-        built = tuple(dict.fromkeys(space.scope for space in self._records))
-        refused = {scope: self._refusal(scope, queries, series, where) for scope in SCOPES}
-        if scopes is None:
-            scopes = tuple(scope for scope in built if not refused[scope])
-            if not scopes:
-                raise NotFoundError(next(reason for scope in built if (reason := refused[scope])))
-        if not scopes:
-            raise UsageError("at least one scope is needed", hint=f"choose {', '.join(SCOPES)}")
-        for scope in scopes:
-            if scope not in SCOPES:
-                raise UsageError(f"unknown scope '{scope}'", hint=f"choose {', '.join(SCOPES)}")
-            if refused[scope]:
-                raise IncompatibleError(f"scope '{scope}' cannot be served: {refused[scope]}")
-        if views == ():
-            raise UsageError("no view is asked for", hint=f"choose from {list(self.windows.views)}, or leave views out")
-        for view in views or ():
-            if view not in self.windows.views:
-                raise IncompatibleError(
-                    f"this memory has no view of {view} steps", hint=f"it has {list(self.windows.views)}"
-                )
-        chosen = views or self.windows.views
-        return tuple(space for space in self._records if space.scope in scopes and space.view in chosen)
-
-    def _refusal(self, scope: Scope, queries: Queries, series: np.ndarray, where: Filter) -> str:
-        """Why a scope cannot answer these queries; empty if it can."""
-        known = self.windows.series_ids
-        unseen = [str(queries.series_id[n]) for n in np.flatnonzero(series < 0)]
-        if scope not in {space.scope for space in self._records}:
-            return (
-                f"this memory was built without it ({self.manifest.joint})"
-                if scope == "joint"
-                else "this memory was built without it"
-            )
-        if scope != "pooled" and unseen:
-            listed = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-            return f"series '{unseen[0]}' is not in this memory, which has {listed}"
-        if scope == "joint" and not np.array_equal(np.sort(series), np.arange(len(known))):
-            return f"it compares all {len(known)} series of a moment, but the query has {len(series)}"
-        if scope != "pooled" and where.series_id is not None:
-            return "a filter by series needs the scope 'pooled'"
-        return ""
 
     def _encode(self, view: int, queries: Queries, series: np.ndarray, scopes: tuple[Scope, ...]) -> Encoded:
         """Keys of all queries, in blocks; the joint scope wants the series in the version's order."""
@@ -198,6 +148,70 @@ class LocalMemory:
             windows=self.windows,
             fingerprint=self.fingerprint,
         )
+
+
+def spaces_asked(
+    manifest: Manifest,
+    windows: StoredWindows,
+    queries: Queries,
+    scopes: tuple[Scope, ...] | None,
+    views: tuple[int, ...] | None,
+    where: Filter | None,
+) -> tuple[KeySpace, ...]:
+    """The key spaces that a question is answered from, in the version's order; see `Memory.search`.
+
+    Raises if one that was asked for cannot be served. Whoever asks another machine knows by it what must come back.
+    """
+    where = where or Filter()
+    for name in where.series_id or ():
+        if name not in windows.series_number:
+            known = ", ".join(windows.series_ids[:8])
+            raise NotFoundError(f"the filter's series '{name}' is not in this memory", hint=f"it has {known}")
+    built = tuple(dict.fromkeys(record.space.scope for record in manifest.spaces))
+    series = windows.numbers_of(queries.series_id)
+    refused = {scope: _refusal(scope, manifest, windows, queries, series, where) for scope in SCOPES}
+    if scopes is None:
+        scopes = tuple(scope for scope in built if not refused[scope])
+        if not scopes:
+            raise NotFoundError(next(reason for scope in built if (reason := refused[scope])))
+    if not scopes:
+        raise UsageError("at least one scope is needed", hint=f"choose {', '.join(SCOPES)}")
+    for scope in scopes:
+        if scope not in SCOPES:
+            raise UsageError(f"unknown scope '{scope}'", hint=f"choose {', '.join(SCOPES)}")
+        if refused[scope]:
+            raise IncompatibleError(f"scope '{scope}' cannot be served: {refused[scope]}")
+    if views == ():
+        raise UsageError("no view is asked for", hint=f"choose from {list(windows.views)}, or leave views out")
+    for view in views or ():
+        if view not in windows.views:
+            raise IncompatibleError(f"this memory has no view of {view} steps", hint=f"it has {list(windows.views)}")
+    chosen = views or windows.views
+    return tuple(
+        record.space for record in manifest.spaces if record.space.scope in scopes and record.space.view in chosen
+    )
+
+
+def _refusal(
+    scope: Scope, manifest: Manifest, windows: StoredWindows, queries: Queries, series: np.ndarray, where: Filter
+) -> str:
+    """Why a scope cannot answer these queries; empty if it can."""
+    known = windows.series_ids
+    unseen = [str(queries.series_id[n]) for n in np.flatnonzero(series < 0)]
+    if scope not in {record.space.scope for record in manifest.spaces}:
+        return (
+            f"this memory was built without it ({manifest.joint})"
+            if scope == "joint"
+            else "this memory was built without it"
+        )
+    if scope != "pooled" and unseen:
+        listed = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+        return f"series '{unseen[0]}' is not in this memory, which has {listed}"
+    if scope == "joint" and not np.array_equal(np.sort(series), np.arange(len(known))):
+        return f"it compares all {len(known)} series of a moment, but the query has {len(series)}"
+    if scope != "pooled" and where.series_id is not None:
+        return "a filter by series needs the scope 'pooled'"
+    return ""
 
 
 def require_lookback(queries: Queries, windows: StoredWindows) -> None:
