@@ -7,7 +7,6 @@ How it is started and ended as a program is tested in `test_cli_serve.py`, what 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import socket
@@ -199,26 +198,6 @@ def test_eight_threads_of_one_client(memory, local):
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, range(8)))
-
-
-def test_a_forked_process_opens_its_own_connection(folder, local, tmp_path):
-    expected = local.search(some(), 4).row
-    with served(folder, ["small"]) as service:
-        memory = RemoteMemory(f"{service}/small")
-        memory.search(some(), 4)
-        memory.close()  # gRPC cannot fork while it is at work
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            np.testing.assert_array_equal(pool.apply(rows_of, (f"{service}/small",)), expected)
-    connection = memory._connection
-    connection._process, connection._idle = os.getpid() + 1, ["of the parent"]
-    with connection.client():
-        assert (connection._process, connection._idle) == (os.getpid(), [])
-    memory.close()
-
-
-def rows_of(address: str) -> np.ndarray:
-    """In another process."""
-    return RemoteMemory(address).search(some(), 4).row
 
 
 @pytest.mark.parametrize("steps", [0, 25])
@@ -1066,12 +1045,12 @@ def test_what_cannot_be_served(folder):
 
 
 def test_metrics_and_health(folder):
-    with whole_service(folder, status_port=0, metrics=True) as service:
+    with whole_service(folder, status_port=0, metrics=True, causal_only=True) as service:
         memory = RemoteMemory(f"{service.address}/small")
         memory.search(some(), 3)
         memory.search(some(), 3)
         with pytest.raises(IncompatibleError):
-            memory.search(replace(some(), series_id=np.array(["load", "secret-series", "x"])), 3, scopes=("own",))
+            memory.search(replace(some(Policy.DISJOINT), series_id=np.array(["load", "secret-series", "x"])), 3)
         code, page = http(service.status_port, "/metrics")
         found = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
         assert code == 200
@@ -1122,11 +1101,11 @@ def test_metrics_need_their_extra(folder, monkeypatch):
 
 def test_the_log_tells_who_asked_what_without_names_or_values(folder, tmp_path):
     log = tmp_path / "access.log"
-    with whole_service(folder, access_log=log) as service:
+    with whole_service(folder, access_log=log, causal_only=True) as service:
         memory = RemoteMemory(f"{service.address}/small")
         memory.search(some(), 3)
         with pytest.raises(IncompatibleError):
-            memory.search(replace(some(), series_id=np.array(["load", "unheard-of", "x"])), 3, scopes=("own",))
+            memory.search(replace(some(Policy.DISJOINT), series_id=np.array(["load", "unheard-of", "x"])), 3)
         with RawClient(socket.create_connection(("127.0.0.1", int(service.address.rpartition(":")[2])))) as client:
             client.send(start()[:10], b"nonsense")
             client.rest()
