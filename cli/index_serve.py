@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -49,7 +50,9 @@ def serve(
     causal_only: Annotated[
         bool,
         typer.Option(
-            "--causal-only", help="Refuse the policy disjoint, which only training needs.", rich_help_panel=PROTECTION
+            "--causal-only",
+            help="Refuse the policy disjoint, which sees past the origin.",
+            rich_help_panel=PROTECTION,
         ),
     ] = False,
     max_windows: Annotated[int, _count("Windows: moments times series.")] = 8192,
@@ -87,7 +90,9 @@ def serve(
     """
     from memory_index.access import read_access
     from memory_index.errors import UsageError
-    from memory_index.service.serving import Service, Settings, limit_memory
+    from memory_index.service.process_memory import limit_memory, share_arenas
+    from memory_index.service.serving import Service, Settings
+    from memory_index.service.status import MOST_REQUESTS
     from memory_index.service.wire import Limits
 
     if max_memory_mb < MESSAGES_HELD * max_message_mb:
@@ -111,12 +116,15 @@ def serve(
         access_log=access_log,
     )
     access = None if milvus_token_file is None else read_access(milvus_token_file, None)
+    share_arenas()
     service = Service(indexes_dir, refs, settings, access=access, loader_for=encoder_loader, note=note)
-    limit_memory(max_memory_mb, settings.max_calls)
+    limit_memory(max_memory_mb, settings.max_calls + MOST_REQUESTS)
     with stopped_by_signals(service.stop):
         _tell(service, as_json=as_json)
         service.wait()
     note("ended")
+    if service.has_leftovers:
+        os._exit(0)
 
 
 def _tell(service: Service, *, as_json: bool) -> None:
@@ -134,20 +142,25 @@ def _tell(service: Service, *, as_json: bool) -> None:
     elif address.startswith("grpc://") and not is_loopback(service.settings.host):
         note("without TLS: tokens and data travel as they are; see --tls-cert")
     if status_port is not None:
-        note(f"health on port {status_port}: /healthz, /readyz")
+        note(f"health on port {status_port}: /healthz, /readyz" + (", /metrics" if service.settings.metrics else ""))
     note("Ctrl-C ends it")
 
 
 @contextmanager
 def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and Ctrl-C call `stop` instead of ending the process; a second Ctrl-C does end it."""
+    """SIGTERM and Ctrl-C call `stop` instead of ending the process; a second of either does end it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def first(number: int, _frame: object) -> None:
-        signal.signal(number, before[signal.Signals(number)])
+    def first(_number: int, _frame: object) -> None:
+        for each in before:
+            signal.signal(each, second)
         stop()
+
+    def second(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # at once: otherwise a search that is under way would be waited for
 
     before = {number: signal.signal(number, first) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -33,9 +33,9 @@ class Access:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Token:
-    """One line of a token file. name: for the log; its number where the file names none."""
+    """One line of a token file. name: for the log, and not compared; the line's number where the file names none."""
 
-    name: str
+    name: str = field(compare=False)
     token: str = field(repr=False)
 
 

@@ -578,8 +578,12 @@ def test_without_a_token_only_this_machine(tmp_path):
 
 def test_certificates_are_looked_at_before_the_service_begins(folder):
     key = CERTIFICATES / "server.key"
-    for cert, says in ((CERTIFICATES / "expired.pem", "expired"), (key, "not a certificate and its key")):
-        with pytest.raises(UsageError, match=says):
+    for cert, error, says in (
+        (CERTIFICATES / "expired.pem", UsageError, "expired"),
+        (key, UsageError, "server.key holds no certificate"),
+        (CERTIFICATES / "none.pem", NotFoundError, "there is no file .*none.pem"),
+    ):
+        with pytest.raises(error, match=says):
             Service(folder, ["small"], Settings(port=0, tls_cert=cert, tls_key=key))
 
 

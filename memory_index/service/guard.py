@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import resource
@@ -710,24 +711,29 @@ class Guard:
         *,
         limits: Limits,
         peers: Path | None,
-        tls: ssl.SSLContext | None,
+        tls: Callable[[], ssl.SSLContext] | None,
     ) -> None:
         self.listener, self.server, self.parent, self.limits = listener, server, parent, limits
-        self.peers, self.tls = peers, tls
+        self.peers = peers
+        self.read_tls, self.tls = tls, tls() if tls else None
         self.log = Log()
         self.now = time.monotonic()  # of this round
         self.selector = selectors.DefaultSelector()
         self.connections: set[Connection] = set()  # at most max_connections
         self.again: set[Connection] = set()  # have more to read than the selector knows
         self.buffer = memoryview(bytearray(READ))  # every read goes here; what cannot be sent on at once is copied
-        self.draining = self.orphaned = False
+        self.draining = self.orphaned = self.renewed = False
         self.accept_at = self.now  # not before
 
     def run(self) -> int:
-        """Relay until SIGTERM has been obeyed or the parent is gone. Returns the exit code."""
+        """Relay until SIGTERM has been obeyed or the parent is gone. Returns the exit code.
+
+        SIGHUP: the certificate is read again.
+        """
         self.listener.setblocking(False)
         self.selector.register(self.parent, selectors.EVENT_READ, self._parent_ready)
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "draining", True))
+        signal.signal(signal.SIGHUP, lambda *_: setattr(self, "renewed", True))
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
         self.log.say("listening", "", "{}:{}".format(*self.listener.getsockname()[:2]))
         accepting, look_at, drained_at = False, 0.0, float("inf")
@@ -750,7 +756,17 @@ class Guard:
                 for connection in list(self.connections):
                     connection.look()
                 self.log.catch_up()
+                self._renew()
         return PARENT_GONE
+
+    def _renew(self) -> None:
+        """Read the certificate again, if we were told to; connections that are open keep the one they began with."""
+        if self.renewed and self.read_tls:
+            try:
+                self.tls = self.read_tls()
+            except (OSError, ssl.SSLError) as error:
+                self.log.say("keeps its certificate", "", str(error))
+        self.renewed = False
 
     def calls(self) -> Iterator[Call]:
         """The open calls of all connections."""
@@ -867,23 +883,23 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.error(f"--peers: longer than {MAX_PEERS} bytes, so that no address fits behind it")
     try:
         listener = socket.socket(fileno=asked.listen_fd)
-        tls = _tls(asked.tls_cert, asked.tls_key) if asked.tls_cert else None
         if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             parser.error("--listen-fd: does not listen")
+        tls = functools.partial(_tls, asked.tls_cert, asked.tls_key) if asked.tls_cert else None
+        guard = Guard(listener, asked.server, asked.parent_fd, limits=limits, peers=asked.peers, tls=tls)
     except (OSError, ssl.SSLError) as error:
         parser.error(f"cannot start: {error}")
     _allow_files(2 * limits.max_connections + 32)
-    guard = Guard(listener, asked.server, asked.parent_fd, limits=limits, peers=asked.peers, tls=tls)
     code = guard.run()
-    if code == PARENT_GONE and asked.peers:
+    if asked.peers:
         _remove_private(asked.server, asked.peers)
     return code
 
 
 def _remove_private(server: Path, peers: Path) -> None:
-    """Remove what a parent that was killed could not: the socket and the private folder around it."""
+    """Remove what a parent that was killed cannot: the socket and the private folder around it."""
     with contextlib.suppress(OSError):  # never more than is certainly its own: a folder with more in it stays
-        server.unlink()
+        server.unlink(missing_ok=True)
         peers.rmdir()
         server.parent.rmdir()
 

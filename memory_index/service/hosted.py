@@ -24,22 +24,26 @@ from memory_index.versions.manifest import Manifest
 from memory_index.versions.opening import ENCODER_FILE, LoadEncoder
 from memory_index.versions.segments import SERIES_FILE, WINDOWS_FILE
 from memory_index.versions.store import Store
-from memory_index.versions.version import Location
+from memory_index.versions.version import MANIFEST, Location
 
 KEPT_S = 600.0  # a version that no reference means any more stays so long after its last question
 
+Stamp = tuple[int, int, int]
+DOUBTED: Stamp = (0, 0, 0)  # of no file
 LoaderFor = Callable[[Manifest], LoadEncoder | None]
 
 
 @dataclass(kw_only=True, eq=False)
 class Hosted:
-    """One opened version. ref: NAME@3. fingerprint: of its manifest. files: open ones, by path relative to the version.
+    """One opened version. ref: NAME@3. fingerprint: of its manifest. stamp: of its manifest's file, which tells whether
+    another version lies there by now. files: open ones, by path relative to the version.
 
     Clients fetch those files. They are held open, so that a version that is removed while it is served still has them.
     """
 
     ref: str
     fingerprint: str
+    stamp: Stamp
     memory: Memory
     files: dict[str, int]
     num_streams: int = 0
@@ -76,16 +80,18 @@ class Hosting:
         self._indexes_dir, self._access, self._loader_for, self._threads = indexes_dir, access, loader_for, threads
         self._kept_s, self._note = kept_s, note
         self._lock = threading.Lock()
-        self._served: dict[str, str] = {}
-        for ref in refs:
-            same = self._served.setdefault(_canonical(ref), ref)
-            if _origin(same) != _origin(ref):
-                raise UsageError(f"'{same}' and '{ref}' would have one name here", hint="serve one, or rename an index")
+        self._served = {_canonical(ref): ref for ref in refs}
+        self._require_one_place_each()
+        self._is_closed = False
         self._meant: dict[str, Hosted] = {}
-        self._hosted: dict[str, Hosted] = {}  # by fingerprint
+        self._hosted: list[Hosted] = []  # what is meant, and what clients are pinned to
         self._troubles: dict[str, str] = {}
-        for name in self._served:
-            self._meant[name] = self._opened(name, self._locate(name))
+        try:
+            for name in self._served:
+                self._meant[name] = self._opened(name, self._locate(name))
+        except BaseException:
+            self.close()
+            raise
 
     def versions(self) -> dict[str, str]:
         """What each reference means now: NAME@3."""
@@ -106,7 +112,7 @@ class Hosting:
         with self._lock:
             hosted = self._meant.get(name)
             if hosted is None:
-                hosted = next((each for each in self._hosted.values() if each.ref == name), None)
+                hosted = next((each for each in reversed(self._hosted) if each.ref == name), None)
             if hosted is None:
                 served = ", ".join(f"{name} ({each.ref})" for name, each in self._meant.items())
                 raise NotFoundError(f"'{ref}' is not served here", hint=f"served are {served}")
@@ -119,7 +125,7 @@ class Hosting:
         Raises `ServiceError` if it is not open any more: the service was started again, or nobody asked for long.
         """
         with self._lock:
-            hosted = self._hosted.get(fingerprint)
+            hosted = next((each for each in reversed(self._hosted) if each.fingerprint == fingerprint), None)
             if hosted is None:
                 raise ServiceError(
                     f"the version {fingerprint[:12]} that was opened here is no longer served",
@@ -141,69 +147,105 @@ class Hosting:
                 hosted.num_streams -= 1
                 hosted.last_used = time.monotonic()
 
+    def doubt(self, hosted: Hosted) -> None:
+        """Open a version anew at the next look: what it asks elsewhere, a Milvus, has failed or was loaded anew."""
+        with self._lock:
+            hosted.stamp = DOUBTED
+
     def refresh(self) -> None:
         """Follow references that mean another version by now, and close versions that nobody needs any more."""
         for name in self._served:
             try:
-                location = self._locate(name)
-                if location.ref != self._meant[name].ref:
-                    hosted = self._opened(name, location)
-                    self._note(f"{name} means {hosted.ref} now, {self._meant[name].ref} before")
-                    with self._lock:
-                        self._meant[name] = hosted
+                self._follow(name)
                 trouble = ""
             except (MemoryIndexError, OSError) as error:
                 trouble = str(error)
-            if trouble and trouble != self._troubles.get(name):
-                self._note(f"{name} goes on meaning {self._meant[name].ref}: {trouble}")
             with self._lock:
-                self._troubles.pop(name, None)
+                is_new = trouble != self._troubles.pop(name, "")
                 if trouble:
                     self._troubles[name] = trouble
+            if trouble and is_new:
+                self._note(f"{name} goes on meaning {self._meant[name].ref}: {trouble}")
         self._close_unused()
 
     def close(self) -> None:
         """Let go of everything."""
         with self._lock:
-            for hosted in self._hosted.values():
+            self._is_closed = True
+            for hosted in self._hosted:
                 hosted.close()
             self._hosted.clear()
+            self._meant.clear()
+
+    def _follow(self, name: str) -> None:
+        """Open what a reference means now, if that is not what it meant before."""
+        before, location = self._meant[name], self._locate(name)
+        if (location.ref, _stamp(location)) == (before.ref, before.stamp):
+            return
+        hosted = self._opened(name, location)
+        with self._lock:
+            self._meant[name] = hosted
+        if hosted.ref != before.ref:
+            self._note(f"{name} means {hosted.ref} now, {before.ref} before")
+        elif hosted.fingerprint != before.fingerprint:
+            self._note(f"{name} is another version by now: somebody has removed the index and built it anew")
 
     def _close_unused(self) -> None:
         until = time.monotonic() - self._kept_s
         with self._lock:
-            meant = {hosted.fingerprint for hosted in self._meant.values()}
-            for fingerprint, hosted in list(self._hosted.items()):
-                if fingerprint not in meant and hosted.num_streams == 0 and hosted.last_used < until:
+            meant = list(self._meant.values())
+            for hosted in list(self._hosted):
+                if hosted not in meant and hosted.num_streams == 0 and hosted.last_used < until:
                     hosted.close()
-                    del self._hosted[fingerprint]
+                    self._hosted.remove(hosted)
+
+    def _require_one_place_each(self) -> None:
+        places: dict[str, str] = {}
+        for name, ref in self._served.items():
+            same = places.setdefault(name.rpartition("@")[0], ref)
+            if _place(same) != _place(ref):
+                raise UsageError(f"'{same}' and '{ref}' would have one name here", hint="serve one, or rename an index")
 
     def _locate(self, name: str) -> Location:
         return Store(self._indexes_dir).locate(name)
 
     def _opened(self, name: str, location: Location) -> Hosted:
         """The version at a place, opened unless it is."""
+        stamp = _stamp(location)
         with self._lock:
-            for hosted in self._hosted.values():
-                if hosted.ref == location.ref:
+            for hosted in self._hosted:
+                if (hosted.ref, hosted.stamp) == (location.ref, stamp):
                     return hosted
-        address = self._served[name].rpartition("/")[0]
-        found = find(self._indexes_dir, f"{address}/{location.ref}" if address else location.ref, access=self._access)
+        place = _place(self._served[name])
+        found = find(
+            self._indexes_dir,
+            f"{place}/{location.ref}" if place else location.ref,
+            access=self._access if place else None,
+        )
         memory = found.open(load_encoder=self._loader_for(found.manifest), threads=self._threads)
         needed = (ENCODER_FILE, SERIES_FILE, WINDOWS_FILE)
         paths = [path for path in found.manifest.files if path.rpartition("/")[2] in needed]
-        hosted = Hosted(ref=location.ref, fingerprint=found.manifest.fingerprint, memory=memory, files={})
+        hosted = Hosted(ref=location.ref, fingerprint=found.manifest.fingerprint, stamp=stamp, memory=memory, files={})
         try:
             for path in paths:
                 hosted.files[path] = os.open(location.path / path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:  # removed at this moment
+            with self._lock:
+                if self._is_closed:
+                    raise ServiceError("the service is about to end")
+                self._hosted.append(hosted)
+        except (OSError, ServiceError):  # removed at this moment, or nobody wants it any more
             hosted.close()
             raise
-        with self._lock:
-            return self._hosted.setdefault(hosted.fingerprint, hosted)
+        return hosted
 
 
-def _origin(ref: str) -> str:
+def _stamp(location: Location) -> Stamp:
+    """Changes when another manifest lies at a place. Raises `OSError` if there is none."""
+    found = (location.path / MANIFEST).stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _place(ref: str) -> str:
     """Where a reference is searched: the part before its name, empty for the folder."""
     return ref.rpartition("/")[0] if ref.startswith(MILVUS_SCHEMES) else ""
 

@@ -17,8 +17,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def listen_on(host: str, port: int) -> socket.socket:
-    """A TCP socket that listens. port 0: any that is free. Raises `ServiceError` if it cannot be had."""
+def listen_on(host: str, port: int, *, option: str = "--port") -> socket.socket:
+    """A TCP socket that listens. port 0: any that is free. option: that sets the port.
+
+    Raises `ServiceError` if it cannot be had.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
@@ -28,7 +31,9 @@ def listen_on(host: str, port: int) -> socket.socket:
             f"port {port} of {host} is used by another program"
             if busy
             else f"cannot listen on port {port} of {host}: {error.strerror or error}",
-            hint="choose another with --port, or --port 0 for any that is free" if busy else "see --host and --port",
+            hint=f"choose another with {option}, or {option} 0 for any that is free"
+            if busy
+            else f"see {option} and {option.replace('port', 'host')}",
         ) from error
 
 

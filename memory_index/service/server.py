@@ -46,6 +46,7 @@ from memory_index.types import Neighbours
 FILE_PIECE = 1 << 20  # bytes of a file in one batch
 QUEUED_MESSAGES = 8  # of the largest size that may wait for their turn
 ACCESS = "access"  # the middleware that says who asks
+REFUSED = "refused"  # status of a call that showed no known token
 TOKEN_HINT = "--token-file FILE with a token of the service's own file"
 MAX_TOLD = 300  # characters of an error: what travels beside a status is limited to a few kB
 
@@ -118,6 +119,7 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
                 "manifest": hosted.memory.manifest.to_json(),
                 "limits": asdict(self.limits),
                 "causal_only": self.causal_only,
+                "answered_by": hosted.memory.answered_by,
             }
             return iter([flight.Result(json.dumps(opened).encode())])
 
@@ -203,7 +205,7 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
             if self.causal_only and queries.policy is not Policy.CAUSAL:
                 raise IncompatibleError(
                     f"this service answers under '{Policy.CAUSAL}' only, not under '{queries.policy}'",
-                    hint="training needs a service without --causal-only",
+                    hint="a training asks so with --set num_folds=1 only; by default it asks its own table",
                 )
 
             def found(waited_s: float) -> Neighbours:
@@ -227,8 +229,8 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
                     hint="ask for fewer moments at once",
                 )
             some = wire.some_of(question.queries, slice(start, start + BLOCK))
-            parts.append(
-                hosted.memory.search(
+            try:
+                found = hosted.memory.search(
                     some,
                     question.k,
                     scopes=question.scopes,
@@ -236,7 +238,10 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
                     where=question.where,
                     min_gap=question.min_gap,
                 )
-            )
+            except ServiceError:
+                self.hosting.doubt(hosted)
+                raise
+            parts.append(found)
         return wire.joined(parts, question.queries)
 
     def _pieces(self, fingerprint: str, path: str) -> Iterator[pa.RecordBatch]:
@@ -334,7 +339,7 @@ class _Admission(flight.ServerMiddlewareFactory):  # type: ignore[misc]
         matching = [each for each in known if hmac.compare_digest(each.token.encode(), token.encode())]
         if scheme.lower() == "bearer" and matching and not more:
             return _Caller(matching[0])
-        self.report(Request(method="admission", caller="", peer="", status="refused"))
+        self.report(Request(method="admission", caller="", peer="", status=REFUSED))
         error = ServiceError(
             "the service refuses this token" if token else "the service wants a token, and none was given",
             hint=TOKEN_HINT,

@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from memory_index.access import Access, Token, read_tokens
+from memory_index.access import Access, Token, read_pem, read_tokens
 from memory_index.errors import MemoryIndexError, ServiceError, UsageError
 from memory_index.service import guard
 from memory_index.service.hosted import KEPT_S, Hosting, LoaderFor
 from memory_index.service.listening import is_loopback, listen_on, shown
+from memory_index.service.process_memory import give_back
 from memory_index.service.server import MemoryServer, Request
 from memory_index.service.status import AccessLog, Metrics, StatusServer
 from memory_index.service.turns import Turns
@@ -35,11 +38,12 @@ from memory_index.service.wire import Limits
 
 DEFAULT_PORT = 8815
 PENDING_MESSAGES = 8  # of the largest size that may be on their way at once
-LOOK_S = 2.0  # how often aliases and tokens are looked at
-DEFAULT_STACK = 8 << 20  # bytes of a thread's stack where the system sets no limit
-END_S = 10.0  # for processes to end that have been told to
+LOOK_S = 2.0  # how often tokens, aliases and the certificate are looked at
+END_S = 10.0  # for processes and calls to end that have been told to
+SOON_S = 7 * 86400.0  # a certificate that ends earlier is a trouble
 
 Note = Callable[[str], None]
+Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,16 +113,24 @@ class Service:
         threads: int | None = None,
         note: Note = lambda text: None,
     ) -> None:
-        self.settings, self.note, self.refs = settings, note, tuple(refs)
-        self._tokens = _Tokens(settings.token_file, note)
+        self.settings, self.refs = settings, tuple(refs)
+
+        def note_if_heard(text: str) -> None:
+            with suppress(OSError, ValueError):  # nobody reads it any more; that must not end anything
+                note(text)
+
+        self.note = note_if_heard
+        self._tokens = _Tokens(settings.token_file, self.note)
         self._stop = threading.Event()
         self._failure = ""
+        self._troubles: dict[str, str] = {}  # of the last look
         with ExitStack() as until_begun:
-            self._log = AccessLog(settings.access_log, note) if settings.access_log else None
+            self._log = AccessLog(settings.access_log, self.note) if settings.access_log else None
             if self._log is not None:
                 until_begun.callback(self._log.close)
+            self._certificate = None
             if settings.tls_cert is not None and settings.tls_key is not None:
-                require_valid(settings.tls_cert, settings.tls_key)
+                self._certificate = _Certificate(settings.tls_cert, settings.tls_key)
             listening = until_begun.enter_context(listen_on(settings.host, settings.port))
             scheme = "grpc" if settings.tls_cert is None else "grpc+tls"
             self.address = f"{scheme}://{shown(settings.host, listening.getsockname()[1])}"
@@ -129,7 +141,7 @@ class Service:
                 loader_for=loader_for,
                 threads=threads,
                 kept_s=settings.kept_s,
-                note=note,
+                note=self.note,
             )
             until_begun.callback(self.hosting.close)
             self._folder = _private_folder()
@@ -147,7 +159,7 @@ class Service:
                 max_streams=settings.max_streams,
                 report=self._report,
             )
-            until_begun.callback(self.server.shutdown)
+            until_begun.callback(self._shut_down)
             self._guard = _Guard(listening, self._folder, settings, self._guard_says)
             until_begun.callback(self._guard.kill)
             self._status = None
@@ -160,8 +172,9 @@ class Service:
             self._end = until_begun.pop_all()
 
     def status(self) -> dict[str, object]:
-        """What is served, and whether questions are answered."""
-        return self.server.status()
+        """What is served, whether questions are answered, and what is wrong."""
+        status = self.server.status()
+        return status | {"troubles": status["troubles"] | {name: text for name, text in self._troubles.items() if text}}
 
     def stop(self) -> None:
         """Let `wait` end. May be called from a signal handler."""
@@ -176,12 +189,25 @@ class Service:
             raise ServiceError(self._failure, hint="start it again")
 
     def close(self) -> None:
-        """Answer what is under way, and end."""
+        """Answer what is under way, and end. What takes longer than the grace is given up, see `has_leftovers`."""
         self._stop.set()
         if not self.server.drain(self.settings.grace_s):
             self.note(f"questions under way were not answered within {self.settings.grace_s:g} s: they are given up")
         self._guard.drain()
+        self._looking.join(END_S)
         self._end.close()
+
+    @property
+    def has_leftovers(self) -> bool:
+        """Whether a search goes on after `close`, which nothing can break off but the end of the process."""
+        return self._ending.is_alive()
+
+    def _shut_down(self) -> None:
+        """Wait for the calls that are open, but not for ever."""
+        self._turns.close()
+        self._ending = threading.Thread(target=self.server.shutdown, name="shut down", daemon=True)
+        self._ending.start()
+        self._ending.join(END_S)
 
     def _report(self, request: Request) -> None:
         if self._log is not None:
@@ -193,18 +219,42 @@ class Service:
         if self._log is not None:
             self._log.line(line)
         else:
-            self.note(
-                " ".join(word for word in ("connection", line["peer"], f"{line['event']}: {line['reason']}") if word)
-            )
+            where = f"connection {line['peer']} " if line["peer"] else ""
+            self.note(f"{where}{line['event']}: {line['reason']}")
 
     def _look(self) -> None:
-        """Follow aliases and tokens, and notice if the guard has ended."""
+        """Follow tokens, versions and the certificate, notice if the guard has ended, and tidy up, until the end."""
+        steps: dict[str, Callable[[], None]] = {
+            "guard": self._look_at_guard,
+            "tokens": self._tokens.refresh,
+            "certificate": self._look_at_certificate,
+            "versions": self.hosting.refresh,
+            "memory": give_back,
+        }
         while not self._stop.wait(LOOK_S):
-            self._tokens.refresh()
-            self.hosting.refresh()
-            if not self._guard.lives:
-                self._failure = f"the guard in front of {self.address} has ended"
-                self._stop.set()
+            for name, step in steps.items():
+                trouble = ""
+                try:
+                    step()
+                except MemoryIndexError as error:
+                    trouble = str(error)
+                except Exception as error:  # noqa: BLE001 - it may go well the next time; other steps must go on
+                    trouble = f"cannot look at the {name}: {type(error).__name__}: {error}"
+                if trouble and trouble != self._troubles.get(name) and not self._stop.is_set():
+                    self.note(trouble)
+                self._troubles = self._troubles | {name: trouble}
+
+    def _look_at_guard(self) -> None:
+        if not self._guard.lives and not self._stop.is_set():
+            self._failure = f"the guard in front of {self.address} has ended"
+            self._stop.set()
+
+    def _look_at_certificate(self) -> None:
+        if self._certificate is not None:
+            if self._certificate.refresh():
+                self._guard.read_certificate()
+                self.note(f"{self._certificate.cert} has changed: the new one is shown from now on")
+            self._certificate.require_lasting()
 
 
 class _Tokens:
@@ -212,8 +262,8 @@ class _Tokens:
 
     def __init__(self, path: Path | None, note: Note) -> None:
         self.path, self.note = path, note
+        self._stamp = _stamp(path)
         self._tokens = () if path is None else read_tokens(path)
-        self._stamp = self._stamp_now()
 
     def known(self) -> tuple[Token, ...]:
         """Who may ask."""
@@ -221,7 +271,7 @@ class _Tokens:
 
     def refresh(self) -> None:
         """Look whether the file has changed."""
-        stamp = self._stamp_now()
+        stamp = _stamp(self.path)
         if self.path is None or stamp == self._stamp:
             return
         self._stamp = stamp
@@ -231,14 +281,41 @@ class _Tokens:
         except MemoryIndexError as error:
             self.note(f"the tokens stay as they are: {error}")
 
-    def _stamp_now(self) -> tuple[int, int, int] | None:
-        if self.path is None:
-            return None
-        try:
-            found = self.path.stat()
-        except OSError:
-            return (0, 0, 0)
-        return found.st_mtime_ns, found.st_size, found.st_ino
+
+class _Certificate:
+    """A certificate and its key, looked at again when they change. Raises what `require_valid` does."""
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        self.cert, self.key = cert, key
+        self._stamps = self._stamps_now()
+        self._until = require_valid(cert, key)
+
+    def refresh(self) -> bool:
+        """Whether there is another valid one by now."""
+        stamps = self._stamps_now()
+        if stamps == self._stamps:
+            return False
+        self._until = require_valid(self.cert, self.key)
+        self._stamps = stamps
+        return True
+
+    def require_lasting(self) -> None:
+        """Raise `UsageError` if it ends soon, or has ended."""
+        if self._until - time.time() < SOON_S:
+            day = datetime.fromtimestamp(self._until, UTC).strftime("%Y-%m-%d %H:%M")
+            raise UsageError(f"{self.cert} is valid until {day} UTC only", hint="renew it")
+
+    def _stamps_now(self) -> tuple[Stamp | None, ...]:
+        return _stamp(self.cert), _stamp(self.key)
+
+
+def _stamp(path: Path | None) -> Stamp | None:
+    """What changes with a file."""
+    try:
+        found = None if path is None else path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return found and (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 class _Guard:
@@ -261,7 +338,7 @@ class _Guard:
             "max-pending": PENDING_MESSAGES * settings.limits.max_message,
             "stall-seconds": settings.stall_s,
             "idle-seconds": settings.idle_s,
-            "grace-seconds": settings.grace_s,
+            "grace-seconds": END_S,
         }
         if settings.tls_cert is not None:
             options |= {"tls-cert": settings.tls_cert, "tls-key": settings.tls_key}
@@ -287,6 +364,10 @@ class _Guard:
     def lives(self) -> bool:
         """Whether it still relays."""
         return self._process.poll() is None
+
+    def read_certificate(self) -> None:
+        """Let it read the certificate again."""
+        self._process.send_signal(signal.SIGHUP)
 
     def drain(self) -> None:
         """Let it pass on what is left, and end."""
@@ -316,11 +397,15 @@ class _Guard:
         lines.close()
 
 
-def require_valid(cert: Path, key: Path) -> None:
-    """Raise `UsageError` unless a certificate and its key belong together and are valid today.
+def require_valid(cert: Path, key: Path) -> float:
+    """Require that a certificate and its key belong together and are valid today. Returns until when, in Unix time.
 
     A handshake with ourselves tells: the certificate is trusted for it, so that nothing but its dates can be wrong.
+
+    Raises `UsageError`, and what `read_pem` does.
     """
+    for path, what in ((cert, "CERTIFICATE"), (key, "PRIVATE KEY")):
+        read_pem(path, what)
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         server.load_cert_chain(cert, key, password=lambda: "")
@@ -344,6 +429,10 @@ def require_valid(cert: Path, key: Path) -> None:
                 raise UsageError(f"{cert}: {error.verify_message}", hint="renew it") from error
             except ssl.SSLError:  # the other end has been told why
                 continue
+    shown_cert = ends[0].getpeercert()
+    if not shown_cert:
+        raise UsageError(f"{cert} and {key} are not a certificate that a client could believe")
+    return ssl.cert_time_to_seconds(str(shown_cert["notAfter"]))
 
 
 def _private_folder() -> Path:
@@ -353,19 +442,3 @@ def _private_folder() -> Path:
         Path(folder).rmdir()
         folder = tempfile.mkdtemp(prefix="memory-", dir="/tmp")
     return Path(folder)
-
-
-def limit_memory(megabytes: int, max_calls: int) -> None:
-    """Let this process take so much memory beyond what it has: a question for more fails, and not the machine.
-
-    It holds for what nobody can foresee, such as a batch that says it is compressed. The stacks of the threads that
-    calls may need are added: they count as a whole, though little of them is ever touched.
-    """
-    stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
-    stacks = max_calls * (DEFAULT_STACK if stack == resource.RLIM_INFINITY else min(stack, 2 * DEFAULT_STACK))
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmData:"):
-            most = int(line.split()[1]) * 1024 + (megabytes << 20) + stacks
-            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-            if hard == resource.RLIM_INFINITY or most < hard:
-                resource.setrlimit(resource.RLIMIT_DATA, (most, hard))

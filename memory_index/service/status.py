@@ -11,22 +11,25 @@ import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
-from memory_index.errors import NotFoundError, ResourceError
+from memory_index.errors import NotFoundError, ResourceError, UsageError
 from memory_index.service.listening import listen_on
-from memory_index.service.server import Request
+from memory_index.service.server import REFUSED, Request
 from memory_index.versions.disk import refusals_named
 
-REQUEST_S = 2.0  # a client of the status page that takes longer is let go: others wait behind it
+REQUEST_S = 2.0  # a client of the status page that takes longer is let go
+MOST_REQUESTS = 32  # of the status page at once
+REFUSED_PER_S = 20  # lines of the log on calls without a known token; more would let anybody fill the disk
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # borders of the histograms
 
 Status = Callable[[], dict[str, Any]]
@@ -37,20 +40,33 @@ class AccessLog:
 
     note: told when lines begin to be lost, because the disk is full for example; the service goes on.
 
-    Raises `NotFoundError` without its folder, `ResourceError` if it cannot be opened.
+    Raises `NotFoundError` without its folder, `UsageError` for a folder, `ResourceError` if it cannot be opened.
     """
 
     def __init__(self, path: Path, note: Callable[[str], None] = lambda text: None) -> None:
         if not path.parent.is_dir():
             raise NotFoundError(f"there is no folder {path.parent} for the access log", hint="make it first")
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder", hint="--access-log FILE")
         with refusals_named(path):
             self._handler = _Appending(path, note)
         self._handler.setFormatter(logging.Formatter("%(message)s"))
+        self._lock = threading.Lock()
+        self._second = self._num_refused = 0
 
     def request(self, request: Request) -> None:
-        """A call that is over."""
+        """A call that is over. Of those that were refused so many a second; a later one says how many were left out."""
         told = {name: value for name, value in asdict(request).items() if value != ""}
         told |= {name: round(told[name], 6) for name in ("waited_s", "seconds")}
+        if request.status == REFUSED:
+            with self._lock:
+                second = int(time.monotonic())
+                if second != self._second:
+                    told |= {"left_out": max(self._num_refused - REFUSED_PER_S, 0)}
+                    self._second, self._num_refused = second, 0
+                self._num_refused += 1
+                if self._num_refused > REFUSED_PER_S:
+                    return
         self.line(told)
 
     def line(self, told: dict[str, Any]) -> None:
@@ -73,7 +89,10 @@ class _Appending(WatchedFileHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._failed = False
-        super().emit(record)
+        try:
+            super().emit(record)
+        except OSError:  # its folder is gone, so that it cannot be begun anew
+            self.handleError(record)
         self._is_well = not self._failed
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
@@ -125,10 +144,36 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class StatusServer:
-    """`/healthz` (the process lives), `/readyz` (questions are answered), `/metrics`, over HTTP in a thread.
+class _Pages(ThreadingHTTPServer):
+    """Answers so many at once; whoever comes beyond that is hung up on."""
 
-    One request at a time, each with little time: it is for those who watch the service. Raises `ServiceError` if the
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(address, handler, bind_and_activate=False)
+        self._places = threading.BoundedSemaphore(MOST_REQUESTS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread can be had
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+
+class StatusServer:
+    """`/healthz` (the process lives), `/readyz` (questions are answered), `/metrics`, over HTTP in threads.
+
+    Few requests at once, each with little time: it is for those who watch the service. Raises `ServiceError` if the
     port cannot be had.
     """
 
@@ -161,9 +206,9 @@ class StatusServer:
             def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - likewise
                 """Say nothing."""
 
-        with listen_on(host, port) as listening:
+        with listen_on(host, port, option="--status-port") as listening:
             self.port: int = listening.getsockname()[1]
-            self._server = HTTPServer((host, self.port), Handler, bind_and_activate=False)
+            self._server = _Pages((host, self.port), Handler)
             self._server.socket.close()
             self._server.socket = listening.dup()
         self._thread = threading.Thread(target=self._server.serve_forever, name="status", daemon=True)
