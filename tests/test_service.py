@@ -1061,7 +1061,7 @@ def test_metrics_and_health(folder):
         assert found['memory_calls_total{method="search",status="ok"}'] == "2.0"
         assert found['memory_calls_total{method="search",status="IncompatibleError"}'] == "1.0"
         assert found['memory_calls_total{method="open",status="ok"}'] == "1.0"
-        assert found['memory_windows_total{policy="causal",ref="small@1"}'] == str(float(3 * len(some()) * 3))
+        assert found['memory_windows_total{policy="causal",ref="small@1"}'] == str(float(2 * len(some()) * 3))
         assert float(found['memory_bytes_total{direction="in"}']) > 2 * some().context.nbytes
         assert found["memory_ready"] == "1.0"
         assert "secret-series" not in page
