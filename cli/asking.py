@@ -88,7 +88,8 @@ def open_run_with_table(
         found = indexes.find(ref)
     except (NotFoundError, ServiceError) as error:
         if index is None and is_address(ref):
-            error.hint += "; --index REF names the run's version where it lies now, or a newer one"
+            between = "" if not error.hint else " " if error.hint.endswith("?") else "; "
+            error.hint += f"{between}--index REF names the run's version where it lies now, or a newer one"
         raise
     memory, table, ref = _open_found(found, file, options)
     require_same_memory(opened, memory.manifest, ref, newer=newer)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.index_options import DEFAULT_DIR, IndexesDir
+from cli.output import note
 from cli.record_options import with_record
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Indexes:
         from memory_index.references import find
 
         is_given = self.token_file is not None or self.tls_ca is not None
-        return find(self.folder, ref, access=read_access(self.token_file, self.tls_ca) if is_given else None)
+        access = read_access(self.token_file, self.tls_ca) if is_given else None
+        return find(self.folder, ref, access=access, note=note)
 
     @property
     def flags(self) -> list[str]:

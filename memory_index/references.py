@@ -11,6 +11,7 @@ only, and take no address (`require_local`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +25,8 @@ from memory_index.versions.store import Store
 
 SERVICE_SCHEMES = ("grpc://", "grpc+tls://")
 MILVUS_SCHEMES = ("milvus:", "milvus+tls:")
+
+Note = Callable[[str], None]
 
 
 class Open(Protocol):
@@ -44,10 +47,11 @@ class Found:
     open: Open
 
 
-def find(indexes_dir: Path | str, ref: str, *, access: Access | None = None) -> Found:
+def find(indexes_dir: Path | str, ref: str, *, access: Access | None = None, note: Note = lambda text: None) -> Found:
     """What a reference means, with its manifest and a way to open it.
 
-    access: how an address is reached; for a version in a folder it must be None.
+    access: how an address is reached; for a version in a folder it must be None. note: told when a service cannot be
+    reached any more and is asked again and again.
 
     Raises `UsageError` (no reference), `NotFoundError`, `VerificationError`, and for an address `ServiceError`
     (unreachable, refused) or `ResourceError` (an extra that is not installed).
@@ -55,7 +59,7 @@ def find(indexes_dir: Path | str, ref: str, *, access: Access | None = None) -> 
     if ref.startswith(SERVICE_SCHEMES):
         from memory_index.service.remote import RemoteMemory
 
-        memory = RemoteMemory(ref, access=access or Access())
+        memory = RemoteMemory(ref, access=access or Access(), note=note)
         return Found(ref=memory.ref, manifest=memory.manifest, open=lambda **_: memory)
     if ref.startswith(MILVUS_SCHEMES):
         from memory_index.milvus.searching import open_milvus
@@ -67,6 +71,11 @@ def find(indexes_dir: Path | str, ref: str, *, access: Access | None = None) -> 
             return open_milvus(version, address, access=access or Access(), load_encoder=load_encoder, threads=threads)
 
         return Found(ref=f"{address}/{version.ref}", manifest=version.manifest, open=searched)
+    if "/" in ref:
+        raise UsageError(
+            f"'{ref}' is neither a reference to an index nor an address",
+            hint="NAME, NAME@3 or NAME@alias, or grpc://HOST:PORT/NAME of a service (grpc+tls:// with TLS)",
+        )
     if access not in (None, Access()):
         raise UsageError(
             f"'{ref}' is a version in {indexes_dir}: no token or certificate is needed for it",
@@ -87,16 +96,17 @@ def open_memory(
     load_encoder: LoadEncoder | None = None,
     threads: int | None = None,
     access: Access | None = None,
+    note: Note = lambda text: None,
 ) -> Memory:
     """Open what a reference means.
 
     Every file that is read is hashed before; keys and FAISS files are then mapped, not read. load_encoder: reads an
     encoder that is not built in, given the version's folder and manifest (that is how a learned encoder comes in
-    without this package importing torch). threads: used by one search. access: see `find`.
+    without this package importing torch). threads: used by one search. access, note: see `find`.
 
     Raises what `find` raises, and `IncompatibleError` (newer format, unknown encoder).
     """
-    return find(indexes_dir, ref, access=access).open(load_encoder=load_encoder, threads=threads)
+    return find(indexes_dir, ref, access=access, note=note).open(load_encoder=load_encoder, threads=threads)
 
 
 def is_address(ref: str) -> bool:

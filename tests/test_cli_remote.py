@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from cli.main import run
 from cli.memory_options import Indexes
 from cli.output import jsonable
 from cli.pictures.look import WIDTHS, figure, headline
+from forecaster.records import seal, unseal
+from forecaster.run import CONFIG
 from memory_index.access import Token
 from memory_index.service import remote
 from memory_index.tables.columns import ReadOptions
@@ -180,7 +183,18 @@ def test_the_page_shows_a_version_here_beside_one_at_an_address(made, address, t
         (["index", "unalias", "ADDRESS", "prod"], 2, "to forget an alias"),
         (["forecast", "FILE", "--index", "ADDRESS", "TOKEN", "--update-index"], 2, "to append to it"),
         (["forecast", "FILE", "--run", "TRAINED", "TOKEN", "--update-index"], 2, "to append to it"),
-        (["forecast", "FILE", "--run", "TRAINED"], 8, "--index REF names the run's version where it lies now"),
+        (
+            ["forecast", "FILE", "--run", "TRAINED"],
+            8,
+            "own file; --index REF names the run's version",
+        ),
+        (
+            ["forecast", "FILE", "--run", "GONE"],
+            8,
+            "is the address right? --index REF names the run's",
+        ),
+        (["train", "FILE", "--index", "http://127.0.0.1:1/m", "--out", "run"], 2, "grpc://HOST:PORT/NAME"),
+        (["evaluate", "FILE", "--index", "grpc://127.0.0.1:99999/m"], 2, "is not the address of a version"),
         (["evaluate", "FILE", "--index", "grpc://127.0.0.1:1/m"], 8, "grpc://127.0.0.1:1 cannot be reached"),
         (["evaluate", "FILE", "--index", "grpc://127.0.0.1/m"], 2, "is not the address of a version"),
         (["evaluate", "FILE", "--index", "ADDRESS", "TOKEN", "--tls-ca", "FILE"], 2, "holds no certificate"),
@@ -191,7 +205,10 @@ def test_every_mistake_is_one_line(made, address, token, trained, call, tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(remote, "OPEN_S", 0.3)
     (tmp_path / "wrong").write_text("another-token-of-the-tests")
-    stand_for = {"FILE": str(made.file), "ADDRESS": address, "TRAINED": str(trained), "WRONG": "wrong"}
+    config = Path(shutil.copytree(trained, tmp_path / "gone")) / CONFIG
+    content = unseal(config)
+    config.write_bytes(seal({**content, "index": {**content["index"], "ref": "grpc://127.0.0.1:1/m@1"}}))
+    stand_for = {"FILE": str(made.file), "ADDRESS": address, "TRAINED": str(trained), "WRONG": "wrong", "GONE": "gone"}
     words = [each.replace("SERVICE", address.rpartition("/")[0]) for each in words]
     arguments = [part for each in words for part in (token if each == "TOKEN" else [stand_for.get(each, each)])]
     found, out, err = call(*arguments, "--indexes-dir", made.indexes)
@@ -199,6 +216,21 @@ def test_every_mistake_is_one_line(made, address, token, trained, call, tmp_path
     assert len(err.strip().splitlines()) == 1, err
     assert says in err
     assert TOKEN not in err
+
+
+def test_training_needs_what_the_service_answers(made, call, tmp_path):
+    """Only with one fold it asks the service under `disjoint`, which is refused before there is a folder."""
+    with served(made.indexes, ["m"], causal_only=True) as service:
+        train = ["train", made.file, "--index", f"{service}/m", "--config", made.toml, "--device", "cpu", *NO_INDEXES]
+        train += ["--out", tmp_path / "run", "--set", "max_steps=1"]
+        ablate = ["ablate", *train[1:-4], "--out", tmp_path / "out", "--groups", "matrix", "--seeds", "0"]
+        for words in (train, train, ablate):
+            code, _, err = call(*words, "--set", "num_folds=1")
+            assert code == 6, err
+            assert "with num_folds 1 training windows ask it under 'disjoint'" in err
+            assert list(tmp_path.iterdir()) == []
+        code, _, err = call(*train)
+        assert code == 0, err
 
 
 # What it looks like

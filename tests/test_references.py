@@ -57,11 +57,24 @@ def test_half_an_address_is_refused_before_anything_is_opened():
     assert "grpc://HOST:PORT/NAME@3" in refused.value.hint
 
 
-@pytest.mark.parametrize("ref", ["http://127.0.0.1:8815/small", "GRPC://127.0.0.1:8815/small", "//small", "a/b"])
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "http://127.0.0.1:8815/small",
+        "GRPC://127.0.0.1:8815/small",
+        "gprc://127.0.0.1:8815/small",
+        "grpc:/127.0.0.1:8815/small",
+        "127.0.0.1:8815/small",
+        "//small",
+        "a/b",
+    ],
+)
 def test_other_schemes_are_no_references(folder, ref):
     assert not is_address(ref)
-    with pytest.raises(UsageError):
-        find(folder, ref)
+    for access in (None, Access(token=TOKEN)):
+        with pytest.raises(UsageError, match="neither a reference to an index nor an address") as refused:
+            find(folder, ref, access=access)
+        assert "grpc://HOST:PORT/NAME" in refused.value.hint
 
 
 @pytest.mark.parametrize("ref", ["grpc://host:1/load@1", "grpc+tls://host:1/load@1", "milvus:here.db/load@1"])

@@ -27,12 +27,13 @@ from pyarrow import flight
 from memory_index.access import Access
 from memory_index.encoder import DualKeyEncoder
 from memory_index.errors import BusyError, IncompatibleError, ServiceError, UsageError, VerificationError
-from memory_index.local import require_counts, require_lookback
+from memory_index.local import require_counts, require_lookback, spaces_asked
 from memory_index.scaling import SeriesScale
 from memory_index.service import wire
 from memory_index.service.wire import Limits, Message, Question
-from memory_index.types import Filter, Neighbours, Queries, Scope
+from memory_index.types import Filter, KeySpace, Neighbours, Queries, Scope
 from memory_index.versions import disk
+from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest, manifest_from_json
 from memory_index.versions.opening import ENCODER_FILE, read_arrays, stored_windows
 from memory_index.versions.segments import SERIES_FILE, WINDOWS_FILE
@@ -40,14 +41,17 @@ from memory_index.windows import StoredWindows
 
 OPEN_S = 5.0  # to reach a service for the first time: longer is a wrong address
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0  # between two attempts; doubled each time, and drawn
+TELL_S = 2.0  # of asking in vain, before it is said that it goes on
 MOST_STREAMS = 8  # of one memory at once, however many threads ask: a service searches for one at a time anyway
-FORGET_S = 300.0  # streams that nobody has used for so long are closed
+FORGET_S = 300.0  # a stream that nobody has used for so long is not used again
+END_S = 1.0  # for a service to end a stream of which nothing more is wanted
 SCHEMES = {"grpc://": "grpc+tcp://", "grpc+tls://": "grpc+tls://"}
 
 T = TypeVar("T")
 
 _windows: weakref.WeakValueDictionary[str, StoredWindows] = weakref.WeakValueDictionary()  # by fingerprint
 _windows_lock = threading.Lock()
+_asking_process: int | None = None  # where the first connection was made; gRPC works in no process forked from it
 
 
 class Address(NamedTuple):
@@ -63,11 +67,15 @@ def parse_address(address: str) -> Address:
     for scheme, theirs in SCHEMES.items():
         host, _, ref = address.removeprefix(scheme).partition("/")
         name, _, port = host.rpartition(":")
-        if address.startswith(scheme) and name and port.isascii() and port.isdecimal() and ref and "/" not in ref:
+        if address.startswith(scheme) and name and _is_port(port) and ref and "/" not in ref:
             return Address(f"{theirs}{host}", f"{scheme}{host}", ref)
     raise UsageError(
         f"'{address}' is not the address of a version", hint="grpc://HOST:PORT/NAME@3, or grpc+tls:// with TLS"
     )
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 5 and 1 <= int(text) <= 65535
 
 
 class RemoteMemory:
@@ -75,16 +83,19 @@ class RemoteMemory:
 
     address: `grpc://HOST:PORT/REF` or `grpc+tls://HOST:PORT/REF`. What REF means is asked once: `ref` says it in full,
     and every answer must be of that version. A question that fails on the way is asked again, with growing pauses,
-    until `access.deadline_s`; a service that refuses is not.
+    until `access.deadline_s`; a service that refuses is not. note: told when that has taken a while, once per outage.
+    A process that was forked after this one has asked a service cannot ask any: gRPC does not work there.
 
-    Raises `ServiceError` (unreachable, refused), `NotFoundError` (not served), `UsageError` (address),
+    Raises `ServiceError` (unreachable, refused, forked), `NotFoundError` (not served), `UsageError` (address),
     `VerificationError` (files that are not those of the version).
     """
 
-    def __init__(self, address: str, *, access: Access | None = None) -> None:
+    def __init__(
+        self, address: str, *, access: Access | None = None, note: Callable[[str], None] = lambda text: None
+    ) -> None:
         self.address, self.access = parse_address(address), access or Access()
-        self._connection = _Connection(self.address, self.access)
-        opened = self._connection.attempt(self._open, min(OPEN_S, self.access.deadline_s))
+        self._connection = _Connection(self.address, self.access, note)
+        opened = self._connection.attempt(self._open, min(OPEN_S, self.access.deadline_s), is_told=False)
         if opened.get("protocol") != wire.PROTOCOL:
             raise IncompatibleError(
                 f"{self.address.service} speaks protocol {opened.get('protocol')}, this program {wire.PROTOCOL}",
@@ -92,9 +103,10 @@ class RemoteMemory:
             )
         try:
             self.manifest: Manifest = manifest_from_json(opened["manifest"], where=self.address.service)
-            self.ref = f"{self.address.service}/{opened['ref']}"
+            self.ref = f"{self.address.service}/{_meant(self.address, opened['ref'])}"
             self.limits = Limits(**opened["limits"])
             self.causal_only = bool(opened["causal_only"])
+            self.answered_by = str(opened["answered_by"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ServiceError(f"{self.address.service} gave an answer that cannot be read") from error
         self.fingerprint = self.manifest.fingerprint
@@ -135,12 +147,13 @@ class RemoteMemory:
         require_counts(k, min_gap)
         require_lookback(queries, self.windows)
         min_gap = min(min_gap, self.windows.num_steps_spanned + 1)
+        spaces = spaces_asked(self.manifest, self.windows, queries, scopes, views, where)
         until = time.monotonic() + self.access.deadline_s
         parts = []
         for moments in self._parts(queries, k):
             some = wire.some_of(queries, moments)
             question = Question(some, k, scopes, views, where, min_gap, 0)
-            parts.append(self._asked(question, until))
+            parts.append(self._asked(question, spaces, until))
         return wire.joined(parts, queries)
 
     def close(self) -> None:
@@ -163,14 +176,14 @@ class RemoteMemory:
         for start in range(0, max(num_moments, 1), size):
             yield slice(start, start + size)
 
-    def _asked(self, question: Question, until: float) -> Neighbours:
+    def _asked(self, question: Question, spaces: tuple[KeySpace, ...], until: float) -> Neighbours:
         def once(left_s: float) -> Message:
             message = wire.write_question(question._replace(wait_s=left_s))
             with self._connection.stream(self.fingerprint, question.queries.context.shape[2], left_s) as stream:
                 return stream.ask(message, left_s)
 
         answer = self._connection.attempt(once, until - time.monotonic())
-        return wire.read_answer(answer, question, self._temperature, self.fingerprint, self.windows)
+        return wire.read_answer(answer, question, spaces, self._temperature, self.fingerprint, self.windows)
 
     def _open(self, left_s: float) -> dict[str, Any]:
         action = flight.Action(wire.OPEN, json.dumps({"ref": self.address.ref}).encode())
@@ -178,7 +191,7 @@ class RemoteMemory:
             results = list(client.do_action(action, self._connection.options(left_s)))
         try:
             return dict(json.loads(results[0].body.to_pybytes()))
-        except (ValueError, TypeError, IndexError) as error:
+        except (ValueError, TypeError, IndexError, RecursionError) as error:
             raise ServiceError(f"{self.address.service} gave an answer that cannot be read") from error
 
     @cached_property
@@ -220,6 +233,19 @@ class RemoteMemory:
                     break
 
 
+def _meant(address: Address, opened: str) -> str:
+    """The version that a service says it has opened: NAME@3. Raises `ServiceError` if it is another than was asked."""
+    (name, wanted), (found, number) = parse_ref(address.ref), ("", "")
+    with suppress(UsageError):
+        found, number = parse_ref(opened)
+    if found != name or not number.isdecimal() or (wanted.isdecimal() and number.lstrip("0") != wanted.lstrip("0")):
+        raise ServiceError(
+            f"{address.service} was asked for {address.ref} and has opened {opened[:100]!r}",
+            hint="is it a service of this program?",
+        )
+    return opened
+
+
 class _Stream:
     """One kept stream of questions and answers; it is asked one question at a time."""
 
@@ -231,20 +257,24 @@ class _Stream:
 
     def ask(self, message: Message, within_s: float) -> Message:
         """The answer to one question. The stream is of no use any more if this raises."""
-        watch = threading.Timer(within_s, self.reader.cancel)
-        watch.daemon = True
-        watch.start()
         try:
-            self.writer.write_with_metadata(message.batch, message.document)
-            chunk = self.reader.read_chunk()
+            with self._cancelled_after(within_s):
+                self.writer.write_with_metadata(message.batch, message.document)
+                chunk = self.reader.read_chunk()
         except StopIteration as error:
             raise flight.FlightUnavailableError("the service has ended the stream") from error
-        finally:
-            watch.cancel()
         if chunk.data is None or chunk.app_metadata is None:
             raise ServiceError("the service gave half an answer; it was discarded")
         self.last_used = time.monotonic()
         return Message(chunk.data, chunk.app_metadata.to_pybytes())
+
+    def end(self) -> None:
+        """Say that nothing more will be asked, and wait a moment until the service has ended it as well."""
+        with suppress(Exception), self._cancelled_after(END_S):
+            self.writer.done_writing()
+            for _ in self.reader:
+                pass
+        self.cancel()
 
     def cancel(self) -> None:
         """Give it up, whatever state it is in."""
@@ -252,16 +282,30 @@ class _Stream:
             with suppress(Exception):
                 end()
 
+    @contextmanager
+    def _cancelled_after(self, seconds: float) -> Iterator[None]:
+        watch = threading.Timer(seconds, self.reader.cancel)
+        watch.daemon = True
+        watch.start()
+        try:
+            yield
+        finally:
+            watch.cancel()
+
 
 class _Connection:
-    """A connection to a service with streams that are used again, and another try where one is safe."""
+    """A connection to a service with streams that are used again, and another try where one is safe.
 
-    def __init__(self, address: Address, access: Access) -> None:
-        self.address, self.access = address, access
+    No more streams are kept than are in use, and one when none is: a service has places for 64, of all its clients.
+    """
+
+    def __init__(self, address: Address, access: Access, note: Callable[[str], None]) -> None:
+        self.address, self.access, self.note = address, access, note
         self._lock = threading.Lock()
         self._client: flight.FlightClient | None = None
-        self._process = os.getpid()
         self._idle: list[_Stream] = []
+        self._num_in_use = 0
+        self._is_noted = False  # that it is asked in vain
         self._places = threading.BoundedSemaphore(MOST_STREAMS)
 
     def options(self, timeout_s: float | None = None) -> flight.FlightCallOptions:
@@ -272,39 +316,26 @@ class _Connection:
     @contextmanager
     def client(self) -> Iterator[flight.FlightClient]:
         """The connection, opened if there is none; given up if the block fails, so that the next try begins anew."""
-        self._begin_in_fork()
         with self._lock:
             if self._client is None:
-                options = {"tls_root_certs": self.access.tls_ca} if self.access.tls_ca else {}
-                self._client = flight.FlightClient(self.address.location, **options)
+                self._client = _connected(self.address, self.access)
             client = self._client
         try:
             yield client
         except Exception:
-            with self._lock:
-                if self._client is client:
-                    self._client, self._idle = None, []
+            self._give_up(client)
             raise
 
     @contextmanager
     def stream(self, fingerprint: str, lookback: int, within_s: float) -> Iterator[_Stream]:
-        """A stream that nobody else uses at the moment; kept for the next question unless the block fails."""
-        self._begin_in_fork()
-        places = self._places
-        if not places.acquire(timeout=within_s):
+        """A stream that nobody else uses at the moment; given up if the block fails."""
+        if not self._places.acquire(timeout=within_s):
             raise BusyError(f"{MOST_STREAMS} questions to {self.address.service} are under way already")
         try:
             with self._stream(fingerprint, lookback, within_s) as stream:
                 yield stream
         finally:
-            places.release()
-
-    def _begin_in_fork(self) -> None:
-        """A forked process cannot use what its parent has opened."""
-        with self._lock:
-            if self._process != os.getpid():
-                self._client, self._idle, self._process = None, [], os.getpid()
-                self._places = threading.BoundedSemaphore(MOST_STREAMS)
+            self._places.release()
 
     @contextmanager
     def _stream(self, fingerprint: str, lookback: int, within_s: float) -> Iterator[_Stream]:
@@ -315,18 +346,39 @@ class _Connection:
                 list(client.list_actions(self.options(within_s)))
                 stream = _Stream(client, fingerprint, lookback, self.options())
             try:
-                yield stream
+                with self._in_use():
+                    yield stream
             except BaseException:
                 stream.cancel()
                 raise
+            surplus = self._taken_back(stream, client)
+        for each in surplus:
+            each.end()
+
+    def _taken_back(self, stream: _Stream, client: flight.FlightClient) -> list[_Stream]:
+        """Keep a stream of a client; returns those that are not kept any more, the longest unused first."""
+        with self._lock:
+            if self._client is not client:
+                return [stream]
+            streams = [*self._idle, stream]
+            num_surplus = max(len(streams) - max(self._num_in_use, 1), 0)
+            self._idle = streams[num_surplus:]
+            return streams[:num_surplus]
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        with self._lock:
+            self._num_in_use += 1
+        try:
+            yield
+        finally:
             with self._lock:
-                if self._client is client:
-                    self._idle.append(stream)
+                self._num_in_use -= 1
 
     def _kept(self) -> _Stream | None:
         """The stream that was used last; those that have not been used for long are given up."""
+        since = time.monotonic() - FORGET_S
         with self._lock:
-            since = time.monotonic() - FORGET_S
             forgotten = [stream for stream in self._idle if stream.last_used < since]
             self._idle = [stream for stream in self._idle if stream.last_used >= since]
             kept = self._idle.pop() if self._idle else None
@@ -334,16 +386,28 @@ class _Connection:
             stream.cancel()
         return kept
 
-    def attempt(self, once: Callable[[float], T], within_s: float) -> T:
+    def _give_up(self, client: flight.FlightClient) -> None:
+        with self._lock:
+            if self._client is not client:
+                return
+            idle, self._idle, self._client = self._idle, [], None
+        for stream in idle:
+            stream.cancel()
+
+    def attempt(self, once: Callable[[float], T], within_s: float, *, is_told: bool = True) -> T:
         """Do something that may be done twice, until it succeeds or is refused. once: is given the seconds left.
 
-        Raises `ServiceError` when the time is over, or what the service answered.
+        is_told: False says nothing while it is tried again. Raises `ServiceError` when the time is over, or in a forked
+        process, or what the service answered.
         """
+        self._require_own_process()
         started, pause = time.monotonic(), FIRST_PAUSE_S
         while True:
             left_s = max(within_s - (time.monotonic() - started), 0.001)
             try:
-                return once(left_s)
+                done = once(left_s)
+                self._is_noted = False
+                return done
             except (flight.FlightError, pa.ArrowException, OSError) as error:
                 trouble = self._in_our_terms(error)
                 if not isinstance(trouble, BusyError):
@@ -353,6 +417,9 @@ class _Connection:
                 raise ServiceError(
                     f"{trouble}; gave up after {time.monotonic() - started:.1f} s", hint=trouble.hint
                 ) from trouble
+            if is_told and not self._is_noted and time.monotonic() - started >= TELL_S:
+                self._is_noted = True
+                self.note(f"{trouble}; asked again until {within_s:.0f} s are over")
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
@@ -360,10 +427,8 @@ class _Connection:
         """`BusyError` where another try may help."""
         service = self.address.service
         told = wire.read_error(getattr(error, "extra_info", b"") or b"")
-        if isinstance(told, ServiceError):
-            return type(told)(f"{service}: {told}", hint=told.hint)
         if told is not None:
-            return told
+            return type(told)(f"{service}: {told}", hint=told.hint)
         said = str(error).partition(". gRPC client debug context")[0].partition(". Detail:")[0]
         said = said.rpartition("with message: ")[2].rpartition("last error: ")[2]  # before it, only that it failed
         said = " ".join(said.split())[:300]
@@ -381,15 +446,38 @@ class _Connection:
                 f"no secure connection to {service}: {said}",
                 hint="check its certificate, its host name in it, and --tls-ca; without TLS the address begins with grpc://",
             )
-        return BusyError(f"{service} cannot be reached: {said}", hint="is it running, and is the address right?")
+        hint = "is it running, and is the address right?"
+        if service.startswith("grpc://") and any(word in said.lower() for word in ("reset by peer", "socket closed")):
+            hint += " or does it speak TLS: grpc+tls://?"
+        return BusyError(f"{service} cannot be reached: {said}", hint=hint)
+
+    def _require_own_process(self) -> None:
+        """Raise in a forked process. What its parent has opened must not be let go of there either: that hangs."""
+        if _asking_process not in (None, os.getpid()):
+            raise ServiceError(
+                f"{self.address.service} cannot be asked: a service was opened before a fork, in the process that "
+                "this one was forked from",
+                hint="start processes with spawn, or open nothing before the fork",
+            )
 
     def close(self) -> None:
-        """End all streams that are not in use."""
+        """End the streams that are kept; in a forked process nothing, for they are its parent's."""
+        if _asking_process != os.getpid():
+            return
         with self._lock:
-            streams, self._idle = self._idle, []
+            idle, self._idle = self._idle, []
             client, self._client = self._client, None
-        for stream in streams:
-            stream.cancel()
+        for stream in idle:
+            stream.end()
         if client is not None:
             with suppress(Exception):
                 client.close()
+
+
+def _connected(address: Address, access: Access) -> flight.FlightClient:
+    """A client of gRPC, which says nothing on stderr and goes through no proxy, which would see the token."""
+    global _asking_process
+    _asking_process = os.getpid()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it is read when the first client of a process is made
+    options = {"tls_root_certs": access.tls_ca} if access.tls_ca else {}
+    return flight.FlightClient(address.location, generic_options=[("grpc.enable_http_proxy", 0)], **options)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Self
 
@@ -107,14 +107,18 @@ def write_question(question: Question) -> Message:
         "series_id": [str(name) for name in queries.series_id],
         "policy": queries.policy.value,
         "k": int(question.k),
-        "scopes": question.scopes,
-        "views": None if question.views is None else [int(view) for view in question.views],
-        "where": None if where is None else {"series_id": where.series_id} | _times(where),
+        "scopes": _each_once(question.scopes),
+        "views": _each_once(question.views and [int(view) for view in question.views]),
+        "where": None if where is None else {"series_id": _each_once(where.series_id)} | _times(where),
         "min_gap": int(question.min_gap),
         "wait_s": question.wait_s,
     }
     batch = pa.RecordBatch.from_arrays([context, origin], schema=question_schema(lookback))
     return Message(batch, json.dumps(document).encode())
+
+
+def _each_once(entries: Sequence[Any] | None) -> list[Any] | None:
+    return None if entries is None else list(dict.fromkeys(entries))
 
 
 def _times(where: Filter) -> dict[str, Any]:
@@ -132,13 +136,14 @@ def read_question(message: Message, limits: Limits, num_spaces: int) -> Question
     `Queries` raises.
     """
     batch, document = message.batch, Document.read(message.document)
-    names = document.strings("series_id")
+    num_series = document.length("series_id")  # before they are gone through, as all lists here: that takes time
+    moments, rest = divmod(batch.num_rows, max(num_series, 1))
+    if rest:
+        raise UsageError(f"{batch.num_rows} windows are not whole moments of {num_series} series")
+    _require_at_most("windows", max(batch.num_rows, num_series), limits.max_windows)
+    names = document.strings("series_id", most=limits.max_windows)
     if not names or max(len(name) for name in names) > MAX_NAME:
         raise UsageError(f"a question names at least one series, each with at most {MAX_NAME} characters")
-    moments, rest = divmod(batch.num_rows, len(names))
-    if rest:
-        raise UsageError(f"{batch.num_rows} windows are not whole moments of {len(names)} series")
-    _require_at_most("windows", max(batch.num_rows, len(names)), limits.max_windows)
     k = document.integer("k")
     _require_at_most("k", k, limits.max_k)
     _require_at_most("windows x key spaces x k", batch.num_rows * num_spaces * max(k, 0), limits.max_slots)
@@ -164,9 +169,9 @@ def read_question(message: Message, limits: Limits, num_spaces: int) -> Question
     return Question(
         queries=queries,
         k=k,
-        scopes=document.strings_or_none("scopes"),  # type: ignore[arg-type]  # the memory says which there are
-        views=document.integers_or_none("views"),
-        where=document.filter("where"),
+        scopes=document.strings_or_none("scopes", most=num_spaces),  # type: ignore[arg-type]  # the memory says which
+        views=document.integers_or_none("views", most=num_spaces),
+        where=document.filter("where", most=limits.max_windows),
         min_gap=document.integer("min_gap"),
         wait_s=document.number("wait_s"),
     )
@@ -189,18 +194,20 @@ def write_answer(neighbours: Neighbours) -> Message:
 def read_answer(
     message: Message,
     question: Question,
+    spaces: tuple[KeySpace, ...],
     temperature: Mapping[KeySpace, float],
     fingerprint: str,
     windows: StoredWindows,
 ) -> Neighbours:
     """The neighbours in an answer, which check themselves against the leak rule.
 
-    Raises `ServiceError` for an answer that is not one to this question, of this version; `LeakError`.
+    spaces: what must be answered, in order; a service does not decide it. Raises `ServiceError` for an answer that is
+    not one to this question, of this version; `LeakError`.
     """
     try:
         document, batch = json.loads(message.document), message.batch
         found, k = str(document["fingerprint"]), document["k"]
-        spaces = tuple(KeySpace(str(scope), int(view)) for scope, view in document["spaces"])  # type: ignore[arg-type]
+        answered = tuple((scope, view) for scope, view in document["spaces"])
         batch.validate(full=True)
     except (ValueError, KeyError, TypeError, pa.ArrowException, RecursionError) as error:
         raise ServiceError("the service gave an answer that cannot be read; it was discarded") from error
@@ -211,12 +218,7 @@ def read_answer(
         )
     queries = question.queries
     shape = (*queries.context.shape[:2], len(spaces))
-    if (
-        k != question.k
-        or batch.num_rows != math.prod(shape)
-        or batch.schema != ANSWER
-        or spaces != _spaces_asked(question, spaces, tuple(temperature))
-    ):
+    if k != question.k or batch.num_rows != math.prod(shape) or batch.schema != ANSWER or answered != spaces:
         raise ServiceError("the service gave an answer to another question; it was discarded")
     columns, offsets = {}, np.arange(batch.num_rows + 1) * k
     for name in SLOT_COLUMNS:
@@ -240,13 +242,6 @@ def read_answer(
         fingerprint=fingerprint,
         **columns,
     )
-
-
-def _spaces_asked(question: Question, found: tuple[KeySpace, ...], known: tuple[KeySpace, ...]) -> tuple[KeySpace, ...]:
-    """The key spaces that an answer has, in order. Which scopes there are, if nobody named them, the service says."""
-    scopes = question.scopes or {space.scope for space in found}
-    views = question.views or {space.view for space in known}
-    return tuple(space for space in known if space.scope in scopes and space.view in views)
 
 
 def _require_an_answer(columns: Mapping[str, np.ndarray]) -> None:
@@ -281,9 +276,9 @@ def some_of(queries: Queries, moments: slice) -> Queries:
     return replace(queries, context=queries.context[moments], origin=queries.origin[moments])
 
 
-def _require_at_most(what: str, found: int, most: int) -> None:
+def _require_at_most(what: str, found: int, most: int, hint: str = "ask in parts") -> None:
     if found > most:
-        raise UsageError(f"{what}: {found:,} in one question, but this service allows {most:,}", hint="ask in parts")
+        raise UsageError(f"{what}: {found:,} in one question, but this service allows {most:,}", hint=hint)
 
 
 class Document(NamedTuple):
@@ -313,10 +308,7 @@ class Document(NamedTuple):
 
     def integer(self, name: str) -> int:
         """A whole number that fits into 63 bits."""
-        value = self._of(name, int)
-        if isinstance(value, bool) or not -(2**62) < value < 2**62:
-            raise UsageError(f"'{name}' must be a whole number")
-        return value
+        return _integer(name, self._of(name, int))
 
     def number(self, name: str) -> float:
         """A finite number."""
@@ -325,26 +317,29 @@ class Document(NamedTuple):
             raise UsageError(f"'{name}' must be a number")
         return float(value)
 
-    def strings(self, name: str) -> list[str]:
-        """A list of texts."""
-        values = self._of(name, list)
+    def length(self, name: str) -> int:
+        """How long a list is, whatever is in it."""
+        return len(self._of(name, list))
+
+    def strings(self, name: str, *, most: int) -> list[str]:
+        """A list of at most so many texts."""
+        values = self._list(name, most)
         if not all(isinstance(value, str) for value in values):
             raise UsageError(f"'{name}' must be a list of texts")
         return values
 
-    def strings_or_none(self, name: str) -> tuple[str, ...] | None:
-        """A list of texts, or null."""
-        return None if self.entries.get(name) is None else tuple(self.strings(name))
+    def strings_or_none(self, name: str, *, most: int) -> tuple[str, ...] | None:
+        """A list of at most so many texts, or null."""
+        return None if self.entries.get(name) is None else tuple(self.strings(name, most=most))
 
-    def integers_or_none(self, name: str) -> tuple[int, ...] | None:
-        """A list of whole numbers, or null."""
+    def integers_or_none(self, name: str, *, most: int) -> tuple[int, ...] | None:
+        """A list of at most so many whole numbers, or null."""
         if self.entries.get(name) is None:
             return None
-        values = self._of(name, list)
-        return tuple(Document({"each": value}).integer("each") for value in values)
+        return tuple(_integer(name, value) for value in self._list(name, most))
 
-    def filter(self, name: str) -> Filter | None:
-        """A filter, or null."""
+    def filter(self, name: str, *, most: int) -> Filter | None:
+        """A filter by at most so many series, or null."""
         if self.entries.get(name) is None:
             return None
         inner = Document(self._of(name, dict))
@@ -352,13 +347,25 @@ class Document(NamedTuple):
         def time(which: str) -> np.datetime64 | None:
             return None if inner.entries.get(which) is None else np.datetime64(inner.integer(which), "ns")
 
-        return Filter(series_id=inner.strings_or_none("series_id"), after=time("after"), before=time("before"))
+        series_id = inner.strings_or_none("series_id", most=most)
+        return Filter(series_id=series_id, after=time("after"), before=time("before"))
+
+    def _list(self, name: str, most: int) -> list[Any]:
+        values: list[Any] = self._of(name, list)
+        _require_at_most(f"'{name}'", len(values), most, hint="name fewer")
+        return values
 
     def _of(self, name: str, kind: type) -> Any:
         value = self.entries.get(name)
         if not isinstance(value, kind):
             raise UsageError(f"'{name}' must be a {kind.__name__}")
         return value
+
+
+def _integer(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**62) < value < 2**62:
+        raise UsageError(f"'{name}' must be a whole number")
+    return value
 
 
 def write_error(error: MemoryIndexError) -> bytes:
@@ -374,5 +381,5 @@ def read_error(content: bytes) -> MemoryIndexError | None:
         if not (isinstance(kind, type) and issubclass(kind, MemoryIndexError)):  # one that this program does not have
             kind = ServiceError
         return kind(str(document["message"]), hint=str(document["hint"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
