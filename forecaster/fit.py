@@ -47,6 +47,7 @@ from forecaster.tapr import fit_thresholds, trend_change
 from forecaster.train import Progress, TrainResult, train
 from forecaster.types import Batch
 from memory_index.errors import DataError
+from memory_index.leakage import Policy
 from memory_index.queries import require_same_data
 from memory_index.scaling import fit_scale
 from memory_index.tables.series import SeriesTable
@@ -185,7 +186,10 @@ def _trained(run: Run, figures: Mapping[str, Any], *, is_main: bool, is_new: boo
 
 
 def check_fits(config: Config, memory: Memory, table: SeriesTable) -> None:
-    """Raise unless the model's windows fit into the version's, and there are some to train and to validate on."""
+    """Raise unless the model's windows fit into the version's, and there are some to train and to validate on.
+
+    Likewise for a service that will not answer what training asks.
+    """
     window, split = memory.manifest.window, memory.manifest.split
     for name, ours, theirs in (
         ("lookback", config.model.lookback, window.lookback),
@@ -208,6 +212,14 @@ def check_fits(config: Config, memory: Memory, table: SeriesTable) -> None:
         )
     for part in ("train", "val"):
         part_windows(memory, table, part, horizon=config.model.horizon)
+    # What is cross-fitted asks trial versions on this machine instead. Only a service has a policy of its own.
+    asks_itself = config.model.use_gram and config.train.num_folds == 1
+    if asks_itself and config.train.policy is not Policy.CAUSAL and getattr(memory, "causal_only", False):
+        raise RunIncompatibleError(
+            f"the service answers under '{Policy.CAUSAL}' only (--causal-only), but with num_folds 1 training windows "
+            f"ask it under '{config.train.policy}'",
+            hint="raise num_folds (3 by default), choose --policy causal, or ask a service without --causal-only",
+        )
 
 
 def run_record(
