@@ -44,6 +44,7 @@ def publish(
     from memory_index.access import read_access
     from memory_index.milvus import publish as publishing
     from memory_index.references import require_local
+    from memory_index.search import EXACT_ROWS
     from memory_index.versions.store import Store
 
     require_local(ref, "to publish it")
@@ -73,16 +74,27 @@ def publish(
     print_table(
         ["collection", "rows", "loaded now", "index", "recall@10", "seconds"],
         [
-            [s.collection, s.num_rows, s.num_loaded, s.index, round(s.recall_at_10, 4), round(s.seconds, 1)]
+            [s.collection, s.num_rows, s.num_loaded, s.index, _recall(s.recall_at_10), round(s.seconds, 1)]
             for s in published.spaces
         ],
         title=f"{published.ref} at {to} (Milvus {published.server}), in {duration(published.seconds)}",
     )
+    if any(space.recall_at_10 is None for space in published.spaces):
+        note(
+            f"recall -: a query sees at most {EXACT_ROWS:,} of these keys, which are compared here; Milvus is not asked"
+        )
     note(f"next: name it {to.rstrip('/')}/{published.ref} wherever an index is asked for")
 
 
+def _recall(measured: float | None) -> float | str:
+    return "-" if measured is None else round(measured, 4)
+
+
 def published_document(published: Published) -> dict[str, Any]:
-    """The keys that scripts rely on (docs/cli.md), then the rest; `recall_at_10` is the least of the key spaces'."""
+    """The keys that scripts rely on (docs/cli.md), then the rest.
+
+    `recall_at_10` is the least of the key spaces', null where Milvus is never asked: keys so few are compared here.
+    """
     return {
         "ref": published.ref,
         "fingerprint": published.fingerprint,
@@ -90,7 +102,9 @@ def published_document(published: Published) -> dict[str, Any]:
         "server": published.server,
         "num_rows": published.num_rows,
         "num_loaded": sum(space.num_loaded for space in published.spaces),
-        "recall_at_10": min(space.recall_at_10 for space in published.spaces),
+        "recall_at_10": min(
+            (space.recall_at_10 for space in published.spaces if space.recall_at_10 is not None), default=None
+        ),
         "seconds": published.seconds,
         "spaces": [
             {

@@ -5,7 +5,9 @@ The same on a server: `test_milvus_server.py`. What every memory must answer: `t
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -54,7 +56,7 @@ from memory_index.milvus import collections, lease, loading
 from memory_index.milvus.collections import KEY, KNOWN_AT, MARK, ROW, SERIES, collection_name
 from memory_index.milvus.connection import Connection, parse_address
 from memory_index.milvus.publish import publish, remove
-from memory_index.milvus.searching import MilvusIndex, open_milvus
+from memory_index.milvus.searching import MilvusIndex, MilvusMemory, open_milvus
 from memory_index.types import Filter, KeySpace, Memory
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version
@@ -97,7 +99,7 @@ def address(version: Version, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def connect(address: str) -> Connection:
-    return Connection(parse_address(address), Access())
+    return Connection(parse_address(address), Access(), may_create=True)
 
 
 def first_name(version: Version) -> str:
@@ -233,6 +235,9 @@ def test_a_milvus_that_lies_brings_nothing_in(
             }[lie]
             return [SimpleNamespace(ids=ids.tolist()) for _ in data]
 
+        def describe_collection(self, name: str, **_: Any) -> dict[str, Any]:
+            return {"properties": collections.properties(connect(address), name)}
+
     connection = memory.segments[0].groups[KeySpace("own", 12)][0].index.connection
     monkeypatch.setattr(connection, "_client", Liar())
     exact = open_version(version, threads=1)
@@ -332,6 +337,7 @@ def test_faiss_files_are_not_needed(tmp_path: Path) -> None:
 
 
 def test_what_is_not_published_is_not_found(smaller: Version, tmp_path: Path) -> None:
+    connect(f"milvus:{tmp_path / 'empty.db'}")
     with pytest.raises(NotFoundError, match="there is no collection gram_") as caught:
         open_milvus(smaller, f"milvus:{tmp_path / 'empty.db'}")
     assert caught.value.hint == f"cli index publish {smaller.ref} --to milvus:{tmp_path / 'empty.db'}"
@@ -355,10 +361,12 @@ def with_rows_lost(connection: Connection, version: Version) -> None:
     connection.ask("delete", lambda client, s: client.delete(first_name(version), filter=f"{ROW} in [3, 444]"))
 
 
-def with_a_row_too_many(connection: Connection, version: Version) -> None:
-    width = version.manifest.spaces[0].width
-    entity = {ROW: 10**6, SERIES: 0, KNOWN_AT: 0, KEY: [0.0] * width}
-    connection.ask("insert", lambda client, s: client.insert(first_name(version), [entity]))
+def insert(connection: Connection, version: Version, space: KeySpace, row: int) -> None:
+    """A row that is of no key."""
+    (width,) = (record.width for record in version.manifest.spaces if record.space == space)
+    entity = {ROW: row, SERIES: 0, KNOWN_AT: 0, KEY: [0.0] * width}
+    name = collection_name(version.manifest.fingerprint, space)
+    connection.ask("insert", lambda client, s: client.insert(name, [entity]))
 
 
 @pytest.mark.parametrize(
@@ -389,18 +397,179 @@ def test_what_is_not_complete_is_refused_and_put_right(
     assert open_milvus(smaller, address).search(queries_at(wide_table(), [180], lookback=12), 3).valid.any()
 
 
-def test_a_row_too_many_is_refused_and_named(smaller: Version, tmp_path: Path) -> None:
+@pytest.mark.parametrize("row", [10**6, -3])
+def test_a_row_too_many_is_refused_and_put_right(row: int, smaller: Version, tmp_path: Path) -> None:
     address = f"milvus:{tmp_path / 'm.db'}"
     publish(smaller, address)
-    with_a_row_too_many(connect(address), smaller)
+    insert(connect(address), smaller, smaller.manifest.spaces[0].space, row)
     with pytest.raises(IncompatibleError, match="has 556 rows"):
         open_milvus(smaller, address)
-    with pytest.raises(ServiceError, match="has 556 rows, not 555, whatever is loaded") as caught:
-        publish(smaller, address)
-    assert "--remove" in caught.value.hint
+    assert 0 < publish(smaller, address).spaces[0].num_loaded < 300
+    assert counted(connect(address), smaller) == sizes_of(smaller)
+    assert open_milvus(smaller, address)
     assert len(remove(smaller, address)) == len(smaller.manifest.spaces)
     assert remove(smaller, address) == ()
     assert {space.num_loaded for space in publish(smaller, address).spaces} == set(sizes_of(smaller).values())
+
+
+def test_a_row_in_another_one_s_place_is_put_right(smaller: Version, tmp_path: Path) -> None:
+    """As many rows as there should be, but not those: moments have every third row id."""
+    address, space = f"milvus:{tmp_path / 'm.db'}", KeySpace("joint", 12)
+    publish(smaller, address)
+    name, connection = collection_name(smaller.manifest.fingerprint, space), connect(address)
+    ids = collections.row_ids(connection, name, f"{ROW} >= 0")
+    gone = int(ids[150])
+    connection.ask("delete", lambda client, s: client.delete(name, filter=f"{ROW} == {gone}"))
+    insert(connection, smaller, space, gone + 1)
+    assert counted(connection, smaller) == sizes_of(smaller)
+    published = publish(smaller, address)
+    assert [each.num_loaded > 0 for each in published.spaces] == [each.space == space for each in published.spaces]
+    np.testing.assert_array_equal(collections.row_ids(connection, name, f"{ROW} >= 0"), ids)
+
+
+def test_rows_that_are_never_right_are_said(smaller: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address, space = f"milvus:{tmp_path / 'm.db'}", smaller.manifest.spaces[0].space
+    insert_all = loading._insert
+
+    def with_another(connection: Connection, *words: Any) -> None:
+        insert_all(connection, *words)
+        insert(connection, smaller, space, 10**6)
+
+    monkeypatch.setattr(loading, "_insert", with_another)
+    with pytest.raises(ServiceError, match="has 556 rows, not 555 once each, whatever is loaded") as caught:
+        publish(smaller, address)
+    assert "--remove" in caught.value.hint
+
+
+# What is open, and changes
+
+
+def after(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, then: Callable[[], object]) -> None:
+    """Something happens after every call of a function."""
+    function = getattr(owner, name)
+
+    def both(*words: Any, **options: Any) -> Any:
+        result = function(*words, **options)
+        then()
+        return result
+
+    monkeypatch.setattr(owner, name, both)
+
+
+def test_what_is_published_again_without_a_change_stays_open(smaller: Version, tmp_path: Path) -> None:
+    address, asked = f"milvus:{tmp_path / 'm.db'}", queries_at(wide_table(), [180], lookback=12)
+    publish(smaller, address)
+    memory = open_milvus(smaller, address)
+    before = memory.search(asked, 3)
+    publish(smaller, address)
+    assert_same(memory.search(asked, 3), before)
+    assert memory.answered_by == open_milvus(smaller, address).answered_by
+    assert memory.answered_by.startswith("milvus FLAT ")
+    assert open_version(smaller).answered_by == ""
+
+
+def lost_at_the_end(version: Version, address: str) -> None:
+    """A row of the last collection."""
+    name = collection_name(version.manifest.fingerprint, version.manifest.spaces[-1].space)
+    connect(address).ask("delete", lambda client, s: client.delete(name, filter=f"{ROW} in [300]"))
+
+
+@pytest.mark.parametrize("change", [remove, lost_at_the_end])
+def test_what_is_open_is_never_answered_from_a_loading(
+    change: Callable[[Version, str], object], smaller: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked after every insert, deletion and drop of what follows, it never answers, nor afterwards."""
+    address, asked = f"milvus:{tmp_path / 'm.db'}", queries_at(wide_table(), [180], lookback=12)
+    publish(smaller, address)
+    memory, num_refused = open_milvus(smaller, address), 0
+    assert memory.search(asked, 3, scopes=("own",)).valid.any()
+
+    def refused() -> None:
+        nonlocal num_refused
+        with pytest.raises((ServiceError, NotFoundError)):
+            memory.search(asked, 3, scopes=("own",))
+        num_refused += 1
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((loading, "_insert"), (loading, "_empty"), (collections, "drop"), (collections, "create")):
+            after(patch, owner, name, refused)
+        change(smaller, address)
+        publish(smaller, address)
+    assert num_refused > 1
+    with pytest.raises(ServiceError, match="is being loaded anew, or was removed") as caught:
+        memory.search(asked, 3)
+    assert "open it again" in caught.value.hint
+    again = open_milvus(smaller, address)
+    assert again.search(asked, 3).valid.any()
+    assert again.answered_by != memory.answered_by
+
+
+def test_a_change_in_the_middle_of_a_search_is_noticed(
+    version: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mark was there when the search began. It is read once for all key spaces, and not if Milvus is not asked."""
+    address, asked = f"milvus:{tmp_path / 'm.db'}", queries_at(wide_table(), [250])
+    publish(version, address)
+    memory, read = open_milvus(version, address, threads=1), []
+    after(monkeypatch, collections, "properties", lambda: read.append(1))
+    assert memory.search(asked, 3).valid.any()
+    assert len(read) == 1
+    after(monkeypatch, MilvusIndex, "propose", lambda: unmarked(connect(address), version))
+    with pytest.raises(ServiceError, match="is being loaded anew"):
+        memory.search(asked, 3, scopes=("pooled",))
+    monkeypatch.setattr(search, "EXACT_ROWS", 20_000)
+    scanning = MilvusMemory(open_version(version), memory.connection, memory.marks)
+    assert_same(scanning.search(asked, 3), open_version(version).search(asked, 3))
+
+
+def test_collections_of_two_publications_are_not_complete(smaller: Version, tmp_path: Path) -> None:
+    address = f"milvus:{tmp_path / 'm.db'}"
+    publish(smaller, address)
+    mark = json.loads(collections.properties(connect(address), first_name(smaller))[MARK])
+    mark["publication"] = "another"
+    collections.set_property(connect(address), first_name(smaller), MARK, json.dumps(mark))
+    with pytest.raises(IncompatibleError, match="is not complete"):
+        open_milvus(smaller, address)
+    assert {space.num_loaded for space in publish(smaller, address).spaces} == {0}
+    assert open_milvus(smaller, address)
+
+
+def test_what_was_loaded_but_not_indexed_is_indexed(
+    smaller: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A publisher that ended between the last row of a collection and its index."""
+    address, sealed, seal = f"milvus:{tmp_path / 'm.db'}", [], collections.seal
+
+    def ending(connection: Connection, name: str, num: int) -> None:
+        sealed.append(name)
+        if len(sealed) == 2:
+            raise ServiceError("ended")
+        seal(connection, name, num)
+
+    monkeypatch.setattr(collections, "seal", ending)
+    with pytest.raises(ServiceError, match="ended"):
+        publish(smaller, address)
+    publish(smaller, address)
+    assert sealed[1] in sealed[2:]
+    assert set(sealed) == {space.collection for space in publish(smaller, address).spaces}
+    num_sealed = len(sealed)
+    publish(smaller, address)
+    assert len(sealed) == num_sealed
+
+
+def test_recall_is_not_told_of_what_is_not_asked(
+    smaller: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(search, "EXACT_ROWS", 20_000)
+    address = f"milvus:{tmp_path / 'm.db'}"
+    assert {space.recall_at_10 for space in publish(smaller, address).spaces} == {None}
+    command = ["index", "publish", smaller.ref, "--to", address, "--indexes-dir", str(smaller.path.parents[1])]
+    assert run([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["recall_at_10"] is None
+    assert {space["recall_at_10"] for space in document["spaces"]} == {None}
+    assert run(command) == 0
+    assert "at most 20,000 of these keys" in capsys.readouterr().err
 
 
 def test_a_collection_of_something_else_is_left_alone(smaller: Version, tmp_path: Path) -> None:
@@ -519,6 +688,30 @@ def test_of_two_publishers_one_is_told(smaller: Version, tmp_path: Path, monkeyp
     assert counted(connect(address), smaller) == sizes_of(smaller)
 
 
+def test_who_may_still_be_publishing_is_waited_for(
+    smaller: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Milvus Lite serves one process at a time: there another one is gone."""
+    address = f"milvus:{tmp_path / 'm.db'}"
+    publish(smaller, address)
+    monkeypatch.setattr(lease, "LEASE_S", 1.0)
+
+    def told(holder: str, *, embedded: bool) -> list[str]:
+        connection, said = connect(address), []
+        signature = json.dumps({"holder": holder, "token": "x", "beat": 1})
+        collections.set_property(connection, first_name(smaller), lease.LEASE, signature)
+        connection.address = connection.address._replace(embedded=embedded)
+        with lease.Lease(connection, first_name(smaller), said.append):
+            return said
+
+    assert told("process 1 on elsewhere", embedded=True) == []
+    for holder, embedded in (
+        ("process 1 on elsewhere", False),
+        (f"process {os.getpid()} on {socket.gethostname()}", True),
+    ):
+        assert told(holder, embedded=embedded) == [f"waiting 1 s to see whether {holder} is still publishing"]
+
+
 def test_a_publisher_that_was_overtaken_stops(
     smaller: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -543,7 +736,18 @@ def test_a_publisher_that_was_overtaken_stops(
 
 @pytest.mark.parametrize(
     "address",
-    ["milvus://", "milvus://host", "milvus://host:1a", "milvus://a/b:19530", "milvus:x", "milvus:.db", "http://a:1"],
+    [
+        *(
+            "milvus://",
+            "milvus://host",
+            "milvus://host:1a",
+            "milvus://a/b:19530",
+            "milvus:x",
+            "milvus:.db",
+            "http://a:1",
+        ),
+        *("milvus://host:0", "milvus://host:65536", "milvus+tls://host:99999", "milvus://host:\u0661"),
+    ],
 )
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="is not the address of a Milvus"):
@@ -602,6 +806,34 @@ def test_a_folder_that_another_process_has_open_is_said(smaller: Version, tmp_pa
         finally:
             other.kill()
     assert "one process at a time" in caught.value.hint
+
+
+def test_only_publishing_makes_a_folder(smaller: Version, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "typing-error.db"
+    for action in (remove, open_milvus):
+        with pytest.raises(NotFoundError, match="there is no Milvus Lite at"):
+            action(smaller, f"milvus:{path}")  # type: ignore[operator]
+    folder = ["--indexes-dir", str(smaller.path.parents[1])]
+    assert run(["index", "publish", smaller.ref, "--to", f"milvus:{path}", "--remove", *folder]) == 4
+    assert "there is no Milvus Lite" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_a_full_disk_is_not_the_server_s_fault(
+    smaller: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from milvus_lite.storage.wal import WAL
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    address = f"milvus:{tmp_path / 'm.db'}"
+    with monkeypatch.context() as patch:
+        patch.setattr(WAL, "write_insert", full)
+        with pytest.raises(ResourceError, match="No space left on device") as caught:
+            publish(smaller, address)
+    assert f"make room on the disk of {tmp_path / 'm.db'}" in caught.value.hint
+    publish(smaller, address)
 
 
 def test_a_file_in_its_place_is_said(smaller: Version, tmp_path: Path) -> None:
@@ -697,4 +929,5 @@ def test_the_command(tmp_path: Path, smaller: Version, capsys: pytest.CaptureFix
     assert "there is nothing of small@2" in capsys.readouterr().err
     assert run([*command[:4], f"milvus://127.0.0.1:{free_port()}", *command[5:]]) == 8
     assert capsys.readouterr().err.startswith("error: no Milvus answers at")
-    assert run([*command[:4], "somewhere", *command[5:]]) == 2
+    for wrong in ("somewhere", "milvus://127.0.0.1:99999"):
+        assert run([*command[:4], wrong, *command[5:]]) == 2

@@ -26,7 +26,7 @@ from milvus_fixtures import counted, make_small, publish_and_kill, recall, sizes
 from memory_index.access import Access
 from memory_index.encoder import EncoderConfig
 from memory_index.errors import IncompatibleError, NotFoundError, ResourceError, ServiceError
-from memory_index.milvus import lease, loading
+from memory_index.milvus import collections, lease, loading
 from memory_index.milvus.collections import KEY, KNOWN_AT, ROW, SERIES, collection_name
 from memory_index.milvus.connection import Connection, parse_address
 from memory_index.milvus.publish import publish, remove
@@ -172,6 +172,53 @@ def test_published_searched_and_put_right(server: Server, version: Version, clea
     require_whole(version)
 
 
+def test_one_row_twice_and_another_one_missing(server: Server, version: Version) -> None:
+    """As many rows as there should be: nothing but the row ids tells."""
+    publish(version, ADDRESS, access=ACCESS)
+    space = version.manifest.spaces[0]
+    name = collection_name(version.manifest.fingerprint, space.space)
+    entity = {ROW: 5, SERIES: 0, KNOWN_AT: 0, KEY: [0.0] * space.width}
+    connect().ask("insert", lambda client, s: client.insert(name, [entity], timeout=s))
+    connect().ask("delete", lambda client, s: client.delete(name, filter=f"{ROW} == 7", timeout=s))
+    assert counted(connect(), version) == sizes_of(version)
+    again = publish(version, ADDRESS, access=ACCESS)
+    assert [0 < each.num_loaded < 300 for each in again.spaces] == [True, False, False]
+    np.testing.assert_array_equal(
+        collections.row_ids(connect(), name, f"{ROW} >= 0"), np.arange(sizes_of(version)[space.space])
+    )
+    require_whole(version)
+
+
+def test_loaded_anew_while_it_is_open(server: Server, version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked after every batch of what follows it never answers, nor afterwards; what did not change stays open."""
+    publish(version, ADDRESS, access=ACCESS)
+    memory = open_milvus(version, ADDRESS, access=ACCESS)
+    publish(version, ADDRESS, access=ACCESS)
+    started = time.monotonic()
+    for _ in range(20):
+        memory._require_unchanged()
+    print(f"\nreading the mark takes {(time.monotonic() - started) / 20 * 1e3:.1f} ms")
+    before = memory.search(asked(2), 5, scopes=("pooled",))
+    assert before.valid.any()
+    refused: list[str] = []
+    insert = loading._insert
+
+    def asking(*words: Any) -> None:
+        insert(*words)
+        with pytest.raises((ServiceError, NotFoundError)) as caught:
+            memory.search(asked(2), 5, scopes=("pooled",))
+        refused.append(str(caught.value))
+
+    name = collection_name(version.manifest.fingerprint, version.manifest.spaces[-1].space)
+    connect().ask("delete", lambda client, s: client.delete(name, filter=f"{ROW} == 7", timeout=s))
+    monkeypatch.setattr(loading, "_insert", asking)
+    publish(version, ADDRESS, access=ACCESS)
+    assert refused
+    with pytest.raises(ServiceError, match="is being loaded anew"):
+        memory.search(asked(2), 5, scopes=("pooled",))
+    assert open_milvus(version, ADDRESS, access=ACCESS).search(asked(2), 5).valid.any()
+
+
 def test_killed_while_it_is_loaded_and_back_within_the_deadline(
     server: Server, version: Version, cleared: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,7 +265,9 @@ def test_killed_while_it_is_loaded_and_gone_on_with_later(
 def test_the_publisher_is_killed(server: Server, version: Version, cleared: None) -> None:
     total = sum(sizes_of(version).values())
     publish_and_kill(version.path.parents[1], version.ref, ADDRESS, at_rows=total // 2, token=ACCESS.token)
-    again = publish(version, ADDRESS, access=ACCESS)
+    told: list[str] = []
+    again = publish(version, ADDRESS, access=ACCESS, report=lambda *words: told.append(words[2]))
+    assert any("to see whether process" in said for said in told)
     assert 0 < sum(space.num_loaded for space in again.spaces) <= total - total // 2
     require_whole(version)
 

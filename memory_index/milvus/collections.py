@@ -4,7 +4,8 @@
 
 `row` is the row id of the version (for `joint` that of the moment's first series), so what is found means something
 only together with the version's own files. A collection without its mark is being loaded, or was left unfinished, and
-is never searched. Loading is `publish.py`, asking `searching.py`.
+is never searched. The mark of the version's first collection stands for all of them: it is the first to be taken off,
+before anything of any collection is changed, and the last to be put on. Loading is `publish.py`, asking `searching.py`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from memory_index.errors import IncompatibleError, ServiceError, UsageError
 from memory_index.milvus.connection import Connection
@@ -97,11 +100,16 @@ class VectorIndex:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
-    """What a complete collection says of itself."""
+    """What a complete collection says of itself.
+
+    publication: the same for all collections of a version, and another one after anything of them was changed.
+    recall_at_10: None where every group of keys is so small that it is scanned by whoever asks.
+    """
 
     identity: Identity
     index: VectorIndex
-    recall_at_10: float
+    publication: str
+    recall_at_10: float | None
 
 
 def collection_name(fingerprint: str, space: KeySpace) -> str:
@@ -238,6 +246,15 @@ def num_rows(connection: Connection, name: str, where: str = "") -> int:
     return int(answer[0]["count(*)"])
 
 
+def row_ids(connection: Connection, name: str, where: str) -> np.ndarray:
+    """Row ids of a loaded collection, int64 [n], ascending; one that is there twice comes once."""
+    answer = connection.ask(
+        "name rows",
+        lambda client, s: client.query(name, filter=where, output_fields=[ROW], consistency_level="Strong", timeout=s),
+    )
+    return np.unique(np.array([entity[ROW] for entity in answer], dtype=np.int64))
+
+
 def as_json(said: Identity | VectorIndex | Mark) -> str:
     """As it is stored in a property."""
     return json.dumps(asdict(said), sort_keys=True)
@@ -253,6 +270,12 @@ def require_same(connection: Connection, name: str, found: dict[str, str], ident
         )
 
 
+def publication_of(marks: Iterable[Mark | None]) -> str:
+    """Which publication all collections of a version belong to; empty if one is not complete, or of another one."""
+    found = {mark.publication if mark else "" for mark in marks}
+    return found.pop() if len(found) == 1 else ""
+
+
 def read_mark(found: dict[str, str], identity: Identity) -> Mark | None:
     """The mark of a complete collection; None if there is none, or not one for these keys."""
     try:
@@ -260,7 +283,8 @@ def read_mark(found: dict[str, str], identity: Identity) -> Mark | None:
         mark = Mark(
             identity=Identity(**document["identity"]),
             index=VectorIndex(**document["index"]),
-            recall_at_10=float(document["recall_at_10"]),
+            publication=str(document["publication"]),
+            recall_at_10=None if document["recall_at_10"] is None else float(document["recall_at_10"]),
         )
     except (ValueError, TypeError, KeyError):
         return None

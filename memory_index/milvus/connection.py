@@ -8,7 +8,9 @@ What is kept in it is `collections.py`. pymilvus is an extra: nothing here loads
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
 import tempfile
 import time
@@ -57,7 +59,8 @@ def parse_address(text: str) -> Address:
     for scheme, protocol in ((SERVER, "http"), (SERVER_TLS, "https")):
         if text.startswith(scheme):
             host, separator, port = text.removeprefix(scheme).rstrip("/").rpartition(":")
-            if not (separator and re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", host) and port.isdecimal()):
+            named = separator and re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", host)
+            if not (named and re.fullmatch(r"[0-9]{1,5}", port) and 1 <= int(port) <= 65535):
                 raise UsageError(f"'{text}' is not the address of a Milvus server", hint=ADDRESS_HINT)
             return Address(text, f"{protocol}://{host}:{port}", False)
     path = text.removeprefix(EMBEDDED)
@@ -69,13 +72,17 @@ def parse_address(text: str) -> Address:
 class Connection:
     """A Milvus that has answered. Safe to use from several threads.
 
-    Raises `ResourceError` (pymilvus or Milvus Lite is not installed, or another process has the file open),
-    `NotFoundError` (no folder for the file), `ServiceError` (unreachable, or refuses), `IncompatibleError` (too old).
+    may_create: whether Milvus Lite may make its folder; else it must be there.
+
+    Raises `ResourceError` (pymilvus or Milvus Lite is not installed, or another process has the folder open, or the
+    disk is full), `NotFoundError` (no such folder), `ServiceError` (unreachable, or refuses), `IncompatibleError`
+    (too old).
     """
 
-    def __init__(self, address: Address, access: Access) -> None:
+    def __init__(self, address: Address, access: Access, *, may_create: bool = False) -> None:
         self.address = address
         self.access = access
+        self.may_create = may_create
         self._authority: tempfile._TemporaryFileWrapper[bytes] | None = None  # kept as long as it may be read again
         self._client = self._connected()
         self.server_version = self.ask("tell its version", lambda client, s: client.get_server_version(timeout=s))
@@ -144,6 +151,10 @@ class Connection:
         path = Path(self.address.uri)
         if not path.parent.is_dir():
             raise NotFoundError(f"there is no folder {path.parent} for {path.name}", hint="make it first")
+        if not (path.exists() or self.may_create):
+            raise NotFoundError(
+                f"there is no Milvus Lite at {path}", hint=f"cli index publish REF --to {self.address.shown} makes it"
+            )
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file, but Milvus Lite keeps a folder", hint="choose another name")
 
@@ -159,6 +170,8 @@ class Connection:
             )
 
     def _not_connected(self, error: Exception) -> MemoryIndexError:
+        if self._is_full(error):
+            return self._in_our_terms("open its folder", error)
         if self.address.embedded:
             return ResourceError(
                 f"{self.address.uri} cannot be opened: {_said(error)}",
@@ -173,8 +186,17 @@ class Connection:
             hint="is it running, and are host, port and TLS right?",
         )
 
+    def _is_full(self, error: Exception) -> bool:
+        """Whether the disk is full, which is ours to see to where Milvus runs in this process."""
+        return self.address.embedded and os.strerror(errno.ENOSPC) in _said(error)
+
     def _in_our_terms(self, doing: str, error: Exception) -> MemoryIndexError:
         said, where = _said(error), f"Milvus at {self.address.shown}"
+        if self._is_full(error):
+            return ResourceError(
+                f"{where} could not {doing}: {said}",
+                hint=f"make room on the disk of {self.address.uri}, then do it again: it goes on where it was",
+            )
         if _code(error) == NO_COLLECTION:
             return NotFoundError(f"{where} has no such collection: {said}", hint="cli index publish REF --to ...")
         if _code(error) == NOT_AUTHENTICATED or REFUSED.search(said):

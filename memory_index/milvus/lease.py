@@ -13,6 +13,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from memory_index.errors import MemoryIndexError, ResourceError
@@ -26,10 +27,13 @@ SETTLE_S = 0.5  # two that begin at once have both signed by then, and one of th
 
 
 class Lease:
-    """A signature under a collection, renewed by a thread for as long as it is held."""
+    """A signature under a collection, renewed by a thread for as long as it is held.
 
-    def __init__(self, connection: Connection, collection: str) -> None:
-        self.connection, self.collection = connection, collection
+    say: told what is waited for.
+    """
+
+    def __init__(self, connection: Connection, collection: str, say: Callable[[str], None]) -> None:
+        self.connection, self.collection, self.say = connection, collection, say
         self.holder = f"process {os.getpid()} on {socket.gethostname()}"
         self.token = secrets.token_hex(8)
         self.num_beats = 0
@@ -39,11 +43,15 @@ class Lease:
     def __enter__(self) -> Lease:
         """Sign, unless somebody else is at it: raises `ResourceError`."""
         before, until = self._read(), time.monotonic() + LEASE_S
-        while before and time.monotonic() < until:
-            time.sleep(min(SETTLE_S, LEASE_S))
-            if (now := self._read()) not in ("", before):
-                raise self._taken(now)
-        self._sign()
+        if before and self._may_be_alive(before):
+            self.say(f"waiting {LEASE_S:.0f} s to see whether {_holder(before)} is still publishing")
+            while time.monotonic() < until:
+                time.sleep(min(SETTLE_S, LEASE_S))
+                if not (now := self._read()):
+                    break
+                if now != before:
+                    raise self._taken(now)
+        self._sign(lasting=True)
         time.sleep(SETTLE_S)
         self.require()
         self.thread.start()
@@ -71,23 +79,32 @@ class Lease:
             try:
                 if self.token not in self._read():
                     return
-                self._sign()
+                self._sign(lasting=False)  # a restart brings the one before back, which is ours too
             except MemoryIndexError:  # whoever loads meets it too, and reports it
                 continue
+
+    def _may_be_alive(self, said: str) -> bool:
+        """Milvus Lite serves one process at a time, so that another one's signature there is of one that is gone."""
+        return not self.connection.address.embedded or _holder(said) == self.holder
 
     def _read(self) -> str:
         return collections.properties(self.connection, self.collection).get(LEASE, "")
 
-    def _sign(self) -> None:
+    def _sign(self, *, lasting: bool) -> None:
         self.num_beats += 1
         said = {"holder": self.holder, "token": self.token, "beat": self.num_beats}
-        collections.set_property(self.connection, self.collection, LEASE, json.dumps(said), lasting=False)
+        collections.set_property(self.connection, self.collection, LEASE, json.dumps(said), lasting=lasting)
 
     def _taken(self, said: str) -> ResourceError:
-        try:
-            who = f"by {json.loads(said)['holder']}"
-        except (ValueError, KeyError, TypeError):
-            who = "by somebody else"
         return ResourceError(
-            f"this version is being published to {self.connection.address.shown} {who}", hint="wait until it is there"
+            f"this version is being published to {self.connection.address.shown} by {_holder(said)}",
+            hint="wait until it is there",
         )
+
+
+def _holder(said: str) -> str:
+    """Who signed."""
+    try:
+        return str(json.loads(said)["holder"])
+    except (ValueError, KeyError, TypeError):
+        return "somebody else"

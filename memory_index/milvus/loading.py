@@ -1,30 +1,31 @@
 """Filling one collection: in bounded memory, to be gone on with after any failure, and nothing twice.
 
-Rows go in in the order of their ids, and what is there already is found by counting ranges of them: a range that is
-complete is left alone, an empty one is loaded, any other is emptied first. That is how a loading that broke off goes
-on, and how one whose rows do not add up is put right. What is loaded are the version's own keys, mapped; nothing is
-encoded again. Which collections, and when they are complete, is `publish.py`.
+Rows go in in the order of their ids, and what is there already is found by counting and naming ranges of them: a range
+that is complete is left alone, an empty one is loaded, any other is emptied first. That is how a loading that broke off
+goes on, and how one whose rows are not the right ones is put right. What is loaded are the version's own keys, mapped;
+nothing is encoded again. Which collections, and when they are complete, is `publish.py`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from memory_index.errors import ServiceError
 from memory_index.local import LocalMemory
 from memory_index.milvus import collections
-from memory_index.milvus.collections import KEY, KNOWN_AT, MARK, ROW, SERIES
+from memory_index.milvus.collections import KEY, KNOWN_AT, ROW, SERIES
 from memory_index.milvus.connection import FIRST_PAUSE_S, LONGEST_PAUSE_S, Connection
 from memory_index.types import KeySpace
 from memory_index.versions.segments import read_keys
 from memory_index.versions.version import Version
 
 BATCH_BYTES = 4 << 20  # of keys in one insert: some thousand rows; servers take 64 MiB
-REPAIRS = 3  # times that rows which do not add up are loaded again
+NAMED_AT_ONCE = 1 << 14  # row ids in one answer
+REPAIRS = 3  # times that rows which are not right are loaded again
 
 Report = Callable[[float, float | None, str], None]
 
@@ -45,6 +46,19 @@ class Progress:
             self.report(min(self.done, self.total), self.total, doing)
 
 
+class Part(NamedTuple):
+    """The keys of one segment, n of width E.
+
+    keys: float32 [n, E], as they are in the file. place: int64 [n], where in it each is, None where they are in the
+    order of their rows. moments: int64 [n], local row of each, None where all rows have one. first_row: of the segment.
+    """
+
+    keys: np.ndarray
+    place: np.ndarray | None
+    moments: np.ndarray | None
+    first_row: int
+
+
 class Rows:
     """The keys of one key space over all segments, in the order of their row ids, mapped and read batch by batch.
 
@@ -54,34 +68,45 @@ class Rows:
     def __init__(self, version: Version, memory: LocalMemory, space: KeySpace, num: int) -> None:
         self.windows = memory.windows
         self.num = num
-        self.parts: list[tuple[np.ndarray, np.ndarray | None, np.ndarray | None, int]] = []
+        self.parts: list[Part] = []
         for record, segment in zip(version.manifest.segments, memory.segments, strict=True):
             keys = read_keys(version.path / record.folder, space)
             # The file has the keys of `own` series after series.
             place = np.argsort(segment.own_rows, kind="stable") if space.scope == "own" else None
             moments = segment.moments[:, 0] if space.scope == "joint" else None
-            self.parts.append((keys, place, moments, segment.first_row))
-        self.starts = np.cumsum([0, *(len(keys) for keys, *_ in self.parts)])
-        width = self.parts[0][0].shape[1]
+            self.parts.append(Part(keys, place, moments, segment.first_row))
+        self.starts = np.cumsum([0, *(len(part.keys) for part in self.parts)])
+        width = self.parts[0].keys.shape[1]
         self.batch = max(1, BATCH_BYTES // (4 * width))
 
-    def taken(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Row ids int64 [n] and keys float32 [n, E] of the keys `first` to `last`."""
-        ids, found = [], []
-        for (keys, place, moments, first_row), start, end in zip(
-            self.parts, self.starts[:-1], self.starts[1:], strict=True
-        ):
+    def ids(self, first: int, last: int) -> np.ndarray:
+        """Row ids of the keys `first` to `last`, int64 [n], ascending."""
+        return np.concatenate(
+            [
+                part.first_row + (here if part.moments is None else part.moments[here])
+                for part, here in self._pieces(first, last)
+            ]
+        )
+
+    def keys(self, first: int, last: int) -> np.ndarray:
+        """The keys `first` to `last`, float32 [n, E]."""
+        return np.concatenate(
+            [
+                part.keys[here[0] : here[-1] + 1] if part.place is None else part.keys[part.place[here]]
+                for part, here in self._pieces(first, last)
+            ]
+        )
+
+    def _pieces(self, first: int, last: int) -> Iterator[tuple[Part, np.ndarray]]:
+        """The segments that have some of the keys, and which of theirs these are."""
+        for part, start, end in zip(self.parts, self.starts[:-1], self.starts[1:], strict=True):
             low, high = max(first, start), min(last, end)
-            if low >= high:
-                continue
-            here = np.arange(low - start, high - start)
-            ids.append(first_row + (here if moments is None else moments[here]))
-            found.append(keys[here[0] : here[-1] + 1] if place is None else keys[place[here]])
-        return np.concatenate(ids), np.concatenate(found)
+            if low < high:
+                yield part, np.arange(low - start, high - start)
 
     def entities(self, first: int, last: int) -> list[dict[str, Any]]:
         """The keys `first` to `last` as pymilvus takes them."""
-        ids, keys = self.taken(first, last)
+        ids, keys = self.ids(first, last), self.keys(first, last)
         series, known_at = self.windows.series[ids].tolist(), self.windows.known_at[ids].astype(np.int64).tolist()
         return [
             {ROW: row, SERIES: number, KNOWN_AT: time_ns, KEY: key}
@@ -89,51 +114,44 @@ class Rows:
         ]
 
     def where(self, first: int, last: int) -> str:
-        """What is true of the keys `first` to `last` and of no other, as Milvus writes it."""
-        (low,), (high,) = (self.taken(number, number + 1)[0] for number in (first, last - 1))
-        return f"{ROW} >= {low} and {ROW} <= {high}"
+        """What is true of the keys `first` to `last`, as Milvus writes it.
+
+        The ranges of all keys end to end hold every row that there can be, also those that are of no key.
+        """
+        bounds = [f"{ROW} >= {self.id(first)}"] if first > 0 else []
+        bounds += [f"{ROW} < {self.id(last)}"] if last < self.num else []
+        return " and ".join(bounds) or f"({ROW} < 0 or {ROW} >= 0)"
+
+    def id(self, number: int) -> int:
+        """Row id of a key."""
+        return int(self.ids(number, number + 1)[0])
 
 
-def fill(connection: Connection, name: str, rows: Rows, still_ours: Callable[[], None], progress: Progress) -> int:
-    """Load what is missing until the rows add up; returns how many were loaded."""
-    already, loaded = progress.done, 0
-    progress.say(f"loading {name}")
-    for _ in range(1 + REPAIRS):
-        there = collections.num_rows(connection, name)
-        if there == rows.num:
-            break
-        if collections.properties(connection, name).get(MARK):
-            collections.set_property(connection, name, MARK, "")  # before anything of it is changed
-        progress.done = already
-        loaded += _load_missing(connection, name, rows, still_ours, progress)
-    else:
-        raise ServiceError(
-            f"the collection {name} at {connection.address.shown} has {there:,} rows, not {rows.num:,}, "
-            "whatever is loaded or deleted",
-            hint="is something else writing to it? Remove it with --remove, and publish again",
-        )
-    if loaded:
-        progress.say(f"indexing {name}")
-        collections.seal(connection, name, rows.num)
-    progress.done = already + rows.num
-    progress.say(f"{name} is there")
-    return loaded
-
-
-def _load_missing(
-    connection: Connection, name: str, rows: Rows, still_ours: Callable[[], None], progress: Progress
+def fill(
+    connection: Connection,
+    name: str,
+    rows: Rows,
+    *,
+    sealed: bool,
+    withdraw: Callable[[], None],
+    still_ours: Callable[[], None],
+    progress: Progress,
 ) -> int:
-    """One pass over all ranges of rows, halving those that are neither complete nor empty; returns the rows loaded."""
-    pending, loaded = [(0, rows.num)], 0
-    while pending:
-        first, last = pending.pop()
-        there = collections.num_rows(connection, name, rows.where(first, last))
-        if there == last - first:
-            progress.add(there)
-        elif there and last - first > rows.batch:
-            half = first + max(1, (last - first) // (2 * rows.batch)) * rows.batch
-            pending += [(half, last), (first, half)]
-        else:
+    """Load what is missing until every row is there once; returns how many were loaded.
+
+    sealed: whether all that is there is on disk and under the index. withdraw: called before anything is changed.
+    still_ours: called before every insert.
+    """
+    already, loaded = progress.done, 0
+    for _ in range(1 + REPAIRS):
+        progress.say(f"checking {name}")
+        wrong = list(_wrong_ranges(connection, name, rows))
+        progress.done = already + rows.num - sum(last - first for first, last, _ in wrong)
+        if wrong:
+            withdraw()
+            sealed = False
+            progress.say(f"loading {name}")
+        for first, last, there in wrong:
             if there:
                 _empty(connection, name, rows.where(first, last))
             for start in range(first, last, rows.batch):
@@ -142,7 +160,50 @@ def _load_missing(
                 _insert(connection, name, rows, start, end)
                 loaded += end - start
                 progress.add(end - start)
+        # Before the rows are checked again, because Milvus Lite names those that are on disk ten times as fast.
+        if not sealed and collections.num_rows(connection, name) == rows.num:
+            progress.say(f"indexing {name}")
+            collections.seal(connection, name, rows.num)
+            sealed = True
+        if not wrong:
+            break
+    else:
+        there = collections.num_rows(connection, name)
+        raise ServiceError(
+            f"the collection {name} at {connection.address.shown} has {there:,} rows, not {rows.num:,} once each, "
+            "whatever is loaded or deleted",
+            hint="is something else writing to it? Remove it with --remove, and publish again",
+        )
+    progress.done = already + rows.num
+    progress.say(f"{name} is there")
     return loaded
+
+
+def _wrong_ranges(connection: Connection, name: str, rows: Rows) -> Iterator[tuple[int, int, int]]:
+    """Ranges of rows to be loaded, (first, last, rows that are there): empty ones, and batches with a wrong row."""
+    pending = [(0, rows.num)]
+    while pending:
+        first, last = pending.pop()
+        there = collections.num_rows(connection, name, rows.where(first, last))
+        if there == last - first and _are_these(connection, name, rows, first, last):
+            continue
+        if there and last - first > rows.batch:
+            half = first + max(1, (last - first) // (2 * rows.batch)) * rows.batch
+            pending += [(half, last), (first, half)]
+        else:
+            yield first, last, there
+
+
+def _are_these(connection: Connection, name: str, rows: Rows, first: int, last: int) -> bool:
+    """Whether as many rows as there are keys are these keys: a row that is there twice can stand for one that is not.
+
+    Milvus counts a row that is there twice as two, but names it once.
+    """
+    for start in range(first, last, NAMED_AT_ONCE):
+        end = min(start + NAMED_AT_ONCE, last)
+        if not np.array_equal(collections.row_ids(connection, name, rows.where(start, end)), rows.ids(start, end)):
+            return False
+    return True
 
 
 def _insert(connection: Connection, name: str, rows: Rows, first: int, last: int) -> None:

@@ -7,8 +7,10 @@ calling it again. How one collection is filled is `loading.py`.
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from memory_index.access import Access
 from memory_index.errors import IncompatibleError
@@ -26,7 +28,10 @@ from memory_index.versions.version import Version
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedSpace:
-    """One collection. num_loaded: rows that were not there before. recall_at_10: against exact search."""
+    """One collection. num_loaded: rows that were not there before.
+
+    recall_at_10: against exact search; None where a query never sees so many keys at once that Milvus is asked.
+    """
 
     space: KeySpace
     collection: str
@@ -34,7 +39,7 @@ class PublishedSpace:
     num_loaded: int
     index: str
     seconds: float
-    recall_at_10: float
+    recall_at_10: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,25 +75,35 @@ def publish(
     started = time.perf_counter()
     where = parse_address(address)
     memory = open_version(version, load_encoder=load_encoder, with_indexes=False)
-    connection = Connection(where, access or Access())
+    connection = Connection(where, access or Access(), may_create=True)
     try:
         sizes = key_space_sizes(memory)
         progress = Progress(report, sum(sizes.values()))
         filled: list[tuple[KeySpace, str, VectorIndex, int, float]] = []
         first, num = next(iter(sizes.items()))
-        with Lease(connection, _prepared(connection, version, first, num, index)[0]) as lease:
+        signed = _prepared(connection, version, first, num, index)[0]
+        with Lease(connection, signed, progress.say) as lease:
+            marks = _Marks(connection, version, sizes)
             for space, num in sizes.items():
                 before = time.perf_counter()
                 name, chosen = _prepared(connection, version, space, num, index)
-                loaded = fill(connection, name, Rows(version, memory, space, num), lease.require, progress)
+                loaded = fill(
+                    connection,
+                    name,
+                    Rows(version, memory, space, num),
+                    sealed=marks.found[space] is not None,
+                    withdraw=partial(marks.withdraw, space),
+                    still_ours=lease.require,
+                    progress=progress,
+                )
                 filled.append((space, name, chosen, loaded, time.perf_counter() - before))
             progress.say("measuring recall")
-            recall = recall_at_10(asking(memory, connection, {space: chosen for space, _, chosen, *_ in filled}))
+            asked: set[KeySpace] = set()
+            indexes = {space: chosen for space, _, chosen, *_ in filled}
+            measured = recall_at_10(memory.with_segments(asking(memory, connection, indexes, asked)))
+            recall = {space: measured[space] if space in asked else None for space in sizes}
             lease.require()
-            for space, name, chosen, *_ in filled:
-                identity = Identity.of(version, space, sizes[space])
-                mark = Mark(identity=identity, index=chosen, recall_at_10=recall[space])
-                collections.set_property(connection, name, MARK, collections.as_json(mark))
+            marks.put(indexes, recall)
     finally:
         connection.close()
     return Published(
@@ -116,18 +131,67 @@ def publish(
 def remove(version: Version, address: str, *, access: Access | None = None) -> tuple[str, ...]:
     """Drop every collection of a version, complete or not; returns their names.
 
-    Whoever has it open gets a `ServiceError` or `NotFoundError` at the next search. Raises as `publish` does.
+    Whoever has it open gets a `ServiceError` or `NotFoundError` at the next search. Raises as `publish` does, and
+    `NotFoundError` if there is no Milvus Lite.
     """
     connection = Connection(parse_address(address), access or Access())
     try:
         names = [_name(version, record.space) for record in version.manifest.spaces]
         there = [name for name in names if collections.exists(connection, name)]
+        if names[0] in there:  # before anything is gone, as `_Marks` tells
+            collections.set_property(connection, names[0], MARK, "")
         # The first one last: it says who is publishing.
         for name in reversed(there):
             collections.drop(connection, name)
     finally:
         connection.close()
     return tuple(there)
+
+
+class _Marks:
+    """The marks of all collections of a version while it is published.
+
+    That of the first collection stands for all: it is taken off before anything of any of them is changed, and put on
+    last. So whoever searched, and reads it *after* the answers have come, knows that all of them were whole till then;
+    and marks of one publication are never of collections from different times.
+    """
+
+    def __init__(self, connection: Connection, version: Version, sizes: dict[KeySpace, int]) -> None:
+        self.connection, self.version, self.sizes = connection, version, sizes
+        self.found = {space: self._read(space) for space in sizes}
+        self.first = next(iter(sizes))
+        self.publication = collections.publication_of(self.found.values())
+        if not self.publication:
+            self.withdraw(self.first)
+
+    def withdraw(self, space: KeySpace) -> None:
+        """Take the mark off a collection that is about to be changed."""
+        self.publication = ""
+        for each in (self.first, space):
+            if self.found[each] is not None:
+                collections.set_property(self.connection, _name(self.version, each), MARK, "")
+                self.found[each] = None
+
+    def put(self, indexes: dict[KeySpace, VectorIndex], recall: dict[KeySpace, float | None]) -> None:
+        """Mark all collections complete, unless they are as they were: then whoever has them open may go on."""
+        if self.publication:
+            return
+        publication = secrets.token_hex(8)
+        for space, num in reversed(self.sizes.items()):
+            mark = Mark(
+                identity=Identity.of(self.version, space, num),
+                index=indexes[space],
+                publication=publication,
+                recall_at_10=recall[space],
+            )
+            collections.set_property(self.connection, _name(self.version, space), MARK, collections.as_json(mark))
+
+    def _read(self, space: KeySpace) -> Mark | None:
+        name = _name(self.version, space)
+        if not collections.exists(self.connection, name):
+            return None
+        found = collections.properties(self.connection, name)
+        return collections.read_mark(found, Identity.of(self.version, space, self.sizes[space]))
 
 
 def _name(version: Version, space: KeySpace) -> str:

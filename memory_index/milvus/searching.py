@@ -19,10 +19,10 @@ from memory_index.errors import IncompatibleError, NotFoundError, ServiceError
 from memory_index.key_spaces import Segment
 from memory_index.local import LocalMemory
 from memory_index.milvus import collections
-from memory_index.milvus.collections import KEY, ROW, SERIES, Identity, VectorIndex
+from memory_index.milvus.collections import KEY, ROW, SERIES, Identity, Mark, VectorIndex
 from memory_index.milvus.connection import Connection, parse_address
 from memory_index.search import Within
-from memory_index.types import KeySpace
+from memory_index.types import Filter, KeySpace, Neighbours, Queries, Scope
 from memory_index.versions.opening import LoadEncoder, open_version
 from memory_index.versions.version import Version
 
@@ -37,7 +37,7 @@ def open_milvus(
     access: Access | None = None,
     load_encoder: LoadEncoder | None = None,
     threads: int | None = None,
-) -> LocalMemory:
+) -> MilvusMemory:
     """Open a version on this machine whose keys a Milvus searches; see `open_version` and `parse_address`.
 
     Its FAISS files are not needed, and not looked at. Groups of keys of which a query may see few are scanned here,
@@ -51,12 +51,69 @@ def open_milvus(
     connection = Connection(where, access or Access())
     sizes = key_space_sizes(memory)
 
-    def checked(space: KeySpace) -> VectorIndex:
+    def checked(space: KeySpace) -> Mark:
         return require_complete(connection, version, space, sizes[space])
 
     with ThreadPoolExecutor(max_workers=len(sizes)) as pool:
-        indexes = dict(zip(sizes, pool.map(checked, sizes), strict=True))
-    return asking(memory, connection, indexes)
+        marks = dict(zip(sizes, pool.map(checked, sizes), strict=True))
+    if not collections.publication_of(marks.values()):
+        raise _incomplete(connection, version, next(iter(sizes)))
+    return MilvusMemory(memory, connection, marks)
+
+
+class MilvusMemory(LocalMemory):
+    """A version whose keys a Milvus searches. Implements `Memory`; safe to use from several threads.
+
+    marks: of its collections, all of one publication.
+    """
+
+    def __init__(self, memory: LocalMemory, connection: Connection, marks: dict[KeySpace, Mark]) -> None:
+        self.connection, self.marks = connection, marks
+        self.asked: set[KeySpace] = set()
+        indexes = {space: mark.index for space, mark in marks.items()}
+        segments = asking(memory, connection, indexes, self.asked)
+        super().__init__(memory.manifest, memory.encoder, memory.windows, segments, threads=memory.threads)
+
+    @property
+    def answered_by(self) -> str:
+        """See `Memory.answered_by`."""
+        kinds = "+".join(sorted({mark.index.kind for mark in self.marks.values()}))
+        return f"milvus {kinds} {collections.publication_of(self.marks.values())}"
+
+    def search(
+        self,
+        queries: Queries,
+        k: int,
+        *,
+        scopes: tuple[Scope, ...] | None = None,
+        views: tuple[int, ...] | None = None,
+        where: Filter | None = None,
+        min_gap: int = 0,
+    ) -> Neighbours:
+        """See `Memory.search`. Raises `ServiceError` too, also if the collections are not those that were opened."""
+        found = super().search(queries, k, scopes=scopes, views=views, where=where, min_gap=min_gap)
+        if not self.asked.isdisjoint(found.spaces):
+            self._require_unchanged()
+        return found
+
+    def _require_unchanged(self) -> None:
+        """To be called when Milvus has answered everything, once for all its collections.
+
+        Nothing of any collection is changed before the mark of the first one is off, and it is never the same mark that
+        is put on again. So if it is still there now, no answer before now was of anything else.
+        """
+        space, mark = next(iter(self.marks.items()))
+        name = collections.collection_name(self.fingerprint, space)
+        try:
+            now = collections.read_mark(collections.properties(self.connection, name), mark.identity)
+        except NotFoundError:
+            now = None
+        if now is None or now.publication != mark.publication:
+            raise ServiceError(
+                f"what was opened at {self.connection.address.shown} is being loaded anew, or was removed: "
+                f"the mark of {name} is another one",
+                hint="open it again, when it is complete",
+            )
 
 
 def key_space_sizes(memory: LocalMemory) -> dict[KeySpace, int]:
@@ -67,45 +124,60 @@ def key_space_sizes(memory: LocalMemory) -> dict[KeySpace, int]:
     }
 
 
-def require_complete(connection: Connection, version: Version, space: KeySpace, num: int) -> VectorIndex:
-    """The index of a collection that holds all keys of a key space, each once, and says so.
+def require_complete(connection: Connection, version: Version, space: KeySpace, num: int) -> Mark:
+    """The mark of a collection that holds as many rows as a key space has keys, and says that it is complete.
 
     Raises `NotFoundError`, `IncompatibleError`.
     """
     name = collections.collection_name(version.manifest.fingerprint, space)
     identity = Identity.of(version, space, num)
-    publish = f"cli index publish {version.ref} --to {connection.address.shown}"
     if not collections.exists(connection, name):
         raise NotFoundError(
-            f"{version.ref} is not at {connection.address.shown}: there is no collection {name}", hint=publish
+            f"{version.ref} is not at {connection.address.shown}: there is no collection {name}",
+            hint=_to_publish(connection, version),
         )
     found = collections.properties(connection, name)
     collections.require_same(connection, name, found, identity)
     mark = collections.read_mark(found, identity)
     if mark is None:
-        raise IncompatibleError(
-            f"the collection {name} at {connection.address.shown} is not complete: "
-            f"{version.ref} is being published, or that was interrupted",
-            hint=f"wait for it, or go on with it: {publish}",
-        )
+        raise _incomplete(connection, version, space)
     collections.load(connection, name)
     there = collections.num_rows(connection, name)
     if there != num:
         raise IncompatibleError(
             f"the collection {name} at {connection.address.shown} has {there:,} rows, but {version.ref} has {num:,} "
             f"keys of {space}",
-            hint=f"put it right: {publish}",
+            hint=f"put it right: {_to_publish(connection, version)}",
         )
-    return mark.index
+    return mark
 
 
-def asking(memory: LocalMemory, connection: Connection, indexes: dict[KeySpace, VectorIndex]) -> LocalMemory:
-    """The same memory, whose groups of keys ask the collections of these key spaces."""
+def _incomplete(connection: Connection, version: Version, space: KeySpace) -> IncompatibleError:
+    return IncompatibleError(
+        f"the collection {collections.collection_name(version.manifest.fingerprint, space)} at "
+        f"{connection.address.shown} is not complete: {version.ref} is being published, or that was interrupted",
+        hint=f"wait for it, or go on with it: {_to_publish(connection, version)}",
+    )
+
+
+def _to_publish(connection: Connection, version: Version) -> str:
+    return f"cli index publish {version.ref} --to {connection.address.shown}"
+
+
+def asking(
+    memory: LocalMemory, connection: Connection, indexes: dict[KeySpace, VectorIndex], asked: set[KeySpace]
+) -> list[Segment]:
+    """The segments of a memory, whose groups of keys ask the collections of these key spaces.
+
+    asked: gets every key space that Milvus is asked about, before it is.
+    """
 
     def index_of(segment: Segment, space: KeySpace, group: int) -> MilvusIndex:
         local = segment.rows(space.scope, group)
         return MilvusIndex(
             connection=connection,
+            space=space,
+            asked=asked,
             collection=collections.collection_name(memory.fingerprint, space),
             index=indexes[space],
             first_row=segment.first_row,
@@ -115,29 +187,30 @@ def asking(memory: LocalMemory, connection: Connection, indexes: dict[KeySpace, 
             alone=len(memory.segments) == 1,
         )
 
-    return memory.with_segments(
-        [
-            replace(
-                segment,
-                groups={
-                    space: [replace(group, index=index_of(segment, space, n)) for n, group in enumerate(groups)]
-                    for space, groups in segment.groups.items()
-                },
-            )
-            for segment in memory.segments
-        ]
-    )
+    return [
+        replace(
+            segment,
+            groups={
+                space: [replace(group, index=index_of(segment, space, n)) for n, group in enumerate(groups)]
+                for space, groups in segment.groups.items()
+            },
+        )
+        for segment in memory.segments
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MilvusIndex:
     """One group of n keys in a collection. Implements `search.Index`.
 
+    space: of the keys. asked: see `asking`.
     first_row: of its segment. local: int64 [n], rows of the keys in the segment, ascending; None where they are all
     rows in a line. series: whose keys they are, None for keys of all series. alone: whether there is no other segment.
     """
 
     connection: Connection
+    space: KeySpace
+    asked: set[KeySpace]
     collection: str
     index: VectorIndex
     first_row: int
@@ -154,7 +227,8 @@ class MilvusIndex:
 
     def propose(self, queries: np.ndarray, num: int, within: Within | None = None) -> np.ndarray:
         """See `search.Index.propose`. Raises `ServiceError`."""
-        # What is read need not be the very newest: a complete collection does not change.
+        self.asked.add(self.space)
+        # What is read need not be the very newest: a complete collection does not change, or is found to have changed.
         options = {
             "anns_field": KEY,
             "limit": num,
