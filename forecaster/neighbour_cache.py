@@ -64,7 +64,8 @@ class CacheSettings:
     """Everything that decides what is in a cache; its name is the hash of it.
 
     memory: fingerprint of the version. table_sha256: of the steps up to the end of the part. horizon: the model's.
-    num_folds: 0 where nothing is cross-fitted.
+    num_folds: 0 where nothing is cross-fitted. answered_by: what beside the version decides what is found, see
+    `Memory.answered_by`; empty where the memory itself is not asked.
     """
 
     memory: str
@@ -77,12 +78,16 @@ class CacheSettings:
     slots: int
     num_folds: int
     stride: int
+    answered_by: str = ""
     format: int = FORMAT
 
     @property
     def name(self) -> str:
         """The folder of the cache."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+        deciding = asdict(self)
+        if not self.answered_by:  # what a version itself answers has the name that it always had
+            del deciding["answered_by"]
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,6 +207,8 @@ def _settings(
         slots=slots,
         num_folds=num_folds,
         stride=stride,
+        # Blocks of time ask trial versions, which are searched here whoever searches the memory.
+        answered_by="" if num_folds else memory.answered_by,
     )
 
 

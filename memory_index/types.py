@@ -216,6 +216,14 @@ class Memory(Protocol):
         """The training scale of each series of the version, float64 [N_v]: the units of its keys and of errors."""
         ...
 
+    @property
+    def answered_by(self) -> str:
+        """What decides its answers beside the version, such as an approximate index; empty for the version's own files.
+
+        Answers that are kept for later belong to the version and to this.
+        """
+        ...
+
     def linear_forecast(self, queries: Queries) -> np.ndarray:
         """A baseline: what the closed-form linear map behind the widest view forecasts, float32 [B, N, H], raw units.
 

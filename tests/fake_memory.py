@@ -51,6 +51,11 @@ class FakeMemory:
         """See `Memory.scale`."""
         return self.encoder.scale
 
+    @property
+    def answered_by(self) -> str:
+        """See `Memory.answered_by`."""
+        return ""
+
     def linear_forecast(self, queries: Queries) -> np.ndarray:
         """See `Memory.linear_forecast`."""
         series = self.windows.numbers_of(queries.series_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from dataclasses import replace
@@ -380,3 +381,20 @@ def test_a_block_that_leaves_nothing_to_fit_on_is_refused(tmp_path):
     version = build(TABLE, Store(tmp_path), "m", window=WINDOW, split=split, encoder=ENCODER)
     with pytest.raises(DataError, match="left to fit keys on"):
         training(open_version(version), tmp_path)
+
+
+class Approximate(LocalMemory):
+    """The same version, asked by way of something else."""
+
+    answered_by = "milvus HNSW 1"
+
+
+def test_answers_of_an_approximate_index_are_kept_apart(memory, tmp_path):
+    other = Approximate(memory.manifest, memory.encoder, memory.windows, memory.segments)
+    asked = [(validation, {}), (training, {"num_folds": 1}), (training, {"num_folds": 3})]
+    own, theirs = ([find(each, tmp_path, **options).path for find, options in asked] for each in (memory, other))
+    # Blocks of time are asked of versions that are searched here either way.
+    assert [mine == other for mine, other in zip(own, theirs, strict=True)] == [False, False, True]
+    settings = json.loads((own[0] / cache_folder.RECORD).read_text())["settings"]
+    assert settings.pop("answered_by") == ""
+    assert hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32] == own[0].name
