@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -49,6 +50,11 @@ def show(title: str, command: str, figures: list[Figure], out: Path | None) -> N
 def peak_rss_mb() -> float:
     """Peak resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def anonymous_bytes() -> int:
+    """Resident memory of this process that is not mapped from a file, so that it cannot be given back."""
+    return int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024  # type: ignore[index]
 
 
 def timed(action: Callable[[], Any]) -> tuple[float, Any]:

@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 
 from memory_index.encoder import Encoded
-from memory_index.leakage import TimeSpans, admissible_ranges
+from memory_index.leakage import admissible_ranges
 from memory_index.search import KeyGroup, Ranges, search_group
 from memory_index.threads import faiss_threads
 from memory_index.types import Filter, KeySpace, Queries, Scope
@@ -110,6 +110,41 @@ class Task(NamedTuple):
     excluded: np.ndarray | None
 
 
+class GroupTimes:
+    """The times of the windows of a group of n keys, datetime64[ns] [n] in time order. Implements `leakage.Times`.
+
+    Each is kept once it has been needed: a search under `causal` needs `known_at` only, which of `pooled` is no copy.
+    """
+
+    def __init__(self, windows: StoredWindows, segment: Segment, scope: Scope, group: int) -> None:
+        self.windows, self.segment, self.scope, self.group = windows, segment, scope, group
+
+    @cached_property
+    def known_at(self) -> np.ndarray:
+        """When everything about each window is known."""
+        return self.windows.known_at[self._rows]
+
+    @cached_property
+    def start_at(self) -> np.ndarray:
+        """The first context step of each window."""
+        return self.windows.spans(self._rows).start_at
+
+    @cached_property
+    def end_at(self) -> np.ndarray:
+        """The last future step of each window."""
+        return self.windows.spans(self._rows).end_at
+
+    @cached_property
+    def origin(self) -> np.ndarray:
+        """The last context step of each window."""
+        return self.windows.origin(self._rows)
+
+    @property
+    def _rows(self) -> np.ndarray | slice:
+        first, local = self.segment.first_row, self.segment.rows(self.scope, self.group)
+        return slice(first, first + len(self.segment.windows)) if isinstance(local, slice) else first + local
+
+
 class KeySpaceSearch:
     """Searches one key space at a time over the segments of a version."""
 
@@ -121,7 +156,7 @@ class KeySpaceSearch:
         self.value_width = value_width
         self.threads = threads
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
-        self._times: dict[tuple[int, Scope, int], tuple[TimeSpans, np.ndarray]] = {}
+        self._times: dict[tuple[int, Scope, int], GroupTimes] = {}
 
     def nearest(
         self,
@@ -227,28 +262,29 @@ class KeySpaceSearch:
 
     def _ranges(self, segment: int, scope: Scope, group: int, queries: Queries, where: Filter) -> Ranges:
         """The rows of a group that each moment may see, by the leak rule and the filter's dates."""
-        spans, origin = self._group_times(segment, scope, group)
+        times = self._group_times(segment, scope, group)
         spec, step = self.windows.spec, self.windows.step
         before, after = admissible_ranges(
             queries.policy,
-            spans,
+            times,
             origin=queries.origin,
             query_start=step.add(queries.origin, 1 - spec.lookback),
             query_end=step.add(queries.origin, spec.horizon),
         )
-        first = 0 if where.after is None else int(np.searchsorted(origin, where.after, side="left"))
-        last = len(origin) if where.before is None else int(np.searchsorted(origin, where.before, side="right"))
+        first = 0 if where.after is None else int(np.searchsorted(times.origin, where.after, side="left"))
+        last = (
+            len(times.known_at)
+            if where.before is None
+            else int(np.searchsorted(times.origin, where.before, side="right"))
+        )
         last = max(first, last)
         return Ranges(first, np.clip(before, first, last), np.clip(after, first, last), last)
 
-    def _group_times(self, segment: int, scope: Scope, group: int) -> tuple[TimeSpans, np.ndarray]:
-        """Spans and origins of the windows of a group of keys, in time order; kept, since every search needs them."""
+    def _group_times(self, segment: int, scope: Scope, group: int) -> GroupTimes:
+        """The times of a group of keys; kept, since every search needs them."""
         name = (segment, scope, group)
         if name not in self._times:
-            part = self.segments[segment]
-            local = part.rows(scope, group)
-            rows = part.first_row + (np.arange(len(part.windows)) if isinstance(local, slice) else local)
-            self._times[name] = self.windows.spans(rows), self.windows.origin(rows)
+            self._times[name] = GroupTimes(self.windows, self.segments[segment], scope, group)
         return self._times[name]
 
     def _excluded(self, segment: Segment, space: KeySpace, group: int, flat: bool, where: Filter) -> np.ndarray | None:

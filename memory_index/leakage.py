@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 
@@ -45,6 +46,25 @@ class TimeSpans:
     known_at: np.ndarray
 
 
+class Times(Protocol):
+    """What has the times of windows, each worked out when it is first needed; see `TimeSpans`."""
+
+    @property
+    def start_at(self) -> np.ndarray:
+        """The first context step."""
+        ...
+
+    @property
+    def end_at(self) -> np.ndarray:
+        """The last future step."""
+        ...
+
+    @property
+    def known_at(self) -> np.ndarray:
+        """The time from which the whole window is known."""
+        ...
+
+
 def is_admissible(
     policy: Policy, windows: TimeSpans, *, origin: np.ndarray, query_start: np.ndarray, query_end: np.ndarray
 ) -> np.ndarray:
@@ -55,7 +75,7 @@ def is_admissible(
 
 
 def admissible_ranges(
-    policy: Policy, windows: TimeSpans, *, origin: np.ndarray, query_start: np.ndarray, query_end: np.ndarray
+    policy: Policy, windows: Times, *, origin: np.ndarray, query_start: np.ndarray, query_end: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The admissible rows of `n` windows in time order, for each of B queries, as two ranges of rows.
 

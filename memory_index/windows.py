@@ -213,11 +213,11 @@ class StoredWindows:
         first, last = self.step.local(np.array([origins.min(), origins.max()]))
         return len(pd.date_range(first, last, freq=self.step.offset)) - 1
 
-    def origin(self, rows: np.ndarray) -> np.ndarray:
+    def origin(self, rows: np.ndarray | slice) -> np.ndarray:
         """Time of the last context step, datetime64[ns], shape of `rows`."""
         return self.times[self.origin_position[rows]]
 
-    def spans(self, rows: np.ndarray) -> TimeSpans:
+    def spans(self, rows: np.ndarray | slice) -> TimeSpans:
         """When the windows start, end and become known; each has the shape of `rows`."""
         position = self.origin_position[rows]
         return TimeSpans(

@@ -224,3 +224,13 @@ def test_the_smallest_of_long_lines_are_those_of_a_sort(n: int, decimals: int) -
         assert all(len(set(line)) == num for line in columns.tolist())
         found = np.sort(np.take_along_axis(proposed, columns, axis=1), axis=1)
         np.testing.assert_array_equal(found, np.sort(proposed, axis=1)[:, :num])
+
+
+def test_a_causal_search_keeps_no_more_times_than_it_needs(tmp_path):
+    memory = open_version(built(tmp_path))
+    memory.search(queries_at(wide_table(), [200]), 3)
+    kept = memory._key_spaces._times
+    assert {scope for _, scope, _ in kept} == {"own", "joint", "pooled"}
+    for (_, scope, _), times in kept.items():
+        assert not {"start_at", "end_at", "origin"} & vars(times).keys()
+        assert np.shares_memory(times.known_at, memory.windows.known_at) == (scope == "pooled")

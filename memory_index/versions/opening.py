@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import safetensors.numpy
 
 from memory_index.encoder import BUILT_IN, DualKeyEncoder, EncoderConfig, KeyEncoder
@@ -157,7 +158,7 @@ def stored_windows(folder: Path, manifest: Manifest, parts: list[SegmentWindows]
     """
     series, parts = read_series(folder, manifest).series, parts or _segment_windows(folder, manifest)
     names = ("series", "origin_row", "known_at", "location", "spread", "flat")
-    return StoredWindows(
+    windows = StoredWindows(
         spec=manifest.window,
         step=manifest.step,
         series_ids=manifest.series_ids,
@@ -167,6 +168,9 @@ def stored_windows(folder: Path, manifest: Manifest, parts: list[SegmentWindows]
         offset=np.cumsum([0, *(len(part) for part in series)]),
         **{name: _joined([getattr(part, name) for part in parts]) for name in names},
     )
+    del series
+    pa.default_memory_pool().release_unused()  # decoding took as much again, which Arrow would hold for the next time
+    return windows
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
