@@ -322,15 +322,20 @@ def test_one_note_for_each_time_that_it_cannot_be_reached(monkeypatch):
             connection.attempt(once, 0.2)
     assert len(notes) == 3
     assert notes[0] == "grpc://127.0.0.1:1 cannot be reached: nobody is there; asked again until 60 s are over"
-    with pytest.raises(ServiceError):
-        connection.attempt(once, 0.2, is_told=False)
-    assert len(notes) == 3
-    # What ends soon is not worth a note.
-    monkeypatch.setattr(remote, "TELL_S", 2.0)
-    connection._is_noted = False
-    with pytest.raises(ServiceError):
-        connection.attempt(once, 0.2)
-    assert len(notes) == 3
+
+
+@pytest.mark.parametrize(("tell_s", "is_told", "num"), [(0.0, True, 1), (0.0, False, 0), (2.0, True, 0)])
+def test_what_ends_soon_is_not_worth_a_note(monkeypatch, tell_s, is_told, num):
+    monkeypatch.setattr(remote, "TELL_S", tell_s)
+    notes: list[str] = []
+    connection = remote._Connection(parse_address("grpc://127.0.0.1:1/small"), Access(), notes.append)
+
+    def once(left_s: float) -> str:
+        raise flight.FlightUnavailableError("nobody is there")
+
+    with pytest.raises(ServiceError, match="gave up after"):
+        connection.attempt(once, 0.2, is_told=is_told)
+    assert len(notes) == num
 
 
 def test_a_command_says_that_its_service_is_gone(folder, monkeypatch, capfd):
