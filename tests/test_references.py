@@ -113,7 +113,6 @@ def test_access_is_read_from_files(tmp_path):
     [
         (b"", "holds no token"),
         (b"# nothing but this\n", "holds no token"),
-        (b"too-short\n", "line 1: a token is one word"),
         (b"one two-words three-words-and-more\n", "line 1: a token is one word"),
         ("a-token-with-an-\u00e9-in-it".encode(), "line 1: a token is one word"),
         (bytes(range(256)) * 10, "a token is one word"),
@@ -124,6 +123,14 @@ def test_files_that_hold_no_token_are_refused(tmp_path, content, words):
     (tmp_path / "tokens").write_bytes(content)
     with pytest.raises(UsageError, match=words):
         read_access(tmp_path / "tokens", None)
+
+
+def test_a_short_token_may_be_shown_but_lets_nobody_in(tmp_path):
+    """How long a token is, whoever checks it decides: that of a database may be short."""
+    (tmp_path / "tokens").write_text("too-short\n")
+    assert read_access(tmp_path / "tokens", None).token == "too-short"
+    with pytest.raises(UsageError, match="line 1: a token is one word of at least 16"):
+        read_tokens(tmp_path / "tokens")
 
 
 def test_files_that_hold_no_certificate_are_refused(tmp_path):
