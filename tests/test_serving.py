@@ -20,7 +20,7 @@ from serve_fixtures import http, whole_service
 from memory_index.access import Access, Token
 from memory_index.errors import BusyError, NotFoundError, ServiceError, UsageError
 from memory_index.local import LocalMemory
-from memory_index.service import serving, status
+from memory_index.service import guard, serving, status
 from memory_index.service.hosted import Hosting
 from memory_index.service.remote import RemoteMemory
 from memory_index.service.server import REFUSED, MemoryServer, Request
@@ -216,6 +216,7 @@ def test_silent_visitors_of_the_status_page_hold_nobody_up(folder):
 
 def test_more_visitors_than_places(folder, monkeypatch):
     monkeypatch.setattr(status, "MOST_REQUESTS", 2)
+    monkeypatch.setattr(status, "REQUEST_S", 2 * PATIENCE_S)
     with whole_service(folder, status_port=0) as service:
         assert service.status_port is not None
         silent = [socket.create_connection(("127.0.0.1", service.status_port)) for _ in range(2)]
@@ -224,10 +225,27 @@ def test_more_visitors_than_places(folder, monkeypatch):
             assert third.recv(1) == b""
         for each in silent:
             each.close()
-        wait_until(lambda: http(service.status_port, "/healthz") == (200, "ok\n"))
+        wait_until(lambda: _is_answered(service.status_port))
+
+
+def _is_answered(port: int | None) -> bool:
+    assert port is not None
+    try:
+        return http(port, "/healthz") == (200, "ok\n")
+    except OSError:
+        return False
 
 
 # What is left behind
+
+
+def test_a_private_folder_is_removed_with_or_without_its_socket(tmp_path):
+    for name in ("with", "without"):
+        (tmp_path / name / "p").mkdir(parents=True)
+        if name == "with":
+            (tmp_path / name / "server").touch()
+        guard._remove_private(tmp_path / name / "server", tmp_path / name / "p")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_begin_leaves_nothing(folder, tmp_path, monkeypatch):
