@@ -23,7 +23,7 @@ DEALT = 8  # columns in a group while the smallest of a line are looked for
 MORE = 8  # times as many candidates for a query that the first ones do not settle
 SPARE = 14  # candidates beyond k: room for the rounding of the proposal
 OVERFETCH = 64  # candidates asked of an index beyond k, for those the time guard rejects
-NEAR = 64  # queries whose ranges differ by so few rows at each end are asked together, with one filter
+NEAR = 64  # rows: a filter begins and ends at multiples of it, so that queries close in time are asked with one
 PART = 8  # a part of a group is scanned by itself where it is so many times smaller
 EXACT_ROWS = 20_000  # with fewer visible rows an exact scan is faster than a filtered graph search
 MIN_EFFORT = 128  # efSearch of a graph index, at least
@@ -309,8 +309,8 @@ def _search_index(
     # Twice NEAR of what a filter admits may be hidden from a query, and what is excluded is not known to the index.
     num = _power_of_two((k + SPARE) * len(group) / max(num_kept, 1) + 2 * NEAR)
     if index.can_filter and num <= index.most:
-        for chosen in _near_one_another(ranges, np.flatnonzero(short & (fetch > 0))):
-            take_up(chosen, int(num), _union(ranges.take(chosen)))
+        for chosen, within in _lots(ranges, np.flatnonzero(short & (fetch > 0))):
+            take_up(chosen, int(num), within)
     again = np.flatnonzero(short)
     if len(again):
         distances[again], rows[again] = scan(group, queries[again], ranges.take(again), k, excluded=excluded)
@@ -328,22 +328,18 @@ def _admissible(found: np.ndarray, ranges: Ranges, excluded: np.ndarray | None) 
     return found
 
 
-def _near_one_another(ranges: Ranges, pending: np.ndarray) -> Iterator[np.ndarray]:
-    """Split queries into lots whose ranges differ by at most `NEAR` rows at each end."""
-    pending = pending[np.lexsort((ranges.after[pending], ranges.before[pending]))]
-    while len(pending):
-        near = ranges.before[pending] - ranges.before[pending[0]] <= NEAR
-        near &= np.abs(ranges.after[pending] - ranges.after[pending[0]]) <= NEAR // 2
-        yield pending[near]
-        pending = pending[~near]
+def _lots(ranges: Ranges, pending: np.ndarray) -> Iterator[tuple[np.ndarray, Within]]:
+    """Split queries into lots that share a filter: what they may see, and up to `NEAR` rows more at each end.
 
-
-def _union(ranges: Ranges) -> Within:
-    """The rows that some of the queries may see."""
-    before, after = int(max(ranges.before.max(), ranges.first)), int(min(ranges.after.min(), ranges.last))
-    if after <= before:
-        return ((ranges.first, ranges.last),)
-    return tuple((first, last) for first, last in ((ranges.first, before), (after, ranges.last)) if first < last)
+    Which filter a query gets depends on its own ranges alone, and so does what an approximate index answers.
+    """
+    first, last = ranges.first, ranges.last
+    before = np.clip(-(-ranges.before[pending] // NEAR) * NEAR, first, last)
+    after = np.where(ranges.after[pending] < last, np.maximum(ranges.after[pending] // NEAR * NEAR, first), last)
+    edges, lot = np.unique(np.stack([before, after], axis=1), axis=0, return_inverse=True)
+    for place, (low, high) in enumerate(edges.tolist()):
+        parts = ((first, last),) if high <= low else ((first, low), (high, last))
+        yield pending[lot.reshape(-1) == place], tuple((start, end) for start, end in parts if start < end)
 
 
 def _num_fetched(k: int, visible: np.ndarray, n: int) -> np.ndarray:

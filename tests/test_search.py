@@ -193,6 +193,58 @@ def test_answers_do_not_depend_on_the_number_of_threads(tmp_path: object) -> Non
     assert faiss.omp_get_max_threads() == before  # the caller's setting is not ours to change
 
 
+class Whimsical:
+    """An index that leaves out keys at random, other ones for each filter and each query."""
+
+    can_filter, most = True, 10**6
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self.keys, self.asked = keys, []
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def propose(self, queries: np.ndarray, num: int, within: search.Within | None = None) -> np.ndarray:
+        self.asked.append((within, len(queries)))
+        found = np.full((len(queries), num), -1, dtype=np.int64)
+        for line, query in zip(found, queries, strict=True):
+            random = np.random.default_rng([num, *np.ravel(within or ()), *query.view(np.uint32)])
+            named = np.zeros(len(self), dtype=bool)
+            for first, end in within or ((0, len(self)),):
+                named[first:end] = True
+            rows = by_numpy(self.keys, query, named & (random.random(len(self)) < 0.7), num)
+            line[: len(rows)] = rows
+        return found
+
+
+@pytest.mark.parametrize("hidden", [0, 90, 300])
+def test_what_an_index_that_filters_answers_does_not_depend_on_the_batch(
+    hidden: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queries close in time share a filter, but not one that is made of their ranges."""
+    monkeypatch.setattr(search, "EXACT_ROWS", 40)
+    for name in ("SPARE", "OVERFETCH"):  # so that the first question leaves most of them short
+        monkeypatch.setattr(search, name, 0)
+    random = np.random.default_rng(3)
+    keys = np.cumsum(random.standard_normal((1000, 4)), axis=0, dtype=np.float32)  # what is near in time is near
+    group = KeyGroup(keys=keys, index=Whimsical(keys))
+    before = random.integers(150, 600, size=60)
+    after = before + hidden if hidden else np.full(60, 1000)
+    queries = keys[before + 45]  # the nearest are hidden
+    ranges = Ranges(20, before, after, 1000)
+    together = search.search_group(group, queries, ranges, 5)
+    lots = [num for within, num in group.index.asked if within is not None]
+    assert sum(lots) > 30
+    assert len(lots) <= 16
+    for q in range(60):
+        one = np.array([q])
+        alone = search.search_group(group, queries[one], ranges.take(one), 5)
+        for mine, ours in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(mine[0], ours[q])
+        found = together[1][q]
+        assert (((found >= 20) & (found < before[q])) | (found >= after[q])).all()
+
+
 def test_an_unknown_factory_is_refused_even_where_nothing_needs_it(tmp_path: object) -> None:
     store, table = Store(tmp_path), wide_table()
     with pytest.raises(UsageError, match="'HSNW32' is not a FAISS factory"):
