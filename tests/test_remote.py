@@ -5,6 +5,7 @@ That its answers are those of the version, and most of the lies that it finds, i
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -24,7 +25,7 @@ import pytest
 from guard_fixtures import CERTIFICATES, PATIENCE_S, wait_until
 from memory_fixtures import NUM_TRAINING, assert_same, built, open_version, queries_at, wide_table
 from pyarrow import flight
-from serve_fixtures import whole_service
+from serve_fixtures import cli_serving, whole_service
 from service_fixtures import served
 
 from cli.memory_options import Indexes
@@ -100,6 +101,52 @@ def test_a_forked_process_is_refused_at_once(service, local):
     assert_same(memory.search(some(), 4), expected)
 
 
+def test_a_forked_process_may_drop_what_its_parent_has_opened(service, local):
+    held = [RemoteMemory(f"{service}/small")]
+    expected = local.search(some(), 4)
+    assert_same(held[0].search(some(), 4), expected)
+
+    def drop() -> None:
+        held.clear()
+        gc.collect()
+
+    assert in_a_fork(drop) == "done"
+    assert_same(held[0].search(some(), 4), expected)
+
+
+# A memory that is dropped, not closed
+
+
+DROPPING = """
+import gc, os, signal, sys
+from memory_fixtures import queries_at, wide_table
+from memory_index.service.remote import RemoteMemory
+
+memory = RemoteMemory(sys.argv[1])
+memory.search(queries_at(wide_table(), [200]), 3)
+os.kill(int(sys.argv[2]), signal.SIGSTOP)
+if sys.argv[3] == "collected":
+    memory.itself = memory
+    del memory
+    gc.collect()
+print("done")
+"""
+
+
+@pytest.mark.parametrize("how", ["collected", "at the end"])
+def test_a_memory_that_is_dropped_waits_for_nobody(folder, how):
+    """Left to Arrow, it would wait for the service, and with it every thread of the process."""
+    with cli_serving(folder) as serving:
+        words = [sys.executable, "-c", DROPPING, f"{serving.address}/small", str(serving.process.pid), how]
+        try:
+            ended = subprocess.run(
+                words, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+            )
+        finally:
+            serving.process.send_signal(signal.SIGCONT)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+
+
 # A service that lies
 
 
@@ -120,7 +167,8 @@ def test_an_answer_from_no_key_space_is_not_believed(folder, monkeypatch):
     def nothing(neighbours):
         message = write(neighbours)
         document = json.loads(message.document) | {"spaces": []}
-        return Message(message.batch.slice(0, 0), json.dumps(document).encode())
+        batch = wire.one_line(wire.ANSWER, [column.flatten().to_numpy()[:0] for column in message.batch.columns])
+        return Message(batch, json.dumps(document).encode())
 
     monkeypatch.setattr(wire, "write_answer", nothing)
     with served(folder, ["small"]) as service, pytest.raises(ServiceError, match="an answer to another question"):
@@ -179,7 +227,7 @@ def test_nothing_but_brackets_cannot_be_read(service, monkeypatch):
         # Not gone through: otherwise it would be said first that these are not texts, and not numbers.
         ({"views": ["x"] * 700_000}, "'views': 700,000 in one question"),
         ({"scopes": [1] * 1_000_000}, "'scopes': 1,000,000 in one question"),
-        ({"series_id": [1] * 900_000}, "900000 series"),
+        ({"series_id": [1] * 900_000}, "windows: 4,500,000 in one question"),
         ({"where": {"series_id": [1] * 900_000}}, "'series_id': 900,000 in one question"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -190,6 +238,29 @@ def test_lists_that_are_too_long_are_not_gone_through(document, says):
     message = message._replace(document=json.dumps(json.loads(message.document) | document).encode())
     with pytest.raises(UsageError, match=says):
         wire.read_question(message, Limits(max_windows=30), 6)
+
+
+@pytest.mark.parametrize("origins", [range(200, 240), range(200, 240, 2), range(200, 201), range(0)], ids=str)
+def test_a_question_arrives_as_it_was_asked(origins):
+    """Bit for bit; of consecutive moments with every value once."""
+    queries = queries_at(wide_table(), origins, Policy.DISJOINT)
+    message = wire.write_question(Question(queries, 3, None, None, None, 0, 5.0))
+    arrived = wire.read_question(message, Limits(), 6).queries
+    for name in ("context", "origin", "series_id"):
+        assert getattr(arrived, name).tobytes() == getattr(queries, name).tobytes()
+    assert arrived.policy is queries.policy
+    _, num_series, lookback = queries.context.shape
+    steps = 39 + lookback if origins == range(200, 240) else len(origins) * lookback
+    assert len(message.batch["values"].flatten()) == num_series * steps
+
+
+def test_windows_that_differ_in_the_sign_of_zero_are_not_consecutive():
+    queries = queries_at(wide_table(), range(200, 240), Policy.CAUSAL)
+    context = queries.context.copy()
+    context[7, 1, 5] = 0.0
+    context[8, 1, 4] = -0.0
+    message = wire.write_question(Question(replace(queries, context=context), 3, None, None, None, 0, 5.0))
+    assert wire.read_question(message, Limits(), 6).queries.context.tobytes() == context.tobytes()
 
 
 def test_what_is_named_twice_is_asked_once(service, local):

@@ -134,7 +134,7 @@ def recorded(serving: Serving, local: LocalMemory) -> bytes:
             list(client.do_action(flight.Action(wire.OPEN, b'{"ref": "small"}')))
             command = flight.FlightDescriptor.for_command(json.dumps({"fingerprint": local.fingerprint}).encode())
             writer, reader = client.do_exchange(command)
-            writer.begin(wire.question_schema(36))
+            writer.begin(wire.QUESTION)
             for k in (2, 3):
                 asked = wire.write_question(Question(some(), k, None, None, None, 0, 1.0))
                 writer.write_with_metadata(asked.batch, asked.document)
@@ -289,28 +289,32 @@ def any_type(chance: random.Random, depth: int = 0) -> pa.DataType:
 
 
 def wrong_batch(chance: random.Random) -> pa.RecordBatch:
-    """The batch of a question with other columns, rows, values or nulls."""
+    """The batch of a question with other columns, lines, values or nulls."""
     batch = wire.write_question(Question(some(), 3, None, None, None, 0, 1.0)).batch
+    values, origin = (column.flatten().to_pylist() for column in batch.columns)
     match chance.randrange(6):
         case 0:
-            schema = pa.schema([(name, any_type(chance)) for name in chance.choices(["context", "origin", ""], k=3)])
+            schema = pa.schema([(name, any_type(chance)) for name in chance.choices([*wire.QUESTION.names, ""], k=3)])
             arrays = [pa.nulls(chance.choice((0, 3)), field.type) for field in schema]
             rows = min(len(array) for array in arrays)
             return pa.RecordBatch.from_arrays([array.slice(0, rows) for array in arrays], schema=schema)
         case 1:
-            return batch.slice(chance.randrange(len(batch)), chance.randrange(20))
+            lines = [wire.QUESTION.field(0).type, wire.QUESTION.field(1).type]
+            cut = [values[chance.randrange(len(values)) :], origin[: chance.randrange(len(origin))]]
+            return pa.RecordBatch.from_arrays(
+                [pa.array([part], kind) for part, kind in zip(cut, lines, strict=True)], schema=wire.QUESTION
+            )
         case 2:
-            values = np.array([chance.choice((0.0, np.nan, np.inf, -np.inf, 1e38)) for _ in range(36)] * len(batch))
-            context = pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float32)), 36)
-            return batch.set_column(0, batch.schema.field(0), context)
+            odd = [chance.choice((0.0, np.nan, np.inf, -np.inf, 1e38)) for _ in values]
+            return batch.set_column(0, batch.schema.field(0), pa.array([odd], batch["values"].type))
         case 3:
-            origins = pa.array([chance.choice((0, 1, -1)) * chance.choice(NUMBERS) for _ in batch["origin"]])
-            return batch.set_column(1, batch.schema.field(1), origins.cast(pa.timestamp("ns")))
+            odd = [chance.choice((0, 1, -1)) * chance.choice(NUMBERS) for _ in origin]
+            return batch.set_column(1, batch.schema.field(1), pa.array([odd], batch["origin"].type))
         case 4:
-            gone = pa.array([None if chance.random() < 0.3 else time for time in batch["origin"].to_pylist()])
-            return batch.set_column(1, batch.schema.field(1), gone.cast(pa.timestamp("ns")))
+            gone = [None if chance.random() < 0.3 else time for time in origin]
+            return batch.set_column(1, batch.schema.field(1), pa.array([gone], batch["origin"].type))
         case _:
-            return pa.concat_batches([batch] * chance.randrange(1, 60))
+            return pa.concat_batches([batch] * chance.choice((2, 60))).slice(0, chance.randrange(60))
 
 
 def wrong_call(chance: random.Random, client: flight.FlightClient, local: LocalMemory) -> None:
@@ -424,10 +428,8 @@ def test_sizes_that_lie_in_many_at_once(folder, local):
     body = pa.ipc.IpcWriteOptions(compression="zstd")
     bombs = []
     for megabytes in (300, 900):
-        rows = (megabytes << 20) // (36 * 4)
-        context = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(rows * 36, np.float32)), 36)
-        origin = pa.Array.from_buffers(pa.timestamp("ns"), rows, [None, pa.py_buffer(np.zeros(rows, np.int64))])
-        bombs.append(pa.RecordBatch.from_arrays([context, origin], schema=wire.question_schema(36)))
+        zeros = np.zeros((megabytes << 20) // 4, np.float32)
+        bombs.append(wire.one_line(wire.QUESTION, [zeros, np.zeros(len(zeros) // 36, np.int64)]))
 
     words = ("--max-memory-mb", "128", "--max-message-mb", "8")
     with small_stacks(), cli_serving(folder, *words) as serving, ThreadPoolExecutor(4) as pool:

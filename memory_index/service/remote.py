@@ -8,6 +8,7 @@ answers checks itself against the leak rule here, as every answer does. How ques
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import tempfile
@@ -51,6 +52,8 @@ T = TypeVar("T")
 
 _windows: weakref.WeakValueDictionary[str, StoredWindows] = weakref.WeakValueDictionary()  # by fingerprint
 _windows_lock = threading.Lock()
+_connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
+_of_the_parent: list[_Connection] = []  # in a forked process, those that there were
 _asking_process: int | None = None  # where the first connection was made; gRPC works in no process forked from it
 
 
@@ -179,7 +182,7 @@ class RemoteMemory:
     def _asked(self, question: Question, spaces: tuple[KeySpace, ...], until: float) -> Neighbours:
         def once(left_s: float) -> Message:
             message = wire.write_question(question._replace(wait_s=left_s))
-            with self._connection.stream(self.fingerprint, question.queries.context.shape[2], left_s) as stream:
+            with self._connection.stream(self.fingerprint, left_s) as stream:
                 return stream.ask(message, left_s)
 
         answer = self._connection.attempt(once, until - time.monotonic())
@@ -249,16 +252,16 @@ def _meant(address: Address, opened: str) -> str:
 class _Stream:
     """One kept stream of questions and answers; it is asked one question at a time."""
 
-    def __init__(self, client: flight.FlightClient, fingerprint: str, lookback: int, options: flight.FlightCallOptions):
+    def __init__(self, client: flight.FlightClient, fingerprint: str, options: flight.FlightCallOptions) -> None:
         descriptor = flight.FlightDescriptor.for_command(json.dumps({"fingerprint": fingerprint}).encode())
         self.writer, self.reader = client.do_exchange(descriptor, options)
-        self.writer.begin(wire.question_schema(lookback))
+        self.writer.begin(wire.QUESTION)
         self.last_used = time.monotonic()
 
     def ask(self, message: Message, within_s: float) -> Message:
         """The answer to one question. The stream is of no use any more if this raises."""
         try:
-            with self._cancelled_after(within_s):
+            with _watch.broken_off_after(within_s, self.reader.cancel):
                 self.writer.write_with_metadata(message.batch, message.document)
                 chunk = self.reader.read_chunk()
         except StopIteration as error:
@@ -270,7 +273,7 @@ class _Stream:
 
     def end(self) -> None:
         """Say that nothing more will be asked, and wait a moment until the service has ended it as well."""
-        with suppress(Exception), self._cancelled_after(END_S):
+        with suppress(Exception), _watch.broken_off_after(END_S, self.reader.cancel):
             self.writer.done_writing()
             for _ in self.reader:
                 pass
@@ -282,15 +285,47 @@ class _Stream:
             with suppress(Exception):
                 end()
 
+
+class _Watch:
+    """Breaks off what takes too long, with one thread for everything that is watched in this process."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._watched: dict[object, tuple[float, Callable[[], None]]] = {}  # until when, and how to break it off
+        self._looks_at = math.inf  # when the thread wakes by itself
+        self._is_started = False
+
     @contextmanager
-    def _cancelled_after(self, seconds: float) -> Iterator[None]:
-        watch = threading.Timer(seconds, self.reader.cancel)
-        watch.daemon = True
-        watch.start()
+    def broken_off_after(self, seconds: float, break_off: Callable[[], None]) -> Iterator[None]:
+        """Call `break_off`, in the thread, unless the block has ended by then."""
+        until, key = time.monotonic() + seconds, object()
+        with self._changed:
+            self._watched[key] = until, break_off
+            if not self._is_started:
+                threading.Thread(target=self._watch, name="watch", daemon=True).start()
+                self._is_started = True
+            elif until < self._looks_at:
+                self._changed.notify()
         try:
             yield
         finally:
-            watch.cancel()
+            with self._changed:
+                self._watched.pop(key, None)
+
+    def _watch(self) -> None:
+        while True:
+            with self._changed:
+                now = time.monotonic()
+                late = [key for key, (until, _) in self._watched.items() if until <= now]
+                to_break_off = [self._watched.pop(key)[1] for key in late]
+                if not late:
+                    self._looks_at = min((until for until, _ in self._watched.values()), default=math.inf)
+                    self._changed.wait(None if self._looks_at == math.inf else self._looks_at - now)
+            for break_off in to_break_off:
+                break_off()
+
+
+_watch = _Watch()
 
 
 class _Connection:
@@ -303,10 +338,12 @@ class _Connection:
         self.address, self.access, self.note = address, access, note
         self._lock = threading.Lock()
         self._client: flight.FlightClient | None = None
-        self._idle: list[_Stream] = []
+        self._idle: list[_Stream] = []  # always this very list
         self._num_in_use = 0
         self._is_noted = False  # that it is asked in vain
         self._places = threading.BoundedSemaphore(MOST_STREAMS)
+        _connections.add(self)
+        weakref.finalize(self, _cancel, self._idle)
 
     def options(self, timeout_s: float | None = None) -> flight.FlightCallOptions:
         """With the token, and perhaps a time after which the call is given up."""
@@ -327,24 +364,24 @@ class _Connection:
             raise
 
     @contextmanager
-    def stream(self, fingerprint: str, lookback: int, within_s: float) -> Iterator[_Stream]:
+    def stream(self, fingerprint: str, within_s: float) -> Iterator[_Stream]:
         """A stream that nobody else uses at the moment; given up if the block fails."""
         if not self._places.acquire(timeout=within_s):
             raise BusyError(f"{MOST_STREAMS} questions to {self.address.service} are under way already")
         try:
-            with self._stream(fingerprint, lookback, within_s) as stream:
+            with self._stream(fingerprint, within_s) as stream:
                 yield stream
         finally:
             self._places.release()
 
     @contextmanager
-    def _stream(self, fingerprint: str, lookback: int, within_s: float) -> Iterator[_Stream]:
+    def _stream(self, fingerprint: str, within_s: float) -> Iterator[_Stream]:
         with self.client() as client:
             stream = self._kept()
             if stream is None:
                 # Beginning a stream waits for a connection as long as gRPC likes; this call does not.
                 list(client.list_actions(self.options(within_s)))
-                stream = _Stream(client, fingerprint, lookback, self.options())
+                stream = _Stream(client, fingerprint, self.options())
             try:
                 with self._in_use():
                     yield stream
@@ -362,7 +399,7 @@ class _Connection:
                 return [stream]
             streams = [*self._idle, stream]
             num_surplus = max(len(streams) - max(self._num_in_use, 1), 0)
-            self._idle = streams[num_surplus:]
+            self._idle[:] = streams[num_surplus:]
             return streams[:num_surplus]
 
     @contextmanager
@@ -380,7 +417,7 @@ class _Connection:
         since = time.monotonic() - FORGET_S
         with self._lock:
             forgotten = [stream for stream in self._idle if stream.last_used < since]
-            self._idle = [stream for stream in self._idle if stream.last_used >= since]
+            self._idle[:] = [stream for stream in self._idle if stream.last_used >= since]
             kept = self._idle.pop() if self._idle else None
         for stream in forgotten:
             stream.cancel()
@@ -390,7 +427,8 @@ class _Connection:
         with self._lock:
             if self._client is not client:
                 return
-            idle, self._idle, self._client = self._idle, [], None
+            idle, self._client = list(self._idle), None
+            self._idle.clear()
         for stream in idle:
             stream.cancel()
 
@@ -465,13 +503,27 @@ class _Connection:
         if _asking_process != os.getpid():
             return
         with self._lock:
-            idle, self._idle = self._idle, []
-            client, self._client = self._client, None
+            idle, client, self._client = list(self._idle), self._client, None
+            self._idle.clear()
         for stream in idle:
             stream.end()
         if client is not None:
             with suppress(Exception):
                 client.close()
+
+
+def _cancel(streams: list[_Stream]) -> None:
+    """Give up the streams of a connection that nobody has any more, or at the end of the program.
+
+    Left to Arrow, each would wait for the service, and the whole process with it: Python's lock is held meanwhile.
+    """
+    if _asking_process == os.getpid():
+        for stream in streams:
+            stream.cancel()
+
+
+# In a forked process nothing of its parent's connections may be let go of: that waits for ever.
+os.register_at_fork(after_in_child=lambda: _of_the_parent.extend(_connections))
 
 
 def _connected(address: Address, access: Access) -> flight.FlightClient:

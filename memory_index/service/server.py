@@ -19,9 +19,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import flight
 
@@ -151,14 +152,10 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
             command = Document.read(descriptor.command or b"{}")
             with self.hosting.stream(command.string("fingerprint")) as hosted, self._counted_stream():
                 request.ref, request.fingerprint = hosted.ref, hosted.fingerprint
-                expected = wire.question_schema(hosted.memory.manifest.window.lookback)
                 with _malformed_refused():
                     found = reader.schema
-                if found != expected:
-                    raise IncompatibleError(
-                        f"a question to {hosted.ref} has the columns {expected.names} with a lookback of "
-                        f"{hosted.memory.manifest.window.lookback} steps"
-                    )
+                if found != wire.QUESTION:
+                    raise IncompatibleError(f"a question has the columns {', '.join(wire.QUESTION.names)}")
                 writer.begin(wire.ANSWER)
                 while (message := _next(reader)) is not None:
                     self._answer(context, hosted, message, writer)
@@ -228,7 +225,10 @@ class MemoryServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ha
                     f"the question takes longer than the {self.limits.max_seconds:g} s that this service allows",
                     hint="ask for fewer moments at once",
                 )
-            some = wire.some_of(question.queries, slice(start, start + BLOCK))
+            part = slice(start, start + BLOCK)
+            # Windows that share their memory become windows of their own, for the same sums in the same order.
+            context = np.ascontiguousarray(question.queries.context[part])
+            some = replace(question.queries, context=context, origin=question.queries.origin[part])
             try:
                 found = hosted.memory.search(
                     some,

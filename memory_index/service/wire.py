@@ -1,21 +1,23 @@
 """What client and service say to each other, as Arrow batches with a JSON document beside each.
 
-A question is a batch of B x N windows, moment by moment: raw contexts and origins; its document has the rest. An answer
-is a batch of B x N x V lines with the K neighbours of each. A stream asks one version, named by its fingerprint, and
-every answer repeats it. What a service is told is not believed: each question is checked here before anything is made
-of it. Vectors never travel, and no object is unpickled.
+Each batch is one line of whole arrays. A question has the raw values of windows [B, N, L] and their origins [B]; of
+consecutive moments each value is said once, not once for every window that it lies in. An answer has the neighbours
+[B, N, V, K] and the query's statistics [B, N, V]. A stream asks one version, named by its fingerprint, and every answer
+repeats it. What a service is told is not believed: each question is checked here before anything is made of it.
+Vectors never travel, and no object is unpickled.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
+from numpy.lib.stride_tricks import sliding_window_view
 
 from memory_index import errors
 from memory_index.errors import MemoryIndexError, ServiceError, UsageError
@@ -28,23 +30,19 @@ OPEN, STATUS = "open", "status"  # actions
 CHUNK = pa.schema([pa.field("bytes", pa.binary())])  # a file travels as such pieces
 MAX_NAME = 1000  # characters of the name of a series
 MAX_DOCUMENT = 4 << 20  # bytes; read into Python objects it is many times as large
+QUESTION = pa.schema([pa.field("values", pa.list_(pa.float32())), pa.field("origin", pa.list_(pa.timestamp("ns")))])
 ANSWER = pa.schema(
     [
         pa.field("row", pa.list_(pa.int64())),
         pa.field("distance", pa.list_(pa.float32())),
         pa.field("shape_distance", pa.list_(pa.float32())),
         pa.field("value_distance", pa.list_(pa.float32())),
-        pa.field("query_location", pa.float64()),
-        pa.field("query_spread", pa.float64()),
+        pa.field("query_location", pa.list_(pa.float64())),
+        pa.field("query_spread", pa.list_(pa.float64())),
     ]
 )
 SLOT_COLUMNS = ("row", "distance", "shape_distance", "value_distance")
 SLOT_BYTES = 20  # of one neighbour in an answer
-
-
-def question_schema(lookback: int) -> pa.Schema:
-    """Columns of a question to a version of this lookback."""
-    return pa.schema([pa.field("context", pa.list_(pa.float32(), lookback)), pa.field("origin", pa.timestamp("ns"))])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,14 +95,13 @@ class Message(NamedTuple):
 
 
 def write_question(question: Question) -> Message:
-    """A question as it travels. Nothing is copied but origins."""
+    """A question as it travels."""
     queries = question.queries
-    _, n, lookback = queries.context.shape
-    context = pa.FixedSizeListArray.from_arrays(pa.array(queries.context.reshape(-1), pa.float32()), lookback)
-    origin = pa.array(np.repeat(queries.origin, n), pa.timestamp("ns"))
-    where = question.where
+    stretch, where = _stretch(queries.context), question.where
     document: dict[str, Any] = {
         "series_id": [str(name) for name in queries.series_id],
+        "lookback": queries.context.shape[2],
+        "consecutive": stretch is not None,
         "policy": queries.policy.value,
         "k": int(question.k),
         "scopes": _each_once(question.scopes),
@@ -113,8 +110,20 @@ def write_question(question: Question) -> Message:
         "min_gap": int(question.min_gap),
         "wait_s": question.wait_s,
     }
-    batch = pa.RecordBatch.from_arrays([context, origin], schema=question_schema(lookback))
-    return Message(batch, json.dumps(document).encode())
+    values = queries.context if stretch is None else stretch
+    return Message(one_line(QUESTION, [values, queries.origin]), json.dumps(document).encode())
+
+
+def _stretch(context: np.ndarray) -> np.ndarray | None:
+    """The values that windows [B, N, L] of consecutive moments have between them, [N, B + L - 1]; None for others.
+
+    256 consecutive moments with a lookback of 512 are 767 values of a series instead of 131,072.
+    """
+    bits = context.view(np.int32)  # so that 0 and -0 differ
+    older, newer = bits[:-1, :, 1:], bits[1:, :, :-1]
+    if len(context) < 2 or not np.array_equal(older[0], newer[0]) or not np.array_equal(older, newer):
+        return None
+    return np.concatenate([context[0], context[1:, :, -1].T], axis=1)
 
 
 def _each_once(entries: Sequence[Any] | None) -> list[Any] | None:
@@ -130,39 +139,28 @@ def _times(where: Filter) -> dict[str, Any]:
 
 
 def read_question(message: Message, limits: Limits, num_spaces: int) -> Question:
-    """The question in a message, checked; its batch has the columns of `question_schema`.
+    """The question in a message, checked; its batch has the columns of `QUESTION`.
 
-    num_spaces: key spaces of the version. Raises `UsageError` for what is malformed or beyond a limit, and what
-    `Queries` raises.
+    num_spaces: key spaces of the version. Windows of consecutive moments share their memory. Raises `UsageError` for
+    what is malformed or beyond a limit, and what `Queries` raises.
     """
-    batch, document = message.batch, Document.read(message.document)
+    document = Document.read(message.document)
+    values, origin = _read_columns(message.batch)
     num_series = document.length("series_id")  # before they are gone through, as all lists here: that takes time
-    moments, rest = divmod(batch.num_rows, max(num_series, 1))
-    if rest:
-        raise UsageError(f"{batch.num_rows} windows are not whole moments of {num_series} series")
-    _require_at_most("windows", max(batch.num_rows, num_series), limits.max_windows)
+    _require_at_most("windows", num_series * max(len(origin), 1), limits.max_windows)
     names = document.strings("series_id", most=limits.max_windows)
     if not names or max(len(name) for name in names) > MAX_NAME:
         raise UsageError(f"a question names at least one series, each with at most {MAX_NAME} characters")
-    k = document.integer("k")
+    k, shape = document.integer("k"), (len(origin), len(names), document.integer("lookback"))
     _require_at_most("k", k, limits.max_k)
-    _require_at_most("windows x key spaces x k", batch.num_rows * num_spaces * max(k, 0), limits.max_slots)
-    try:
-        batch.validate(full=True)
-    except pa.ArrowException as error:
-        raise UsageError("the message is malformed") from error
-    if any(column.null_count for column in batch.columns) or batch["context"].values.null_count:
-        raise UsageError("a question has a missing value (null)")
-    context = batch["context"].flatten().to_numpy(zero_copy_only=True)
-    origin = batch["origin"].to_numpy(zero_copy_only=False).astype("datetime64[ns]").reshape(moments, len(names))
-    if (origin != origin[:, :1]).any():
-        raise UsageError("the windows of a moment do not share its origin")
+    _require_at_most("windows x key spaces x k", math.prod(shape[:2]) * num_spaces * max(k, 0), limits.max_slots)
+    _require_at_most("bytes of windows", 4 * math.prod(shape), limits.max_message)
     policy = document.string("policy")
     if policy not in set(Policy):
         raise UsageError(f"policy must be {' or '.join(Policy)}, not '{policy[:40]}'")
     queries = Queries(
-        context=context.reshape(moments, len(names), batch.schema.field("context").type.list_size),
-        origin=np.ascontiguousarray(origin[:, 0]),
+        context=_contexts(values, shape, is_consecutive=document.boolean("consecutive")),
+        origin=origin,
         series_id=np.array(names),
         policy=Policy(policy),
     )
@@ -177,18 +175,27 @@ def read_question(message: Message, limits: Limits, num_spaces: int) -> Question
     )
 
 
+def _contexts(values: np.ndarray, shape: tuple[int, int, int], *, is_consecutive: bool) -> np.ndarray:
+    """The windows [B, N, L] in the values of a question."""
+    num_moments, num_series, lookback = shape
+    length = num_moments + lookback - 1
+    expected = num_series * length if is_consecutive else math.prod(shape)
+    if lookback < 1 or len(values) != expected or (is_consecutive and not num_moments):
+        raise UsageError(f"{len(values)} values are not {num_moments} moments of {num_series} series")
+    if not is_consecutive:
+        return values.reshape(shape)
+    return sliding_window_view(values.reshape(num_series, length), lookback, axis=1).swapaxes(0, 1)
+
+
 def write_answer(neighbours: Neighbours) -> Message:
     """An answer as it travels."""
-    b, n, v, k = neighbours.row.shape
-    offsets = pa.array(np.arange(b * n * v + 1, dtype=np.int32) * k)
-
-    def slots(values: np.ndarray) -> pa.Array:
-        return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values).reshape(-1)))
-
-    columns = [slots(getattr(neighbours, name)) for name in SLOT_COLUMNS]
-    columns += [pa.array(getattr(neighbours, name).reshape(-1)) for name in ("query_location", "query_spread")]
-    document = {"fingerprint": neighbours.fingerprint, "spaces": [list(space) for space in neighbours.spaces], "k": k}
-    return Message(pa.RecordBatch.from_arrays(columns, schema=ANSWER), json.dumps(document).encode())
+    document = {
+        "fingerprint": neighbours.fingerprint,
+        "spaces": [list(space) for space in neighbours.spaces],
+        "k": neighbours.row.shape[3],
+    }
+    columns = [getattr(neighbours, name) for name in ANSWER.names]
+    return Message(one_line(ANSWER, columns), json.dumps(document).encode())
 
 
 def read_answer(
@@ -205,11 +212,11 @@ def read_answer(
     not one to this question, of this version; `LeakError`.
     """
     try:
-        document, batch = json.loads(message.document), message.batch
+        document = json.loads(message.document)
         found, k = str(document["fingerprint"]), document["k"]
         answered = tuple((scope, view) for scope, view in document["spaces"])
-        batch.validate(full=True)
-    except (ValueError, KeyError, TypeError, pa.ArrowException, RecursionError) as error:
+        columns = dict(zip(message.batch.schema.names, _read_columns(message.batch), strict=True))
+    except (ValueError, KeyError, TypeError, UsageError, RecursionError) as error:
         raise ServiceError("the service gave an answer that cannot be read; it was discarded") from error
     if found != fingerprint:
         raise ServiceError(
@@ -218,21 +225,13 @@ def read_answer(
         )
     queries = question.queries
     shape = (*queries.context.shape[:2], len(spaces))
-    if k != question.k or batch.num_rows != math.prod(shape) or batch.schema != ANSWER or answered != spaces:
+    if k != question.k or answered != spaces or message.batch.schema != ANSWER:
         raise ServiceError("the service gave an answer to another question; it was discarded")
-    columns, offsets = {}, np.arange(batch.num_rows + 1) * k
-    for name in SLOT_COLUMNS:
-        slots = batch[name]
-        if (
-            slots.null_count
-            or slots.values.null_count
-            or len(slots.values) != offsets[-1]
-            or not np.array_equal(slots.offsets.to_numpy(), offsets)
-        ):
+    for name in ANSWER.names:
+        expected = (*shape, k) if name in SLOT_COLUMNS else shape
+        if len(columns[name]) != math.prod(expected):
             raise ServiceError("the service gave half an answer; it was discarded")
-        columns[name] = slots.values.to_numpy(zero_copy_only=True).reshape(*shape, k)
-    for name in ("query_location", "query_spread"):
-        columns[name] = batch[name].to_numpy(zero_copy_only=False).reshape(shape)
+        columns[name] = columns[name].reshape(expected)
     _require_an_answer(columns)
     return Neighbours(
         queries=queries,
@@ -260,6 +259,32 @@ def _require_an_answer(columns: Mapping[str, np.ndarray]) -> None:
     )
     if not is_answer:
         raise ServiceError("the service gave an answer that no search gives; it was discarded")
+
+
+def one_line(schema: pa.Schema, columns: Sequence[np.ndarray]) -> pa.RecordBatch:
+    """Whole arrays as a batch. What is contiguous is not copied."""
+    lines = []
+    for values, field in zip(columns, schema, strict=True):
+        kind = field.type.value_type
+        entries = pa.Array.from_buffers(kind, values.size, [None, pa.py_buffer(np.ascontiguousarray(values))])
+        ends = pa.py_buffer(np.array([0, values.size], dtype=np.int32))
+        lines.append(pa.Array.from_buffers(field.type, 1, [None, ends], children=[entries]))
+    return pa.RecordBatch.from_arrays(lines, schema=schema)
+
+
+def _read_columns(batch: pa.RecordBatch) -> Iterator[np.ndarray]:
+    """The arrays in a batch, each of one axis. Raises `UsageError`."""
+    try:
+        batch.validate(full=True)
+    except pa.ArrowException as error:
+        raise UsageError("the message is malformed") from error
+    if batch.num_rows != 1:
+        raise UsageError(f"a message has one line, not {batch.num_rows}")
+    for column in batch.columns:
+        values = column.flatten()
+        if column.null_count or values.null_count:
+            raise UsageError("a message has a missing value (null)")
+        yield values.to_numpy(zero_copy_only=True)
 
 
 def joined(parts: list[Neighbours], queries: Queries) -> Neighbours:
@@ -320,6 +345,10 @@ class Document(NamedTuple):
     def length(self, name: str) -> int:
         """How long a list is, whatever is in it."""
         return len(self._of(name, list))
+
+    def boolean(self, name: str) -> bool:
+        """True or false."""
+        return bool(self._of(name, bool))
 
     def strings(self, name: str, *, most: int) -> list[str]:
         """A list of at most so many texts."""
