@@ -59,6 +59,7 @@ def main() -> None:
             address = f"{service}/etth1@1"
             figures = [
                 *one_client(indexes, address, batch_of(file, indexes, num_series=1), options.turns),
+                *one_client(indexes, address, batch_of(file, indexes, num_series=1, stride=7), options.turns),
                 *one_client(indexes, address, batch_of(file, indexes, num_series=7), max(options.turns // 4, 10)),
                 *many_clients(indexes, address, batch_of(file, indexes, num_series=1), options.seconds),
             ]
@@ -83,14 +84,14 @@ def serving(indexes: Path, *refs: str, options: tuple[str, ...] = ()) -> Iterato
         process.wait(60)
 
 
-def batch_of(file: Path, indexes: Path, *, num_series: int) -> Queries:
-    """The first test windows: `BATCH` moments of all series, or of the last one."""
+def batch_of(file: Path, indexes: Path, *, num_series: int, stride: int = 1) -> Queries:
+    """The first test windows: `BATCH` moments of all series, or of the last one. stride: steps between two moments."""
     table, memory = read_table(file), open_memory(indexes, "etth1")
     origins = part_origins(table, memory.windows.spec, memory.manifest.split, "test")
     block = next(
         query_blocks(
             table,
-            [rows[:BATCH] for rows in origins],
+            [rows[: BATCH * stride : stride] for rows in origins],
             memory.windows.spec,
             Policy.CAUSAL,
             known=memory.manifest.series_ids,
@@ -109,6 +110,11 @@ def require_same(first: Neighbours, second: Neighbours) -> None:
             raise SystemExit(f"the service answers another {name} than the memory in this process")
 
 
+def is_consecutive(queries: Queries) -> bool:
+    """Whether each window is the one before, a step later: then its values travel once."""
+    return np.array_equal(queries.context[1:, :, :-1], queries.context[:-1, :, 1:])
+
+
 def one_client(indexes: Path, address: str, queries: Queries, turns: int) -> list[Figure]:
     """The same question to both, in turn."""
     local, remote = open_memory(indexes, "etth1"), open_memory(indexes, address)
@@ -120,10 +126,10 @@ def one_client(indexes: Path, address: str, queries: Queries, turns: int) -> lis
             times[name].append(timed(lambda memory=memory: memory.search(queries, K))[0] * 1e3)
     own, theirs = (float(np.median(times[name])) for name in ("local", "remote"))
     more = float(np.median(np.subtract(times["remote"], times["local"])))
-    num = queries.context.shape[1]
+    num, moments = queries.context.shape[1], "consecutive" if is_consecutive(queries) else "scattered"
     return [
         Figure(
-            f"{BATCH} moments of {num} series, all key spaces, k = {K}",
+            f"{BATCH} {moments} moments of {num} series, k = {K}",
             f"{theirs:.1f} ms",
             f"at most {own + max(2.0, 0.05 * own):.1f} ms",
             f"in this process {own:.1f} ms; median difference {more:+.2f} ms ({more / own:+.1%}), {turns} turns",
