@@ -315,15 +315,20 @@ def test_turns_that_are_closed():
 
 def test_a_turn_that_is_given_up_is_not_taken(monkeypatch):
     """Whoever waits may be interrupted: what it asked for must not be done later."""
-    turns, go_on, done = Turns(8), threading.Event(), []
+    turns, inside, go_on, done = Turns(8), threading.Event(), threading.Event(), []
+
+    def hold(_: float) -> None:
+        inside.set()
+        go_on.wait(PATIENCE_S)
+
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(turns.take, lambda _: go_on.wait(PATIENCE_S), PATIENCE_S)
+        first = pool.submit(turns.take, hold, PATIENCE_S)
 
         class Interrupted(threading.Event):
             def wait(self, timeout: float | None = None) -> bool:
                 raise KeyboardInterrupt
 
-        wait_until(lambda: first.running())
+        assert inside.wait(PATIENCE_S)
         monkeypatch.setattr("memory_index.service.turns.threading.Event", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             turns.take(done.append, PATIENCE_S)
