@@ -260,6 +260,29 @@ def test_too_few_answers_are_an_error(version: Version, address: str, monkeypatc
         memory.search(queries_at(wide_table(), [250, 251]), 3)
 
 
+def test_milvus_lite_searches_for_one_at_a_time(
+    version: Version, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its searches share one effort: two at a time would search with one another's."""
+    memory = open_milvus(version, address, threads=2)
+    client, inside, most = memory.connection._client, [], []
+    whole = client.search
+
+    def watched(*args: object, **options: object) -> object:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.02)
+        try:
+            return whole(*args, **options)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(client, "search", watched)
+    memory.search(queries_at(wide_table(), list(range(200, 260))), 3, scopes=("pooled",))
+    assert len(most) > 1
+    assert max(most) == 1
+
+
 @given(stored=st.integers(70, 100), origin=st.integers(60, 148), seed=st.integers(0, 10**6))
 @settings(max_examples=3)
 def test_what_is_appended_later_than_the_origin_does_not_matter(

@@ -13,8 +13,10 @@ import logging
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -44,6 +46,10 @@ NOT_AUTHENTICATED = 1800  # likewise; older servers say it in words only
 REFUSED = re.compile(r"auth check failure|missing authorization|unauthenticated|permission deny", re.IGNORECASE)
 ADDRESS_HINT = "milvus://HOST:PORT for a server, or milvus:PATH.db for Milvus Lite"
 EXTRA_HINT = "pip install 'gram-forecaster[milvus]'"
+
+# Milvus Lite keeps the effort of a search (`ef`, `nprobe`) in the index that all searches share, so that of two at a
+# time one would search with the other's effort, and answer otherwise than alone.
+_LITE_SEARCH = threading.Lock()
 
 
 class Address(NamedTuple):
@@ -113,6 +119,10 @@ class Connection:
                     raise self._in_our_terms(doing, error) from error
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def searching(self) -> AbstractContextManager[object]:
+        """To be held by whoever searches: a server takes many searches at a time, Milvus Lite one."""
+        return _LITE_SEARCH if self.address.embedded else nullcontext()
 
     def close(self) -> None:
         """Let go of a server. Milvus Lite goes on until this process ends: other memories may be using it."""

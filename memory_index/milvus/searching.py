@@ -251,7 +251,12 @@ class MilvusIndex:
         return self.positions(found)
 
     def _search(self, asked: list[np.ndarray], options: dict[str, object]) -> Callable[..., list[Any]]:
-        return lambda client, s: client.search(self.collection, data=asked, timeout=s, **options)
+        def search(client: Any, timeout_s: float) -> list[Any]:
+            with self.connection.searching():
+                found: list[Any] = client.search(self.collection, data=asked, timeout=timeout_s, **options)
+            return found
+
+        return search
 
     def expression(self, within: Within | None) -> str:
         """What is true of the rows to look at, as Milvus writes it; empty for all that it has."""
