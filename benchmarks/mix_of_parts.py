@@ -1,0 +1,247 @@
+"""Which parts the value gate should mix, and how smooth its weights should be: chosen without a test figure.
+
+    python -m benchmarks.mix_of_parts --data-dir datasets
+
+The gate of docs/method.md mixes the parts' forecasts with weights that are the same for every window. Then the mean
+squared error of a mix depends on the windows through one matrix per step of the horizon only,
+
+    mean (sum_p w_p e_p)^2 = w^T G w,     G = mean e e^T,     e_p = error of part p,     sum_p w_p = 1
+
+so the windows are read once, and every arm below is fitted and scored in seconds from G [H, parts, parts].
+
+For every arm: (a) the MSE of the validation part with weights fitted on the whole training part, and (b) the MSE of the
+training part, cross-validated over its three blocks of time: weights fitted on two, scored on the third. In both, the
+parts of training windows are cross-fitted and their neighbours asked under `disjoint`, as `cli train` has them. Shown
+relative to the first arm, as a mean over data sets and horizons of both. The test part is not read. A horizon for
+which a data set is too short is skipped, saying so; neighbours stay in --work-dir, so that the next call is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from benchmarks.memory_defaults import DATA_SETS
+from benchmarks.report import machine
+from forecaster.batches import CachedWindows
+from forecaster.config import Config
+from forecaster.cross_fit import time_blocks
+from forecaster.fit import run_record, windows_of
+from forecaster.shortcut import fit_linear
+from forecaster.value_gate import hat_functions
+from memory_index import Store, WindowSpec, build, open_memory, read_table, split_by_name
+from memory_index.errors import DataError
+from memory_index.windows import cut
+
+LOOKBACK = 720
+LINEAR = (96, 192, 336, 512, 720)  # lookbacks of the linear maps
+NUM_BLOCKS = 3
+NUM_STEPS = 96  # of the horizon, on which weights are fitted: they are smooth
+CHUNK_VALUES = 1 << 26  # errors held at once
+GATE_ALONE = {"use_network": False, "use_tapr": False, "use_llm": False}
+
+
+class Errors(NamedTuple):
+    """What is kept of the windows of a data set and a horizon.
+
+    parts: names. train: float64 [blocks, H, parts, parts], sums of e e^T; num_train: [blocks]. val: [H, parts, parts],
+    its mean over the windows of the validation part.
+    """
+
+    parts: list[str]
+    train: np.ndarray
+    num_train: np.ndarray
+    val: np.ndarray
+
+
+def main() -> None:
+    """Read every data set once, fit and score every arm, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, default=Path("datasets"))
+    parser.add_argument("--data-sets", nargs="*", default=[*DATA_SETS], choices=[*DATA_SETS])
+    parser.add_argument("--horizons", nargs="*", type=int, default=[96, 336, 720])
+    parser.add_argument("--work-dir", type=Path, help="keep indexes and neighbours here")
+    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    options = parser.parse_args()
+    found: dict[str, Errors] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for file in options.data_sets:
+            path = next(iter(sorted(options.data_dir.rglob(file))), None)
+            if path is None:
+                print(f"skipped: no {file} below {options.data_dir}", file=sys.stderr)
+                continue
+            for horizon in options.horizons:
+                name = f"{path.stem}-{horizon}"
+                try:
+                    found[name] = errors_of(path, horizon, options.work_dir or Path(temporary))
+                except DataError as error:
+                    print(f"skipped: {name}: {error}", file=sys.stderr)
+                    continue
+                print(f"{time.strftime('%H:%M:%S')} {name}: read", file=sys.stderr, flush=True)
+    if found:
+        show({arm: {name: scored(errors, arm) for name, errors in found.items()} for arm in ARMS}, options.out)
+
+
+# Arms: which parts, how many knots.
+def _chosen(parts: list[str], linear: tuple[int, ...], scopes: tuple[str, ...]) -> list[int]:
+    names = ["last", *(f"linear-{each}" for each in linear)]
+    return [n for n, part in enumerate(parts) if part in names or part.split("-")[0] in scopes]
+
+
+SCOPES = ("own", "joint", "pooled")
+ARMS: dict[str, tuple[tuple[int, ...], tuple[str, ...], int]] = {
+    "linear map of 720, all scopes, 9 knots": ((720,), SCOPES, 9),
+    "- 1 knot": ((720,), SCOPES, 1),
+    "- 3 knots": ((720,), SCOPES, 3),
+    "- linear map of 336": ((336,), SCOPES, 9),
+    "- linear map of 512": ((512,), SCOPES, 9),
+    "- linear maps of 336, 720": ((336, 720), SCOPES, 9),
+    "- linear maps of 96, 336, 720": ((96, 336, 720), SCOPES, 9),
+    "- linear maps of 96, 192, 336, 512": ((96, 192, 336, 512), SCOPES, 9),
+    "- all five linear maps": (LINEAR, SCOPES, 9),
+    "- all five linear maps, 3 knots": (LINEAR, SCOPES, 3),
+    "- all five linear maps, no memory": (LINEAR, (), 9),
+    "- no memory": ((720,), (), 9),
+    "- no own": ((720,), ("joint", "pooled"), 9),
+    "- no joint": ((720,), ("own", "pooled"), 9),
+    "- no pooled": ((720,), ("own", "joint"), 9),
+}
+
+
+def scored(errors: Errors, arm: str) -> tuple[float, float]:
+    """MSE of the training part, cross-validated over its blocks, and of the validation part."""
+    linear, scopes, knots = ARMS[arm]
+    at = np.ix_(chosen := _chosen(errors.parts, linear, scopes), chosen)
+    train, val = errors.train[(..., *at)], errors.val[(..., *at)]
+    squared = 0.0
+    for block in range(NUM_BLOCKS):
+        others = np.arange(NUM_BLOCKS) != block
+        weights = fitted_weights(train[others].sum(axis=0) / errors.num_train[others].sum(), knots)
+        squared += mse_of(train[block], weights)
+    weights = fitted_weights(train.sum(axis=0) / errors.num_train.sum(), knots)
+    return squared / float(errors.num_train.sum()), mse_of(val, weights)
+
+
+def mse_of(matrix: np.ndarray, weights: np.ndarray) -> float:
+    """matrix: [H, parts, parts], weights: [parts, H]; mean over the horizon of w^T G w."""
+    return float(np.einsum("ph,hpq,qh->h", weights, matrix, weights).mean())
+
+
+def fitted_weights(matrix: np.ndarray, knots: int) -> np.ndarray:
+    """Weights [parts, H] as those of `ValueGate` that make the least MSE: L-BFGS from equal weights."""
+    steps = np.unique(np.linspace(0, len(matrix) - 1, NUM_STEPS).round().astype(np.int64))
+    given, hats = torch.from_numpy(matrix[steps]), hat_functions(min(knots, len(matrix)), len(matrix)).double()
+    logits = torch.zeros(matrix.shape[1], len(hats), dtype=torch.float64, requires_grad=True)
+    scale = given.diagonal(dim1=1, dim2=2).mean()
+    optimizer = torch.optim.LBFGS([logits], max_iter=60, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        weights = torch.softmax(logits @ hats[:, steps], dim=0).T[..., None]  # [steps, parts, 1]
+        value = (given @ weights * weights).sum(dim=1).mean() / scale
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call, arg-type]
+    with torch.no_grad():
+        return torch.softmax(logits @ hats, dim=0).numpy()
+
+
+def errors_of(path: Path, horizon: int, folder: Path) -> Errors:
+    """Build a version, find neighbours, fit the linear maps, and add up the errors of all parts.
+
+    Raises `DataError` if the data are too short for this horizon.
+    """
+    table, name = read_table(path), f"{path.stem.lower()}-{horizon}"
+    if not (folder / "indexes" / name).exists():
+        window = WindowSpec(lookback=LOOKBACK, horizon=horizon)
+        split = split_by_name(DATA_SETS[path.name], table.times)
+        build(table, Store(folder / "indexes"), name, window=window, split=split)
+    memory = open_memory(folder / "indexes", f"{name}@1")
+    config = Config.from_dict({"lookback": LOOKBACK, "horizon": horizon, **GATE_ALONE})
+    record = run_record(table, memory, f"{name}@1", config, None, "cpu")
+    train, val = (windows_of(table, memory, config, record, part, folder / "neighbours") for part in ("train", "val"))
+    length = memory.manifest.window.length
+    times = np.concatenate([series.times for series in table.series])[train.position]
+    maps: list[dict[int, np.ndarray]] = []  # of every block, fitted on the others, and last of all
+    for first, last in time_blocks(times, NUM_BLOCKS):
+        before, after = (table.step.add(np.array([t]), s)[0] for t, s in ((first, -length), (last, length)))
+        maps.append(linear_maps(train, (times <= before) | (times >= after)))
+    everything = linear_maps(train, np.ones(len(train), dtype=bool))
+    assert train.fold is not None, "training windows are cross-fitted"
+    blocks = [summed_errors(train, np.flatnonzero(train.fold == n), maps[n]) for n in range(NUM_BLOCKS)]
+    summed, num_val = summed_errors(val, np.arange(len(val)), everything)
+    parts = ["last", *(f"linear-{each}" for each in LINEAR), *map(str, train.spaces)]
+    return Errors(
+        parts, np.stack([block for block, _ in blocks]), np.array([num for _, num in blocks]), summed / num_val
+    )
+
+
+def linear_maps(windows: CachedWindows, keep: np.ndarray) -> dict[int, np.ndarray]:
+    """The closed-form map of each lookback, float32 [lookback, H], in its own location and spread."""
+    config = windows.config
+    return {
+        lookback: fit_linear(
+            windows.values,
+            windows.position[keep],
+            windows.unit[keep],
+            lookback=lookback,
+            horizon=config.horizon,
+            floor=config.spread_floor,
+            penalty=config.ridge,
+        ).astype(np.float32)
+        for lookback in LINEAR
+    }
+
+
+def summed_errors(windows: CachedWindows, numbers: np.ndarray, maps: dict[int, np.ndarray]) -> tuple[np.ndarray, int]:
+    """Sum of e e^T over windows, float64 [H, parts, parts], standardised units, and how many they are.
+
+    Windows without a neighbour in some key space are left out.
+    """
+    assert windows.condensed is not None, "the gate alone has a memory"
+    config, condensed = windows.config, windows.condensed
+    num_parts = 1 + len(maps) + len(windows.spaces)
+    summed, num = np.zeros((config.horizon, num_parts, num_parts)), 0
+    size = max(64, CHUNK_VALUES // (config.horizon * num_parts))
+    for start in range(0, len(numbers), size):
+        chosen = numbers[start : start + size]
+        chosen = chosen[np.asarray(condensed.found[chosen]).all(axis=1)]
+        position, unit = windows.position[chosen], windows.unit[chosen, None]
+        parts = [cut(windows.values, position, 1).repeat(config.horizon, axis=1)]
+        for lookback, weight in maps.items():
+            context = cut(windows.values, position - lookback + 1, lookback)
+            location = context.mean(axis=1, keepdims=True)
+            spread = np.maximum(context.std(axis=1, keepdims=True), config.spread_floor * unit)
+            parts.append((context - location) / spread @ weight * spread + location)
+        forecasts = np.concatenate([np.stack(parts, axis=1), np.asarray(condensed.forecasts[chosen])], axis=1)
+        errors = (forecasts - cut(windows.values, position + 1, config.horizon)[:, None]) / unit[:, None]
+        summed += np.matmul(errors.transpose(2, 1, 0), errors.transpose(2, 0, 1))
+        num += len(chosen)
+    return summed, num
+
+
+def show(results: dict[str, dict[str, tuple[float, float]]], out: Path | None) -> None:
+    """The table, best first: cross-validated training MSE / validation MSE of each data set and horizon."""
+    base = next(iter(results.values()))
+    relative = {
+        arm: float(np.mean([np.divide(mse[name], base[name]) for name in base])) for arm, mse in results.items()
+    }
+    print(f"{machine()}\n\n| arm | relative MSE | {' | '.join(base)} |\n|---|---|{'---|' * len(base)}")
+    for arm in sorted(relative, key=relative.__getitem__):
+        cells = " | ".join("{:.4f} / {:.4f}".format(*results[arm][name]) for name in base)
+        print(f"| {arm} | {relative[arm]:.4f} | {cells} |")
+    if out is not None:
+        out.write_text(json.dumps({"relative": relative, "mse": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
