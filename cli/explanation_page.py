@@ -50,7 +50,7 @@ def write_explanation_page(path: Path, found: Explanation, step: Step, made_by: 
         TableBlock(
             columns=neighbour_columns(found),
             rows=neighbour_rows(found, 2 * SPARK_WIDTH),
-            caption="The nearest neighbours of all key spaces, nearest first",
+            caption="The nearest neighbours of all key spaces, nearest first in units of their key space",
             text=(0, 1, 2),
             heading="Which past it looks at",
         ),

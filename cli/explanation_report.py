@@ -70,7 +70,7 @@ def numbers_like(found: Explanation) -> Any:
     shown = [found.forecast.min(), found.forecast.max(), found.context.min(), found.context.max()]
     span = float(max(shown) - min(shown)) or abs(float(shown[0])) or 1.0
     digits = min(max(NUM_DIGITS - 1 - math.floor(math.log10(span)), 0), 12)
-    return lambda value: f"{value:,.{digits}f}"
+    return lambda value: f"{round(float(value), digits) + 0.0:,.{digits}f}"  # which leaves no "-0.00"
 
 
 def part_columns(found: Explanation) -> list[str]:
@@ -124,7 +124,8 @@ def neighbour_columns(found: Explanation) -> list[str]:
 
 
 def neighbour_rows(found: Explanation, spark_width: int = SPARK_WIDTH) -> list[list[object]]:
-    """The neighbours that the network looks at one by one, a line each, nearest first.
+    """The neighbours that the network looks at one by one, a line each, nearest first in units of the key
+    space that found each: distances of different key spaces are not comparable as they stand.
 
     `in net` is how much each has in what the network reads of them all, not in the forecast.
     """
@@ -148,9 +149,9 @@ def trend_classes(found: Explanation) -> list[tuple[str, float, str]]:
     if found.trend is None:
         return []
     border = [numbers_like(found)(each) for each in found.trend.borders]
-    means = [f"mean above {border[3]}", f"{border[1]} to {border[3]}", f"mean below {border[1]}"]
-    means += [f"mean above {border[4]}", f"{border[2]} to {border[4]}"]
-    means += [f"{border[0]} to {border[2]}", f"mean below {border[0]}"]
+    means = [f"mean ahead above {border[3]}", f"{border[1]} to {border[3]}", f"mean ahead below {border[1]}"]
+    means += [f"mean ahead above {border[4]}", f"{border[2]} to {border[4]}"]
+    means += [f"{border[0]} to {border[2]}", f"mean ahead below {border[0]}"]
     shares = {**found.trend.direction, **found.trend.magnitude}
     return [(name, share, each) for (name, share), each in zip(shares.items(), means, strict=True)]
 

@@ -50,7 +50,9 @@ def short(name: str, most: int) -> str:
 def no_close_analogue(shares: Iterable[float | None]) -> str:
     """The warning for a window that a memory has seen nothing like. shares: see `memory_index.closeness`."""
     known = sorted(share for share in shares if share is not None)
+    share = known[len(known) // 2]
+    told = "every one" if share == 1 else f"{int(100 * share)}%"
     return (
         "no close analogue: in most key spaces the nearest neighbour is farther away than it was for "
-        f"{known[len(known) // 2]:.0%} of the memory's own windows"
+        f"{told} of the memory's own windows"
     )

@@ -179,13 +179,13 @@ def test_what_the_network_says_is_told(told):
     trend = found["trend"]
     border = [f"{each:.2f}" for each in trend["borders"]]
     means = {
-        "up": f"mean above {border[3]}",
+        "up": f"mean ahead above {border[3]}",
         "flat": f"{border[1]} to {border[3]}",
-        "down": f"mean below {border[1]}",
-        "strong up": f"mean above {border[4]}",
+        "down": f"mean ahead below {border[1]}",
+        "strong up": f"mean ahead above {border[4]}",
         "weak up": f"{border[2]} to {border[4]}",
         "weak down": f"{border[0]} to {border[2]}",
-        "strong down": f"mean below {border[0]}",
+        "strong down": f"mean ahead below {border[0]}",
     }
     for name, share in {**trend["direction"], **trend["magnitude"]}.items():
         assert lines[f"trend {name}"].endswith(f"  {means[name]}")

@@ -165,7 +165,7 @@ def _side(subject: Subject, first: Answer, number: int) -> html.Section:
                 id=f"gated-{number}",
                 hidden=subject.run is None,
             ),
-            html.H2("Neighbours, nearest first"),
+            html.H2("Neighbours by key space, nearest first"),
             dcc.Store(id=f"rows-{number}"),
             html.Div(id=f"table-{number}", className="scroll", tabIndex=0, role="region",
                      **_called(f"Neighbours of side {SIDE_NAMES[number - 1]}")),

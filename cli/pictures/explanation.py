@@ -22,6 +22,7 @@ from cli.pictures.look import (
     QUERY_COLOUR,
     SOFT,
     YELLOW,
+    beyond,
     date_axis,
     dates,
     figure,
@@ -105,9 +106,11 @@ def _draw_forecast(axes: Axes, found: Explanation, step: Step, shape: Shape) -> 
             axes.vlines(after, low, high, color=BAND.light, lw=8, alpha=0.6, label=name)
         else:
             axes.fill_between(after, low, high, color=BAND.light, alpha=0.5, lw=0, label=name)
-    for number, each in enumerate(found.neighbours):
-        future = each.record.aligned_future[:horizon]
-        label = "what followed the nearest neighbours" if number == 0 else None
+    lines = [found.context[-shown:], found.forecast, found.model_part, found.memory_part, found.quantiles.ravel()]
+    wild = [each.record.aligned_future[:horizon] for each in found.neighbours]
+    frame = limits([*lines, found.actual], wild)
+    for number, future in enumerate(wild):
+        label = f"what followed the nearest neighbours{beyond(wild, frame)}" if number == 0 else None
         axes.plot(after, future, color=MEMORY, lw=0.8, alpha=0.5, label=label, **marked)
     axes.plot(before, found.context[-shown:], color=QUERY_COLOUR, lw=1.5, label="known at the origin")
     if np.isfinite(found.actual).any():
@@ -132,9 +135,7 @@ def _draw_forecast(axes: Axes, found: Explanation, step: Step, shape: Shape) -> 
     if found.no_close_analogue:
         warning = "No close analogue in the memory"
         axes.set_title(warning, fontsize=10, loc="left", pad=16, weight="bold", color=ORANGE.light)
-    lines = [found.context[-shown:], found.forecast, found.model_part, found.memory_part, found.quantiles.ravel()]
-    wild = [each.record.aligned_future[:horizon] for each in found.neighbours]
-    axes.set_ylim(*limits([*lines, found.actual], wild))
+    axes.set_ylim(*frame)
     axes.set_xlim(before[0], after[-1] + (after[-1] - before[0]) * (0.01 if horizon == 1 else 0))
     plain(axes)
     date_axis(axes, step, shape)

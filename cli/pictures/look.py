@@ -105,6 +105,13 @@ def limits(whole: Sequence[np.ndarray], wild: Sequence[np.ndarray]) -> tuple[flo
     return float(values.min()) - margin, float(values.max()) + margin
 
 
+def beyond(lines: Sequence[np.ndarray], frame: tuple[float, float]) -> str:
+    """What a legend adds of lines that leave the frame: how many do; empty if none does."""
+    low, high = frame
+    num = sum(bool(((line < low) | (line > high)).any()) for line in lines)
+    return f" ({num} beyond the frame)" if num else ""
+
+
 def num_shown(found: Inspection) -> int:
     """How many steps of a query are drawn before its origin: no more than any neighbour is compared over."""
     wanted = max(SHOWN_STEPS * len(found.forecast), LEAST_SHOWN)

@@ -14,6 +14,7 @@ from cli.pictures.look import (
     SCOPE_COLOURS,
     SCOPE_STYLES,
     SOFT,
+    beyond,
     date_axis,
     dates,
     figure,
@@ -86,12 +87,15 @@ def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape) -> No
     for band, alpha, share in ((outer, 0.35, "10 to 90% of what followed"), (inner, 0.7, "25 to 75%")):
         low, high = (held(edge) for edge in band.T)
         axes.fill_between(ahead, low, high, color=BAND.light, alpha=alpha, lw=0, label=share)
-    labelled: set[str] = set()
-    for n in episodes(found.neighbours, step):
+    lines = [found.context[-shown:], found.forecast, found.quantiles.ravel(), found.actual]
+    frame = limits(lines, [n.aligned_future for n in found.neighbours])
+    drawn, labelled = episodes(found.neighbours, step), set[str]()
+    for n in drawn:
         look: dict[str, Any] = {"color": SCOPE_COLOURS[n.scope], "ls": SCOPE_STYLES[n.scope], "lw": 0.9, "alpha": 0.55}
         seen = min(n.view, shown)
         axes.plot(times[now - seen : now], n.aligned_context[-seen:], **look)
-        label = None if n.scope in labelled else f"neighbours, scope {n.scope}"
+        alike = [each.aligned_future for each in drawn if each.scope == n.scope]
+        label = None if n.scope in labelled else f"neighbours, scope {n.scope}{beyond(alike, frame)}"
         axes.plot(ahead, held(n.aligned_future), **look, label=label)
         labelled.add(n.scope)
     axes.plot(before, found.context[-shown:], color=QUERY_COLOUR, lw=1.8, label="the query: known at the origin")
@@ -104,8 +108,7 @@ def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape) -> No
         "origin", (times[now - 1], 1), xycoords=("data", "axes fraction"), xytext=(0, 3), ha="center",
         textcoords="offset points", fontsize=9, color=SOFT.light,
     )  # fmt: skip
-    lines = [found.context[-shown:], found.forecast, found.quantiles.ravel(), found.actual]
-    axes.set_ylim(*limits(lines, [n.aligned_future for n in found.neighbours]))
+    axes.set_ylim(*frame)
     axes.set_xlim(before[0], ahead[-1])
     plain(axes)
     date_axis(axes, step, shape)
