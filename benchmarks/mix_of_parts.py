@@ -90,13 +90,13 @@ def main() -> None:
         show({arm: {name: scored(errors, arm) for name, errors in found.items()} for arm in ARMS}, options.out)
 
 
-# Arms: which parts, how many knots.
 def _chosen(parts: list[str], linear: tuple[int, ...], scopes: tuple[str, ...]) -> list[int]:
     names = ["last", *(f"linear-{each}" for each in linear)]
     return [n for n, part in enumerate(parts) if part in names or part.split("-")[0] in scopes]
 
 
 SCOPES = ("own", "joint", "pooled")
+# Lookbacks of the linear maps, scopes of the memory, knots; the last value is a part of each.
 ARMS: dict[str, tuple[tuple[int, ...], tuple[str, ...], int]] = {
     "linear map of 720, all scopes, 9 knots": ((720,), SCOPES, 9),
     "- 1 knot": ((720,), SCOPES, 1),
