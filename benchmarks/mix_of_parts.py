@@ -33,7 +33,7 @@ from benchmarks.memory_defaults import DATA_SETS
 from benchmarks.report import machine
 from forecaster.batches import CachedWindows
 from forecaster.config import Config
-from forecaster.cross_fit import time_blocks
+from forecaster.cross_fit import off_block, time_blocks
 from forecaster.fit import run_record, windows_of
 from forecaster.shortcut import fit_linear
 from forecaster.value_gate import hat_functions
@@ -173,8 +173,7 @@ def errors_of(path: Path, horizon: int, folder: Path) -> Errors:
     times = np.concatenate([series.times for series in table.series])[train.position]
     maps: list[dict[int, np.ndarray]] = []  # of every block, fitted on the others, and last of all
     for first, last in time_blocks(times, NUM_BLOCKS):
-        before, after = (table.step.add(np.array([t]), s)[0] for t, s in ((first, -length), (last, length)))
-        maps.append(linear_maps(train, (times <= before) | (times >= after)))
+        maps.append(linear_maps(train, off_block(times, table.step, first=first, last=last, length=length)))
     everything = linear_maps(train, np.ones(len(train), dtype=bool))
     assert train.fold is not None, "training windows are cross-fitted"
     blocks = [summed_errors(train, np.flatnonzero(train.fold == n), maps[n]) for n in range(NUM_BLOCKS)]

@@ -1,72 +1,92 @@
-"""How the defaults of training were chosen: once for all data sets, by validation alone.
+"""How the defaults of training were chosen: once for all data sets, never by a test figure.
 
     python -m benchmarks.training_defaults --data-dir datasets
 
-For every setting, the best validation MSE of a training (lookback 512, horizon 96, seed 0), shown relative to the first
-setting of its group as a mean over the data sets. The group `gate` trains the value gate alone, which takes seconds;
-the group `network` trains the network without its language model. The test part is not read. Data sets whose file is
-missing are skipped, saying so.
+For every setting (lookback 512, horizon 96, seed 0): (a) the best validation MSE of a training on the whole training
+part, and (b) the MSE of the training part, cross-validated over its three blocks of time: trained on two of them, the
+windows that share a step with the third left out, stopped by the validation part, scored on the third. In both, what
+feeds the model is cross-fitted and neighbours are asked under `disjoint`, as `cli train` has them. Shown relative to
+the first setting of its group, as a mean over the data sets of both. The group `gate` trains the value gate alone,
+which takes seconds; the group `network` trains what can be added to it. The test part is not read. Data sets whose file
+is missing are skipped, saying so.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.memory_defaults import DATA_SETS, WINDOW
 from benchmarks.report import machine
+from forecaster.batches import CachedWindows
 from forecaster.config import Config
-from forecaster.fit import train_run
-from memory_index import Store, build, open_memory, read_table, split_by_name
+from forecaster.cross_fit import off_block
+from forecaster.fit import batch_loss, fit_closed_form, run_record, windows_of
+from forecaster.model import ForecastModel
+from forecaster.placement import place_backbone
+from forecaster.train import train
+from memory_index import Memory, SeriesTable, Store, build, open_memory, read_table, split_by_name
 
 GATE_ALONE = {"use_network": False, "use_tapr": False, "use_llm": False}
 NO_LLM = {"use_llm": False}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "gate": {
-        "defaults": {},
-        **{f"gate_learning_rate {v}": {"gate_learning_rate": v} for v in (0.01, 0.1)},
-        **{f"ridge {v}": {"ridge": v} for v in (0.01, 1.0)},
-        "policy causal": {"policy": "causal"},
-        "num_folds 1 (no cross-fitting)": {"num_folds": 1},
-        "train_stride 4": {"train_stride": 4},
-        "no memory": {"use_gram": False},
-        "no shortcut": {"use_shortcut": False},
+        "value gate alone": GATE_ALONE,
+        **{f"gate_learning_rate {v}": GATE_ALONE | {"gate_learning_rate": v} for v in (0.01, 0.1)},
+        **{f"ridge {v}": GATE_ALONE | {"ridge": v} for v in (0.01, 1.0)},
+        "policy causal": GATE_ALONE | {"policy": "causal"},
+        "train_stride 4": GATE_ALONE | {"train_stride": 4},
+        "no memory": GATE_ALONE | {"use_gram": False},
+        "no shortcut": GATE_ALONE | {"use_shortcut": False},
     },
     "network": {
         "value gate alone": GATE_ALONE,
-        "defaults": {},
-        "head_wait 0": {"head_wait": 0.0},
-        "learning_rate 0.001": {"learning_rate": 1e-3},
-        "head_learning_rate 0.0001": {"head_learning_rate": 1e-4},
-        "gate_pull -1": {"gate_pull": -1},
+        "and TAPR and the language model": {},
+        "and TAPR": NO_LLM,
+        "and TAPR, head_wait 0": NO_LLM | {"head_wait": 0.0},
+        "and TAPR, learning_rate 0.001": NO_LLM | {"learning_rate": 1e-3},
+        "and TAPR, head_learning_rate 0.0001": NO_LLM | {"head_learning_rate": 1e-4},
+        "and TAPR, gate_pull -1": NO_LLM | {"gate_pull": -1},
     },
 }
+MSE = tuple[float, float]  # of the training part, cross-validated, and of the validation part
 
 
 def main() -> None:
     """Train with every setting on every data set, and print a table for each group."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("datasets"))
+    parser.add_argument("--data-sets", nargs="*", default=[*DATA_SETS], choices=[*DATA_SETS])
     parser.add_argument("--groups", nargs="*", default=[*SETTINGS], choices=[*SETTINGS])
+    parser.add_argument("--settings", nargs="*", help="only these, default all of a group")
+    parser.add_argument("--work-dir", type=Path, help="keep indexes and neighbours here")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
-    results: dict[str, dict[str, dict[str, float]]] = {group: {} for group in options.groups}
-    for file, split_name in DATA_SETS.items():
-        path = next(iter(sorted(options.data_dir.rglob(file))), None)
-        if path is None:
-            print(f"skipped: no {file} below {options.data_dir}", file=sys.stderr)
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            for group, setting, val_mse in measure(path, split_name, options.groups, Path(folder)):
-                results[group].setdefault(setting, {})[path.stem] = val_mse
-                print(f"{time.strftime('%H:%M:%S')} {path.stem} {group}: {setting} {val_mse:.4f}", file=sys.stderr)
+    results: dict[str, dict[str, dict[str, MSE]]] = {group: {} for group in options.groups}
+    with tempfile.TemporaryDirectory() as temporary:
+        for file in options.data_sets:
+            path = next(iter(sorted(options.data_dir.rglob(file))), None)
+            if path is None:
+                print(f"skipped: no {file} below {options.data_dir}", file=sys.stderr)
+                continue
+            memory = memory_of(path, options.work_dir or Path(temporary))
+            for group in options.groups:
+                for setting in options.settings or SETTINGS[group]:
+                    mse = measure(path, memory, SETTINGS[group][setting], options.work_dir or Path(temporary))
+                    results[group].setdefault(setting, {})[path.stem] = mse
+                    figures = "{:.4f} / {:.4f}".format(*mse)
+                    now = time.strftime("%H:%M:%S")
+                    print(f"{now} {path.stem} {group}: {setting} {figures}", file=sys.stderr, flush=True)
     print(f"{machine()}\n")
     for group, measured in results.items():
         show(group, measured)
@@ -74,30 +94,105 @@ def main() -> None:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def measure(path: Path, split_name: str, groups: list[str], folder: Path) -> list[tuple[str, str, float]]:
-    """Group, setting and best validation MSE of every training on one data set."""
+def memory_of(path: Path, folder: Path) -> Memory:
+    """A version of the table's training part, built if it is not there."""
+    name = f"{path.stem.lower()}-{WINDOW.horizon}"
+    if not (folder / "indexes" / name).exists():
+        table = read_table(path)
+        split = split_by_name(DATA_SETS[path.name], table.times)
+        build(table, Store(folder / "indexes"), name, window=WINDOW, split=split)
+    return open_memory(folder / "indexes", f"{name}@1")
+
+
+def measure(path: Path, memory: Memory, setting: dict[str, Any], folder: Path) -> MSE:
+    """Train as often as the rule asks, and score."""
     table = read_table(path)
-    split = split_by_name(split_name, table.times)
-    version = build(table, Store(folder / "indexes"), "m", window=WINDOW, split=split)
-    memory = open_memory(folder / "indexes", version.ref)
-    found = []
-    for group in groups:
-        base = {"lookback": WINDOW.lookback, "horizon": WINDOW.horizon} | (GATE_ALONE if group == "gate" else NO_LLM)
-        for number, (setting, changes) in enumerate(SETTINGS[group].items()):
-            config = Config.from_dict(base | changes)
-            out = folder / f"{group}-{number}"
-            trained = train_run(table, memory, version.ref, config, out, neighbours_dir=folder / "neighbours")
-            found.append((group, setting, trained.result.best_val_mse))
-    return found
+    config = Config.from_dict({"lookback": WINDOW.lookback, "horizon": WINDOW.horizon} | setting)
+    record = run_record(table, memory, path.stem, config, None, "cpu")
+    training, validation = (
+        windows_of(table, memory, config, record, part, folder / "neighbours") for part in ("train", "val")
+    )
+    squared, num = 0.0, 0
+    for rest, block in blocks(table, memory, training):
+        model, _ = trained(table, memory, config, training, rest, validation)
+        squared, num = squared + squared_error(model, block, config) * len(block), num + len(block)
+    _, best = trained(table, memory, config, training, training, validation)
+    return squared / num, best
 
 
-def show(group: str, measured: dict[str, dict[str, float]]) -> None:
+def blocks(
+    table: SeriesTable, memory: Memory, training: CachedWindows
+) -> Iterator[tuple[CachedWindows, CachedWindows]]:
+    """Of each block of time: the windows that share no step with it, and its own."""
+    assert training.fold is not None, "training windows are cross-fitted"
+    length = memory.manifest.window.length
+    times = np.concatenate([series.times for series in table.series])[training.position]
+    for number in np.unique(training.fold):
+        mine = training.fold == number
+        rest = off_block(times, table.step, first=times[mine].min(), last=times[mine].max(), length=length)
+        yield some(training, rest), some(training, mine)
+
+
+def some(windows: CachedWindows, chosen: np.ndarray) -> CachedWindows:
+    """Some of the windows. chosen: bool [n]."""
+    assert windows.fold is not None, "training windows are cross-fitted"
+    return dataclasses.replace(
+        windows,
+        position=windows.position[chosen],
+        unit=windows.unit[chosen],
+        fold=windows.fold[chosen],
+        condensed=None if windows.condensed is None else windows.condensed.take(np.flatnonzero(chosen)),
+    )
+
+
+def trained(
+    table: SeriesTable,
+    memory: Memory,
+    config: Config,
+    training: CachedWindows,
+    used: CachedWindows,
+    validation: CachedWindows,
+) -> tuple[ForecastModel, float]:
+    """A model that has seen some of the training windows, and its best validation MSE."""
+    torch.manual_seed(config.train.seed)
+    model = ForecastModel(
+        config.model, num_spaces=len(memory.manifest.spaces), backbone=place_backbone(config, device="cpu")
+    )
+    fit_closed_form(model, training, table, memory, config)
+    with tempfile.TemporaryDirectory() as folder:
+        result = train(
+            model,
+            used,
+            validation,
+            lambda model, batch, aux_weight: batch_loss(model, batch, config, aux_weight),  # type: ignore[arg-type]
+            config.train,
+            Path(folder) / "run",
+            identity={},
+            device="cpu",
+        )
+    return model, result.best_val_mse
+
+
+@torch.no_grad()
+def squared_error(model: ForecastModel, windows: CachedWindows, config: Config) -> float:
+    """Mean squared error of a model's forecasts, in standardised units."""
+    model.eval()
+    total = 0.0
+    for start in range(0, len(windows), config.train.batch_size):
+        batch = windows.batch(np.arange(start, min(len(windows), start + config.train.batch_size)))
+        total += float(batch_loss(model, batch, config, 0.0).mse) * len(batch)
+    return total / len(windows)
+
+
+def show(group: str, measured: dict[str, dict[str, MSE]]) -> None:
     """The table of one group, best first."""
     base = next(iter(measured.values()))
-    relative = {name: float(np.mean([mse[each] / base[each] for each in base])) for name, mse in measured.items()}
+    relative = {
+        name: float(np.mean([np.divide(mse[each], base[each]) for each in base])) for name, mse in measured.items()
+    }
     print(f"### {group}\n\n| setting | relative MSE | {' | '.join(base)} |\n|---|---|{'---|' * len(base)}")
     for name in sorted(relative, key=relative.__getitem__):
-        cells = " | ".join(f"{measured[name][each]:.4f}" for each in base)
+        cells = " | ".join("{:.4f} / {:.4f}".format(*measured[name][each]) for each in base)
         print(f"| {name} | {relative[name]:.4f} | {cells} |")
     print()
 

@@ -67,7 +67,8 @@ def ablate(
     if split not in PARTS:
         raise UsageError(f"--split {split}: there is no such part to score", hint=f"choose {' or '.join(PARTS)}")
     memory, table, ref = open_with_table(index, file, indexes, table_options)
-    base = settings(memory, None, config=config, preset=preset, stated={}, texts=set_ or [])
+    stated = {"use_network": True}  # what it tells apart are parts of the network
+    base = settings(memory, None, config=config, preset=preset, stated=stated, texts=set_ or [])
     with progress("ablate") as report:
         try:
             rows = run_arms(

@@ -52,6 +52,9 @@ def train(
         int | None, typer.Option(help="Steps that the model reads.", show_default="the index's")
     ] = None,
     horizon: Annotated[int | None, typer.Option(help="Steps to forecast.", show_default="the index's")] = None,
+    network: Annotated[
+        bool, typer.Option("--network", help="Also train the network: TAPR, gating of features, language model.")
+    ] = False,
     no_tapr: Annotated[bool, typer.Option("--no-tapr", help="Without the several scales and trend classes.")] = False,
     no_gram: Annotated[bool, typer.Option("--no-gram", help="Without retrieved neighbours.")] = False,
     no_llm: Annotated[bool, typer.Option("--no-llm", help="Without the language model.")] = False,
@@ -108,6 +111,7 @@ def train(
         "llm_layers": llm_layers,
         "lookback": lookback,
         "horizon": horizon,
+        "use_network": True if network else None,
         "use_tapr": False if no_tapr else None,
         "use_gram": False if no_gram else None,
         "use_llm": False if no_llm else None,

@@ -21,6 +21,14 @@ from memory_index.leakage import Policy
 # Defaults where the network is the whole forecast and not a residual on the shortcut.
 ALONE: dict[str, Any] = {"learning_rate": 1e-3, "head_learning_rate": 1e-3, "head_wait": 0.0}
 
+# Settings of the network alone: to state one is to ask for the network, which is off otherwise.
+OF_NETWORK = frozenset(
+    "use_tapr n_scales use_llm llm llm_layers prompt_layout vocabulary_mapping description use_shortcut top_k "
+    "patch_length patch_stride d_model d_ff num_heads num_prototypes dropout learning_rate head_learning_rate head_wait "
+    "lambda_trend lambda_retrieval lambda_ref gate_pull aux_warmup_steps".split()
+)
+WITH_NETWORK = {"use_network": True, "use_tapr": True, "use_llm": True}
+
 PromptLayout = Literal["spec", "cached"]
 Precision = Literal["auto", "float32", "bf16"]
 
@@ -29,15 +37,15 @@ Precision = Literal["auto", "float32", "bf16"]
 class ModelConfig:
     """What the model is. Names and defaults follow docs/method.md; widths in numbers, lookback and horizon in steps.
 
-    use_tapr, use_gram, use_llm, use_shortcut: switch a part off; its module, tokens and losses go with it.
-    use_network: off leaves the value gate alone, to mix shortcuts and memory; TAPR and the language model are part of
-    the network. n_scales: S of TAPR. top_k: neighbours that enter the gating and the prompt. d_ff: features of the
-    language model's output that the head reads, at most the model's own width. llm: `builtin:tiny`, a folder, or
-    `ID@REVISION`. llm_layers: its first so many layers, None for all. prompt_layout: `spec` (trend, retrieval, text,
-    patches) or `cached` (text first). vocabulary_mapping: learn prototypes as a map over the whole vocabulary, as the
-    original does. description: of the data, for the prompt. spread_floor: least spread of a window, relative to its
-    series' training standard deviation. ridge: penalty of the linear shortcut, relative to the mean square of a
-    normalised window (docs/experiments.md).
+    use_gram, use_shortcut: switch a part off; its module, tokens and losses go with it. use_network: train a network
+    too, whose forecast is added to the mix of shortcuts and memory; off, because it does not earn its place
+    (docs/experiments.md). use_tapr, use_llm: parts of the network, on where it is (`Config.from_dict`). n_scales: S of
+    TAPR. top_k: neighbours that enter the gating and the prompt. d_ff: features of the language model's output that the
+    head reads, at most the model's own width. llm: `builtin:tiny`, a folder, or `ID@REVISION`. llm_layers: its first so
+    many layers, None for all. prompt_layout: `spec` (trend, retrieval, text, patches) or `cached` (text first).
+    vocabulary_mapping: learn prototypes as a map over the whole vocabulary, as the original does. description: of the
+    data, for the prompt. spread_floor: least spread of a window, relative to its series' training standard deviation.
+    ridge: penalty of the linear shortcut, relative to the mean square of a normalised window (docs/experiments.md).
     """
 
     lookback: int
@@ -49,13 +57,13 @@ class ModelConfig:
     num_heads: int = 8
     num_prototypes: int = 1000
     dropout: float = 0.1
-    use_tapr: bool = True
+    use_tapr: bool = False
     n_scales: int = 3
     use_gram: bool = True
     top_k: int = 5
     use_shortcut: bool = True
-    use_llm: bool = True
-    use_network: bool = True
+    use_llm: bool = False
+    use_network: bool = False
     llm: str = "builtin:tiny"
     llm_layers: int | None = None
     prompt_layout: PromptLayout = "spec"
@@ -91,7 +99,9 @@ class ModelConfig:
         if not self.use_network:
             for name in ("use_tapr", "use_llm"):
                 if getattr(self, name):
-                    raise ConfigError(f"{name} is part of the network, which is off", hint=f"set {name}=false too")
+                    raise ConfigError(
+                        f"{name} is part of the network, which is off", hint=f"set use_network=true, or {name}=false"
+                    )
             if not (self.use_shortcut or self.use_gram):
                 raise ConfigError("nothing is left that could forecast", hint="keep use_gram or use_shortcut")
 
@@ -168,11 +178,16 @@ class Config:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """Flat settings by name. Raises `ConfigError` for an unknown name (telling the nearest) or a wrong type."""
+        """Flat settings by name; a network is made if one is asked for, or any of its settings is stated.
+
+        Raises `ConfigError` for an unknown name (telling the nearest) or a wrong type.
+        """
         parts: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
         for name, value in settings.items():
             part = _owner(name)
             parts[part][name] = _typed(_RECORDS[part], name, value)
+        if parts["model"].get("use_network", bool(OF_NETWORK & settings.keys())):
+            parts["model"] = WITH_NETWORK | parts["model"]
         if parts["model"].get("use_shortcut") is False:
             parts["train"] = ALONE | parts["train"]
         missing = [name for name in ("lookback", "horizon") if name not in parts["model"]]

@@ -27,7 +27,7 @@ from memory_index.versions.build import FitEncoder, build, stored_part
 from memory_index.versions.manifest import Manifest
 from memory_index.versions.opening import encoder_config, open_version
 from memory_index.versions.store import Store
-from memory_index.windows import origin_rows
+from memory_index.windows import Step, origin_rows
 
 
 def time_blocks(times: np.ndarray, num_blocks: int) -> list[tuple[np.datetime64, np.datetime64]]:
@@ -44,6 +44,16 @@ def time_blocks(times: np.ndarray, num_blocks: int) -> list[tuple[np.datetime64,
     return [(block[0], block[-1]) for block in np.array_split(distinct, num_blocks)] if num_blocks else []
 
 
+def off_block(times: np.ndarray, step: Step, *, first: np.datetime64, last: np.datetime64, length: int) -> np.ndarray:
+    """Which origins share no step with the windows of a block: bool, shape of `times`.
+
+    times: of origins, datetime64[ns]. first, last: the block's first and last origin. length: steps of a whole window,
+    which origins on both sides have to keep off.
+    """
+    before, after = step.add(np.array([first]), -length)[0], step.add(np.array([last]), length)[0]
+    return (times <= before) | (times >= after)
+
+
 def admit_origins(
     manifest: Manifest, table: SeriesTable, *, first: np.datetime64, last: np.datetime64
 ) -> list[np.ndarray]:
@@ -53,13 +63,11 @@ def admit_origins(
     nothing to be fitted on.
     """
     window, step = manifest.window, table.step
-    before = step.add(np.array([first]), -window.length)[0]
-    after = step.add(np.array([last]), window.length)[0]
     training = stored_part(_like(manifest, table), manifest.split.train_until, window)
     origins = []
     for series in training.series:
         rows = origin_rows(series.values, window)
-        origins.append(rows[(series.times[rows] <= before) | (series.times[rows] >= after)])
+        origins.append(rows[off_block(series.times[rows], step, first=first, last=last, length=window.length)])
     empty = [series.series_id for series, rows in zip(training.series, origins, strict=True) if not len(rows)]
     if empty or (manifest.joint == "built" and not len(shared_origins(origins))):
         raise DataError(

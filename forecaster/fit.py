@@ -23,7 +23,7 @@ from forecaster import rng
 from forecaster.backbone import Backbone
 from forecaster.batches import CachedWindows, flat_values
 from forecaster.config import Config
-from forecaster.cross_fit import time_blocks
+from forecaster.cross_fit import off_block, time_blocks
 from forecaster.devices import make_accelerator
 from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
 from forecaster.intervals import Intervals, calibrate, neighbour_scale, read_intervals, write_intervals
@@ -346,10 +346,7 @@ def fit_closed_form(
     blocks = [] if training.fold is None else time_blocks(times, config.train.num_folds)
     folds = []
     for first, last in blocks:
-        before, after = (
-            table.step.add(np.array([time]), shift)[0] for time, shift in ((first, -length), (last, length))
-        )
-        keep = (times <= before) | (times >= after)
+        keep = off_block(times, table.step, first=first, last=last, length=length)
         if not keep.any():
             raise DataError(
                 f"{table.source} has no training window left to fit the linear shortcut on when the origins from "

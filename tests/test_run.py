@@ -18,7 +18,7 @@ from forecaster.run import create_run, finish_run, open_run
 from forecaster.run_record import DataFacts, IndexFacts, RunRecord
 from memory_index.errors import ResourceError, UsageError
 
-SETTINGS = Config.from_dict({"lookback": 96, "horizon": 24}).to_dict()
+SETTINGS = Config.from_dict({"lookback": 96, "horizon": 24, "use_network": True}).to_dict()
 RECORD = RunRecord(
     settings=SETTINGS,
     index=IndexFacts(
@@ -57,7 +57,7 @@ def test_a_run_is_what_was_recorded(tmp_path):
     run = create_run(tmp_path / "runs" / "one", RECORD)
     assert run.record == RECORD
     assert run == open_run(tmp_path / "runs" / "one")
-    assert run.record.config == Config.from_dict({"lookback": 96, "horizon": 24})
+    assert run.record.config == Config.from_dict(SETTINGS)
     assert run.metrics == {}
     assert {"python", "torch", "numpy"} <= set(run.record.libraries)
     with pytest.raises(RunNotFoundError, match="no weights yet"):
