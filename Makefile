@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test check browser soak milvus-server bench pictures clean
+.PHONY: help install demo test check browser soak milvus-server peers bench pictures clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,21 +56,25 @@ milvus-server: install .venv-milvus/.installed  ## test against a real Milvus se
 	unshare --net $$([ "$$(id -u)" = 0 ] || echo --map-root-user) sh -c \
 		'ip link set lo up && exec $(PYTEST) -m milvus_server -s -rs tests/test_milvus_server.py'
 
-bench: install  ## measure the figures of docs/benchmarks.md (DATA_DIR holds ETTh1.csv, ETTh2.csv)
-	$(BIN)/python -m benchmarks.memory_accuracy --data-dir $(DATA_DIR)
-	$(BIN)/python -m benchmarks.memory_speed --data-dir $(DATA_DIR)
-	$(BIN)/python -m benchmarks.million_windows
+# Peers need other versions of libraries than the project, so they get an environment of their own.
+.venv-peers/.installed: Makefile
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' 'neuralforecast==3.3.0'
+	@touch $@
+
+peers: .venv-peers/.installed  ## install the forecasters that ours is compared with, into .venv-peers
+
+bench: install peers  ## measure the figures of docs/benchmarks.md (DATA_DIR holds ETTh1.csv, ETTh2.csv)
+	$(BIN)/python -m benchmarks.speed --data-dir $(DATA_DIR) --plot docs/images/growth.png
 	$(BIN)/python -m benchmarks.capacity --plot docs/images/capacity.png
-	$(BIN)/python -m benchmarks.service_speed --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.milvus_speed
 	$(BIN)/python -m benchmarks.leak_audit
 	$(BIN)/python -m benchmarks.explore_speed --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.llm_speed
-	$(BIN)/python -m benchmarks.training_step --data-dir $(DATA_DIR)
-	$(BIN)/python -m benchmarks.forecaster_accuracy --data-dir $(DATA_DIR)
+	$(BIN)/python -m benchmarks.accuracy --data-dir $(DATA_DIR) --work-dir runs/accuracy --plot docs/images/accuracy.png
 
 pictures: install  ## draw the pictures of docs/ anew, and run its notebook
 	$(BIN)/python -m benchmarks.pictures
 
 clean:  ## remove the virtual environment and every cache
-	rm -rf $(VENV) .venv-milvus dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-milvus .venv-peers dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -3,7 +3,7 @@
     python -m benchmarks.capacity --plot docs/images/capacity.png
     python -m benchmarks.capacity --per-window        what one window more takes in the memory of a process
 
-Each size is built, opened and searched in processes of its own, with one thread; how is told in `million_windows.py`.
+Each size is built, opened and searched in processes of its own, with one thread; how is told in `speed/million.py`.
 Exponents are the slopes of straight lines through the points of a plot with two logarithmic axes.
 """
 
@@ -20,9 +20,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from benchmarks.million_windows import NAME, SERIES, WINDOW, K, in_own_process
 from benchmarks.report import anonymous_bytes, machine
-from benchmarks.service_speed import serving
+from benchmarks.speed.million import NAME, SERIES, WINDOW, K, in_own_process
+from benchmarks.speed.service import serving
 from benchmarks.synthetic import self_similar_table
 from memory_index.encoder import EncoderConfig
 from memory_index.leakage import Policy

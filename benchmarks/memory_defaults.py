@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.data_sets import present
 from benchmarks.report import machine
 from memory_index.encoder import EncoderConfig
 from memory_index.leakage import Policy
@@ -33,7 +34,6 @@ from memory_index.versions.opening import open_version
 from memory_index.versions.store import Store
 from memory_index.windows import WindowSpec, cut, origin_rows
 
-DATA_SETS = {"ETTh1.csv": "ett-hourly", "ETTh2.csv": "ett-hourly", "exchange_rate.csv": "70/10/20"}
 WINDOW = WindowSpec(lookback=512, horizon=96)
 NUM_BLOCKS, VAL_STRIDE, TRAIN_STRIDE = 3, 4, 8
 
@@ -73,20 +73,16 @@ def main() -> None:
     parser.add_argument("--settings", nargs="*", default=[*BUILT], choices=[*BUILT], help="only these kinds of keys")
     options = parser.parse_args()
     results: dict[str, dict[str, float]] = {}  # setting -> "ETTh1 val" -> MSE
-    for file, split_name in DATA_SETS.items():
-        path = next(iter(sorted(options.data_dir.rglob(file))), None)
-        if path is None:
-            print(f"skipped: no {file} below {options.data_dir}", file=sys.stderr)
-            continue
-        table = read_table(path)
-        split = split_by_name(split_name, table.series[0].times)
+    for data_set in present(options.data_dir):
+        table = read_table(data_set.path)
+        split = split_by_name(data_set.split, table.series[0].times)
         for setting in options.settings:
             config = dataclasses.replace(DEFAULTS, **BUILT[setting])  # type: ignore[arg-type]
             measured = measure(table, split, config, ASKED if setting in ("defaults", MORE_VIEWS) else {})
             for name, parts in measured.items():
                 label = setting if name == "" else name if setting == "defaults" else f"{setting}; {name}"
-                results.setdefault(label, {}).update({f"{path.stem} {part}": mse for part, mse in parts.items()})
-            print(f"{time.strftime('%H:%M:%S')} {path.stem} {setting}", file=sys.stderr)
+                results.setdefault(label, {}).update({f"{data_set.name} {part}": mse for part, mse in parts.items()})
+            print(f"{time.strftime('%H:%M:%S')} {data_set.name} {setting}", file=sys.stderr)
     show(results, options.out)
 
 

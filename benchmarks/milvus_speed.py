@@ -3,7 +3,7 @@
     python -m benchmarks.milvus_speed                                       200,000 windows into Milvus Lite
     python -m benchmarks.milvus_speed --windows 1000000 --to milvus://127.0.0.1:19530
 
-The same synthetic table as `million_windows`: 20 series, one view of 96 steps, scope pooled, policy causal, origins
+The same synthetic table as `speed/million.py`: 20 series, one view of 96 steps, scope pooled, policy causal, origins
 uniform over the last 90% of the time line, k = 10. Beside each figure is that of the version's own search in the same
 run. With --to the server must be empty of it; it is removed at the end.
 """
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.million_windows import BATCH, NAME, K, build_step, hits, query_batch
 from benchmarks.report import Figure, peak_rss_mb, show, timed
+from benchmarks.speed.million import BATCH, NAME, K, build_step, hits, query_batch
 from memory_index.access import Access, read_access
 from memory_index.local import LocalMemory
 from memory_index.measure import without_indexes

@@ -9,6 +9,8 @@ squared error of a mix depends on the windows through one matrix per step of the
 
 so the windows are read once, and every arm below is fitted and scored in seconds from G [H, parts, parts].
 
+The parts are the last value, the key spaces of the memory, and linear maps of several kinds (`Map`).
+
 For every arm: (a) the MSE of the validation part with weights fitted on the whole training part, and (b) the MSE of the
 training part, cross-validated over its three blocks of time: weights fitted on two, scored on the third. In both, the
 parts of training windows are cross-fitted and their neighbours asked under `disjoint`, as `cli train` has them. Shown
@@ -29,24 +31,47 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.memory_defaults import DATA_SETS
+from benchmarks.data_sets import CHOSEN_ON, DataSet, present
 from benchmarks.report import machine
 from forecaster.batches import CachedWindows
 from forecaster.config import Config
 from forecaster.cross_fit import off_block, time_blocks
 from forecaster.fit import run_record, windows_of
-from forecaster.shortcut import fit_linear
 from forecaster.value_gate import hat_functions
 from memory_index import Store, WindowSpec, build, open_memory, read_table, split_by_name
 from memory_index.errors import DataError
 from memory_index.windows import cut
 
-LOOKBACK = 720
-LINEAR = (96, 192, 336, 512, 720)  # lookbacks of the linear maps
+LOOKBACK = 512
 NUM_BLOCKS = 3
 NUM_STEPS = 96  # of the horizon, on which weights are fitted: they are smooth
+CHUNK = 4096  # windows handled at once where maps are fitted
 CHUNK_VALUES = 1 << 26  # errors held at once
 GATE_ALONE = {"use_network": False, "use_tapr": False, "use_llm": False}
+
+
+class Map(NamedTuple):
+    """A linear map from a window to its future, both divided by the window's spread.
+
+    location: what is subtracted, the window's `mean` or its `last` value. weight: power of the spread that a window
+    counts with where the map is fitted; 0 counts every window the same, 2 is the squared error in the data's units.
+    """
+
+    lookback: int
+    location: str = "mean"
+    weight: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.location}-{self.lookback}" + (f"-spread{self.weight}" if self.weight else "")
+
+
+MAPS = (
+    *(Map(lookback) for lookback in (96, 192, 336, 512)),
+    *(Map(lookback, weight=1) for lookback in (336, 512)),
+    *(Map(lookback, "last", 1) for lookback in (96, 336, 512)),
+    Map(336, "last", 2),
+)
+SHORTCUT = Map(512)  # the one that the model has
 
 
 class Errors(NamedTuple):
@@ -66,22 +91,18 @@ def main() -> None:
     """Read every data set once, fit and score every arm, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("datasets"))
-    parser.add_argument("--data-sets", nargs="*", default=[*DATA_SETS], choices=[*DATA_SETS])
-    parser.add_argument("--horizons", nargs="*", type=int, default=[96, 336, 720])
+    parser.add_argument("--data-sets", nargs="*", default=[*CHOSEN_ON], choices=CHOSEN_ON)
+    parser.add_argument("--horizons", nargs="*", type=int, default=[96, 192, 336, 720])
     parser.add_argument("--work-dir", type=Path, help="keep indexes and neighbours here")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
     found: dict[str, Errors] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        for file in options.data_sets:
-            path = next(iter(sorted(options.data_dir.rglob(file))), None)
-            if path is None:
-                print(f"skipped: no {file} below {options.data_dir}", file=sys.stderr)
-                continue
+        for data_set in present(options.data_dir, options.data_sets):
             for horizon in options.horizons:
-                name = f"{path.stem}-{horizon}"
+                name = f"{data_set.name}-{horizon}"
                 try:
-                    found[name] = errors_of(path, horizon, options.work_dir or Path(temporary))
+                    found[name] = errors_of(data_set, horizon, options.work_dir or Path(temporary))
                 except DataError as error:
                     print(f"skipped: {name}: {error}", file=sys.stderr)
                     continue
@@ -90,36 +111,46 @@ def main() -> None:
         show({arm: {name: scored(errors, arm) for name, errors in found.items()} for arm in ARMS}, options.out)
 
 
-def _chosen(parts: list[str], linear: tuple[int, ...], scopes: tuple[str, ...]) -> list[int]:
-    names = ["last", *(f"linear-{each}" for each in linear)]
-    return [n for n, part in enumerate(parts) if part in names or part.split("-")[0] in scopes]
-
-
 SCOPES = ("own", "joint", "pooled")
-# Lookbacks of the linear maps, scopes of the memory, knots; the last value is a part of each.
-ARMS: dict[str, tuple[tuple[int, ...], tuple[str, ...], int]] = {
-    "linear map of 720, all scopes, 9 knots": ((720,), SCOPES, 9),
-    "- 1 knot": ((720,), SCOPES, 1),
-    "- 3 knots": ((720,), SCOPES, 3),
-    "- linear map of 336": ((336,), SCOPES, 9),
-    "- linear map of 512": ((512,), SCOPES, 9),
-    "- linear maps of 336, 720": ((336, 720), SCOPES, 9),
-    "- linear maps of 96, 336, 720": ((96, 336, 720), SCOPES, 9),
-    "- linear maps of 96, 192, 336, 512": ((96, 192, 336, 512), SCOPES, 9),
-    "- all five linear maps": (LINEAR, SCOPES, 9),
-    "- all five linear maps, 3 knots": (LINEAR, SCOPES, 3),
-    "- all five linear maps, no memory": (LINEAR, (), 9),
-    "- no memory": ((720,), (), 9),
-    "- no own": ((720,), ("joint", "pooled"), 9),
-    "- no joint": ((720,), ("own", "pooled"), 9),
-    "- no pooled": ((720,), ("own", "joint"), 9),
+
+
+class Mixed(NamedTuple):
+    """An arm: linear maps, scopes of the memory, knots of the weights' course; the last value is a part of each."""
+
+    maps: tuple[Map, ...] = (SHORTCUT,)
+    scopes: tuple[str, ...] = SCOPES
+    knots: int = 9
+    last_value: bool = True
+
+    def chosen(self, parts: list[str]) -> list[int]:
+        """Numbers of its parts."""
+        names = {*map(str, self.maps), *(["last value"] if self.last_value else [])}
+        return [n for n, part in enumerate(parts) if part in names or part.split("-")[0] in self.scopes]
+
+
+MEANS, LASTS = MAPS[:4], (Map(96, "last", 1), Map(336, "last", 1), Map(512, "last", 1))
+ARMS = {
+    f"map {SHORTCUT}, all scopes, 9 knots": Mixed(),
+    "- 1 knot": Mixed(knots=1),
+    "- 3 knots": Mixed(knots=3),
+    **{f"- map {each}": Mixed((each,)) for each in MAPS if each != SHORTCUT},
+    "- maps mean-336, mean-512": Mixed(MEANS[2:]),
+    "- maps mean-96, mean-192, mean-336, mean-512": Mixed(MEANS),
+    "- maps last-96, last-336, last-512, spread1": Mixed(LASTS),
+    "- all maps": Mixed(MAPS),
+    "- all maps, 3 knots": Mixed(MAPS, knots=3),
+    "- all maps, no memory": Mixed(MAPS, ()),
+    "- no memory": Mixed(scopes=()),
+    **{f"- {scope} alone": Mixed(scopes=(scope,)) for scope in SCOPES},
+    **{f"- no {scope}": Mixed(scopes=tuple(each for each in SCOPES if each != scope)) for scope in SCOPES},
+    **{f"map {each} by itself": Mixed((each,), (), 1, last_value=False) for each in MAPS},
 }
 
 
 def scored(errors: Errors, arm: str) -> tuple[float, float]:
     """MSE of the training part, cross-validated over its blocks, and of the validation part."""
-    linear, scopes, knots = ARMS[arm]
-    at = np.ix_(chosen := _chosen(errors.parts, linear, scopes), chosen)
+    knots, chosen = ARMS[arm].knots, ARMS[arm].chosen(errors.parts)
+    at = np.ix_(chosen, chosen)
     train, val = errors.train[(..., *at)], errors.val[(..., *at)]
     squared = 0.0
     for block in range(NUM_BLOCKS):
@@ -155,15 +186,15 @@ def fitted_weights(matrix: np.ndarray, knots: int) -> np.ndarray:
         return torch.softmax(logits @ hats, dim=0).numpy()
 
 
-def errors_of(path: Path, horizon: int, folder: Path) -> Errors:
+def errors_of(data_set: DataSet, horizon: int, folder: Path) -> Errors:
     """Build a version, find neighbours, fit the linear maps, and add up the errors of all parts.
 
     Raises `DataError` if the data are too short for this horizon.
     """
-    table, name = read_table(path), f"{path.stem.lower()}-{horizon}"
+    table, name = read_table(data_set.path), f"{data_set.index}-{horizon}"
     if not (folder / "indexes" / name).exists():
         window = WindowSpec(lookback=LOOKBACK, horizon=horizon)
-        split = split_by_name(DATA_SETS[path.name], table.times)
+        split = split_by_name(data_set.split, table.times)
         build(table, Store(folder / "indexes"), name, window=window, split=split)
     memory = open_memory(folder / "indexes", f"{name}@1")
     config = Config.from_dict({"lookback": LOOKBACK, "horizon": horizon, **GATE_ALONE})
@@ -171,37 +202,47 @@ def errors_of(path: Path, horizon: int, folder: Path) -> Errors:
     train, val = (windows_of(table, memory, config, record, part, folder / "neighbours") for part in ("train", "val"))
     length = memory.manifest.window.length
     times = np.concatenate([series.times for series in table.series])[train.position]
-    maps: list[dict[int, np.ndarray]] = []  # of every block, fitted on the others, and last of all
+    maps: list[list[np.ndarray]] = []  # of every block, fitted on the others, and last of all
     for first, last in time_blocks(times, NUM_BLOCKS):
         maps.append(linear_maps(train, off_block(times, table.step, first=first, last=last, length=length)))
     everything = linear_maps(train, np.ones(len(train), dtype=bool))
     assert train.fold is not None, "training windows are cross-fitted"
     blocks = [summed_errors(train, np.flatnonzero(train.fold == n), maps[n]) for n in range(NUM_BLOCKS)]
     summed, num_val = summed_errors(val, np.arange(len(val)), everything)
-    parts = ["last", *(f"linear-{each}" for each in LINEAR), *map(str, train.spaces)]
+    parts = ["last value", *map(str, MAPS), *map(str, train.spaces)]
     return Errors(
         parts, np.stack([block for block, _ in blocks]), np.array([num for _, num in blocks]), summed / num_val
     )
 
 
-def linear_maps(windows: CachedWindows, keep: np.ndarray) -> dict[int, np.ndarray]:
-    """The closed-form map of each lookback, float32 [lookback, H], in its own location and spread."""
-    config = windows.config
-    return {
-        lookback: fit_linear(
-            windows.values,
-            windows.position[keep],
-            windows.unit[keep],
-            lookback=lookback,
-            horizon=config.horizon,
-            floor=config.spread_floor,
-            penalty=config.ridge,
-        ).astype(np.float32)
-        for lookback in LINEAR
-    }
+def linear_maps(windows: CachedWindows, keep: np.ndarray) -> list[np.ndarray]:
+    """Each of `MAPS` in closed form, float32 [lookback, H], fitted on some of the windows. keep: bool [n]."""
+    ridge, numbers = windows.config.ridge, np.flatnonzero(keep)
+    found = []
+    for each in MAPS:
+        gram, cross, total = np.zeros((each.lookback, each.lookback)), np.zeros((each.lookback, 1)), 0.0
+        for start in range(0, len(numbers), CHUNK):
+            chosen = numbers[start : start + CHUNK]
+            z, location, spread = standardised(windows, chosen, each)
+            future = (cut(windows.values, windows.position[chosen] + 1, windows.config.horizon) - location) / spread
+            weight = (spread / windows.unit[chosen, None]) ** each.weight
+            weighted = (z * weight).T.astype(np.float64)
+            gram, cross, total = gram + weighted @ z, cross + weighted @ future, total + float(weight.sum())
+        solved = np.linalg.solve(gram / total + ridge * np.eye(each.lookback), cross / total)
+        found.append(solved.astype(np.float32))
+    return found
 
 
-def summed_errors(windows: CachedWindows, numbers: np.ndarray, maps: dict[int, np.ndarray]) -> tuple[np.ndarray, int]:
+def standardised(windows: CachedWindows, chosen: np.ndarray, each: Map) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Contexts as a map reads them [n, lookback], and their location and spread [n, 1]."""
+    context = cut(windows.values, windows.position[chosen] - each.lookback + 1, each.lookback)
+    location = context.mean(axis=1, keepdims=True) if each.location == "mean" else context[:, -1:]
+    floor = windows.config.spread_floor * windows.unit[chosen, None]
+    spread = np.maximum(context.std(axis=1, keepdims=True), floor)
+    return (context - location) / spread, location, spread
+
+
+def summed_errors(windows: CachedWindows, numbers: np.ndarray, maps: list[np.ndarray]) -> tuple[np.ndarray, int]:
     """Sum of e e^T over windows, float64 [H, parts, parts], standardised units, and how many they are.
 
     Windows without a neighbour in some key space are left out.
@@ -216,11 +257,9 @@ def summed_errors(windows: CachedWindows, numbers: np.ndarray, maps: dict[int, n
         chosen = chosen[np.asarray(condensed.found[chosen]).all(axis=1)]
         position, unit = windows.position[chosen], windows.unit[chosen, None]
         parts = [cut(windows.values, position, 1).repeat(config.horizon, axis=1)]
-        for lookback, weight in maps.items():
-            context = cut(windows.values, position - lookback + 1, lookback)
-            location = context.mean(axis=1, keepdims=True)
-            spread = np.maximum(context.std(axis=1, keepdims=True), config.spread_floor * unit)
-            parts.append((context - location) / spread @ weight * spread + location)
+        for each, weight in zip(MAPS, maps, strict=True):
+            z, location, spread = standardised(windows, chosen, each)
+            parts.append(z @ weight * spread + location)
         forecasts = np.concatenate([np.stack(parts, axis=1), np.asarray(condensed.forecasts[chosen])], axis=1)
         errors = (forecasts - cut(windows.values, position + 1, config.horizon)[:, None]) / unit[:, None]
         summed += np.matmul(errors.transpose(2, 1, 0), errors.transpose(2, 0, 1))

@@ -6,11 +6,10 @@ import json
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,20 +35,22 @@ def machine() -> str:
     return f"{cpu or platform.machine()}, {cores}, Python {platform.python_version()}, {libraries}"
 
 
-def show(title: str, command: str, figures: list[Figure], out: Path | None) -> None:
-    """Print the table; with `out`, also write it as JSON."""
+def show(
+    title: str, command: str, figures: list[Figure], out: Path | None, *, more: Mapping[str, Any] | None = None
+) -> None:
+    """Print the table; with `out`, also write it as JSON, and `more` beside it."""
     print(f"## {title}\n\n`{command}`\n\n{machine()}\n")
     print("| what | measured | goal | beside it, in the same run |\n|---|---|---|---|")
     for figure in figures:
         print("| " + " | ".join(figure) + " |")
     if out is not None:
         document = {"title": title, "command": command, "machine": machine(), "figures": [f._asdict() for f in figures]}
-        out.write_text(json.dumps(document, indent=1) + "\n")
+        out.write_text(json.dumps(document | dict(more or {}), indent=1) + "\n")
 
 
 def peak_rss_mb() -> float:
-    """Peak resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak resident memory of this process so far: `getrusage` would count that of whoever started it too."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024  # type: ignore[index]
 
 
 def anonymous_bytes() -> int:
@@ -73,7 +74,10 @@ def milliseconds(action: Callable[[int], Any], repeats: int) -> tuple[float, flo
 
 
 def run_cli(*arguments: str) -> tuple[float, float, dict[str, Any]]:
-    """A command in a process of its own: wall seconds from a cold start, its peak memory in MB, its JSON document."""
+    """A command in a process of its own: wall seconds from a cold start, its peak memory in MB, its JSON document.
+
+    The peak is at least what this process has had: the kernel counts that of whoever starts a process.
+    """
     before = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.report import Figure, run_cli, show
-from benchmarks.service_speed import require_same
+from benchmarks.speed.service import require_same
 from memory_index.leakage import Policy
 from memory_index.queries import query_blocks
 from memory_index.references import open_memory

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.memory_defaults import DATA_SETS, WINDOW
+from benchmarks.data_sets import CHOSEN_ON, DataSet, present
+from benchmarks.memory_defaults import WINDOW
 from benchmarks.report import machine
 from forecaster.batches import CachedWindows
 from forecaster.config import Config
@@ -66,7 +67,7 @@ def main() -> None:
     """Train with every setting on every data set, and print a table for each group."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("datasets"))
-    parser.add_argument("--data-sets", nargs="*", default=[*DATA_SETS], choices=[*DATA_SETS])
+    parser.add_argument("--data-sets", nargs="*", default=[*CHOSEN_ON], choices=CHOSEN_ON)
     parser.add_argument("--groups", nargs="*", default=[*SETTINGS], choices=[*SETTINGS])
     parser.add_argument("--settings", nargs="*", help="only these, default all of a group")
     parser.add_argument("--work-dir", type=Path, help="keep indexes and neighbours here")
@@ -74,19 +75,14 @@ def main() -> None:
     options = parser.parse_args()
     results: dict[str, dict[str, dict[str, MSE]]] = {group: {} for group in options.groups}
     with tempfile.TemporaryDirectory() as temporary:
-        for file in options.data_sets:
-            path = next(iter(sorted(options.data_dir.rglob(file))), None)
-            if path is None:
-                print(f"skipped: no {file} below {options.data_dir}", file=sys.stderr)
-                continue
-            memory = memory_of(path, options.work_dir or Path(temporary))
+        for data_set in present(options.data_dir, options.data_sets):
+            memory = memory_of(data_set, options.work_dir or Path(temporary))
             for group in options.groups:
                 for setting in options.settings or SETTINGS[group]:
-                    mse = measure(path, memory, SETTINGS[group][setting], options.work_dir or Path(temporary))
-                    results[group].setdefault(setting, {})[path.stem] = mse
-                    figures = "{:.4f} / {:.4f}".format(*mse)
-                    now = time.strftime("%H:%M:%S")
-                    print(f"{now} {path.stem} {group}: {setting} {figures}", file=sys.stderr, flush=True)
+                    mse = measure(data_set.path, memory, SETTINGS[group][setting], options.work_dir or Path(temporary))
+                    results[group].setdefault(setting, {})[data_set.name] = mse
+                    said = f"{data_set.name} {group}: {setting} {mse[0]:.4f} / {mse[1]:.4f}"
+                    print(f"{time.strftime('%H:%M:%S')} {said}", file=sys.stderr, flush=True)
     print(f"{machine()}\n")
     for group, measured in results.items():
         show(group, measured)
@@ -94,12 +90,12 @@ def main() -> None:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def memory_of(path: Path, folder: Path) -> Memory:
+def memory_of(data_set: DataSet, folder: Path) -> Memory:
     """A version of the table's training part, built if it is not there."""
-    name = f"{path.stem.lower()}-{WINDOW.horizon}"
+    name = f"{data_set.index}-{WINDOW.horizon}"
     if not (folder / "indexes" / name).exists():
-        table = read_table(path)
-        split = split_by_name(DATA_SETS[path.name], table.times)
+        table = read_table(data_set.path)
+        split = split_by_name(data_set.split, table.times)
         build(table, Store(folder / "indexes"), name, window=WINDOW, split=split)
     return open_memory(folder / "indexes", f"{name}@1")
 

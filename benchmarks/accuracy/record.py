@@ -16,6 +16,7 @@ from benchmarks.report import machine
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+GROWN_ALONE = "memory only, growing memory"
 HORIZONS = (96, 192, 336, 720)
 # The must-row of the goals: MSE, MAE.
 GOALS = {
@@ -43,7 +44,7 @@ Scores = dict[str, dict[tuple[str, int], Seeds]]  # by arm, then by data set and
 
 
 def scores_of(results: Sequence[dict[str, Any]]) -> Scores:
-    """Every arm's scores. What needs no training stands in the result of the default's first seed."""
+    """Every arm's scores. What needs no training stands in the result of the value gate's first seed."""
     found: Scores = {}
 
     def add(arm: str, place: tuple[str, int], score: dict[str, float]) -> None:
@@ -57,14 +58,15 @@ def scores_of(results: Sequence[dict[str, Any]]) -> Scores:
         if result["arm"] == DEFAULT and result["seed"] == 0:
             for arm, score in result["beside"].items():
                 add(arm, place, score)
+        elif result["arm"] == GROWN:
+            add(GROWN_ALONE, place, result["beside"]["memory only"])
     return {arm: found[arm] for arm in sorted(found, key=_order)}
 
 
 def _order(arm: str) -> tuple[int, str]:
     """Ours from the simplest to the whole, then peers."""
-    order = [*BESIDE.values(), *ARMS, GROWN, *PEERS]
-    place = order.index(arm) if arm in order else list(BESIDE).index("memory_only")
-    return place, arm
+    order = [*BESIDE.values(), GROWN_ALONE, *ARMS, GROWN, *PEERS]
+    return order.index(arm if arm in order else BESIDE["memory_only"]), arm
 
 
 def markdown(results: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -129,7 +131,7 @@ def draw(results: Sequence[dict[str, Any]], target: Path) -> None:
 
     scores = scores_of(results)
     sets = list(dict.fromkeys(result["data_set"] for result in results))
-    arms = [arm for arm in scores if "memory only, " not in arm]
+    arms = [arm for arm in scores if arm in (*BESIDE.values(), GROWN_ALONE, *ARMS, GROWN, *PEERS)]
     figure = look.figure(0.6 + len(sets) * (0.9 + 0.19 * len(arms)))
     panels = figure.subplots(len(sets), len(HORIZONS), squeeze=False)
     for row, data_set in zip(panels, sets, strict=True):

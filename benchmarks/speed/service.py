@@ -1,22 +1,18 @@
 """A memory behind `cli index serve` beside the same memory in this process: time of a question, and throughput.
 
-    python -m benchmarks.service_speed --data-dir datasets
-
 One client asks both in turn, so that what else the machine does meets both alike. Then 8 clients, each a process of its
 own, ask the service as fast as they can, in turn with one process that asks its own memory. Every client checks a
-sample of what it gets against the memory in its own process, bit for bit. Skips, saying so, without ETTh1.csv.
+sample of what it gets against the memory in its own process, bit for bit.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,44 +22,31 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import Figure, run_cli, show, timed
+from benchmarks.report import Figure, timed
+from benchmarks.speed.stage import NAME, Sizes, Stage
 from memory_index.leakage import Policy
 from memory_index.queries import query_blocks
 from memory_index.references import open_memory
 from memory_index.splits import part_origins
-from memory_index.tables.reading import read_table
 from memory_index.types import Memory, Neighbours, Queries
 
-LOOKBACK, HORIZON, K, BATCH = 512, 96, 10, 256
-TURNS, CLIENTS, ROUNDS, SECONDS = 60, 8, 5, 30.0
+K, BATCH = 10, 256
+CLIENTS = 8
 ARRAYS = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread", "temperature")
 
 
-def main() -> None:
-    """Measure and print everything."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-dir", type=Path, default=Path("datasets"))
-    parser.add_argument("--turns", type=int, default=TURNS)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of full load")
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
-    options = parser.parse_args()
-    file = next(iter(sorted(options.data_dir.rglob("ETTh1.csv"))), None)
-    if file is None:
-        print(f"skipped: no ETTh1.csv below {options.data_dir} (cli data fetch ETTh1)", file=sys.stderr)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        indexes = Path(folder) / "indexes"
-        build = ["index", "build", str(file), "--name", "etth1", "--split", "ett-hourly", "--indexes-dir", str(indexes)]
-        run_cli(*build, "--lookback", str(LOOKBACK), "--horizon", str(HORIZON), "--json")
-        with serving(indexes, "etth1") as service:
-            address = f"{service}/etth1@1"
-            figures = [
-                *one_client(indexes, address, batch_of(file, indexes, num_series=1), options.turns),
-                *one_client(indexes, address, batch_of(file, indexes, num_series=1, stride=7), options.turns),
-                *one_client(indexes, address, batch_of(file, indexes, num_series=7), max(options.turns // 4, 10)),
-                *many_clients(indexes, address, batch_of(file, indexes, num_series=1), options.seconds),
-            ]
-    show("The memory as a service", "python -m benchmarks.service_speed --data-dir datasets", figures, options.out)
+def figures(stage: Stage) -> list[Figure]:
+    """In the order of the table."""
+    indexes, turns = stage.indexes, stage.sizes.service_turns
+    assert stage.memory.fingerprint, "it is built"
+    with serving(indexes, f"{NAME}@1") as service:
+        address = f"{service}/{NAME}@1"
+        return [
+            *one_client(indexes, address, batch_of(stage, num_series=1), turns),
+            *one_client(indexes, address, batch_of(stage, num_series=1, stride=7), turns),
+            *one_client(indexes, address, batch_of(stage, num_series=7), max(turns // 4, 3)),
+            *many_clients(indexes, address, batch_of(stage, num_series=1), stage.sizes),
+        ]
 
 
 @contextmanager
@@ -84,9 +67,9 @@ def serving(indexes: Path, *refs: str, options: tuple[str, ...] = ()) -> Iterato
         process.wait(60)
 
 
-def batch_of(file: Path, indexes: Path, *, num_series: int, stride: int = 1) -> Queries:
+def batch_of(stage: Stage, *, num_series: int, stride: int = 1) -> Queries:
     """The first test windows: `BATCH` moments of all series, or of the last one. stride: steps between two moments."""
-    table, memory = read_table(file), open_memory(indexes, "etth1")
+    table, memory = stage.table, stage.memory
     origins = part_origins(table, memory.windows.spec, memory.manifest.split, "test")
     block = next(
         query_blocks(
@@ -117,7 +100,7 @@ def is_consecutive(queries: Queries) -> bool:
 
 def one_client(indexes: Path, address: str, queries: Queries, turns: int) -> list[Figure]:
     """The same question to both, in turn."""
-    local, remote = open_memory(indexes, "etth1"), open_memory(indexes, address)
+    local, remote = open_memory(indexes, f"{NAME}@1"), open_memory(indexes, address)
     require_same(local.search(queries, K), remote.search(queries, K))
     times: dict[str, list[float]] = {"local": [], "remote": []}
     for turn in range(turns):
@@ -129,7 +112,7 @@ def one_client(indexes: Path, address: str, queries: Queries, turns: int) -> lis
     num, moments = queries.context.shape[1], "consecutive" if is_consecutive(queries) else "scattered"
     return [
         Figure(
-            f"{BATCH} {moments} moments of {num} series, k = {K}",
+            f"a service: {len(queries)} {moments} moments of {num} series, k = {K}",
             f"{theirs:.1f} ms",
             f"at most {own + max(2.0, 0.05 * own):.1f} ms",
             f"in this process {own:.1f} ms; median difference {more:+.2f} ms ({more / own:+.1%}), {turns} turns",
@@ -139,7 +122,7 @@ def one_client(indexes: Path, address: str, queries: Queries, turns: int) -> lis
 
 def ask_for(indexes: Path, ref: str, queries: Queries, seconds: float, begin: Any, times: Any) -> None:
     """In a process of its own: ask again and again, and tell when each question began and ended."""
-    memory, local = open_memory(indexes, ref), open_memory(indexes, "etth1")
+    memory, local = open_memory(indexes, ref), open_memory(indexes, f"{NAME}@1")
     expected = local.search(queries, K)
     memory.search(queries, K)
     begin.wait()
@@ -166,12 +149,13 @@ def load(indexes: Path, ref: str, queries: Queries, num: int, seconds: float) ->
     return len(found) / (found[:, 1].max() - found[:, 0].min()), (found[:, 1] - found[:, 0]) * 1e3
 
 
-def many_clients(indexes: Path, address: str, queries: Queries, seconds: float) -> list[Figure]:
+def many_clients(indexes: Path, address: str, queries: Queries, sizes: Sizes) -> list[Figure]:
     """Throughput and latency under full load, in rounds between which one process asks its own memory for as long."""
     own, theirs, times = [], [], []
-    for _ in range(ROUNDS):
-        own.append(load(indexes, "etth1@1", queries, 1, seconds / ROUNDS)[0] * BATCH)
-        rate, some = load(indexes, address, queries, CLIENTS, seconds / ROUNDS)
+    seconds = sizes.service_seconds / sizes.service_rounds
+    for _ in range(sizes.service_rounds):
+        own.append(load(indexes, f"{NAME}@1", queries, 1, seconds)[0] * BATCH)
+        rate, some = load(indexes, address, queries, CLIENTS, seconds)
         theirs.append(rate * BATCH)
         times.append(some)
     shares = np.divide(theirs, own)
@@ -179,20 +163,16 @@ def many_clients(indexes: Path, address: str, queries: Queries, seconds: float) 
     cores = len(os.sched_getaffinity(0))
     return [
         Figure(
-            f"{CLIENTS} clients at once on {cores} cores, {BATCH} windows a question",
+            f"a service: {CLIENTS} clients at once on {cores} cores, {BATCH} windows a question",
             f"p50 {p50:.0f} ms, p99 {p99:.0f} ms",
             f"p99 under {2 * p50:.0f} ms",
-            f"{sum(map(len, times)):,} questions",
+            f"the throughput beside one process with its own memory, below; {sum(map(len, times)):,} questions",
         ),
         Figure(
             "throughput of these",
             f"{np.median(shares):.0%} ({np.median(theirs):,.0f} windows/s)",
             "80%",
             f"one process with its own memory: {np.median(own):,.0f} windows/s; "
-            f"{ROUNDS} rounds, from {shares.min():.0%} to {shares.max():.0%}",
+            f"{len(shares)} rounds, from {shares.min():.0%} to {shares.max():.0%}",
         ),
     ]
-
-
-if __name__ == "__main__":
-    main()
