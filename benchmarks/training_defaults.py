@@ -43,7 +43,7 @@ NO_LLM = {"use_llm": False}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "gate": {
         "value gate alone": GATE_ALONE,
-        **{f"gate_learning_rate {v}": GATE_ALONE | {"gate_learning_rate": v} for v in (0.01, 0.1)},
+        **{f"gate_shrinkage {v}": GATE_ALONE | {"gate_shrinkage": v} for v in (0.0, 0.001, 0.1)},
         **{f"ridge {v}": GATE_ALONE | {"ridge": v} for v in (0.01, 1.0)},
         "policy causal": GATE_ALONE | {"policy": "causal"},
         "train_stride 4": GATE_ALONE | {"train_stride": 4},
@@ -54,7 +54,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "value gate alone": GATE_ALONE,
         "and TAPR and the language model": {},
         "and TAPR": NO_LLM,
-        "and TAPR, head_wait 0": NO_LLM | {"head_wait": 0.0},
         "and TAPR, learning_rate 0.001": NO_LLM | {"learning_rate": 1e-3},
         "and TAPR, head_learning_rate 0.0001": NO_LLM | {"head_learning_rate": 1e-4},
         "and TAPR, gate_pull -1": NO_LLM | {"gate_pull": -1},

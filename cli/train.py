@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 File = Annotated[Path, typer.Argument(help="The table that the index was built on.", show_default=False)]
 SECONDS = 60  # between two lines about a training, where there is no bar
+CLOSED_FORM = "closed form"  # why a training without a gradient ended
 ENDED_BY = {
     "epochs": "the number of epochs (epochs)",
     "max_steps": "the number of steps (max_steps)",
@@ -236,18 +237,23 @@ def training_document(out: Path, ref: str, trained: Trained) -> dict[str, Any]:
 
 
 def _best(result: TrainResult) -> str:
+    if result.stopped == CLOSED_FORM:
+        return f"{result.best_val_mse:.4f}"
     of = "before training: no epoch made it better" if result.best_step == 0 else f"step {result.best_step:,}"
     return f"{result.best_val_mse:.4f} ({of})"
 
 
 def _print_training(out: Path, ref: str, trained: Trained) -> None:
     result = trained.result
+    steps = "none: linear map and value gate are fitted in closed form"
+    if result.stopped != CLOSED_FORM:
+        steps = f"{result.steps:,} in {result.epochs} epochs, ended by {ENDED_BY[result.stopped]}"
     rows = [
         ["run", str(out)],
         ["index", ref],
         ["windows", f"{trained.num_training_windows:,} training, {trained.num_validation_windows:,} validation"],
         ["trained weights", f"{trained.num_parameters:,}"],
-        ["steps", f"{result.steps:,} in {result.epochs} epochs, ended by {ENDED_BY[result.stopped]}"],
+        ["steps", steps],
         ["best validation MSE", _best(result)],
         ["time", f"{duration(result.seconds)}, and {duration(trained.neighbour_seconds)} for the neighbours"],
         ["peak memory", f"{result.peak_rss_mb:,.0f} MB"],

@@ -19,14 +19,17 @@ from memory_index.errors import NotFoundError
 from memory_index.leakage import Policy
 
 # Defaults where the network is the whole forecast and not a residual on the shortcut.
-ALONE: dict[str, Any] = {"learning_rate": 1e-3, "head_learning_rate": 1e-3, "head_wait": 0.0}
+ALONE: dict[str, Any] = {"learning_rate": 1e-3, "head_learning_rate": 1e-3}
 
 # Settings of the network alone: to state one is to ask for the network, which is off otherwise.
-OF_NETWORK = frozenset(
-    "use_tapr n_scales use_llm llm llm_layers prompt_layout vocabulary_mapping description use_shortcut top_k "
-    "patch_length patch_stride d_model d_ff num_heads num_prototypes dropout learning_rate head_learning_rate head_wait "
-    "lambda_trend lambda_retrieval lambda_ref gate_pull aux_warmup_steps".split()
-)
+# fmt: off
+OF_NETWORK = frozenset((
+    "use_tapr", "n_scales", "use_llm", "llm", "llm_layers", "prompt_layout", "vocabulary_mapping", "description",
+    "use_shortcut", "top_k", "patch_length", "patch_stride", "d_model", "d_ff", "num_heads", "num_prototypes",
+    "dropout", "learning_rate", "head_learning_rate", "gate_learning_rate",
+    "lambda_trend", "lambda_retrieval", "lambda_ref", "gate_pull", "aux_warmup_steps",
+))
+# fmt: on
 WITH_NETWORK = {"use_network": True, "use_tapr": True, "use_llm": True}
 
 PromptLayout = Literal["spec", "cached"]
@@ -120,11 +123,12 @@ class TrainConfig:
     model in training; 1 fits on everything. train_stride: steps between the origins of two training windows.
     batch_size: windows of one optimizer step, over all processes, before accumulation. learning_rate: inside the
     network; head_learning_rate: of the last step from the network to its forecast, so much slower because the
-    forecast is a residual on the shortcut (docs/experiments.md); gate_learning_rate: of the value-space gate.
-    head_wait: share of the planned steps in which that last step waits, so that the gate and the trend classes learn
-    first. patience: epochs without a better validation MSE before training stops. aux_warmup_steps: the auxiliary
-    losses' weight rises from 0 to 1 over so many. gate_pull: sign of the confident-gate term of L_ret; +1 pulls a
-    confident gate towards 0.5, -1 away from it. save_steps: optimizer steps between two checkpoints.
+    forecast is a residual on the shortcut (docs/experiments.md); gate_learning_rate: of the value gate where there is
+    no shortcut; with one it is fitted in closed form. gate_shrinkage: how strongly that fit is held at half linear
+    map, half memory (`fit_gate.py`). patience: epochs without a better validation MSE before training stops.
+    aux_warmup_steps: the auxiliary losses' weight rises from 0 to 1 over so many. gate_pull: sign of the confident-gate
+    term of L_ret; +1 pulls a confident gate towards 0.5, -1 away from it. save_steps: optimizer steps between two
+    checkpoints.
     """
 
     memory_k: int = 50
@@ -137,8 +141,8 @@ class TrainConfig:
     accumulation: int = 1
     learning_rate: float = 2e-4
     head_learning_rate: float = 2e-5
-    head_wait: float = 1 / 3
     gate_learning_rate: float = 0.03
+    gate_shrinkage: float = 0.01
     weight_decay: float = 0.01
     clip: float = 1.0
     patience: int = 1
@@ -155,14 +159,22 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "memory_k", "num_folds", "train_stride", "epochs", "batch_size", "accumulation", "patience")
         _at_least(self, 1, "save_steps", "save_total_limit")
-        _at_least(self, 0, "aux_warmup_steps", "seed", "weight_decay", "lambda_trend", "lambda_retrieval", "lambda_ref")
+        _at_least(
+            self,
+            0,
+            "aux_warmup_steps",
+            "seed",
+            "weight_decay",
+            "gate_shrinkage",
+            "lambda_trend",
+            "lambda_retrieval",
+            "lambda_ref",
+        )
         if self.max_steps is not None:
             _at_least(self, 1, "max_steps")
         for name in ("learning_rate", "head_learning_rate", "gate_learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but must be above 0")
-        if not 0 <= self.head_wait < 1:
-            raise ConfigError(f"head_wait is {self.head_wait}, but must be at least 0 and below 1")
         if self.gate_pull not in (-1, 1):
             raise ConfigError(f"gate_pull is {self.gate_pull}, but must be 1 or -1")
         if self.precision not in get_args(Precision):

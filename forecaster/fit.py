@@ -1,7 +1,8 @@
 """From a table, a memory and settings to a trained run: everything that happens around the training loop.
 
-    check that they belong together -> neighbours of all windows, found once -> closed-form parts (linear shortcut,
-    trend thresholds) -> training -> calibration of the intervals on validation -> the run's record
+    check that they belong together -> neighbours of all windows, found once -> closed-form parts (trend thresholds,
+    linear shortcut, value gate) -> training of a network, if there is one -> calibration of the intervals on validation
+    -> the run's record
 
 The loop itself is `train.py`; what lies in the run folder is `run.py`. Nothing here reads the test part.
 """
@@ -26,6 +27,7 @@ from forecaster.config import Config
 from forecaster.cross_fit import off_block, time_blocks
 from forecaster.devices import make_accelerator
 from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
+from forecaster.fit_gate import fit_value_gate
 from forecaster.intervals import Intervals, calibrate, neighbour_scale, read_intervals, write_intervals
 from forecaster.losses import LossParts, total_loss
 from forecaster.model import ForecastModel
@@ -42,7 +44,7 @@ from forecaster.predictor import predict
 from forecaster.processes import main_first
 from forecaster.run import Run, create_run, finish_run, open_run
 from forecaster.run_record import DataFacts, IndexFacts, RunRecord
-from forecaster.shortcut import fit_linear
+from forecaster.shortcut import LinearShortcut, fit_linear
 from forecaster.tapr import fit_thresholds, trend_change
 from forecaster.train import Progress, TrainResult, train
 from forecaster.types import Batch
@@ -130,7 +132,9 @@ def train_run(
         "find the neighbours",
     )
     neighbour_seconds = time.perf_counter() - started
+    began = time.perf_counter()
     fit_closed_form(model, training, table, memory, config)
+    fit_seconds = time.perf_counter() - began
     result = train(
         model,
         training,
@@ -144,6 +148,7 @@ def train_run(
         llm_width=backbone.width if backbone else 0,
         report=progress,
     )
+    result = dataclasses.replace(result, seconds=round(result.seconds + fit_seconds, 3))
     intervals = fit_intervals(model, validation)
     if accelerator.is_main_process:
         write_intervals(out, intervals)
@@ -322,12 +327,23 @@ def windows_of(
 def fit_closed_form(
     model: ForecastModel, training: CachedWindows, table: SeriesTable, memory: Memory, config: Config
 ) -> None:
-    """Fit what needs no gradient, on training windows only: the linear shortcut and the trend thresholds."""
+    """Fit what needs no gradient, on training windows only: trend thresholds, linear shortcut, value gate.
+
+    Where the network is the whole forecast, the gate is left to be trained with it.
+    """
     if model.tapr is not None:
         change = torch.cat([_change(training, start, config) for start in range(0, len(training), CHUNK)])
         model.tapr.thresholds.copy_(fit_thresholds(change))
-    if model.shortcut is None:
-        return
+    if model.shortcut is not None:
+        _fit_shortcut(model.shortcut, training, table, memory, config)
+    if model.shortcut is not None or model.patches is None:
+        fit_value_gate(model, training, config.train.gate_shrinkage)
+
+
+def _fit_shortcut(
+    shortcut: LinearShortcut, training: CachedWindows, table: SeriesTable, memory: Memory, config: Config
+) -> None:
+    """The linear map, on all training windows and for each block of time on the others."""
     settings = config.model
     length = memory.manifest.window.length
     times = np.concatenate([series.times for series in table.series])[training.position]
@@ -355,7 +371,7 @@ def fit_closed_form(
                 hint="lower num_folds (1 fits on everything, and makes the shortcut look better than it is)",
             )
         folds.append(fitted(keep))
-    model.shortcut.set_weights(fitted(np.ones(len(training), dtype=bool)), folds)
+    shortcut.set_weights(fitted(np.ones(len(training), dtype=bool)), folds)
 
 
 def batch_loss(model: ForecastModel, batch: Batch, config: Config, aux_weight: float) -> LossParts:

@@ -68,8 +68,8 @@ class LlmPath(nn.Module):
         self, z: Tensor, patches: Tensor, trend_token: Tensor | None, retrieval_tokens: Tensor | None
     ) -> Tensor:
         """z [B, L], patches [B, P, D], trend_token [B, 1, llm_dim], retrieval_tokens [B, T, llm_dim] -> [B, H]."""
-        if not (self.head.weight.requires_grad or self.head.weight.any() or self.head.bias.any()):
-            return z.new_zeros(len(z), self.config.horizon)  # the head waits: nothing comes out of it, nothing goes in
+        if not (torch.is_grad_enabled() or self.head.weight.any() or self.head.bias.any()):
+            return z.new_zeros(len(z), self.config.horizon)  # nothing comes out of a head that is still zero
         self.backbone.to(z.device)
         words = self.reprogramming(patches, self.backbone.word_embeddings)  # [B, P, llm_dim]
         tokens = [token for token in (trend_token, retrieval_tokens) if token is not None]

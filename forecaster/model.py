@@ -98,7 +98,7 @@ class ForecastModel(nn.Module):
         location, spread = instance_norm(context, unit, self.config.spread_floor)  # [B], [B]
         z = (context - location[:, None]) / spread[:, None]  # [B, L]
         network, trend, gating = self._network(z, neighbours)
-        bases = z.new_zeros(len(z), 1, network.shape[1]) if self.shortcut is None else self.shortcut(z, fold)
+        bases = self.bases(z, fold)
         if neighbours is None:
             memory, found = z.new_zeros(len(z), 0, network.shape[1]), z.new_zeros(len(z), 0, dtype=torch.bool)
         else:
@@ -122,6 +122,10 @@ class ForecastModel(nn.Module):
             trend=trend,
             gating=gating,
         )
+
+    def bases(self, z: Tensor, fold: Tensor | None) -> Tensor:
+        """What the network is a residual on: [B, L] -> [B, M, H]; a zero without the shortcut."""
+        return z.new_zeros(len(z), 1, self.config.horizon) if self.shortcut is None else self.shortcut(z, fold)
 
     def _network(
         self, z: Tensor, neighbours: NeighbourTensors | None

@@ -17,7 +17,7 @@ VALUE_GATE = "value_gate"  # the submodule that has a learning rate of its own
 HEADS = ("llm_path.head.", "patch_head.", "trend_residual.")  # what the network's forecast comes out of
 
 
-def parameter_groups(model: nn.Module, config: TrainConfig, *, gate_factor: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """The trainable parameters of a model in groups, as torch's optimizers take them; empty groups are left out.
 
     `decayed`: matrices and the like. `plain`: whatever has one dimension, which are biases, norms and scale weights:
@@ -29,7 +29,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig, *, gate_factor: floa
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups[_group_of(name, parameter)].append(parameter)
-    rates = {"heads": config.head_learning_rate, VALUE_GATE: gate_factor * config.gate_learning_rate}
+    rates = {"heads": config.head_learning_rate, VALUE_GATE: config.gate_learning_rate}
     return [
         {
             "name": kind,
@@ -51,17 +51,9 @@ def _group_of(name: str, parameter: nn.Parameter) -> str:
     return "plain" if parameter.ndim < 2 else "decayed"
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig, *, gate_factor: float = 1.0) -> torch.optim.AdamW:
-    """AdamW over the groups of a model. gate_factor: see `Schedule.gate_factor`."""
-    return torch.optim.AdamW(parameter_groups(model, config, gate_factor=gate_factor))
-
-
-def hold_heads(optimizer: torch.optim.Optimizer, *, waiting: bool) -> None:
-    """Keep the heads of the network as they are, or let them learn."""
-    for group in optimizer.param_groups:
-        if group["name"] == "heads":
-            for parameter in group["params"]:
-                parameter.requires_grad_(not waiting)
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the groups of a model, of which there may be none."""
+    return torch.optim.AdamW(parameter_groups(model, config) or [{"name": "plain", "params": [], "initial_lr": 0.0}])
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -15,8 +15,6 @@ from forecaster.config import TrainConfig
 
 WARMUP_SHARE = 0.05  # of the planned steps
 MAX_WARMUP_STEPS = 100
-ENOUGH_STEPS = 300  # for the value gate at its own learning rate
-MAX_GATE_FACTOR = 10.0
 FINAL_FACTOR = 0.01  # of the learning rate, at the last planned step
 
 
@@ -26,14 +24,12 @@ class Schedule:
 
     num_windows: of the training split. windows_per_step: of one optimizer step, over all processes and all batches
     that are accumulated. steps_per_epoch, planned_steps: optimizer steps; early stopping may take fewer.
-    head_wait_steps: first steps in which the heads of the network stay as they are.
     """
 
     num_windows: int
     windows_per_step: int
     steps_per_epoch: int
     planned_steps: int
-    head_wait_steps: int
 
     @classmethod
     def of(cls, config: TrainConfig, num_windows: int) -> Self:
@@ -48,17 +44,7 @@ class Schedule:
             windows_per_step=windows_per_step,
             steps_per_epoch=steps_per_epoch,
             planned_steps=planned_steps,
-            head_wait_steps=math.floor(config.head_wait * planned_steps + 1e-9),
         )
-
-    @property
-    def gate_factor(self) -> float:
-        """By what the value gate's learning rate is multiplied: 1, and up to 10 where few steps are planned.
-
-        Adam moves a weight by about the learning rate in each step, so in so many steps a logit can go no further than
-        rate x steps. A gate that has to leave its equal start in a dozen steps must take longer ones.
-        """
-        return min(MAX_GATE_FACTOR, max(1.0, ENOUGH_STEPS / max(1, self.planned_steps)))
 
     @property
     def warmup_steps(self) -> int:

@@ -47,7 +47,7 @@ class TrainResult:
 
     epochs: those validated, the last one cut short if `max_steps` ended it. best_step: optimizer steps that the best
     weights have seen, 0 if the untrained model was best. seconds: over all parts of the training. stopped:
-    `patience`, `epochs` or `max_steps`.
+    `patience`, `epochs` or `max_steps`, or `closed form` for a model in which nothing is trained by gradient.
     """
 
     epochs: int

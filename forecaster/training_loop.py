@@ -27,7 +27,7 @@ from forecaster.errors import ConfigError, RunDamagedError, RunIncompatibleError
 from forecaster.interruption import Interrupted, Interruption
 from forecaster.losses import LossParts
 from forecaster.metrics_log import MetricsLog
-from forecaster.optimizer import hold_heads, make_optimizer, optimizer_state, restore_optimizer, set_rates
+from forecaster.optimizer import make_optimizer, optimizer_state, restore_optimizer, set_rates
 from forecaster.processes import any_process, gather_generators, sum_gradients
 from forecaster.records import RESTORE
 from forecaster.schedule import Schedule, aux_weight, batches_of, epoch_order, share_of
@@ -96,7 +96,7 @@ class TrainingLoop:
         self.task = task
         self.model, self.config, self.accelerator = task.model, task.config, task.accelerator
         self.schedule = Schedule.of(task.config, len(task.training))
-        self.optimizer = make_optimizer(task.model, task.config, gate_factor=self.schedule.gate_factor)
+        self.optimizer = make_optimizer(task.model, task.config)
         self.order = np.zeros(0, dtype=np.int64)
         self.epoch_of_order = -1
         self.began_at = time.monotonic()
@@ -104,9 +104,11 @@ class TrainingLoop:
         self.steps_before = 0
 
     def begin(self) -> None:
-        """The state before the first step. The untrained model is a candidate for the best."""
+        """The state before the first step. The untrained model is a candidate for the best, or all that there is."""
         rng.seed_all(self.config.seed, self.accelerator.process_index)
         self.state = TrainerState(best_val_mse=self.validate(), sums=(0.0,) * len(LOSSES))
+        if not any(group["params"] for group in self.optimizer.param_groups):
+            self.state = replace(self.state, stopped="closed form")
         self.write_line(val_mse=self.state.best_val_mse, best_val_mse=self.state.best_val_mse)
         self.save(is_best=True)
 
@@ -161,7 +163,6 @@ class TrainingLoop:
         """One optimizer step, and its line in the log if one is due."""
         factor = self.schedule.learning_rate_factor(self.state.step)
         set_rates(self.optimizer, factor)
-        hold_heads(self.optimizer, waiting=self.state.step < self.schedule.head_wait_steps)
         rows = self.rows_of_step()
         losses = self.gradients(rows)
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip))
@@ -252,7 +253,6 @@ class TrainingLoop:
     def validate(self) -> float:
         """MSE over all validation windows, each counted once. Raises `Interrupted`, and `ConfigError` if not finite."""
         self.model.eval()
-        hold_heads(self.optimizer, waiting=self.step_number <= self.schedule.head_wait_steps)
         windows, total = self.task.validation, 0.0
         for rows in batches_of(np.arange(len(windows)), self.config.batch_size):
             self.obey()

@@ -29,6 +29,7 @@ SETTINGS = {
     "train_stride": 2,
     "batch_size": 64,
     "epochs": 3,
+    "patience": 3,
     "save_steps": 2,
 }
 

@@ -29,7 +29,7 @@ def test_what_concerns_the_network_asks_for_it():
     assert parts_of(**preset_settings("6gb", lookback=96, llm="some/folder")) == (True, True, True)
 
 
-@pytest.mark.parametrize("name", ["memory_k", "gate_learning_rate", "seed", "epochs", "use_gram", "batch_size"])
+@pytest.mark.parametrize("name", ["memory_k", "gate_shrinkage", "seed", "epochs", "use_gram", "batch_size"])
 def test_what_concerns_every_model_does_not(name):
     value = Config.from_dict(SIZES).to_dict()[name]
     assert parts_of(**{name: value}) == (False, False, False)

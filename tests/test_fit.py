@@ -64,9 +64,17 @@ def forecasts_of(folder: Path, memory, table=TABLE) -> pd.DataFrame:
 # What a training makes
 
 
-def test_it_learns(small):
-    log = [line for line in log_of(small.folder / "run") if "val_mse" in line]
-    assert small.trained.result.best_val_mse == min(line["val_mse"] for line in log) < 0.9 * log[0]["val_mse"]
+def test_it_learns(small, tmp_path):
+    neighbours = small.folder / "neighbours"
+    train_small(small.memory, tmp_path / "run", neighbours_dir=neighbours, use_shortcut=False, use_llm=False)
+    log = [line["val_mse"] for line in log_of(tmp_path / "run") if "val_mse" in line]
+    assert min(log) < 0.9 * log[0]
+
+
+def test_the_best_weights_are_kept_and_counted(small):
+    log = [line["val_mse"] for line in log_of(small.folder / "run") if "val_mse" in line]
+    assert len(log) > 1
+    assert small.trained.result.best_val_mse == min(log)
     assert small.trained.num_training_windows == 3 * (252 - WINDOW.length + 1)
     assert small.trained.num_validation_windows == 3 * (84 - WINDOW.horizon + 1)
     assert small.trained.num_parameters == sum(each.numel() for each in small.predictor.model.parameters())

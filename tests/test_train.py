@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import random
 import signal
@@ -523,14 +522,3 @@ def test_the_order_of_an_epoch_is_a_function_of_seed_and_epoch():
     assert orders[0] == orders[1]
     assert len({tuple(order) for order in orders}) == 3
     assert sorted(orders[0]) == list(range(50))
-
-
-def test_a_gate_that_has_few_steps_takes_longer_ones():
-    def factor(num_windows: int) -> float:
-        return Schedule.of(dataclasses.replace(CONFIG, epochs=1, batch_size=1), num_windows).gate_factor
-
-    assert [factor(n) for n in (1000, 300, 100, 30, 3)] == [1, 1, 3, 10, 10]
-    model = ToyModel()
-    rates = {group["name"]: group["lr"] for group in parameter_groups(model, CONFIG, gate_factor=3.0)}
-    assert rates["value_gate"] == pytest.approx(3 * CONFIG.gate_learning_rate)
-    assert rates["decayed"] == CONFIG.learning_rate

@@ -41,12 +41,9 @@ class Setting(NamedTuple):
 
 DEFAULT = "value gate"
 LLM_GIVEN = "full, language model given"
-NETWORK = ("--set", "use_network=true")
+NETWORK = ("--network",)
 ARMS = {
-    DEFAULT: Arm(
-        ("--no-tapr", "--no-llm", "--set", "use_network=false"),
-        "linear map, last value and memory, mixed by the value gate",
-    ),
+    DEFAULT: Arm((), "linear map, last value and memory, mixed by the value gate"),
     "no LLM": Arm((*NETWORK, "--no-llm"), "with TAPR and GRA-M's gating of features, no language model"),
     "full": Arm(NETWORK, "with TAPR, GRA-M and a frozen language model of random weights (builtin:tiny)"),
     "no TAPR": Arm((*NETWORK, "--no-tapr"), "GRA-M and the frozen language model"),
