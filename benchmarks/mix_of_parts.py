@@ -37,6 +37,7 @@ from forecaster.batches import CachedWindows
 from forecaster.config import Config
 from forecaster.cross_fit import off_block, time_blocks
 from forecaster.fit import run_record, windows_of
+from forecaster.fit_gate import Quadratic, fit_logits, horizon_steps, prior_shares
 from forecaster.value_gate import hat_functions
 from memory_index import Store, WindowSpec, build, open_memory, read_table, split_by_name
 from memory_index.errors import DataError
@@ -44,7 +45,6 @@ from memory_index.windows import cut
 
 LOOKBACK = 512
 NUM_BLOCKS = 3
-NUM_STEPS = 96  # of the horizon, on which weights are fitted: they are smooth
 CHUNK = 4096  # windows handled at once where maps are fitted
 CHUNK_VALUES = 1 << 26  # errors held at once
 GATE_ALONE = {"use_network": False, "use_tapr": False, "use_llm": False}
@@ -115,11 +115,14 @@ SCOPES = ("own", "joint", "pooled")
 
 
 class Mixed(NamedTuple):
-    """An arm: linear maps, scopes of the memory, knots of the weights' course; the last value is a part of each."""
+    """An arm: linear maps, scopes of the memory, knots of the weights' course, and how strongly the fit is held at half
+    linear maps, half memory.
+    """
 
     maps: tuple[Map, ...] = (SHORTCUT,)
     scopes: tuple[str, ...] = SCOPES
     knots: int = 9
+    penalty: float = 0.01
     last_value: bool = True
 
     def chosen(self, parts: list[str]) -> list[int]:
@@ -130,7 +133,8 @@ class Mixed(NamedTuple):
 
 MEANS, LASTS = MAPS[:4], (Map(96, "last", 1), Map(336, "last", 1), Map(512, "last", 1))
 ARMS = {
-    f"map {SHORTCUT}, all scopes, 9 knots": Mixed(),
+    f"map {SHORTCUT}, all scopes, 9 knots, penalty 0.01": Mixed(),
+    **{f"- penalty {penalty:g}": Mixed(penalty=penalty) for penalty in (0, 0.001, 0.003, 0.03, 0.1, 1)},
     "- 1 knot": Mixed(knots=1),
     "- 3 knots": Mixed(knots=3),
     **{f"- map {each}": Mixed((each,)) for each in MAPS if each != SHORTCUT},
@@ -149,15 +153,16 @@ ARMS = {
 
 def scored(errors: Errors, arm: str) -> tuple[float, float]:
     """MSE of the training part, cross-validated over its blocks, and of the validation part."""
-    knots, chosen = ARMS[arm].knots, ARMS[arm].chosen(errors.parts)
-    at = np.ix_(chosen, chosen)
+    mixed = ARMS[arm]
+    chosen = mixed.chosen(errors.parts)
+    parts, at = [errors.parts[n] for n in chosen], np.ix_(chosen, chosen)
     train, val = errors.train[(..., *at)], errors.val[(..., *at)]
     squared = 0.0
     for block in range(NUM_BLOCKS):
         others = np.arange(NUM_BLOCKS) != block
-        weights = fitted_weights(train[others].sum(axis=0) / errors.num_train[others].sum(), knots)
+        weights = fitted_weights(train[others].sum(axis=0) / errors.num_train[others].sum(), mixed, parts)
         squared += mse_of(train[block], weights)
-    weights = fitted_weights(train.sum(axis=0) / errors.num_train.sum(), knots)
+    weights = fitted_weights(train.sum(axis=0) / errors.num_train.sum(), mixed, parts)
     return squared / float(errors.num_train.sum()), mse_of(val, weights)
 
 
@@ -166,24 +171,16 @@ def mse_of(matrix: np.ndarray, weights: np.ndarray) -> float:
     return float(np.einsum("ph,hpq,qh->h", weights, matrix, weights).mean())
 
 
-def fitted_weights(matrix: np.ndarray, knots: int) -> np.ndarray:
-    """Weights [parts, H] as those of `ValueGate` that make the least MSE: L-BFGS from equal weights."""
-    steps = np.unique(np.linspace(0, len(matrix) - 1, NUM_STEPS).round().astype(np.int64))
-    given, hats = torch.from_numpy(matrix[steps]), hat_functions(min(knots, len(matrix)), len(matrix)).double()
-    logits = torch.zeros(matrix.shape[1], len(hats), dtype=torch.float64, requires_grad=True)
-    scale = given.diagonal(dim1=1, dim2=2).mean()
-    optimizer = torch.optim.LBFGS([logits], max_iter=60, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        weights = torch.softmax(logits @ hats[:, steps], dim=0).T[..., None]  # [steps, parts, 1]
-        value = (given @ weights * weights).sum(dim=1).mean() / scale
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call, arg-type]
-    with torch.no_grad():
-        return torch.softmax(logits @ hats, dim=0).numpy()
+def fitted_weights(matrix: np.ndarray, arm: Mixed, parts: list[str]) -> np.ndarray:
+    """Weights [parts, H] as the value gate has them, fitted on a mean of e e^T [H, parts, parts]."""
+    horizon = len(matrix)
+    steps = horizon_steps(horizon)
+    hats = hat_functions(min(arm.knots, horizon), horizon).double()
+    whole = Quadratic(torch.ones(len(parts), dtype=torch.bool), torch.from_numpy(matrix[steps]), 1)
+    bases = [part for part in parts if part.split("-")[0] not in SCOPES]
+    prior, free = prior_shares([part != "last value" for part in bases], len(parts) - len(bases))
+    logits = fit_logits([whole], prior, free, hats[:, steps], arm.penalty)
+    return torch.softmax(logits @ hats, dim=0).numpy()
 
 
 def errors_of(data_set: DataSet, horizon: int, folder: Path) -> Errors:

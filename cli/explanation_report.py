@@ -173,7 +173,7 @@ def network_rows(found: Explanation) -> list[list[object]]:
         told += [(f"trend {name}", share, means) for name, share, means in trend_classes(found)]
         told += [(f"scale {name}", share, f"averages of {steps} steps") for name, share, steps in scales(found)]
     if found.feature_gate is not None and found.confidence is not None:
-        told.append(("feature gate", found.feature_gate, "1 looks at the window, 0 at its neighbours"))
+        told.append(("feature gate", found.feature_gate, "1 is the window, 0 its neighbours"))
         told.append(("confidence", found.confidence, "sum of similarity x score"))
     return [[name, f"{share:.0%}", FULL_BAR * round(share * BAR_WIDTH), meaning] for name, share, meaning in told]
 

@@ -146,7 +146,7 @@ def test_it_begins_with_a_sentence_and_fits_a_terminal(made, call, told):
     assert lines[0].startswith(f"north at {AT[:-3]}, next 12 steps: ")
     assert "80% interval" in lines[0]
     assert f"memory {1 - model:.0%}, model {model:.0%} on average" in " ".join(lines[:2])
-    assert max(map(len, lines)) <= 80
+    assert max(map(len, lines)) <= 80, max(lines, key=len)
 
 
 def test_the_parts_are_told(told):
