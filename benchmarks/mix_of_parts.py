@@ -124,6 +124,7 @@ class Mixed(NamedTuple):
     knots: int = 9
     penalty: float = 0.01
     last_value: bool = True
+    equal: bool = False  # held at equal weights instead, the last value too
 
     def chosen(self, parts: list[str]) -> list[int]:
         """Numbers of its parts."""
@@ -135,6 +136,7 @@ MEANS, LASTS = MAPS[:4], (Map(96, "last", 1), Map(336, "last", 1), Map(512, "las
 ARMS = {
     f"map {SHORTCUT}, all scopes, 9 knots, penalty 0.01": Mixed(),
     **{f"- penalty {penalty:g}": Mixed(penalty=penalty) for penalty in (0, 0.001, 0.003, 0.03, 0.1, 1)},
+    **{f"- penalty {penalty:g}, held at equal weights": Mixed(penalty=penalty, equal=True) for penalty in (0.01, 100)},
     "- 1 knot": Mixed(knots=1),
     "- 3 knots": Mixed(knots=3),
     **{f"- map {each}": Mixed((each,)) for each in MAPS if each != SHORTCUT},
@@ -179,6 +181,8 @@ def fitted_weights(matrix: np.ndarray, arm: Mixed, parts: list[str]) -> np.ndarr
     whole = Quadratic(torch.ones(len(parts), dtype=torch.bool), torch.from_numpy(matrix[steps]), 1)
     bases = [part for part in parts if part.split("-")[0] not in SCOPES]
     prior, free = prior_shares([part != "last value" for part in bases], len(parts) - len(bases))
+    if arm.equal:
+        prior, free = torch.full_like(prior, 1 / len(prior)), torch.zeros_like(free)
     logits = fit_logits([whole], prior, free, hats[:, steps], arm.penalty)
     return torch.softmax(logits @ hats, dim=0).numpy()
 

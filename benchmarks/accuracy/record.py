@@ -106,10 +106,10 @@ def _mean_cell(found: list[Seeds], data_set: str) -> str:
 
 
 def _shown(score: tuple[float, float], place: tuple[str, int | str]) -> str:
-    """MSE/MAE; bold where both reach the goal."""
+    """MSE/MAE; bold where both, in the goal's three decimals, reach it."""
     text = "{:.4f}/{:.4f}".format(*score).replace("0.", ".")
     goal = GOALS.get(place)  # type: ignore[arg-type]
-    return f"**{text}**" if goal and score[0] <= goal[0] and score[1] <= goal[1] else text
+    return f"**{text}**" if goal and all(round(a, 3) <= b for a, b in zip(score, goal, strict=True)) else text
 
 
 def costs(results: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -131,16 +131,20 @@ def draw(results: Sequence[dict[str, Any]], target: Path) -> None:
 
     scores = scores_of(results)
     sets = list(dict.fromkeys(result["data_set"] for result in results))
-    arms = [arm for arm in scores if arm in (*BESIDE.values(), GROWN_ALONE, *ARMS, GROWN, *PEERS)]
-    figure = look.figure(0.6 + len(sets) * (0.9 + 0.19 * len(arms)))
-    panels = figure.subplots(len(sets), len(HORIZONS), squeeze=False)
+    shown = [arm for arm in scores if arm in (*BESIDE.values(), GROWN_ALONE, *ARMS, GROWN, *PEERS)]
+    arms = {name: [arm for arm in shown if any(place[0] == name for place in scores[arm])] for name in sets}
+    figure = look.figure(0.6 + sum(0.9 + 0.19 * len(each) for each in arms.values()))
+    heights = [len(each) + 3 for each in arms.values()]
+    panels = figure.subplots(len(sets), len(HORIZONS), squeeze=False, gridspec_kw={"height_ratios": heights})
     for row, data_set in zip(panels, sets, strict=True):
         for axes, horizon in zip(row, HORIZONS, strict=True):
-            _draw_panel(axes, {arm: scores[arm].get((data_set, horizon)) for arm in arms})
+            _draw_panel(axes, {arm: scores[arm].get((data_set, horizon)) for arm in arms[data_set]})
             axes.set_title(f"{data_set}, {horizon} steps", fontsize=9)
             if horizon != HORIZONS[0]:
                 axes.set_yticklabels([])
-    look.headline(figure, "MSE on the test part, mean and range of the seeds. Best per panel: hollow; beyond: an arrow")
+    look.headline(
+        figure, "MSE on the test part: mean and range of the seeds. Hollow: the best of a panel. Arrow: farther right"
+    )
     figure.savefig(target, dpi=look.DOTS_PER_INCH)
 
 
@@ -149,7 +153,7 @@ def _draw_panel(axes: Axes, found: dict[str, Seeds | None]) -> None:
 
     look.plain(axes)
     axes.set_yticks(range(len(found)), list(found), fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(found) - 0.5, -0.5)
     axes.tick_params(axis="x", labelsize=8)
     there = {arm: seeds for arm, seeds in found.items() if seeds}
     if not there:

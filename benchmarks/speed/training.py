@@ -4,19 +4,20 @@ The live form is given the best batch that it could have: 32 moments of all 7 se
 are asked at once. A shuffled batch holds some 200 moments, and would ask for seven times as many windows. Both forms
 read the same windows.
 
-What has to be done, in numbers: B = 224 windows, L = 512, H = 96, V = 9 key spaces, M = 2 bases, F = 3 folds.
+What has to be done, in numbers: B = 224 windows of a step, n = 75,726 of ETTh1's training part, L = 512, H = 96, V = 9
+key spaces, M = 2 bases, F = 3 folds.
 
-    value gate alone   the linear map of every fold, 2 B F L H = 66 MFLOP, forward only: it is fitted, not trained
-                       forecasts read, 4 B V H = 0.8 MB; contexts and maps, 0.5 and 0.6 MB
-                       the mix: dozens of passes over [B, M + V, H], 0.9 MB each, forward and backward
-    with the network   33 GFLOP, 19 of them the attention of patches over prototypes and within the language model,
-                       forward and backward, the rest matrices
+    a step of the network   33 GFLOP, 19 of them the attention of patches over prototypes and within the language model,
+                            forward and backward, the rest matrices
+    fit of the value gate   the linear map of every fold, 2 n F L H = 22 GFLOP; the matrices of errors,
+                            2 n (M + V)^2 H = 1.8 GFLOP; forecasts read, 4 n V H = 0.26 GB, once
+    its straightforward     gradient steps, three epochs: the same maps and forecasts three times, and in each step
+                            dozens of passes over [B, M + V, H], 0.9 MB each
 
-66 MFLOP are less than a millisecond of one core, and each pass some tens of microseconds as long as it stays in the
-cache: so the gate alone is limited by how many passes there are (masks, softmax, weighted sums), not by products. With
-the network products and attention are the limit. Both lines of the table say how many operations a step has by the
-count of `torch.utils.flop_counter`, how quick they went beside the quickest product of this machine, and in which
-operators `torch.profiler` saw most of the time.
+So a step of the network is limited by products and attention, and the fit of the gate by the product with the maps and
+by reading the forecasts. The table says how many operations a step has by the count of `torch.utils.flop_counter`, how
+quick they went beside the quickest product of this machine, and in which operators `torch.profiler` saw most of the
+time.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from benchmarks.speed.turns import in_turns, medians, ratio
 from forecaster.batches import CachedWindows
 from forecaster.config import Config
 from forecaster.fit import batch_loss, fit_closed_form, run_record, windows_of
+from forecaster.fit_gate import fit_value_gate
 from forecaster.model import ForecastModel
 from forecaster.neighbours import condense, neighbour_tensors
 from forecaster.optimizer import make_optimizer
@@ -61,6 +63,7 @@ class Trainee(NamedTuple):
     """A model in training. windows: with neighbours from the cache. step: forward, backward and optimizer."""
 
     config: Config
+    model: ForecastModel
     windows: CachedWindows
     step: Callable[[Batch], None]
 
@@ -68,12 +71,8 @@ class Trainee(NamedTuple):
 def figures(stage: Stage) -> list[Figure]:
     """In the order of the table."""
     assert stage.run.is_dir(), "its training has left the neighbours of all windows"
-    models = {
-        "with the network": trainee(stage, stage.config(**dict.fromkeys(PARTS, True))),
-        "the value gate alone": trainee(stage, stage.config(**dict.fromkeys(PARTS, False))),
-    }
-    fastest = fastest_product()
-    return [figure for name, model in models.items() for figure in step_figures(stage, name, model, fastest)]
+    network, gate = (trainee(stage, stage.config(**dict.fromkeys(PARTS, on))) for on in (True, False))
+    return [*step_figures(stage, network, fastest_product()), *gate_figures(gate)]
 
 
 def trainee(stage: Stage, config: Config) -> Trainee:
@@ -84,6 +83,8 @@ def trainee(stage: Stage, config: Config) -> Trainee:
     windows = windows_of(table, memory, config, record, "train", stage.neighbours)
     model = ForecastModel(config.model, num_spaces=len(memory.manifest.spaces), backbone=backbone)
     fit_closed_form(model, windows, table, memory, config)
+    if not config.model.use_network:
+        model.value_gate.logits.requires_grad_(True)  # for the straightforward form
     optimizer = make_optimizer(model, config.train)
 
     def step(batch: Batch) -> None:
@@ -91,11 +92,31 @@ def trainee(stage: Stage, config: Config) -> Trainee:
         optimizer.step()
         optimizer.zero_grad()
 
-    return Trainee(config, windows, step)
+    return Trainee(config, model, windows, step)
 
 
-def step_figures(stage: Stage, name: str, model: Trainee, fastest: float) -> list[Figure]:
-    """One model's step, and what its batch takes of it, from the cache and live."""
+def gate_figures(gate: Trainee) -> list[Figure]:
+    """The value gate in closed form, and an epoch of gradient steps on the same windows."""
+    size, num = gate.config.train.batch_size, len(gate.windows)
+
+    def epoch() -> None:
+        for start in range(0, num, size):
+            gate.step(gate.windows.batch(np.arange(start, min(num, start + size))))
+
+    by_steps, _ = timed(epoch)
+    closed, _ = timed(lambda: fit_value_gate(gate.model, gate.windows, gate.config.train.gate_shrinkage))
+    return [
+        Figure(
+            f"value gate of {num:,} training windows, in closed form",
+            f"{closed:.1f} s",
+            "",
+            f"one epoch of gradient steps: {by_steps:.1f} s, {by_steps / closed:.1f} x slower, and it takes several",
+        )
+    ]
+
+
+def step_figures(stage: Stage, model: Trainee, fastest: float) -> list[Figure]:
+    """The network's step, and what its batch takes of it, from the cache and live."""
     without = dataclasses.replace(model.windows, condensed=None)
     num_series = len(stage.table.series)
     moments = np.random.default_rng(0).permutation(len(model.windows) // num_series)
@@ -120,20 +141,20 @@ def step_figures(stage: Stage, name: str, model: Trainee, fastest: float) -> lis
     compute = seconds["step cached"] - seconds["cached"]
     return [
         Figure(
-            f"neighbours of a batch of {len(batch)} from the cache, {name}",
+            f"neighbours of a batch of {len(batch)} from the cache",
             f"{read:.1f} ms, **{read / seconds['step cached']:.2%}** of a training step",
-            "at most 5%" if model.config.model.use_network else "",
+            "at most 5%",
             f"asked of the memory: {seconds['live']:.0f} ms, {ratio(times, 'live', 'cached'):.0f} x slower",
         ),
         Figure(
-            f"training step, {name}",
+            "training step with the network",
             f"{seconds['step cached']:.1f} ms",
             "",
             f"searching in each step: {seconds['step live']:.0f} ms, "
             f"{ratio(times, 'step live', 'step cached'):.1f} x slower",
         ),
         Figure(
-            f"what a step has to do, {name}",
+            "what that step has to do",
             f"{flops / 1e9:.2f} GFLOP at {flops / compute / 1e6:.0f} GFLOP/s; {operators}",
             "",
             f"a product of {SQUARE} x {SQUARE}: {fastest / 1e9:.0f} GFLOP/s",
