@@ -12,8 +12,9 @@ so the windows are read once, and every arm below is fitted and scored in second
 The parts are the last value, the key spaces of the memory, and linear maps of several kinds (`Map`).
 
 For every arm: (a) the MSE of the validation part with weights fitted on the whole training part, and (b) the MSE of the
-training part, cross-validated over its three blocks of time: weights fitted on two, scored on the third. In both, the
-parts of training windows are cross-fitted and their neighbours asked under `disjoint`, as `cli train` has them. Shown
+training part, cross-validated over its three blocks of time: weights fitted on two, without the windows that share a
+step with the third, scored on the third. In both, the parts of training windows are cross-fitted and their neighbours
+asked under `disjoint`, as `cli train` has them. At most 96 steps of the horizon are looked at, spread evenly. Shown
 relative to the first arm, as a mean over data sets and horizons of both. The test part is not read. A horizon for
 which a data set is too short is skipped, saying so; neighbours stay in --work-dir, so that the next call is quick.
 """
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -45,9 +46,7 @@ from memory_index.windows import cut
 
 LOOKBACK = 512
 NUM_BLOCKS = 3
-CHUNK = 4096  # windows handled at once where maps are fitted
-CHUNK_VALUES = 1 << 26  # errors held at once
-GATE_ALONE = {"use_network": False, "use_tapr": False, "use_llm": False}
+CHUNK = 4096  # windows handled at once
 
 
 class Map(NamedTuple):
@@ -75,15 +74,20 @@ SHORTCUT = Map(512)  # the one that the model has
 
 
 class Errors(NamedTuple):
-    """What is kept of the windows of a data set and a horizon.
+    """What is kept of the windows of a data set and a horizon, of which S steps are looked at.
 
-    parts: names. train: float64 [blocks, H, parts, parts], sums of e e^T; num_train: [blocks]. val: [H, parts, parts],
-    its mean over the windows of the validation part.
+    parts: names. steps: int64 [S], of the horizon. blocks: float64 [blocks, S, parts, parts], mean of e e^T over the
+    windows of each block; weights: [blocks], its share of the windows. rest: likewise over the windows that share no
+    step with a block's. train, val: [S, parts, parts], over all training and all validation windows.
     """
 
     parts: list[str]
+    steps: np.ndarray
+    horizon: int
+    blocks: np.ndarray
+    weights: np.ndarray
+    rest: np.ndarray
     train: np.ndarray
-    num_train: np.ndarray
     val: np.ndarray
 
 
@@ -157,34 +161,26 @@ def scored(errors: Errors, arm: str) -> tuple[float, float]:
     """MSE of the training part, cross-validated over its blocks, and of the validation part."""
     mixed = ARMS[arm]
     chosen = mixed.chosen(errors.parts)
-    parts, at = [errors.parts[n] for n in chosen], np.ix_(chosen, chosen)
-    train, val = errors.train[(..., *at)], errors.val[(..., *at)]
-    squared = 0.0
-    for block in range(NUM_BLOCKS):
-        others = np.arange(NUM_BLOCKS) != block
-        weights = fitted_weights(train[others].sum(axis=0) / errors.num_train[others].sum(), mixed, parts)
-        squared += mse_of(train[block], weights)
-    weights = fitted_weights(train.sum(axis=0) / errors.num_train.sum(), mixed, parts)
-    return squared / float(errors.num_train.sum()), mse_of(val, weights)
+    at = np.ix_(chosen, chosen)
+
+    def mse(fitted_on: np.ndarray, scored_on: np.ndarray) -> float:
+        """Mean over the steps of w^T G w."""
+        weights = fitted_weights(fitted_on[(..., *at)], mixed, errors, chosen)
+        return float(np.einsum("ps,spq,qs->s", weights, scored_on[(..., *at)], weights).mean())
+
+    held_out = [mse(rest, block) for rest, block in zip(errors.rest, errors.blocks, strict=True)]
+    return float(np.dot(errors.weights, held_out)), mse(errors.train, errors.val)
 
 
-def mse_of(matrix: np.ndarray, weights: np.ndarray) -> float:
-    """matrix: [H, parts, parts], weights: [parts, H]; mean over the horizon of w^T G w."""
-    return float(np.einsum("ph,hpq,qh->h", weights, matrix, weights).mean())
-
-
-def fitted_weights(matrix: np.ndarray, arm: Mixed, parts: list[str]) -> np.ndarray:
-    """Weights [parts, H] as the value gate has them, fitted on a mean of e e^T [H, parts, parts]."""
-    horizon = len(matrix)
-    steps = horizon_steps(horizon)
-    hats = hat_functions(min(arm.knots, horizon), horizon).double()
-    whole = Quadratic(torch.ones(len(parts), dtype=torch.bool), torch.from_numpy(matrix[steps]), 1)
-    bases = [part for part in parts if part.split("-")[0] not in SCOPES]
-    prior, free = prior_shares([part != "last value" for part in bases], len(parts) - len(bases))
+def fitted_weights(matrix: np.ndarray, arm: Mixed, errors: Errors, chosen: list[int]) -> np.ndarray:
+    """Weights [parts, S] as the value gate has them, fitted on a mean of e e^T [S, parts, parts]."""
+    hats = hat_functions(min(arm.knots, errors.horizon), errors.horizon).double()[:, errors.steps]
+    bases = [errors.parts[n] for n in chosen if errors.parts[n].split("-")[0] not in SCOPES]
+    prior, free = prior_shares([part != "last value" for part in bases], len(chosen) - len(bases))
     if arm.equal:
         prior, free = torch.full_like(prior, 1 / len(prior)), torch.zeros_like(free)
-    logits = fit_logits([whole], prior, free, hats[:, steps], arm.penalty)
-    return torch.softmax(logits @ hats, dim=0).numpy()
+    whole = Quadratic(torch.ones(len(chosen), dtype=torch.bool), torch.from_numpy(matrix), 1)
+    return torch.softmax(fit_logits([whole], prior, free, hats, arm.penalty) @ hats, dim=0).numpy()
 
 
 def errors_of(data_set: DataSet, horizon: int, folder: Path) -> Errors:
@@ -198,26 +194,56 @@ def errors_of(data_set: DataSet, horizon: int, folder: Path) -> Errors:
         split = split_by_name(data_set.split, table.times)
         build(table, Store(folder / "indexes"), name, window=window, split=split)
     memory = open_memory(folder / "indexes", f"{name}@1")
-    config = Config.from_dict({"lookback": LOOKBACK, "horizon": horizon, **GATE_ALONE})
+    config = Config.from_dict({"lookback": LOOKBACK, "horizon": horizon})
     record = run_record(table, memory, f"{name}@1", config, None, "cpu")
     train, val = (windows_of(table, memory, config, record, part, folder / "neighbours") for part in ("train", "val"))
-    length = memory.manifest.window.length
+    steps, length = horizon_steps(horizon), memory.manifest.window.length
     times = np.concatenate([series.times for series in table.series])[train.position]
-    maps: list[list[np.ndarray]] = []  # of every block, fitted on the others, and last of all
-    for first, last in time_blocks(times, NUM_BLOCKS):
-        maps.append(linear_maps(train, off_block(times, table.step, first=first, last=last, length=length)))
-    everything = linear_maps(train, np.ones(len(train), dtype=bool))
+    off = [
+        off_block(times, table.step, first=first, last=last, length=length)
+        for first, last in time_blocks(times, NUM_BLOCKS)
+    ]
+    maps = [linear_maps(train, each, steps) for each in off]
     assert train.fold is not None, "training windows are cross-fitted"
-    blocks = [summed_errors(train, np.flatnonzero(train.fold == n), maps[n]) for n in range(NUM_BLOCKS)]
-    summed, num_val = summed_errors(val, np.arange(len(val)), everything)
-    parts = ["last value", *map(str, MAPS), *map(str, train.spaces)]
+    numbers = [np.flatnonzero(train.fold == n) for n in range(NUM_BLOCKS)]
+    blocks = [summed_errors(train, numbers[n], maps[n], steps) for n in range(NUM_BLOCKS)]
+    whole = Sum.of(blocks)
+    rest = []
+    for n in range(NUM_BLOCKS):
+        near = [summed_errors(train, numbers[m][~off[n][numbers[m]]], maps[m], steps) for m in range(NUM_BLOCKS)]
+        rest.append(Sum(whole.matrix - Sum.of(near).matrix, whole.num - Sum.of(near).num).mean)
+    everything = linear_maps(train, np.ones(len(train), dtype=bool), steps)
     return Errors(
-        parts, np.stack([block for block, _ in blocks]), np.array([num for _, num in blocks]), summed / num_val
+        parts=["last value", *map(str, MAPS), *map(str, train.spaces)],
+        steps=steps,
+        horizon=horizon,
+        blocks=np.stack([block.mean for block in blocks]),
+        weights=np.array([block.num / whole.num for block in blocks]),
+        rest=np.stack(rest),
+        train=whole.mean,
+        val=summed_errors(val, np.arange(len(val)), everything, steps).mean,
     )
 
 
-def linear_maps(windows: CachedWindows, keep: np.ndarray) -> list[np.ndarray]:
-    """Each of `MAPS` in closed form, float32 [lookback, H], fitted on some of the windows. keep: bool [n]."""
+class Sum(NamedTuple):
+    """Sum of e e^T over windows, float64 [S, parts, parts], standardised units, and how many they are."""
+
+    matrix: np.ndarray
+    num: int
+
+    @classmethod
+    def of(cls, sums: list[Self]) -> Self:
+        """All of them together."""
+        return cls(np.sum([each.matrix for each in sums], axis=0), sum(each.num for each in sums))
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Over the windows."""
+        return self.matrix / self.num
+
+
+def linear_maps(windows: CachedWindows, keep: np.ndarray, steps: np.ndarray) -> list[np.ndarray]:
+    """Each of `MAPS` in closed form, float32 [lookback, S], fitted on some of the windows. keep: bool [n]."""
     ridge, numbers = windows.config.ridge, np.flatnonzero(keep)
     found = []
     for each in MAPS:
@@ -225,7 +251,8 @@ def linear_maps(windows: CachedWindows, keep: np.ndarray) -> list[np.ndarray]:
         for start in range(0, len(numbers), CHUNK):
             chosen = numbers[start : start + CHUNK]
             z, location, spread = standardised(windows, chosen, each)
-            future = (cut(windows.values, windows.position[chosen] + 1, windows.config.horizon) - location) / spread
+            future = cut(windows.values, windows.position[chosen] + 1, windows.config.horizon)[:, steps]
+            future = (future - location) / spread
             weight = (spread / windows.unit[chosen, None]) ** each.weight
             weighted = (z * weight).T.astype(np.float64)
             gram, cross, total = gram + weighted @ z, cross + weighted @ future, total + float(weight.sum())
@@ -243,29 +270,25 @@ def standardised(windows: CachedWindows, chosen: np.ndarray, each: Map) -> tuple
     return (context - location) / spread, location, spread
 
 
-def summed_errors(windows: CachedWindows, numbers: np.ndarray, maps: list[np.ndarray]) -> tuple[np.ndarray, int]:
-    """Sum of e e^T over windows, float64 [H, parts, parts], standardised units, and how many they are.
-
-    Windows without a neighbour in some key space are left out.
-    """
+def summed_errors(windows: CachedWindows, numbers: np.ndarray, maps: list[np.ndarray], steps: np.ndarray) -> Sum:
+    """The errors of all parts over some windows; those without a neighbour in some key space are left out."""
     assert windows.condensed is not None, "the gate alone has a memory"
     config, condensed = windows.config, windows.condensed
     num_parts = 1 + len(maps) + len(windows.spaces)
-    summed, num = np.zeros((config.horizon, num_parts, num_parts)), 0
-    size = max(64, CHUNK_VALUES // (config.horizon * num_parts))
-    for start in range(0, len(numbers), size):
-        chosen = numbers[start : start + size]
+    summed, num = np.zeros((len(steps), num_parts, num_parts)), 0
+    for start in range(0, len(numbers), CHUNK):
+        chosen = numbers[start : start + CHUNK]
         chosen = chosen[np.asarray(condensed.found[chosen]).all(axis=1)]
         position, unit = windows.position[chosen], windows.unit[chosen, None]
-        parts = [cut(windows.values, position, 1).repeat(config.horizon, axis=1)]
+        parts = [cut(windows.values, position, 1).repeat(len(steps), axis=1)]
         for each, weight in zip(MAPS, maps, strict=True):
             z, location, spread = standardised(windows, chosen, each)
             parts.append(z @ weight * spread + location)
-        forecasts = np.concatenate([np.stack(parts, axis=1), np.asarray(condensed.forecasts[chosen])], axis=1)
-        errors = (forecasts - cut(windows.values, position + 1, config.horizon)[:, None]) / unit[:, None]
+        forecasts = np.concatenate([np.stack(parts, axis=1), condensed.forecasts[chosen][..., steps]], axis=1)
+        errors = (forecasts - cut(windows.values, position + 1, config.horizon)[:, steps][:, None]) / unit[:, None]
         summed += np.matmul(errors.transpose(2, 1, 0), errors.transpose(2, 0, 1))
         num += len(chosen)
-    return summed, num
+    return Sum(summed, num)
 
 
 def show(results: dict[str, dict[str, tuple[float, float]]], out: Path | None) -> None:

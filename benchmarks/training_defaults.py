@@ -33,26 +33,26 @@ from forecaster.batches import CachedWindows
 from forecaster.config import Config
 from forecaster.cross_fit import off_block
 from forecaster.fit import batch_loss, fit_closed_form, run_record, windows_of
+from forecaster.fit_gate import fit_value_gate
 from forecaster.model import ForecastModel
 from forecaster.placement import place_backbone
 from forecaster.train import train
 from memory_index import Memory, SeriesTable, Store, build, open_memory, read_table, split_by_name
 
-GATE_ALONE = {"use_network": False, "use_tapr": False, "use_llm": False}
-NO_LLM = {"use_llm": False}
+NO_LLM = {"use_network": True, "use_llm": False}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "gate": {
-        "value gate alone": GATE_ALONE,
-        **{f"gate_shrinkage {v}": GATE_ALONE | {"gate_shrinkage": v} for v in (0.0, 0.001, 0.1)},
-        **{f"ridge {v}": GATE_ALONE | {"ridge": v} for v in (0.01, 1.0)},
-        "policy causal": GATE_ALONE | {"policy": "causal"},
-        "train_stride 4": GATE_ALONE | {"train_stride": 4},
-        "no memory": GATE_ALONE | {"use_gram": False},
-        "no shortcut": GATE_ALONE | {"use_shortcut": False},
+        "value gate alone": {},
+        **{f"gate_shrinkage {v}": {"gate_shrinkage": v} for v in (0.0, 0.001, 0.1)},
+        **{f"ridge {v}": {"ridge": v} for v in (0.01, 1.0)},
+        "policy causal": {"policy": "causal"},
+        "train_stride 4": {"train_stride": 4},
+        "no memory": {"use_gram": False},
+        "no shortcut": {"use_network": False, "use_shortcut": False},
     },
     "network": {
-        "value gate alone": GATE_ALONE,
-        "and TAPR and the language model": {},
+        "value gate alone": {},
+        "and TAPR and the language model": {"use_network": True},
         "and TAPR": NO_LLM,
         "and TAPR, learning_rate 0.001": NO_LLM | {"learning_rate": 1e-3},
         "and TAPR, head_learning_rate 0.0001": NO_LLM | {"head_learning_rate": 1e-4},
@@ -154,6 +154,8 @@ def trained(
         config.model, num_spaces=len(memory.manifest.spaces), backbone=place_backbone(config, device="cpu")
     )
     fit_closed_form(model, training, table, memory, config)
+    if not model.value_gate.logits.requires_grad:  # the linear maps have a fold for each block, the gate has none
+        fit_value_gate(model, used, config.train.gate_shrinkage)
     with tempfile.TemporaryDirectory() as folder:
         result = train(
             model,

@@ -62,14 +62,14 @@ def explain(
     indexes: Indexes,
     table_options: ReadOptions,
 ) -> None:
-    """Take one forecast of a run apart: what it is made of, which past it rests on, and what the network says.
+    """Take one forecast of a run apart: what it is made of, which past it rests on, and what a network says of it.
 
     The numbers are those of the forward pass that makes the forecast of that time. `t+1` is the first step after the
     origin. `nearest` is the distance of the nearest neighbour, and `nearer` how many of the memory's own windows had
-    one nearer than that. Small drawings go from low to high in each row. Of a neighbour, `score` is the network's match
-    score, `in net` how much it has in what the network reads of all of them (not in the forecast), `future` what
-    followed it, and `match` the correlation of that with what really followed, where FILE knows it. Directions and
-    strengths of the trend are told apart: each adds up to 100%.
+    one nearer than that. Small drawings go from low to high in each row. Of a neighbour, `future` is what followed it,
+    and `match` the correlation of that with what really followed, where FILE knows it. Of a run with a network, `score`
+    is its match score of a neighbour, and `in net` how much that has in what the network reads of all of them (not in
+    the forecast); directions and strengths of the trend are told apart: each adds up to 100%.
     """
     levels = quantile_levels(quantiles)
     require_targets(picture=plot, page=html)

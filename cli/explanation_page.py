@@ -65,6 +65,12 @@ def write_explanation_page(path: Path, found: Explanation, step: Step, made_by: 
                 heading="What the network says",
             )
         )
+    of_network = ""
+    if found.feature_gate is not None:
+        of_network = (
+            "Score: the network's match score. In net: how much a neighbour has in what the network reads of all of "
+            "them, not in the forecast. Directions and strengths of the trend each add up to 100%. "
+        )
     write_page(
         path,
         f"{found.series_id} at {minute(found.origin_text)}: how the forecast is made",
@@ -72,9 +78,8 @@ def write_explanation_page(path: Path, found: Explanation, step: Step, made_by: 
         [picture, *tables, _steps_table(found, step)],
         warnings=[f"{warning[0].upper()}{warning[1:]}." for warning in warnings(found)],
         footer=f"t+1 is the first step after the origin. Nearest: distance of the nearest neighbour; nearer: how "
-        "many of the memory's own windows had one nearer than that. Score: the network's match score. In net: how much "
-        "a neighbour has in what the network reads of all of them, not in the forecast. Directions and strengths of "
-        "the trend each add up to 100%. Match: correlation with what really followed. "
+        f"many of the memory's own windows had one nearer than that. {of_network}"
+        "Match: correlation with what really followed. "
         f"Made by cli explain with {made_by}.",
     )
 

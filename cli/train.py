@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 File = Annotated[Path, typer.Argument(help="The table that the index was built on.", show_default=False)]
 SECONDS = 60  # between two lines about a training, where there is no bar
-CLOSED_FORM = "closed form"  # why a training without a gradient ended
+# Settings that only a training by gradient steps has a use for.
+OF_STEPS = {"epochs", "max_steps", "batch_size", "accumulation", "patience", "seed", "weight_decay", "clip"}
 ENDED_BY = {
     "epochs": "the number of epochs (epochs)",
     "max_steps": "the number of steps (max_steps)",
@@ -44,7 +45,7 @@ def train(
     index: Annotated[str, typer.Option("--index", metavar="REF", help=f"{REF}.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of the run, made if missing.", show_default=False)],
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options on the line win.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings for a GPU: 6gb, 8gb, 12gb or 15gb.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A network for a GPU: 6gb, 8gb, 12gb or 15gb.")] = None,
     llm: Annotated[
         str | None, typer.Option(help="builtin:tiny, a folder, or ID@REVISION.", show_default="builtin:tiny")
     ] = None,
@@ -81,9 +82,9 @@ def train(
     vocabulary_mapping: Annotated[
         bool, typer.Option("--vocabulary-mapping", help="Learn text prototypes as the original does: slow.")
     ] = False,
-    epochs: Annotated[int | None, typer.Option(help="At most so many passes.", show_default="3")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Windows per step.", show_default="224")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="0")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes of the network, at most.", show_default="3")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Windows per step of the network.", show_default="224")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random in the network.", show_default="0")] = None,
     save_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints.", show_default="500")] = None,
     save_total_limit: Annotated[int | None, typer.Option(help="Checkpoints to keep.", show_default="3")] = None,
     device: Device = "auto",
@@ -101,9 +102,10 @@ def train(
 ) -> None:
     """Train a model on the training part of FILE against one version of an index.
 
-    The neighbours of all training windows are found once and kept; an epoch pays no search. The validation part decides
-    when to stop and which weights are kept; the test part is never read. Interrupted, it goes on with --resume. The run
-    is a folder that can be moved.
+    The neighbours of all training windows are found once and kept. A linear map and the gate between it and the memory
+    are fitted in closed form. With --network, or any option of its own (--llm, --preset, --no-tapr, ...), a network is
+    trained beside them: the validation part decides when to stop and which weights are kept. The test part is never
+    read. Interrupted, it goes on with --resume. The run is a folder that can be moved.
     """
     from forecaster.fit import train_run
 
@@ -158,6 +160,9 @@ def train(
             raise KeyboardInterrupt(f"go on with: {shlex.join(again)}") from error
     if not trained.is_main:
         return
+    if trained.is_new:
+        for line in network_notes(chosen, {*stated, *(text.partition("=")[0].strip() for text in set_ or [])}):
+            note(line)
     if as_json:
         print_json("train", training_document(out, ref, trained))
     elif not trained.is_new:
@@ -215,6 +220,17 @@ def settings(
     return Config.from_dict(chosen | asked)
 
 
+def network_notes(chosen: Config, stated: set[str]) -> list[str]:
+    """What a person should know of the network that is, or is not, trained. stated: names of settings, by options."""
+    from forecaster.config import OF_NETWORK
+
+    if chosen.model.use_network:
+        asked = [] if "use_network" in stated else sorted(stated & OF_NETWORK)
+        return [f"a network was trained too, because {asked[0]} is stated"] if asked else []
+    idle = sorted(stated & OF_STEPS)
+    return [f"{idle[0]} had no effect: without --network nothing is trained in steps"] if idle else []
+
+
 def training_document(out: Path, ref: str, trained: Trained) -> dict[str, Any]:
     """The JSON document of `train`."""
     result = trained.result
@@ -237,6 +253,8 @@ def training_document(out: Path, ref: str, trained: Trained) -> dict[str, Any]:
 
 
 def _best(result: TrainResult) -> str:
+    from forecaster.train import CLOSED_FORM
+
     if result.stopped == CLOSED_FORM:
         return f"{result.best_val_mse:.4f}"
     of = "before training: no epoch made it better" if result.best_step == 0 else f"step {result.best_step:,}"
@@ -244,6 +262,8 @@ def _best(result: TrainResult) -> str:
 
 
 def _print_training(out: Path, ref: str, trained: Trained) -> None:
+    from forecaster.train import CLOSED_FORM
+
     result = trained.result
     steps = "none: linear map and value gate are fitted in closed form"
     if result.stopped != CLOSED_FORM:

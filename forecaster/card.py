@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from forecaster.config import OF_NETWORK
 from forecaster.run_record import DataFacts, RunRecord
 from forecaster.weights import WeightsRecord
 from memory_index.references import is_address
@@ -17,6 +18,9 @@ def card_text(record: RunRecord, metrics: Mapping[str, Any], weights: WeightsRec
     """Markdown: what the run was trained on and against, how, with what result, on what machine, and how to use it."""
     data, index = record.data, record.index
     settings = record.settings
+    how, idle = f"after {weights.step:,} optimizer steps; these weights were kept", frozenset[str]()
+    if not settings["use_network"]:
+        how, idle = "linear map and value gate fitted in closed form", OF_NETWORK
     lines = [
         f"# A forecaster of {data.source}",
         "",
@@ -47,12 +51,12 @@ def card_text(record: RunRecord, metrics: Mapping[str, Any], weights: WeightsRec
         "",
         "## Figures",
         "",
-        f"- MSE on validation: {weights.val_mse:.6g} after {weights.step:,} optimizer steps; these weights were kept",
+        f"- MSE on validation: {weights.val_mse:.6g}, {how}",
         *_figures(metrics),
         "",
         "## Settings",
         "",
-        *(f"- {name}: {_told(value)}" for name, value in sorted(settings.items())),
+        *(f"- {name}: {_told(value)}" for name, value in sorted(settings.items()) if name not in idle),
         "",
         "## Machine",
         "",

@@ -88,25 +88,29 @@ class ModelConfig:
             raise ConfigError(f"n_scales is {self.n_scales}, but must be 2, 3 or 4")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}, but must be at least 0 and below 1")
+        if self.prompt_layout not in get_args(PromptLayout):
+            raise ConfigError(f"unknown prompt_layout '{self.prompt_layout}'", hint="choose spec or cached")
+        if self.use_network:
+            self._check_network()
+            return
+        for name in ("use_tapr", "use_llm"):
+            if getattr(self, name):
+                raise ConfigError(
+                    f"{name} is part of the network, which is off", hint=f"set use_network=true, or {name}=false"
+                )
+        if not (self.use_shortcut or self.use_gram):
+            raise ConfigError("nothing is left that could forecast", hint="keep use_gram or use_shortcut")
+
+    def _check_network(self) -> None:
         if self.d_model % self.num_heads:
             raise ConfigError(
                 f"d_model {self.d_model} is not a multiple of num_heads {self.num_heads}", hint="change one of them"
             )
-        if self.prompt_layout not in get_args(PromptLayout):
-            raise ConfigError(f"unknown prompt_layout '{self.prompt_layout}'", hint="choose spec or cached")
         if self.lookback < self.patch_length:
             raise ConfigError(
                 f"lookback {self.lookback} is shorter than a patch of {self.patch_length} steps",
                 hint=f"lower patch_length to {self.lookback} or less",
             )
-        if not self.use_network:
-            for name in ("use_tapr", "use_llm"):
-                if getattr(self, name):
-                    raise ConfigError(
-                        f"{name} is part of the network, which is off", hint=f"set use_network=true, or {name}=false"
-                    )
-            if not (self.use_shortcut or self.use_gram):
-                raise ConfigError("nothing is left that could forecast", hint="keep use_gram or use_shortcut")
 
     @property
     def num_patches(self) -> int:
@@ -123,9 +127,9 @@ class TrainConfig:
     model in training; 1 fits on everything. train_stride: steps between the origins of two training windows.
     batch_size: windows of one optimizer step, over all processes, before accumulation. learning_rate: inside the
     network; head_learning_rate: of the last step from the network to its forecast, so much slower because the
-    forecast is a residual on the shortcut (docs/experiments.md); gate_learning_rate: of the value gate where there is
-    no shortcut; with one it is fitted in closed form. gate_shrinkage: how strongly that fit is held at half linear
-    map, half memory (`fit_gate.py`). patience: epochs without a better validation MSE before training stops.
+    forecast is a residual on the shortcut (docs/experiments.md); gate_learning_rate: of the value gate of a network
+    without shortcut; everywhere else it is fitted in closed form. gate_shrinkage: how strongly that fit is held at
+    half linear map, half memory (`fit_gate.py`). patience: epochs without a better validation MSE before it stops.
     aux_warmup_steps: the auxiliary losses' weight rises from 0 to 1 over so many. gate_pull: sign of the confident-gate
     term of L_ret; +1 pulls a confident gate towards 0.5, -1 away from it. save_steps: optimizer steps between two
     checkpoints.

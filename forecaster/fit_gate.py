@@ -82,7 +82,9 @@ def fit_logits(quadratics: Sequence[Quadratic], prior: Tensor, free: Tensor, hat
     moved = torch.zeros(len(prior), len(hats), dtype=torch.float64, requires_grad=True)
     held = torch.where(free, 0.0, penalty)[:, None]
     num = sum(each.num for each in quadratics)
-    error = sum(each.matrix.diagonal(dim1=1, dim2=2).sum() for each in quadratics)
+    error = sum(float(each.matrix.diagonal(dim1=1, dim2=2).sum()) for each in quadratics)
+    if not error:
+        return start.expand(-1, len(hats)).clone()  # every mix is right, as on a constant table
     scale = error / (num * len(prior) * hats.shape[1])
     optimizer = torch.optim.LBFGS([moved], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
 

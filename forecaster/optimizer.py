@@ -52,7 +52,7 @@ def _group_of(name: str, parameter: nn.Parameter) -> str:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the groups of a model, of which there may be none."""
+    """AdamW over the groups of a model; one without parameters if nothing of it is trained."""
     return torch.optim.AdamW(parameter_groups(model, config) or [{"name": "plain", "params": [], "initial_lr": 0.0}])
 
 

@@ -33,12 +33,12 @@ from forecaster.interruption import Interruption
 from forecaster.metrics_log import METRICS_LOG, MetricsLog
 from forecaster.processes import agree_on_weights
 from forecaster.records import refusals_named
-from forecaster.training_loop import Loss, Progress, Task, TrainingLoop, Windows
+from forecaster.training_loop import CLOSED_FORM, Loss, Progress, Task, TrainingLoop, Windows
 from forecaster.weights import WEIGHTS, load_into, read_weights
 from memory_index.errors import DataError, UsageError
 from memory_index.versions import disk
 
-__all__ = ["Loss", "Progress", "TrainResult", "Windows", "train"]
+__all__ = ["CLOSED_FORM", "Loss", "Progress", "TrainResult", "Windows", "train"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

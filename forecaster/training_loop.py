@@ -35,6 +35,7 @@ from forecaster.types import Batch
 from forecaster.weights import load_into, publish_weights, read_weights
 
 LOG_STEPS = 50  # optimizer steps between two lines of the log
+CLOSED_FORM = "closed form"  # why a training without a gradient has ended
 LOSSES = ("loss", "mse", "trend", "retrieval")
 
 
@@ -107,8 +108,8 @@ class TrainingLoop:
         """The state before the first step. The untrained model is a candidate for the best, or all that there is."""
         rng.seed_all(self.config.seed, self.accelerator.process_index)
         self.state = TrainerState(best_val_mse=self.validate(), sums=(0.0,) * len(LOSSES))
-        if not any(group["params"] for group in self.optimizer.param_groups):
-            self.state = replace(self.state, stopped="closed form")
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            self.state = replace(self.state, stopped=CLOSED_FORM)
         self.write_line(val_mse=self.state.best_val_mse, best_val_mse=self.state.best_val_mse)
         self.save(is_best=True)
 

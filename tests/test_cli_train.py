@@ -322,3 +322,41 @@ def test_the_card_has_times_without_nanoseconds_and_commands(made):
     assert "### training\n\n- epochs: 3\n- steps: 15\n" in card
     assert ".000000000" not in card
     assert str(made.folder) not in card
+
+
+def plain_settings(tmp_path):
+    """Settings of everything but a network."""
+    path = tmp_path / "plain.toml"
+    path.write_text("memory_k = 5\nnum_folds = 2\ntrain_stride = 2\n")
+    return path
+
+
+def test_without_a_network_nothing_is_trained_in_steps_and_it_says_so(made, call, tmp_path):
+    plain = ["train", made.file, "--index", "m@1", "--indexes-dir", made.indexes, "--config", plain_settings(tmp_path)]
+    code, out, err = call(*plain, "--out", tmp_path / "one", "--epochs", "2")
+    assert code == 0, err
+    assert "epochs had no effect: without --network nothing is trained in steps" in err
+    assert "none: linear map and value gate are fitted in closed form" in out
+    card = (tmp_path / "one" / "card.md").read_text()
+    assert "linear map and value gate fitted in closed form" in card
+    assert "n_scales" not in card
+    assert "- memory_k: 5" in card
+    code, out, _ = call(*plain, "--out", tmp_path / "two", "--json")
+    told = json.loads(out)
+    assert (told["steps"], told["stopped"]) == (0, "closed form")
+    assert weights_of(tmp_path / "one") == weights_of(tmp_path / "two")
+    code, _, err = call(*plain, "--out", tmp_path / "two", "--resume")
+    assert code == 0
+    assert "trained to its end" in err
+
+
+def test_a_setting_of_the_network_asks_for_it_and_that_is_told(made, call, tmp_path):
+    plain = ["train", made.file, "--index", "m@1", "--indexes-dir", made.indexes, "--config", plain_settings(tmp_path)]
+    brief = ["--set", "max_steps=1", "--device", "cpu"]
+    code, _, err = call(*plain, *brief, "--no-llm", "--out", tmp_path / "one")
+    assert code == 0, err
+    assert "a network was trained too, because use_llm is stated" in err
+    code, _, err = call(*plain, *brief, "--network", "--no-llm", "--out", tmp_path / "two")
+    assert code == 0, err
+    assert "a network" not in err
+    assert weights_of(tmp_path / "one") == weights_of(tmp_path / "two")

@@ -51,3 +51,10 @@ def test_settings_read_back_are_the_same(stated):
     config = Config.from_dict(SIZES | stated)
     assert Config.from_dict(config.to_dict()) == config
     assert config.changed(seed=1).model == config.model
+
+
+def test_a_lookback_too_short_for_the_network_is_long_enough_without():
+    short = {"lookback": 12, "horizon": 4}
+    assert not Config.from_dict(short).model.use_network
+    with pytest.raises(ConfigError, match="shorter than a patch of 16 steps"):
+        Config.from_dict(short | {"use_network": True})

@@ -164,6 +164,13 @@ def test_where_the_network_is_the_whole_forecast_the_gate_is_trained_with_it(mem
     assert bool(gate.logits.any()) == is_fitted
 
 
+def test_where_every_mix_is_right_the_prior_stays():
+    prior, free = prior_shares([True, False], 2)
+    nothing = Quadratic(torch.ones(4, dtype=torch.bool), torch.zeros(HORIZON, 4, 4, dtype=torch.float64), 5)
+    logits = fit_logits([nothing], prior, free, HATS, 0.01)
+    torch.testing.assert_close(weights_of(logits)[:, 0], prior / prior.sum())
+
+
 def test_long_horizons_are_looked_at_in_steps():
     assert horizon_steps(24).tolist() == list(range(24))
     steps = horizon_steps(720)

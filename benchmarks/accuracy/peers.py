@@ -30,7 +30,7 @@ def measure(setting: Setting, work_dir: Path, threads: int, *, core_minutes: flo
     folder = work_dir / "peers"
     folder.mkdir(parents=True, exist_ok=True)
     values, ends = standardised(setting)
-    source, job = folder / f"{setting.data_set.index}.npy", folder / f"{setting.name}.json"
+    source, job = folder / f"{setting.name}-values.npy", folder / f"{setting.name}.json"
     np.save(source, values)
     asked: dict[str, Any] = {
         "peer": setting.arm,
@@ -52,7 +52,8 @@ def measure(setting: Setting, work_dir: Path, threads: int, *, core_minutes: flo
     told = json.loads(job.with_suffix(".told").read_text())
     forecasts = np.load(job.with_suffix(".npy"))
     scored = score(forecasts, values, ends)
-    job.with_suffix(".npy").unlink()
+    for each in (source, job.with_suffix(".npy")):
+        each.unlink()
     names = {"val_mse": "best_val_mse", "seconds": "seconds", "parameters": "num_parameters"}
     return scored | {ours: told[theirs] for theirs, ours in names.items()} | {"tuning": told["tried"]}
 
