@@ -68,6 +68,8 @@ def measure(setting: Setting, work_dir: Path, threads: int, *, llm: str | None) 
     name, shared = f"{data_set.index}-{horizon}", ["--indexes-dir", str(work_dir / "indexes")]
     if arm == GROWN:
         run = work_dir / "runs" / setting._replace(arm=DEFAULT).name
+        if not run.exists():
+            measure(setting._replace(arm=DEFAULT), work_dir, threads, llm=None)
         if not (work_dir / "indexes" / name / "000002").exists():
             cli(threads, "index", "append", name, str(data_set.path), *shared)
         return kept(

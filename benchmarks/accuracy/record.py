@@ -44,7 +44,7 @@ Scores = dict[str, dict[tuple[str, int], Seeds]]  # by arm, then by data set and
 
 
 def scores_of(results: Sequence[dict[str, Any]]) -> Scores:
-    """Every arm's scores. What needs no training stands in the result of the value gate's first seed."""
+    """Every arm's scores. What needs no training stands in the result of the value gate."""
     found: Scores = {}
 
     def add(arm: str, place: tuple[str, int], score: dict[str, float]) -> None:
@@ -55,7 +55,7 @@ def scores_of(results: Sequence[dict[str, Any]]) -> Scores:
     for result in sorted(results, key=lambda each: int(each["seed"])):
         place = (result["data_set"], int(result["horizon"]))
         add(result["arm"], place, result)
-        if result["arm"] == DEFAULT and result["seed"] == 0:
+        if result["arm"] == DEFAULT:
             for arm, score in result["beside"].items():
                 add(arm, place, score)
         elif result["arm"] == GROWN:
@@ -70,7 +70,7 @@ def _order(arm: str) -> tuple[int, str]:
 
 
 def markdown(results: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The lines of all tables: MSE/MAE, means over seeds, and how many those are."""
+    """The lines of all tables: MSE/MAE, means over seeds, and how many those are; most arms have nothing random."""
     scores = scores_of(results)
     yield machine()
     for data_set in dict.fromkeys(result["data_set"] for result in results):
@@ -87,7 +87,8 @@ def markdown(results: Sequence[dict[str, Any]]) -> Iterator[str]:
                 whole = len(found) == len(horizons)
                 cells.append(_mean_cell(list(found.values()), data_set) if whole else "")
             num_seeds = sorted({len(seeds.mse) for seeds in found.values()})
-            cells.append(" to ".join(map(str, {num_seeds[0]: 0, num_seeds[-1]: 0})))
+            random = (arm in ARMS and arm != DEFAULT) or arm in PEERS
+            cells.append(" to ".join(map(str, {num_seeds[0]: 0, num_seeds[-1]: 0})) if random else "none")
             yield f"| {arm}{' (peer)' if arm in PEERS else ''} | {' | '.join(cells)} |"
         for model, source, figures in PUBLISHED:
             places_shown = [*horizons, *([MEAN] if with_mean else [])]
