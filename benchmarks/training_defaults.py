@@ -68,7 +68,8 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("datasets"))
     parser.add_argument("--data-sets", nargs="*", default=[*CHOSEN_ON], choices=CHOSEN_ON)
     parser.add_argument("--groups", nargs="*", default=[*SETTINGS], choices=[*SETTINGS])
-    parser.add_argument("--settings", nargs="*", help="only these, default all of a group")
+    every = [setting for group in SETTINGS.values() for setting in group]
+    parser.add_argument("--settings", nargs="*", choices=every, help="only these, default all of a group")
     parser.add_argument("--work-dir", type=Path, help="keep indexes and neighbours here")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
@@ -77,14 +78,15 @@ def main() -> None:
         for data_set in present(options.data_dir, options.data_sets):
             memory = memory_of(data_set, options.work_dir or Path(temporary))
             for group in options.groups:
-                for setting in options.settings or SETTINGS[group]:
+                for setting in [each for each in SETTINGS[group] if each in (options.settings or every)]:
                     mse = measure(data_set.path, memory, SETTINGS[group][setting], options.work_dir or Path(temporary))
                     results[group].setdefault(setting, {})[data_set.name] = mse
                     said = f"{data_set.name} {group}: {setting} {mse[0]:.4f} / {mse[1]:.4f}"
                     print(f"{time.strftime('%H:%M:%S')} {said}", file=sys.stderr, flush=True)
     print(f"{machine()}\n")
     for group, measured in results.items():
-        show(group, measured)
+        if measured:
+            show(group, measured)
     if options.out is not None:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 

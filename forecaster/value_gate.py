@@ -56,7 +56,8 @@ class ValueGate(nn.Module):
 
     `weights[p, h] = softmax_p(sum_j logits[p, j] hat_j(h))` over the parts that a window has. It does not look at the
     window: a gate that also sees distances and spreads fits ETTh1's training part better and its test part worse
-    (docs/experiments.md). logits: parameter [M + V, knots], zero at the start: every part counts the same.
+    (docs/experiments.md). logits: parameter [M + V, knots], zero (every part counts the same) until
+    `fit_gate.py` fits them, or a network without shortcut is trained with them.
     """
 
     hats: Tensor
