@@ -52,7 +52,7 @@ BUILT: dict[str, dict[str, object]] = {  # settings that need other keys
     "views 96, 168, 336, 512": {"views": (96, 168, 336, 512)},
 }
 ASKED: dict[str, dict[str, object]] = {  # settings of the search, asked of the default keys
-    **{f"K {v}": {"k": v} for v in (5, 10, 25, 100)},
+    **{f"K {v}": {"k": v} for v in (5, 10, 25, 100, 200)},
     **{f"scope {s} only": {"scopes": (s,)} for s in ("own", "joint", "pooled")},
     "scopes own, joint": {"scopes": ("own", "joint")},
     "scopes own, pooled": {"scopes": ("own", "pooled")},
@@ -62,6 +62,8 @@ ASKED: dict[str, dict[str, object]] = {  # settings of the search, asked of the 
     "scopes own, joint, pooled, K 25": {"scopes": ("own", "joint", "pooled"), "k": 25},
     **{f"view {v} only": {"views": (v,)} for v in DEFAULTS.views},
     "equal weights": {"equal": True},
+    "futures moved by nothing": {"moved": 0.0},
+    "futures moved by half": {"moved": 0.5},
 }
 
 
@@ -133,10 +135,13 @@ def ask(
             [cut(s.values, block.row[:, n] + 1, WINDOW.horizon) for n, s in enumerate(table.series)], axis=1
         )
         for name, way in {"": {}, **asked}.items():
-            search = {key: value for key, value in way.items() if key not in ("k", "equal")}
+            search = {key: value for key, value in way.items() if key not in ("k", "equal", "moved")}
             neighbours = memory.search(block.queries, int(way.get("k", 50)), **search)  # type: ignore[arg-type, call-overload]
             if way.get("equal"):
                 neighbours = dataclasses.replace(neighbours, temperature=np.full_like(neighbours.temperature, 1e9))
+            if "moved" in way:
+                maps = {view: way["moved"] * each for view, each in neighbours.linear_map.items()}
+                neighbours = dataclasses.replace(neighbours, linear_map=maps)
             error = (neighbours.forecast(on_empty="last-value") - future) / unit[:, None]
             squared.setdefault(name, {}).setdefault(part, []).append(np.square(error).mean(axis=2).ravel())
 

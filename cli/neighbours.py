@@ -191,8 +191,9 @@ def _write_page(path: Path, found: Inspection, windows: StoredWindows, ref: str,
     picture = PictureBlock(
         draw=lambda shape: draw_neighbours(found, windows, ref, shape),
         caption="Thick line: the query, up to its origin. Thin lines: the nearest window of each similar episode of "
-        "the past, in the query's own units, and what followed it. Band: where most of what followed the memory's "
-        "neighbours lies. Below: the history that the memory holds, and where the neighbours lie in it.",
+        "the past, in the query's own units, and what followed it, as it would follow here. Band: where most of what "
+        "followed the memory's neighbours lies. Below: the history that the memory holds, and where the neighbours lie "
+        "in it.",
         alternative=f"{found.series_id} up to {at} with {len(found.neighbours)} similar windows of the "
         f"past laid over it, what followed each of them, and the forecast made from them. The nearest begins at "
         f"{minute(nearest.start)} in series {nearest.series_id}, at a distance of {nearest.distance:.3f}.",

@@ -134,8 +134,8 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint, every byte of it checked.
 
-    Raises `RunDamagedError` that names the first file that is not what was written, `RunIncompatibleError` for a
-    newer format, `ResourceError` if it may not be read.
+    Raises `RunDamagedError` that names the first file that is not what was written, `RunIncompatibleError` for another
+    format, `ResourceError` if it may not be read.
     """
     document = _read_trainer(path)
     tensors = {}

@@ -32,7 +32,7 @@ from memory_index.versions import disk
 from memory_index.versions.build import cut_table
 from memory_index.windows import StoredWindows, WindowSpec
 
-FORMAT = 1
+FORMAT = 2  # 2: neighbours' futures are moved by the linear map
 ARRAYS = (*Condensed._fields, "series", "origin_row", "fold")
 CHECKED = 65536  # windows whose neighbours are checked against the leak rule at once
 

@@ -217,6 +217,10 @@ class PatternKeyEncoder:
         """Windows [B, N, view] -> float64 [B, N, 5], whose distance is d_value."""
         return in_blocks(self.networks[view].value, self.base.value_part(windows, statistics, series))
 
+    def linear_map(self, view: int) -> np.ndarray:
+        """See `KeyEncoder.linear_map`."""
+        return self.base.linear_map(view)
+
     def linear_forecast(self, view: int, context: np.ndarray, series: np.ndarray) -> np.ndarray:
         """See `KeyEncoder.linear_forecast`."""
         return self.base.linear_forecast(view, context, series)

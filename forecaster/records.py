@@ -22,7 +22,7 @@ from forecaster.errors import RunDamagedError, RunIncompatibleError
 from memory_index.errors import ResourceError
 from memory_index.versions import disk
 
-FORMAT = 1  # of all documents of a run together
+FORMAT = 2  # of all documents of a run together; 2: fitted to neighbours' futures that the linear map has moved
 RESTORE = "restore it from a copy, or train again into another folder"
 
 
@@ -45,7 +45,7 @@ def seal(document: Mapping[str, Any]) -> bytes:
 def unseal(path: Path) -> dict[str, Any]:
     """Read a document that `seal` made, without its format number and hash.
 
-    Raises `RunDamagedError` if it is not what was written, `RunIncompatibleError` for a newer format, `OSError`.
+    Raises `RunDamagedError` if it is not what was written, `RunIncompatibleError` for another format, `OSError`.
     """
     try:
         content = path.read_bytes()
@@ -56,6 +56,11 @@ def unseal(path: Path) -> dict[str, Any]:
     if type(number) is int and number > FORMAT:
         raise RunIncompatibleError(
             f"{path} has format {number}, but this program reads formats up to {FORMAT}", hint="upgrade the program"
+        )
+    if type(number) is int and number < FORMAT:
+        raise RunIncompatibleError(
+            f"{path} has format {number}: it was fitted to a memory that forecast in another way (now: {FORMAT})",
+            hint="train again into another folder, or use the version that wrote it",
         )
     whole = {**document, "format": number}
     if digest != sha256_of(_text(whole)) or content != _text({**whole, "sha256": digest}):

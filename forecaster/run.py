@@ -91,7 +91,7 @@ def open_run(folder: Path) -> Run:
     """Read what a run is; its weights are read, and their hash is checked, by `Run.weights`.
 
     Raises `RunNotFoundError` with the runs beside it, `RunDamagedError` for a record that is not what was written,
-    `RunIncompatibleError` for a newer format.
+    `RunIncompatibleError` for another format.
     """
     path = folder / CONFIG
     with refusals_named(path):

@@ -1,7 +1,7 @@
 """How neighbours become a forecast: weights, alignment to the query, mean and quantiles (docs/method.md).
 
-Sums run over neighbours in a fixed order and in float64, so that a forecast does not depend on how many
-queries were asked at once. Work is done in chunks of queries: memory does not grow with their number.
+Sums run over the neighbours of one query in a fixed order, so that a forecast does not depend on how many queries
+were asked at once. Work is done in chunks of queries: memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from memory_index.errors import NotFoundError, UsageError
+from memory_index.products import project
+from memory_index.windows import cut
 
 if TYPE_CHECKING:
-    from memory_index.types import Neighbours
+    from memory_index.types import KeySpace, Neighbours
 
 OnEmpty = Literal["error", "last-value"]  # what becomes of a query that has no neighbour
 
-CHUNK_VALUES = 4_000_000  # future values handled at once
+CHUNK_VALUES = 1 << 20  # values of neighbours' windows handled at once: 4 MiB
 
 
 def weights(neighbours: Neighbours) -> np.ndarray:
@@ -31,24 +33,35 @@ def weights(neighbours: Neighbours) -> np.ndarray:
 
 
 def aligned_futures(neighbours: Neighbours) -> np.ndarray:
-    """Futures read in the query's own location and spread, float32 [B, N, V, K, H]; NaN in unused slots."""
-    location, spread = neighbours.query_location, neighbours.query_spread
-    standard = _standard_futures(neighbours, slice(None))
-    aligned = location[..., None, None] + spread[..., None, None] * standard
-    return np.where(neighbours.valid[..., None], aligned, np.nan).astype(np.float32)
+    """Futures as they would follow each query, float32 [B, N, V, K, H]; NaN in unused slots.
+
+    In the query's own location and spread, and moved by what the linear map makes of the difference between its window
+    and the neighbour's: neighbours are never quite alike, and this much of what follows from it is known.
+    """
+    b, n, v, k = neighbours.row.shape
+    result = np.empty((b, n, v, k, neighbours.windows.spec.horizon), dtype=np.float32)
+    for number, space in enumerate(neighbours.spaces):
+        for chunk in _chunks(neighbours, space):
+            result[chunk, :, number] = _aligned(neighbours, chunk, number)
+    return np.where(neighbours.valid[..., None], result, np.float32(np.nan))
 
 
 def space_forecasts(neighbours: Neighbours) -> np.ndarray:
-    """Weighted mean of the aligned futures of each key space, float32 [B, N, V, H]; NaN where it has none."""
+    """Weighted mean of the aligned futures of each key space, float32 [B, N, V, H]; NaN where it has none.
+
+    The map is linear, so the mean of what it makes of K differences is what it makes of their mean.
+    """
     b, n, v, _ = neighbours.row.shape
     weight = weights(neighbours)
     result = np.empty((b, n, v, neighbours.windows.spec.horizon), dtype=np.float32)
-    for chunk in _chunks(neighbours):
-        standard = _standard_futures(neighbours, chunk)
-        mean = (weight[chunk][..., None] * standard).sum(axis=3)
-        mean = neighbours.query_location[chunk][..., None] + neighbours.query_spread[chunk][..., None] * mean
-        result[chunk] = np.where(np.any(neighbours.valid[chunk], axis=3)[..., None], mean, np.nan)
-    return result
+    for number, space in enumerate(neighbours.spaces):
+        for chunk in _chunks(neighbours, space):
+            standard = _standard_windows(neighbours, chunk, number)
+            # One small sum for each window: what comes out does not depend on how many there are.
+            mean = np.einsum("bnk,bnkw->bnw", weight[chunk, :, number], standard)
+            moved = _moved(neighbours, chunk, number, mean[..., : space.view], mean[..., space.view :])
+            result[chunk, :, number] = moved
+    return np.where(np.any(neighbours.valid, axis=3)[..., None], result, np.float32(np.nan))
 
 
 def forecast(neighbours: Neighbours, on_empty: OnEmpty) -> np.ndarray:
@@ -79,13 +92,8 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
     b, n, v, k = neighbours.row.shape
     weight = weights(neighbours).reshape(b, n, v * k)
     result = np.empty((b, n, neighbours.windows.spec.horizon, len(levels)), dtype=np.float32)
-    for chunk in _chunks(neighbours):
-        standard = _standard_futures(neighbours, chunk)
-        values = (
-            neighbours.query_location[chunk][..., None, None]
-            + neighbours.query_spread[chunk][..., None, None] * standard
-        )
-        values = values.reshape(*values.shape[:2], v * k, -1)  # [b, N, V*K, H]
+    for chunk in _chunks(neighbours, *neighbours.spaces):
+        values = np.concatenate([_aligned(neighbours, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
         result[chunk] = _weighted_quantiles(values, weight[chunk][..., None], levels)
     return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)
 
@@ -112,14 +120,37 @@ def require_neighbours(neighbours: Neighbours, found: np.ndarray) -> None:
     )
 
 
-def _standard_futures(neighbours: Neighbours, chunk: slice) -> np.ndarray:
-    """(future - location) / spread of each neighbour's own window, float64 [b, N, V, K, H]; 0 in unused slots."""
-    row = neighbours.row[chunk]
-    safe = np.maximum(row, 0)
-    view = neighbours.view_number[:, None]  # [V, 1], against row [..., V, K]
-    location, spread = neighbours.windows.location[safe, view], neighbours.windows.spread[safe, view]
-    standard = (neighbours.windows.futures(safe) - location[..., None].astype(np.float64)) / spread[..., None]
-    standard[row < 0] = 0
+def _aligned(neighbours: Neighbours, chunk: slice, number: int) -> np.ndarray:
+    """See `aligned_futures`: of one key space, float64 [b, N, K, H]; anything in unused slots."""
+    standard, view = _standard_windows(neighbours, chunk, number), neighbours.spaces[number].view
+    return _moved(neighbours, chunk, number, standard[..., :view], standard[..., view:])
+
+
+def _moved(neighbours: Neighbours, chunk: slice, number: int, context: np.ndarray, future: np.ndarray) -> np.ndarray:
+    """Futures as they would follow the query, raw units, float64 [b, N, ..., H].
+
+    context: [b, N, ..., view], standardised windows of one key space's view. future: [b, N, ..., H], what followed.
+    """
+    view, more = neighbours.spaces[number].view, (1,) * (context.ndim - 3)
+    location, spread = (
+        part[chunk, :, number].reshape(*context.shape[:2], *more, 1)
+        for part in (neighbours.query_location, neighbours.query_spread)
+    )
+    query = neighbours.queries.context[chunk, :, -view:].reshape(*context.shape[:2], *more, view)
+    difference = (query - location) / spread - context
+    return location + spread * (future + project(difference, neighbours.linear_map[view]))
+
+
+def _standard_windows(neighbours: Neighbours, chunk: slice, number: int) -> np.ndarray:
+    """Each neighbour of one key space in its own location and spread, float32 [b, N, K, view + H].
+
+    The last `view` steps of its context, then its future. In an unused slot it is some other window.
+    """
+    view, windows = neighbours.spaces[number].view, neighbours.windows
+    row, place = np.maximum(neighbours.row[chunk, :, number], 0), windows.views.index(view)
+    standard = cut(windows.values, windows.origin_position[row] - view + 1, view + windows.spec.horizon)
+    standard -= windows.location[row, place][..., None]
+    standard /= windows.spread[row, place][..., None]
     return standard
 
 
@@ -146,8 +177,8 @@ def _weighted_quantiles(values: np.ndarray, weight: np.ndarray, levels: tuple[fl
     return np.stack(result, axis=-1)
 
 
-def _chunks(neighbours: Neighbours) -> list[slice]:
-    """Slices of the B axis that keep a chunk of futures below `CHUNK_VALUES`."""
-    b, n, v, k = neighbours.row.shape
-    size = max(1, CHUNK_VALUES // max(1, n * v * k * neighbours.windows.spec.horizon))
+def _chunks(neighbours: Neighbours, *spaces: KeySpace) -> list[slice]:
+    """Slices of the B axis that keep the neighbours' windows of these key spaces below `CHUNK_VALUES` values."""
+    b, n, _, k = neighbours.row.shape
+    size = max(1, CHUNK_VALUES // max(1, n * k * sum(space.view + neighbours.windows.spec.horizon for space in spaces)))
     return [slice(start, start + size) for start in range(0, b, size)]

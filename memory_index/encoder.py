@@ -22,11 +22,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from memory_index.errors import UsageError
+from memory_index.products import project
 from memory_index.scaling import SeriesScale, WindowStatistics, window_statistics
 from memory_index.types import KeySpace, Scope
 
 BUILT_IN = "dual"  # the kind of `DualKeyEncoder`
-BLOCK = 64  # rows of every matrix product; see _project
 NUM_VALUES = 5  # numbers of the value part of one series: location, spread, max, min, last - first
 
 
@@ -114,6 +114,10 @@ class KeyEncoder(Protocol):
         """How many of the last numbers of a key are its value part."""
         ...
 
+    def linear_map(self, view: int) -> np.ndarray:
+        """From a normalised window of a view to its normalised future, fitted in closed form: float32 [view, H]."""
+        ...
+
     def linear_forecast(self, view: int, context: np.ndarray, series: np.ndarray) -> np.ndarray:
         """A linear baseline: context [B, N, L] -> float32 [B, N, H], both in raw units; series as in `encode`."""
         ...
@@ -160,7 +164,7 @@ class DualKeyEncoder:
         w = self.config.shape_weight
         keys: dict[Scope, np.ndarray] = {}
         if "pooled" in scopes:
-            keys["pooled"] = _project(z, self.arrays[f"pooled-{view}"]).astype(np.float32)
+            keys["pooled"] = project(z, self.arrays[f"pooled-{view}"]).astype(np.float32)
         if "own" in scopes or "joint" in scopes:
             shape = self.own_shape(view, z, series)
             value = self.value_part(windows, statistics, series)
@@ -186,7 +190,7 @@ class DualKeyEncoder:
     def own_shape(self, view: int, z: np.ndarray, series: np.ndarray) -> np.ndarray:
         """z [B, N, view] -> each series' own PCA of it, float64 [B, N, D], whose distance is d_shape."""
         projection = self.arrays[f"own-{view}"]
-        return np.stack([_project(z[:, n], projection[s]) for n, s in enumerate(series)], axis=1)
+        return np.stack([project(z[:, n], projection[s]) for n, s in enumerate(series)], axis=1)
 
     def value_part(self, windows: np.ndarray, statistics: WindowStatistics, series: np.ndarray) -> np.ndarray:
         """Windows [B, N, view] -> float64 [B, N, 5] in training-split units, whose distance is d_value."""
@@ -200,12 +204,16 @@ class DualKeyEncoder:
         parts.append(windows[..., -1] - windows[..., 0])
         return np.stack([part / std for part in parts], axis=-1) / np.sqrt(NUM_VALUES)
 
+    def linear_map(self, view: int) -> np.ndarray:
+        """See `KeyEncoder.linear_map`."""
+        return self.arrays[f"ridge-{view}"]
+
     def linear_forecast(self, view: int, context: np.ndarray, series: np.ndarray) -> np.ndarray:
         """The ridge forecast that the metric uses, as a baseline: context [B, N, L] -> float32 [B, N, H], raw units."""
         windows = context[..., -view:].astype(np.float64, order="C")
         statistics = self.statistics(windows, context, series)
         z = (windows - statistics.location[..., None]) / statistics.spread[..., None]
-        future = _project(z, self.arrays[f"ridge-{view}"])
+        future = project(z, self.linear_map(view))
         return (future * statistics.spread[..., None] + statistics.location[..., None]).astype(np.float32)
 
 
@@ -217,23 +225,6 @@ def joint_key(
     arrays: with `joint-VIEW` and `joint-value-VIEW`, see `DualKeyEncoder`.
     """
     w, (b, n, width) = shape_weight, shape.shape
-    joint_shape = _project(shape.reshape(b, n * width), arrays[f"joint-{view}"])
-    joint_value = _project(value.reshape(b, n * NUM_VALUES), arrays[f"joint-value-{view}"])
+    joint_shape = project(shape.reshape(b, n * width), arrays[f"joint-{view}"])
+    joint_value = project(value.reshape(b, n * NUM_VALUES), arrays[f"joint-value-{view}"])
     return np.concatenate([np.sqrt(w / n) * joint_shape, np.sqrt((1 - w) / n) * joint_value], axis=-1)
-
-
-def _project(rows: np.ndarray, projection: np.ndarray) -> np.ndarray:
-    """rows [..., A] @ projection [A, E] -> float64 [..., E], in blocks of one fixed shape; no rows give no rows.
-
-    A matrix product picks its kernel, and with it the order of its sums, by the shape of its operands: the
-    same window would get a slightly different key alone and in a batch. Padding to whole blocks of `BLOCK`
-    rows costs microseconds and makes keys independent of batching.
-    """
-    num_values, width = projection.shape
-    num_rows = math.prod(rows.shape[:-1])
-    num_blocks = -(-num_rows // BLOCK)
-    padded = np.zeros((num_blocks * BLOCK, num_values))
-    padded[:num_rows] = rows.reshape(num_rows, num_values)
-    weight = np.ascontiguousarray(projection, dtype=np.float64)
-    product = np.matmul(padded.reshape(num_blocks, BLOCK, num_values), weight)
-    return product.reshape(num_blocks * BLOCK, width)[:num_rows].reshape(*rows.shape[:-1], width)

@@ -22,7 +22,8 @@ FAN = (0.1, 0.25, 0.75, 0.9)  # quantiles of what followed the neighbours
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NeighbourRecord:
-    """One neighbour. Times: ISO 8601. context [L] and future [H]: its own raw units; aligned: in the query's (float32).
+    """One neighbour. Times: ISO 8601. context [L] and future [H]: its own raw units; aligned: in the query's (float32),
+    the future as it would follow the query (`Neighbours.aligned_futures`).
 
     weight sums to 1 within a (scope, view). match: correlation of its future with what really followed the query,
     None while that is not known or where either is constant. age_days: from its origin to the query's.

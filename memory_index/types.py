@@ -7,6 +7,7 @@ it came from: a search, a network reply or a cache. How rows are found is not to
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
@@ -85,7 +86,8 @@ class Neighbours:
     row, distance, shape_distance, value_distance: [B, N, V, K]; int64 row ids (-1 in unused slots) and
     float32 distances (+inf there). `distance^2 = w * shape_distance^2 + (1 - w) * value_distance^2`
     (docs/method.md), in units of a window's own spread. query_location, query_spread: float64 [B, N, V], the
-    query's own statistics under each view. temperature: float32 [V], stored with the version.
+    query's own statistics under each view. temperature: float32 [V], stored with the version. linear_map: of each view,
+    float32 [view, H], stored with it too (`KeyEncoder.linear_map`).
 
     Constructing it raises `LeakError` if any row is not admissible for its query.
     """
@@ -99,6 +101,7 @@ class Neighbours:
     query_location: np.ndarray
     query_spread: np.ndarray
     temperature: np.ndarray
+    linear_map: Mapping[int, np.ndarray]
     windows: StoredWindows
     fingerprint: str
 
@@ -167,7 +170,11 @@ class Neighbours:
         return np.where(self.valid[..., None], self.windows.futures(np.maximum(self.row, 0)), np.float32(np.nan))
 
     def aligned_futures(self) -> np.ndarray:
-        """float32 [B, N, V, K, H]: the futures read in the query's own location and spread; NaN in unused slots."""
+        """float32 [B, N, V, K, H]: the futures as they would follow this query; NaN in unused slots.
+
+        In the query's own location and spread, and moved by what the linear map makes of the difference between the
+        two contexts (docs/method.md).
+        """
         return combine.aligned_futures(self)
 
     def space_forecasts(self) -> np.ndarray:

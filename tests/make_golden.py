@@ -2,7 +2,8 @@
 
 A version of every format that was ever published lies in tests/golden and must open, verify and answer for ever.
 So an old folder is never written again: this refuses one that is there, unless it is of the present format and
-`--replace` says that this format has not been published yet.
+`--replace` says that this format has not been published yet. `--forecasts` writes only the forecasts of the versions
+that there are, where a memory is meant to forecast otherwise: which rows it finds, and how far away, must stay.
 """
 
 from __future__ import annotations
@@ -66,7 +67,20 @@ def write(folder: Path) -> None:
         (folder / ANSWERS).write_text(json.dumps(answers(open_version(grown)), sort_keys=True) + "\n")
 
 
+def write_forecasts(folder: Path) -> None:
+    """The forecasts of a version that is there, beside the rows and distances that it always had."""
+    path = folder / ANSWERS
+    before, found = json.loads(path.read_text()), answers(open_version(Store(folder).resolve(NAME)))
+    for asked, answer in before.items():
+        answer["forecast"] = found[asked]["forecast"]  # type: ignore[index]
+    path.write_text(json.dumps(before, sort_keys=True) + "\n")
+
+
 def main(arguments: list[str]) -> None:
+    if arguments == ["--forecasts"]:
+        for each in GOLDEN.glob("format-*"):
+            write_forecasts(each)
+        return
     folder = GOLDEN / f"format-{FORMAT}"
     if folder.exists() and arguments != ["--replace"]:
         sys.exit(f"error: {folder} is there already; formats that were published are never written again")

@@ -151,11 +151,13 @@ def test_the_only_checkpoint_damaged_has_no_way_back(tmp_path):
     assert "there is none before it" in caught.value.hint
 
 
-def test_a_newer_format_asks_for_an_upgrade(tmp_path):
+@pytest.mark.parametrize(("number", "hint"), [(3, "upgrade the program"), (1, "train again into another folder")])
+def test_another_format_says_what_to_do(tmp_path, number, hint):
     path = tmp_path / "document.json"
-    path.write_bytes(seal({"a": 1}).replace(b'"format": 1', b'"format": 2'))
-    with pytest.raises(RunIncompatibleError, match="format 2"):
+    path.write_bytes(seal({"a": 1}).replace(b'"format": 2', f'"format": {number}'.encode()))
+    with pytest.raises(RunIncompatibleError, match=f"format {number}") as caught:
         unseal(path)
+    assert hint in caught.value.hint
 
 
 def test_sealed_numbers_are_exact(tmp_path):

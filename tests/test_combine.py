@@ -80,7 +80,7 @@ def test_contexts_and_futures_are_cut_from_the_table(answer: Neighbours) -> None
         assert answer.known_at[slot] == series.times[origin + 8]
 
 
-def test_futures_are_read_in_the_query_s_own_location_and_spread(answer: Neighbours) -> None:
+def test_futures_are_read_as_they_would_follow_the_query(memory: LocalMemory, answer: Neighbours) -> None:
     aligned, futures, contexts = answer.aligned_futures(), answer.futures(), answer.contexts()
     for b, n, v, k in [tuple(place) for place in np.argwhere(answer.valid)[::37]]:
         view = answer.spaces[v].view
@@ -92,8 +92,25 @@ def test_futures_are_read_in_the_query_s_own_location_and_spread(answer: Neighbo
         spread = answer.windows.spread[row, answer.view_number[v]]
         assert spread >= window.std() * (1 - 1e-6)
         standard = (futures[b, n, v, k].astype(np.float64) - window.mean()) / spread
+        z = (query - query.mean()) / answer.query_spread[b, n, v]
+        standard += (z - (window - window.mean()) / spread) @ memory.encoder.arrays[f"ridge-{view}"]
         expected = query.mean() + answer.query_spread[b, n, v] * standard
-        np.testing.assert_allclose(aligned[b, n, v, k], expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(aligned[b, n, v, k], expected, rtol=1e-4, atol=1e-3)
+
+
+def test_what_the_linear_map_knows_is_taken_from_it_and_the_rest_from_the_neighbours(memory: LocalMemory) -> None:
+    """A key space's forecast is the map's, plus the mean of what the map missed after the neighbours."""
+    answer = memory.search(queries_at(wide_table(), range(100, 340, 7)), 9, scopes=("own",), views=(36,))
+    some = answer.valid.all(axis=(2, 3))
+    assert some.sum() > 50
+    row = np.maximum(answer.row, 0)
+    z = (answer.windows.contexts(row) - answer.windows.location[row, -1:]) / answer.windows.spread[row, -1:]
+    linear = memory.encoder.linear_forecast(36, answer.queries.context, np.arange(3))
+    ours = answer.space_forecasts()[:, :, 0]
+    missed = answer.windows.spread[row, -1:] * (z.astype(np.float64) @ memory.encoder.linear_map(36))
+    missed = (answer.futures() - answer.windows.location[row, -1:] - missed) / answer.windows.spread[row, -1:]
+    expected = linear + answer.query_spread * (answer.weights[..., None] * missed).sum(axis=3)[:, :, 0]
+    np.testing.assert_allclose(ours[some], expected[some], rtol=1e-4, atol=1e-2)
 
 
 def test_the_forecast_is_the_mean_of_the_key_spaces_that_have_neighbours(answer: Neighbours) -> None:

@@ -222,8 +222,8 @@ def test_records_of_other_programs(tmp_path):
     path = tmp_path / "config.json"
     document = json.loads(path.read_text())
     plain = {name: value for name, value in document.items() if name not in ("format", "sha256")}
-    path.write_text(json.dumps({**document, "format": 2}))
-    with pytest.raises(RunIncompatibleError, match="format 2"):
+    path.write_text(json.dumps({**document, "format": 3}))
+    with pytest.raises(RunIncompatibleError, match="format 3"):
         open_run(tmp_path)
     path.write_bytes(seal({**plain, "settings": {**SETTINGS, "warp": 9}}))
     with pytest.raises(RunIncompatibleError, match="no setting 'warp'"):

@@ -109,9 +109,11 @@ def _draw_forecast(axes: Axes, found: Explanation, step: Step, shape: Shape) -> 
     lines = [found.context[-shown:], found.forecast, found.model_part, found.memory_part, found.quantiles.ravel()]
     wild = [each.record.aligned_future[:horizon] for each in found.neighbours]
     frame = limits([*lines, found.actual], wild)
+    label = f"what followed the nearest neighbours{beyond(wild, frame)}"
+    label = label if shape == "wide" else label.replace(" (", "\n(")
     for number, future in enumerate(wild):
-        label = f"what followed the nearest neighbours{beyond(wild, frame)}" if number == 0 else None
-        axes.plot(after, future, color=MEMORY, lw=0.8, alpha=0.5, label=label, **marked)
+        named = label if number == 0 else None
+        axes.plot(after, future, color=MEMORY, lw=0.8, alpha=0.5, label=named, **marked)
     axes.plot(before, found.context[-shown:], color=QUERY_COLOUR, lw=1.5, label="known at the origin")
     if np.isfinite(found.actual).any():
         axes.plot(after, found.actual, color=QUERY_COLOUR, lw=1.5, ls=(0, (1, 1.2)), label="what followed", **marked)

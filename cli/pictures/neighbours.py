@@ -37,7 +37,7 @@ SHORT = 14  # characters of a name beside an axis
 
 
 def draw_neighbours(found: Inspection, windows: StoredWindows, ref: str, shape: Shape = "wide") -> Figure:
-    """The query and its neighbours, aligned at the origin in the query's own units.
+    """The query and its neighbours, aligned at the origin in the query's own units; futures as they would follow it.
 
     Below them the history that the memory holds, and for each scope where its neighbours lie in it.
     """

@@ -1,8 +1,9 @@
 """A version behind a service, asked like one on this machine.
 
-Manifest and limits come when it is opened, windows and series (hashed, as when a version on disk is opened) with the
-first answer, once per fingerprint and process; from then on row ids and distances travel, nothing else. What a service
-answers checks itself against the leak rule here, as every answer does. How questions travel is told in `wire.py`.
+Manifest and limits come when it is opened; windows, series and linear maps (hashed, as when a version on disk is
+opened) with the first answer, once per fingerprint and process. From then on row ids and distances travel, nothing
+else. What a service answers checks itself against the leak rule here, as every answer does. How questions travel is
+told in `wire.py`.
 """
 
 from __future__ import annotations
@@ -186,7 +187,8 @@ class RemoteMemory:
                 return stream.ask(message, left_s)
 
         answer = self._connection.attempt(once, until - time.monotonic())
-        return wire.read_answer(answer, question, spaces, self._temperature, self.fingerprint, self.windows)
+        linear_map = {space.view: self._arrays.linear_map(space.view) for space in spaces}
+        return wire.read_answer(answer, question, spaces, self._temperature, linear_map, self.fingerprint, self.windows)
 
     def _open(self, left_s: float) -> dict[str, Any]:
         action = flight.Action(wire.OPEN, json.dumps({"ref": self.address.ref}).encode())

@@ -203,6 +203,7 @@ def read_answer(
     question: Question,
     spaces: tuple[KeySpace, ...],
     temperature: Mapping[KeySpace, float],
+    linear_map: Mapping[int, np.ndarray],
     fingerprint: str,
     windows: StoredWindows,
 ) -> Neighbours:
@@ -237,6 +238,7 @@ def read_answer(
         queries=queries,
         spaces=spaces,
         temperature=np.array([temperature[space] for space in spaces], dtype=np.float32),
+        linear_map=linear_map,
         windows=windows,
         fingerprint=fingerprint,
         **columns,
