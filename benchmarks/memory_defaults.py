@@ -140,8 +140,8 @@ def ask(
             if way.get("equal"):
                 neighbours = dataclasses.replace(neighbours, temperature=np.full_like(neighbours.temperature, 1e9))
             if "moved" in way:
-                maps = {view: way["moved"] * each for view, each in neighbours.linear_map.items()}
-                neighbours = dataclasses.replace(neighbours, linear_map=maps)
+                maps = {view: way["moved"] * each for view, each in neighbours.linear_maps.items()}
+                neighbours = dataclasses.replace(neighbours, linear_maps=maps)
             error = (neighbours.forecast(on_empty="last-value") - future) / unit[:, None]
             squared.setdefault(name, {}).setdefault(part, []).append(np.square(error).mean(axis=2).ravel())
 

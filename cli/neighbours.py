@@ -52,9 +52,9 @@ def neighbours(
     """Show what a memory retrieves for the window of a series that ends at a time.
 
     Only windows that were completely known at that time are shown. One group per key space (scope and view), nearest
-    first; weights sum to 1 within a group. `future` is what followed, drawn from low to high within each row; `match`
-    is its correlation with what really followed the query, where FILE knows it. The forecast of the memory alone is
-    made of 50 neighbours per key space, however many are shown.
+    first; weights sum to 1 within a group. `future` is what followed there, drawn from low to high within each row;
+    `match` is its correlation with what really followed the query, where FILE knows it. The forecast of the memory
+    alone is made of 50 neighbours per key space, however many are shown.
     """
     from memory_index.closeness import usual_distances
     from memory_index.inspection import inspect_window

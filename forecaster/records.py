@@ -57,14 +57,14 @@ def unseal(path: Path) -> dict[str, Any]:
         raise RunIncompatibleError(
             f"{path} has format {number}, but this program reads formats up to {FORMAT}", hint="upgrade the program"
         )
-    if type(number) is int and number < FORMAT:
-        raise RunIncompatibleError(
-            f"{path} has format {number}: it was fitted to a memory that forecast in another way (now: {FORMAT})",
-            hint="train again into another folder, or use the version that wrote it",
-        )
     whole = {**document, "format": number}
     if digest != sha256_of(_text(whole)) or content != _text({**whole, "sha256": digest}):
         raise RunDamagedError(f"{path} is not what was written", hint=RESTORE)
+    if type(number) is not int or number < FORMAT:
+        raise RunIncompatibleError(
+            f"{path} has format {number}: runs before format {FORMAT} were fitted to a memory that forecast otherwise",
+            hint="train again into another folder, or use the version that wrote it",
+        )
     return document
 
 

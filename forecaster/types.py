@@ -17,8 +17,8 @@ from torch import Tensor, device
 class NeighbourTensors:
     """What a memory answered for B windows.
 
-    forecasts: float32 [B, V, H], raw units: the mean of the neighbours' futures in each key space, read in the
-    query's own location and spread. found: bool [B, V], whether that key space had any neighbour; what `forecasts`
+    forecasts: float32 [B, V, H], raw units: the mean of the neighbours' futures in each key space, read as they would
+    follow the query. found: bool [B, V], whether that key space had any neighbour; what `forecasts`
     holds elsewhere does not matter. contexts, futures: float32 [B, K, L] and [B, K, H]: the nearest `top_k`
     neighbours over all key spaces, each in its own location and spread. similarity: float32 [B, K],
     `softmax(-distance^2 / temperature)` over the valid ones. valid: bool [B, K]; what the other fields hold in an

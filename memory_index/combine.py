@@ -12,6 +12,7 @@ import numpy as np
 
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.products import project
+from memory_index.threads import one_blas_thread
 from memory_index.windows import cut
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 OnEmpty = Literal["error", "last-value"]  # what becomes of a query that has no neighbour
 
-CHUNK_VALUES = 1 << 20  # values of neighbours' windows handled at once: 4 MiB
+CHUNK_VALUES = 1 << 20  # values of neighbours' windows handled at once, where a moment does not have more
 
 
 def weights(neighbours: Neighbours) -> np.ndarray:
@@ -32,6 +33,7 @@ def weights(neighbours: Neighbours) -> np.ndarray:
     return (raw / np.where(total > 0, total, 1)).astype(np.float32)
 
 
+@one_blas_thread()
 def aligned_futures(neighbours: Neighbours) -> np.ndarray:
     """Futures as they would follow each query, float32 [B, N, V, K, H]; NaN in unused slots.
 
@@ -46,6 +48,7 @@ def aligned_futures(neighbours: Neighbours) -> np.ndarray:
     return np.where(neighbours.valid[..., None], result, np.float32(np.nan))
 
 
+@one_blas_thread()
 def space_forecasts(neighbours: Neighbours) -> np.ndarray:
     """Weighted mean of the aligned futures of each key space, float32 [B, N, V, H]; NaN where it has none.
 
@@ -59,8 +62,7 @@ def space_forecasts(neighbours: Neighbours) -> np.ndarray:
             standard = _standard_windows(neighbours, chunk, number)
             # One small sum for each window: what comes out does not depend on how many there are.
             mean = np.einsum("bnk,bnkw->bnw", weight[chunk, :, number], standard)
-            moved = _moved(neighbours, chunk, number, mean[..., : space.view], mean[..., space.view :])
-            result[chunk, :, number] = moved
+            result[chunk, :, number] = _moved(neighbours, chunk, number, mean[:, :, None])[:, :, 0]
     return np.where(np.any(neighbours.valid, axis=3)[..., None], result, np.float32(np.nan))
 
 
@@ -81,6 +83,7 @@ def mean_over_spaces(by_space: np.ndarray) -> np.ndarray:
     return np.where(num > 0, total / np.maximum(num, 1), np.nan).astype(np.float32)
 
 
+@one_blas_thread()
 def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmpty) -> np.ndarray:
     """Weighted quantiles over the aligned futures of all key spaces together, float32 [B, N, H, Q].
 
@@ -122,35 +125,35 @@ def require_neighbours(neighbours: Neighbours, found: np.ndarray) -> None:
 
 def _aligned(neighbours: Neighbours, chunk: slice, number: int) -> np.ndarray:
     """See `aligned_futures`: of one key space, float64 [b, N, K, H]; anything in unused slots."""
-    standard, view = _standard_windows(neighbours, chunk, number), neighbours.spaces[number].view
-    return _moved(neighbours, chunk, number, standard[..., :view], standard[..., view:])
+    return _moved(neighbours, chunk, number, _standard_windows(neighbours, chunk, number))
 
 
-def _moved(neighbours: Neighbours, chunk: slice, number: int, context: np.ndarray, future: np.ndarray) -> np.ndarray:
-    """Futures as they would follow the query, raw units, float64 [b, N, ..., H].
+def _moved(neighbours: Neighbours, chunk: slice, number: int, standard: np.ndarray) -> np.ndarray:
+    """Futures as they would follow the query, raw units, float64 [b, N, K, H].
 
-    context: [b, N, ..., view], standardised windows of one key space's view. future: [b, N, ..., H], what followed.
+    standard: [b, N, K, view + H], as of `_standard_windows`, or means of such windows.
     """
-    view, more = neighbours.spaces[number].view, (1,) * (context.ndim - 3)
+    view = neighbours.spaces[number].view
     location, spread = (
-        part[chunk, :, number].reshape(*context.shape[:2], *more, 1)
-        for part in (neighbours.query_location, neighbours.query_spread)
+        part[chunk, :, number, None, None] for part in (neighbours.query_location, neighbours.query_spread)
     )
-    query = neighbours.queries.context[chunk, :, -view:].reshape(*context.shape[:2], *more, view)
-    difference = (query - location) / spread - context
-    return location + spread * (future + project(difference, neighbours.linear_map[view]))
+    query = neighbours.queries.context[chunk, :, None, -view:]
+    difference = (query - location) / spread - standard[..., :view]
+    return location + spread * (standard[..., view:] + project(difference, neighbours.linear_maps[view]))
 
 
 def _standard_windows(neighbours: Neighbours, chunk: slice, number: int) -> np.ndarray:
     """Each neighbour of one key space in its own location and spread, float32 [b, N, K, view + H].
 
-    The last `view` steps of its context, then its future. In an unused slot it is some other window.
+    The last `view` steps of its context, then its future; 0 in unused slots.
     """
     view, windows = neighbours.spaces[number].view, neighbours.windows
-    row, place = np.maximum(neighbours.row[chunk, :, number], 0), windows.views.index(view)
+    found, place = neighbours.row[chunk, :, number], windows.views.index(view)
+    row = np.maximum(found, 0)
     standard = cut(windows.values, windows.origin_position[row] - view + 1, view + windows.spec.horizon)
     standard -= windows.location[row, place][..., None]
     standard /= windows.spread[row, place][..., None]
+    standard[found < 0] = 0
     return standard
 
 

@@ -49,8 +49,8 @@ class NeighbourRecord:
     aligned_future: np.ndarray
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, but for the aligned copies of the same values."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("aligned_")}
+        """The fields by name, but for the aligned context, which has the same shape as the context."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "aligned_context"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -145,7 +145,7 @@ class LocalMemory:
             query_location=location,
             query_spread=spread,
             temperature=np.array([self._records[space].temperature for space in spaces], dtype=np.float32),
-            linear_map={space.view: self.encoder.linear_map(space.view) for space in spaces},
+            linear_maps={space.view: self.encoder.linear_map(space.view) for space in spaces},
             windows=self.windows,
             fingerprint=self.fingerprint,
         )

@@ -86,8 +86,8 @@ class Neighbours:
     row, distance, shape_distance, value_distance: [B, N, V, K]; int64 row ids (-1 in unused slots) and
     float32 distances (+inf there). `distance^2 = w * shape_distance^2 + (1 - w) * value_distance^2`
     (docs/method.md), in units of a window's own spread. query_location, query_spread: float64 [B, N, V], the
-    query's own statistics under each view. temperature: float32 [V], stored with the version. linear_map: of each view,
-    float32 [view, H], stored with it too (`KeyEncoder.linear_map`).
+    query's own statistics under each view. temperature: float32 [V], stored with the version. linear_maps: of each
+    view, float32 [view, H], stored with it too (`KeyEncoder.linear_map`).
 
     Constructing it raises `LeakError` if any row is not admissible for its query.
     """
@@ -101,7 +101,7 @@ class Neighbours:
     query_location: np.ndarray
     query_spread: np.ndarray
     temperature: np.ndarray
-    linear_map: Mapping[int, np.ndarray]
+    linear_maps: Mapping[int, np.ndarray]
     windows: StoredWindows
     fingerprint: str
 

@@ -99,7 +99,7 @@ class FakeMemory:
             query_location=location,
             query_spread=spread,
             temperature=np.array([self.records[space].temperature for space in spaces], dtype=np.float32),
-            linear_map={space.view: self.encoder.linear_map(space.view) for space in spaces},
+            linear_maps={space.view: self.encoder.linear_map(space.view) for space in spaces},
             windows=self.windows,
             fingerprint=self.manifest.fingerprint,
         )

@@ -1,9 +1,9 @@
 """Write the golden version of the present format: `python tests/make_golden.py`. Run once per format number.
 
 A version of every format that was ever published lies in tests/golden and must open, verify and answer for ever.
-So an old folder is never written again: this refuses one that is there, unless it is of the present format and
-`--replace` says that this format has not been published yet. `--forecasts` writes only the forecasts of the versions
-that there are, where a memory is meant to forecast otherwise: which rows it finds, and how far away, must stay.
+So the files of an old version are never written again: this refuses one that is there, unless it is of the present
+format and `--replace` says that this format has not been published yet. `--forecasts` writes only the forecasts that
+the versions are expected to make, where a memory is meant to forecast otherwise: the rows that it finds must stay.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def write_forecasts(folder: Path) -> None:
     path = folder / ANSWERS
     before, found = json.loads(path.read_text()), answers(open_version(Store(folder).resolve(NAME)))
     for asked, answer in before.items():
+        assert answer["row"] == found[asked]["row"], asked  # type: ignore[index]
         answer["forecast"] = found[asked]["forecast"]  # type: ignore[index]
     path.write_text(json.dumps(before, sort_keys=True) + "\n")
 

@@ -152,9 +152,11 @@ def test_the_only_checkpoint_damaged_has_no_way_back(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "hint"), [(3, "upgrade the program"), (1, "train again into another folder")])
-def test_another_format_says_what_to_do(tmp_path, number, hint):
+def test_another_format_says_what_to_do(tmp_path, monkeypatch, number, hint):
     path = tmp_path / "document.json"
-    path.write_bytes(seal({"a": 1}).replace(b'"format": 2', f'"format": {number}'.encode()))
+    monkeypatch.setattr("forecaster.records.FORMAT", number)
+    path.write_bytes(seal({"a": 1}))
+    monkeypatch.undo()
     with pytest.raises(RunIncompatibleError, match=f"format {number}") as caught:
         unseal(path)
     assert hint in caught.value.hint

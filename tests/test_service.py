@@ -275,6 +275,7 @@ LIES = {
     "not sorted": _with("distance", _swap),
     "a location that is none": _with("query_location", _set(0, np.nan)),
     "a spread below 0": _with("query_spread", _set(0, -1)),
+    "a spread of 0": _with("query_spread", _set(0, 0)),
 }
 
 

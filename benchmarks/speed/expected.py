@@ -28,7 +28,7 @@ EXPECTED: dict[str, dict[str, Expected]] = {
         "search, own": ("0 to 1", "keys are as wide; 2 L E flops to encode a query, beside 2 (n / S) E to compare it"),
         "search, pooled": ("0", "keys are as wide from L = 48 on"),
         "brute force": ("0 to 1", "2 n L flops a query, beside n distances masked and sorted"),
-        "forecast": SAME,
+        "forecast": ("0 to 1", "k windows of L + H values are read and weighed, and L H flops move their mean"),
     },
     "horizon": {
         "build": ("0", "2 n L H flops for the map behind the metric, beside 2 n L (L + E)"),
@@ -36,13 +36,13 @@ EXPECTED: dict[str, dict[str, Expected]] = {
         "search, own": SAME,
         "search, pooled": SAME,
         "brute force": SAME,
-        "forecast": ("0 to 1", "k H values are read and weighed, beside k weights"),
+        "forecast": ("0 to 1", "k windows of L + H values are read and weighed"),
     },
     "k": {
         "search, own": ("0 to 1", "the product does not change; k + 14 candidates are measured, sorted and checked"),
         "search, pooled": ("0", "as `own`, but the product is S times as large"),
         "brute force": ("0", "a partial sort of n distances, whatever k is"),
-        "forecast": ("1", "k H values are read and weighed"),
+        "forecast": ("0 to 1", "k windows of L + H values are read and weighed, beside what moves their mean"),
     },
     "series": {
         "build": ("1", "as many more windows"),

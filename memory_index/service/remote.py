@@ -52,7 +52,8 @@ SCHEMES = {"grpc://": "grpc+tcp://", "grpc+tls://": "grpc+tls://"}
 T = TypeVar("T")
 
 _windows: weakref.WeakValueDictionary[str, StoredWindows] = weakref.WeakValueDictionary()  # by fingerprint
-_windows_lock = threading.Lock()
+_maps: weakref.WeakValueDictionary[str, DualKeyEncoder] = weakref.WeakValueDictionary()  # by fingerprint
+_shared_lock = threading.Lock()  # of both
 _connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
 _of_the_parent: list[_Connection] = []  # in a forked process, those that there were
 _asking_process: int | None = None  # where the first connection was made; gRPC works in no process forked from it
@@ -119,7 +120,7 @@ class RemoteMemory:
     @cached_property
     def windows(self) -> StoredWindows:
         """See `Memory.windows`; fetched when first needed."""
-        with _windows_lock:
+        with _shared_lock:
             windows = _windows.get(self.fingerprint)
             if windows is None:
                 with self._fetched(SERIES_FILE, WINDOWS_FILE) as folder:
@@ -129,13 +130,13 @@ class RemoteMemory:
     @property
     def scale(self) -> SeriesScale:
         """See `Memory.scale`."""
-        return self._arrays.scale
+        return self._linear.scale
 
     def linear_forecast(self, queries: Queries) -> np.ndarray:
         """See `Memory.linear_forecast`."""
         require_lookback(queries, self.windows)
         series = self.windows.numbers_of(queries.series_id)
-        return self._arrays.linear_forecast(max(self.windows.views), queries.context, series)
+        return self._linear.linear_forecast(max(self.windows.views), queries.context, series)
 
     def search(
         self,
@@ -152,12 +153,13 @@ class RemoteMemory:
         require_lookback(queries, self.windows)
         min_gap = min(min_gap, self.windows.num_steps_spanned + 1)
         spaces = spaces_asked(self.manifest, self.windows, queries, scopes, views, where)
+        linear_maps = {space.view: self._linear.linear_map(space.view) for space in spaces}
         until = time.monotonic() + self.access.deadline_s
         parts = []
         for moments in self._parts(queries, k):
             some = wire.some_of(queries, moments)
             question = Question(some, k, scopes, views, where, min_gap, 0)
-            parts.append(self._asked(question, spaces, until))
+            parts.append(self._asked(question, spaces, linear_maps, until))
         return wire.joined(parts, queries)
 
     def close(self) -> None:
@@ -180,15 +182,18 @@ class RemoteMemory:
         for start in range(0, max(num_moments, 1), size):
             yield slice(start, start + size)
 
-    def _asked(self, question: Question, spaces: tuple[KeySpace, ...], until: float) -> Neighbours:
+    def _asked(
+        self, question: Question, spaces: tuple[KeySpace, ...], linear_maps: dict[int, np.ndarray], until: float
+    ) -> Neighbours:
         def once(left_s: float) -> Message:
             message = wire.write_question(question._replace(wait_s=left_s))
             with self._connection.stream(self.fingerprint, left_s) as stream:
                 return stream.ask(message, left_s)
 
         answer = self._connection.attempt(once, until - time.monotonic())
-        linear_map = {space.view: self._arrays.linear_map(space.view) for space in spaces}
-        return wire.read_answer(answer, question, spaces, self._temperature, linear_map, self.fingerprint, self.windows)
+        return wire.read_answer(
+            answer, question, spaces, self._temperature, linear_maps, self.fingerprint, self.windows
+        )
 
     def _open(self, left_s: float) -> dict[str, Any]:
         action = flight.Action(wire.OPEN, json.dumps({"ref": self.address.ref}).encode())
@@ -200,10 +205,14 @@ class RemoteMemory:
             raise ServiceError(f"{self.address.service} gave an answer that cannot be read") from error
 
     @cached_property
-    def _arrays(self) -> DualKeyEncoder:
-        """Scale and linear map of the version; what encodes queries stays with the service."""
-        with self._fetched(ENCODER_FILE) as folder:
-            return read_arrays(folder, self.manifest)
+    def _linear(self) -> DualKeyEncoder:
+        """Scale and linear maps of the version; what encodes queries stays with the service."""
+        with _shared_lock:
+            linear = _maps.get(self.fingerprint)
+            if linear is None:
+                with self._fetched(ENCODER_FILE) as folder:
+                    linear = _maps[self.fingerprint] = read_arrays(folder, self.manifest).without_keys()
+            return linear
 
     @contextmanager
     def _fetched(self, *names: str) -> Iterator[Path]:

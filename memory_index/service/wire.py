@@ -203,7 +203,7 @@ def read_answer(
     question: Question,
     spaces: tuple[KeySpace, ...],
     temperature: Mapping[KeySpace, float],
-    linear_map: Mapping[int, np.ndarray],
+    linear_maps: Mapping[int, np.ndarray],
     fingerprint: str,
     windows: StoredWindows,
 ) -> Neighbours:
@@ -238,7 +238,7 @@ def read_answer(
         queries=queries,
         spaces=spaces,
         temperature=np.array([temperature[space] for space in spaces], dtype=np.float32),
-        linear_map=linear_map,
+        linear_maps=linear_maps,
         windows=windows,
         fingerprint=fingerprint,
         **columns,
@@ -257,7 +257,8 @@ def _require_an_answer(columns: Mapping[str, np.ndarray]) -> None:
         and ((row == -1) == ~used).all()
         and all((np.isfinite(columns[name]) == used).all() for name in SLOT_COLUMNS[1:])
         and all(np.isfinite(columns[name]).all() for name in ("query_location", "query_spread"))
-        and not any((columns[name] < 0).any() for name in (*SLOT_COLUMNS[1:], "query_spread"))
+        and not any((columns[name] < 0).any() for name in SLOT_COLUMNS[1:])
+        and (columns["query_spread"] > 0).all()
     )
     if not is_answer:
         raise ServiceError("the service gave an answer that no search gives; it was discarded")
