@@ -27,7 +27,7 @@ KEYS = (
 )
 NEIGHBOUR_KEYS = (
     "scope view rank row_id series_id start origin known_at distance shape_distance value_distance weight match "
-    "age_days context future similarity match_score weight_in_space"
+    "age_days context future aligned_future similarity match_score weight_in_space"
 )
 
 
