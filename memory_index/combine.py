@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 OnEmpty = Literal["error", "last-value"]  # what becomes of a query that has no neighbour
 
-CHUNK_VALUES = 1 << 20  # values of neighbours' windows handled at once, where a moment does not have more
+CHUNK_VALUES = 1 << 20  # values of neighbours' windows handled at once, where a query does not have more
+Chunk = tuple[slice, slice]  # of the axes B and N
 
 
 def weights(neighbours: Neighbours) -> np.ndarray:
@@ -44,7 +45,7 @@ def aligned_futures(neighbours: Neighbours) -> np.ndarray:
     result = np.empty((b, n, v, k, neighbours.windows.spec.horizon), dtype=np.float32)
     for number, space in enumerate(neighbours.spaces):
         for chunk in _chunks(neighbours, space):
-            result[chunk, :, number] = _aligned(neighbours, chunk, number)
+            result[*chunk, number] = _aligned(neighbours, chunk, number)
     return np.where(neighbours.valid[..., None], result, np.float32(np.nan))
 
 
@@ -61,8 +62,8 @@ def space_forecasts(neighbours: Neighbours) -> np.ndarray:
         for chunk in _chunks(neighbours, space):
             standard = _standard_windows(neighbours, chunk, number)
             # One small sum for each window: what comes out does not depend on how many there are.
-            mean = np.einsum("bnk,bnkw->bnw", weight[chunk, :, number], standard)
-            result[chunk, :, number] = _moved(neighbours, chunk, number, mean[:, :, None])[:, :, 0]
+            mean = np.einsum("bnk,bnkw->bnw", weight[*chunk, number], standard)
+            result[*chunk, number] = _moved(neighbours, chunk, number, mean[:, :, None])[:, :, 0]
     return np.where(np.any(neighbours.valid, axis=3)[..., None], result, np.float32(np.nan))
 
 
@@ -123,32 +124,32 @@ def require_neighbours(neighbours: Neighbours, found: np.ndarray) -> None:
     )
 
 
-def _aligned(neighbours: Neighbours, chunk: slice, number: int) -> np.ndarray:
+def _aligned(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
     """See `aligned_futures`: of one key space, float64 [b, N, K, H]; anything in unused slots."""
     return _moved(neighbours, chunk, number, _standard_windows(neighbours, chunk, number))
 
 
-def _moved(neighbours: Neighbours, chunk: slice, number: int, standard: np.ndarray) -> np.ndarray:
+def _moved(neighbours: Neighbours, chunk: Chunk, number: int, standard: np.ndarray) -> np.ndarray:
     """Futures as they would follow the query, raw units, float64 [b, N, K, H].
 
     standard: [b, N, K, view + H], as of `_standard_windows`, or means of such windows.
     """
     view = neighbours.spaces[number].view
     location, spread = (
-        part[chunk, :, number, None, None] for part in (neighbours.query_location, neighbours.query_spread)
+        part[*chunk, number, None, None] for part in (neighbours.query_location, neighbours.query_spread)
     )
-    query = neighbours.queries.context[chunk, :, None, -view:]
+    query = neighbours.queries.context[*chunk, None, -view:]
     difference = (query - location) / spread - standard[..., :view]
     return location + spread * (standard[..., view:] + project(difference, neighbours.linear_maps[view]))
 
 
-def _standard_windows(neighbours: Neighbours, chunk: slice, number: int) -> np.ndarray:
+def _standard_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
     """Each neighbour of one key space in its own location and spread, float32 [b, N, K, view + H].
 
     The last `view` steps of its context, then its future; 0 in unused slots.
     """
     view, windows = neighbours.spaces[number].view, neighbours.windows
-    found, place = neighbours.row[chunk, :, number], windows.views.index(view)
+    found, place = neighbours.row[*chunk, number], windows.views.index(view)
     row = np.maximum(found, 0)
     standard = cut(windows.values, windows.origin_position[row] - view + 1, view + windows.spec.horizon)
     standard -= windows.location[row, place][..., None]
@@ -180,8 +181,17 @@ def _weighted_quantiles(values: np.ndarray, weight: np.ndarray, levels: tuple[fl
     return np.stack(result, axis=-1)
 
 
-def _chunks(neighbours: Neighbours, *spaces: KeySpace) -> list[slice]:
-    """Slices of the B axis that keep the neighbours' windows of these key spaces below `CHUNK_VALUES` values."""
+def _chunks(neighbours: Neighbours, *spaces: KeySpace) -> list[Chunk]:
+    """Moments, and where one has many series parts of a moment, that hold at most `CHUNK_VALUES` values each.
+
+    Values of the neighbours' windows in these key spaces.
+    """
     b, n, _, k = neighbours.row.shape
-    size = max(1, CHUNK_VALUES // max(1, n * k * sum(space.view + neighbours.windows.spec.horizon for space in spaces)))
-    return [slice(start, start + size) for start in range(0, b, size)]
+    of_query = max(1, k * sum(space.view + neighbours.windows.spec.horizon for space in spaces))
+    num_queries = max(1, CHUNK_VALUES // of_query)
+    moments, series = max(1, num_queries // max(1, n)), min(max(1, n), num_queries)
+    return [
+        (slice(moment, moment + moments), slice(first, first + series))
+        for moment in range(0, b, moments)
+        for first in range(0, n, series)
+    ]

@@ -177,8 +177,12 @@ def test_wrong_levels_are_refused(answer: Neighbours, levels: tuple[float, ...])
 def test_work_in_chunks_is_work_at_once(answer: Neighbours, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = select(answer, answer.valid.any(axis=-1).any(axis=-1).all(axis=-1))
     expected = kept.forecast(), kept.quantiles((0.2, 0.8))
+    b, n = kept.row.shape[:2]
+    assert n > 1
     for size in (1, 3000):
         monkeypatch.setattr(combine, "CHUNK_VALUES", size)
+        if size == 1:  # a moment of many series is cut too
+            assert len(combine._chunks(kept, kept.spaces[0])) == b * n
         np.testing.assert_array_equal(kept.forecast(), expected[0])
         np.testing.assert_array_equal(kept.quantiles((0.2, 0.8)), expected[1])
 
