@@ -28,7 +28,7 @@ from memory_index.windows import StoredWindows, cut
 LEVELS = np.array([0.005, *np.arange(1, 100) / 100, 0.025, 0.975, 0.995])
 LEVELS.sort()
 FILE, RECORD = "intervals.safetensors", "intervals.json"
-FLOOR = 0.2  # least scale, in spreads of the window: neighbours may agree by chance
+FLOOR = 1.0  # least scale, in spreads of the window: neighbours may agree by chance (docs/experiments.md)
 
 
 def neighbour_scale(

@@ -22,7 +22,9 @@ from forecaster.errors import RunDamagedError, RunIncompatibleError
 from memory_index.errors import ResourceError
 from memory_index.versions import disk
 
-FORMAT = 2  # of all documents of a run together; 2: fitted to neighbours' futures that the linear map has moved
+# Of all documents of a run together. 2: fitted to neighbours' futures that the linear map has moved; 3: intervals are
+# calibrated for widths of another floor.
+FORMAT = 3
 RESTORE = "restore it from a copy, or train again into another folder"
 
 
@@ -62,7 +64,7 @@ def unseal(path: Path) -> dict[str, Any]:
         raise RunDamagedError(f"{path} is not what was written", hint=RESTORE)
     if type(number) is not int or number < FORMAT:
         raise RunIncompatibleError(
-            f"{path} has format {number}: runs before format {FORMAT} were fitted to a memory that forecast otherwise",
+            f"{path} has format {number}: runs before format {FORMAT} were fitted otherwise",
             hint="train again into another folder, or use the version that wrote it",
         )
     return document

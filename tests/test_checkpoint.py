@@ -27,7 +27,7 @@ from forecaster.checkpoint import (
 from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
 from forecaster.metrics_log import MetricsLog
 from forecaster.optimizer import make_optimizer, optimizer_state, restore_optimizer
-from forecaster.records import first_difference, pack, seal, sha256_of, unpack, unseal
+from forecaster.records import FORMAT, first_difference, pack, seal, sha256_of, unpack, unseal
 from forecaster.weights import WeightsRecord, load_into, publish_weights, read_weights
 from memory_index.errors import ResourceError
 from memory_index.versions import disk
@@ -151,7 +151,7 @@ def test_the_only_checkpoint_damaged_has_no_way_back(tmp_path):
     assert "there is none before it" in caught.value.hint
 
 
-@pytest.mark.parametrize(("number", "hint"), [(3, "upgrade the program"), (1, "train again into another folder")])
+@pytest.mark.parametrize(("number", "hint"), [(FORMAT + 1, "upgrade the program"), (FORMAT - 1, "train again into another folder")])
 def test_another_format_says_what_to_do(tmp_path, monkeypatch, number, hint):
     path = tmp_path / "document.json"
     monkeypatch.setattr("forecaster.records.FORMAT", number)
