@@ -2,19 +2,21 @@
 
     python -m benchmarks.interval_width --data-dir datasets
 
-An interval is the forecast plus a width times the quantiles of past errors divided by theirs (docs/method.md). For
-every width below: the quantile loss (mean over the levels of `LEVELS`, standardised units) of the validation part,
-quantiles taken from one half of its time and scored on the other and the other way round, and that of the training
-part, quantiles taken from two of its three blocks of time and scored on the third. Forecasts of training windows are
-cross-fitted and their neighbours asked under `disjoint`, as `cli train` has them; windows at the edge of a block share
-steps with the next. Shown relative to the first width, as a mean over data sets and horizons of both, with what the
-central 80% covered. Every 5th validation and every 23rd training window is asked. The test part is not read.
+An interval is the forecast plus an expected width times the quantiles of past errors divided by theirs
+(docs/method.md). For every width and calibration below: the quantile loss (mean over `LEVELS`, standardised units) of
+the validation part, quantiles taken from one half of its time and scored on the other and the other way round, and that
+of the training part, quantiles taken from two of its three blocks of time and scored on the third. Forecasts of
+training windows are cross-fitted and their neighbours asked under `disjoint`, as `cli train` has them; windows at the
+edge of a block share steps with the next. Shown relative to what `cli train` does, as a mean over data sets and
+horizons of both, and how far a series' coverage by the central 80% is from that, in the mean over series. Every 5th
+validation and every 23rd training window is asked. The test part is not read.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,10 +25,10 @@ import torch
 
 from benchmarks.data_sets import CHOSEN_ON, DataSet, present
 from benchmarks.report import machine
-from forecaster.batches import CachedWindows
+from forecaster.batches import CachedWindows, flat_values
 from forecaster.config import Config
 from forecaster.fit import fit_closed_form, run_record, windows_of
-from forecaster.intervals import FLOOR, neighbour_scale
+from forecaster.intervals import FLOOR, neighbour_scale, series_factors
 from forecaster.model import ForecastModel
 from memory_index import Store, WindowSpec, build, open_memory, read_table, split_by_name
 
@@ -41,26 +43,33 @@ CENTRAL = slice(1, 6, 4)  # of the levels: 0.1 and 0.9
 class Errors(NamedTuple):
     """Of n windows. error: [n, H], future minus forecast; spread: [n, 1]; both in units of the training part.
 
-    variance: [n, H], of the neighbours' futures, in spreads of the window. part: [n], of the time line.
+    scale: [n, H], see `neighbour_scale`. part: [n], of the time line. series: [n], numbers. prior: of `series_factors`.
     """
 
     error: np.ndarray
     spread: np.ndarray
-    variance: np.ndarray
+    scale: np.ndarray
     part: np.ndarray
+    series: np.ndarray
+    prior: float
+
+    def floored(self, floor: float) -> np.ndarray:
+        """The scale with another floor under the neighbours' deviation."""
+        return np.sqrt(np.maximum(np.square(self.scale.astype(np.float64)) - FLOOR**2, 0) + floor**2)
 
 
-def widths(errors: Errors) -> dict[str, np.ndarray]:
-    """Every width by name, [n, H] or [n, 1]; the first is what `cli train` does."""
-    spread, variance = errors.spread, errors.variance
-    floors = [FLOOR, *(floor for floor in (0.2, 0.4, 0.6, 0.8, 1.0, 1.5) if floor != FLOOR)]
-    return {
-        **{f"spread x sqrt(variance + {floor:g}^2)": spread * np.sqrt(variance + floor**2) for floor in floors},
-        "spread": spread,
-        "sqrt(spread)": np.sqrt(spread),
-        "the same for every window": np.ones_like(spread),
-        "sqrt(spread x sqrt(variance + 0.4^2))": np.sqrt(spread * np.sqrt(variance + 0.4**2)),
-    }
+WIDTHS: dict[str, Callable[[Errors], np.ndarray]] = {
+    "the series' unit": lambda errors: np.ones_like(errors.spread),
+    "spread": lambda errors: errors.spread,
+    **{f"spread x scale, floor {f:g}": lambda errors, f=f: errors.spread * errors.floored(f) for f in (0.2, 0.4, 1.0)},
+    "sqrt(unit x spread)": lambda errors: np.sqrt(errors.spread),
+    **{
+        f"sqrt(unit x spread x scale), floor {f:g}": lambda errors, f=f: np.sqrt(errors.spread * errors.floored(f))
+        for f in (0.2, 0.4, 1.0)
+    },
+}
+CALIBRATIONS = ("all series together", "a factor for each series", "each series by itself")
+CHOSEN = f"sqrt(unit x spread x scale), floor {FLOOR:g}", CALIBRATIONS[1]  # what `cli train` does
 
 
 def main() -> None:
@@ -71,16 +80,16 @@ def main() -> None:
     parser.add_argument("--horizons", nargs="*", type=int, default=[*HORIZONS])
     parser.add_argument("--work-dir", type=Path, help="keep indexes and neighbours here")
     options = parser.parse_args()
-    results: dict[str, list[tuple[float, float]]] = {}
-    heads = []
+    results: dict[tuple[str, str], list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         for data_set in present(options.data_dir, options.data_sets):
             for horizon in options.horizons:
-                heads.append(f"{data_set.name}-{horizon}")
                 for errors in errors_of(data_set, horizon, options.work_dir or Path(temporary)):
-                    for name, width in widths(errors).items():
-                        results.setdefault(name, []).append(scored(errors, width))
-    show(results, heads)
+                    for name, width in WIDTHS.items():
+                        for calibration in CALIBRATIONS:
+                            found = scored(errors, width(errors) + 0 * errors.error, calibration)
+                            results.setdefault((name, calibration), []).append(found)
+    show(results)
 
 
 def errors_of(data_set: DataSet, horizon: int, folder: Path) -> list[Errors]:
@@ -103,7 +112,8 @@ def errors_of(data_set: DataSet, horizon: int, folder: Path) -> list[Errors]:
         moments = times[windows.position[chosen]]
         half = moments >= np.sort(moments)[len(moments) // 2]
         part = half if windows.fold is None else windows.fold[chosen]
-        found.append(Errors(*asked(model, windows, chosen), part))
+        series = np.searchsorted(flat_values(table)[1], windows.position[chosen], side="right") - 1
+        found.append(Errors(*asked(model, windows, chosen), part, series, prior=horizon / stride))
     return found
 
 
@@ -111,7 +121,7 @@ def errors_of(data_set: DataSet, horizon: int, folder: Path) -> list[Errors]:
 def asked(
     model: ForecastModel, windows: CachedWindows, chosen: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Error, spread and variance of some windows, as `Errors` has them."""
+    """Error, spread and scale of some windows, as `Errors` has them."""
     assert windows.condensed is not None, "the gate has a memory"
     assert windows.windows is not None, "the gate has a memory"
     found = []
@@ -129,39 +139,47 @@ def asked(
             (
                 ((batch.future - output.forecast) / batch.unit[:, None]).numpy(),
                 (output.spread / batch.unit).numpy()[:, None],
-                np.maximum(np.square(scale.astype(np.float64)) - FLOOR**2, 0),
+                scale,
             )
         )
-    error, spread, variance = (np.concatenate(part) for part in zip(*found, strict=True))
-    return error, spread, variance
+    error, spread, scale = (np.concatenate(part) for part in zip(*found, strict=True))
+    return error, spread, scale
 
 
-def scored(errors: Errors, width: np.ndarray) -> tuple[float, float]:
-    """Quantile loss of all windows, and the share that the central 80% covered."""
-    scaled, loss, covered = errors.error / width, 0.0, 0.0
+def scored(errors: Errors, width: np.ndarray, calibration: str) -> tuple[float, float]:
+    """Quantile loss of all windows, and how far the series' coverage by the central 80% is from it, in the mean."""
+    num_series = int(errors.series.max()) + 1
+    loss, covered = 0.0, np.zeros(num_series)
     for part in np.unique(errors.part):
         mine = errors.part == part
-        quantile = np.quantile(scaled[~mine], LEVELS, axis=0).T  # [H, Q]
+        used = width.copy()
+        if calibration == CALIBRATIONS[1]:
+            sizes = np.abs(errors.error[~mine] / width[~mine]).mean(axis=1)
+            used *= series_factors(sizes, errors.series[~mine], num_series, prior=errors.prior)[errors.series, None]
+        scaled = errors.error / used
+        quantile = np.quantile(scaled[~mine], LEVELS, axis=0).T[None]  # [1, H, Q]
+        if calibration == CALIBRATIONS[2]:
+            by_series = [scaled[~mine & (errors.series == number)] for number in range(num_series)]
+            quantile = np.stack([np.quantile(each, LEVELS, axis=0).T for each in by_series])[errors.series[mine]]
         missed = scaled[mine][..., None] - quantile
-        of_level = np.maximum(LEVELS * missed, (LEVELS - 1) * missed) * width[mine][..., None]
+        of_level = np.maximum(LEVELS * missed, (LEVELS - 1) * missed) * used[mine][..., None]
         low, high = np.moveaxis(missed[..., CENTRAL], -1, 0)
         loss += float(of_level.mean()) * mine.mean()
-        covered += float(((low >= 0) & (high <= 0)).mean()) * mine.mean()
-    return loss, covered
+        covered += np.bincount(errors.series[mine], ((low >= 0) & (high <= 0)).mean(axis=1), minlength=num_series)
+    return loss, float(np.abs(covered / np.bincount(errors.series) - 0.8).mean())
 
 
-def show(results: dict[str, list[tuple[float, float]]], heads: list[str]) -> None:
-    """The table: quantile loss of training / validation, and what was covered."""
-    base = next(iter(results.values()))
-    relative = {
-        name: float(np.mean([loss / one for (loss, _), (one, _) in zip(found, base, strict=True)]))
-        for name, found in results.items()
-    }
-    print(f"{machine()}\n\n| width | relative loss | {' | '.join(heads)} |\n|---|---|{'---|' * len(heads)}")
-    for name in sorted(relative, key=relative.__getitem__):
-        pairs = zip(results[name][::2], results[name][1::2], strict=True)
-        cells = " | ".join(f"{t:.4f} / {v:.4f} ({ct:.0%} / {cv:.0%})" for (t, ct), (v, cv) in pairs)
-        print(f"| {name} | {relative[name]:.4f} | {cells} |")
+def show(results: dict[tuple[str, str], list[tuple[float, float]]]) -> None:
+    """The table: a width a line, a calibration a column."""
+    base = [loss for loss, _ in results[CHOSEN]]
+    print(f"{machine()}\n\n| width | {' | '.join(CALIBRATIONS)} |\n|---|{'---|' * len(CALIBRATIONS)}")
+    for name in WIDTHS:
+        cells = []
+        for calibration in CALIBRATIONS:
+            found = results[name, calibration]
+            relative = np.mean([loss / one for (loss, _), one in zip(found, base, strict=True)])
+            cells.append(f"{relative:.4f}, {np.mean([off for _, off in found]):.1%} off")
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

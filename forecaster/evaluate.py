@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from forecaster.batches import LiveBlock, live_blocks
-from forecaster.intervals import neighbour_scale
 from forecaster.predictor import Predicted, Predictor
 from forecaster.tapr import labels, trend_change
 from memory_index.baselines import last_value, season_length, seasonal_naive
@@ -215,10 +214,8 @@ def _add(
 def _add_coverage(
     tally: _Tally, predictor: Predictor, memory: Memory, block: LiveBlock, predicted: Predicted, future: np.ndarray
 ) -> None:
-    spaces = tuple(record.space for record in memory.manifest.spaces)
     horizon, wanted = future.shape[2], block.asked.wanted.ravel()
-    scale = neighbour_scale(block.condensed, memory.windows, spaces, num=len(wanted), horizon=horizon)
-    levels = predictor.intervals.quantiles(predicted.forecast, predicted.spread, scale, COVERAGE_LEVELS)
+    levels = predictor.quantiles(memory, block, predicted, COVERAGE_LEVELS)
     inside = future.reshape(-1, horizon)[wanted][..., None] <= levels[wanted]
     tally.below += inside.sum(axis=(0, 1))
     tally.num_values += inside.shape[0] * horizon

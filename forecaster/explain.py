@@ -15,7 +15,7 @@ from torch import Tensor
 
 from forecaster.batches import MODEL_BATCH, live_blocks
 from forecaster.errors import RunIncompatibleError
-from forecaster.intervals import neighbour_scale
+from forecaster.intervals import expected_width
 from forecaster.model import ForecastModel
 from forecaster.neighbours import Condensed
 from forecaster.predictor import Predictor, output_of
@@ -137,6 +137,7 @@ class _Window(NamedTuple):
     found: Neighbours
     place: int
     condensed: Condensed
+    unit: np.ndarray
     similarity: Tensor
     output: ModelOutput
 
@@ -165,8 +166,15 @@ def explain(
     window = _ask(predictor, memory, table, series_id, at)
     output = window.output
     forecast = _numbers(output.forecast)
-    scale = neighbour_scale(window.condensed, memory.windows, _spaces(memory), num=1, horizon=config.horizon)
-    quantiles = predictor.intervals.quantiles(forecast[None], output.spread.cpu().numpy(), scale, levels)
+    width = expected_width(
+        window.condensed,
+        memory.windows,
+        _spaces(memory),
+        spread=output.spread.cpu().numpy(),
+        unit=window.unit,
+        horizon=config.horizon,
+    )
+    quantiles = predictor.intervals.quantiles(forecast[None], width, [series_id], levels)
     nearest = nearest_distances(window.found, window.place)
     shares, no_close_analogue = closeness(usual or usual_distances(memory), nearest, at)
     actual = actual_after(series, row, config.horizon)
@@ -216,7 +224,12 @@ def _ask(predictor: Predictor, memory: Memory, table: SeriesTable, series_id: st
     first = place // MODEL_BATCH * MODEL_BATCH
     output = output_of(predictor.model, block.batch.take(slice(first, first + MODEL_BATCH)))
     return _Window(
-        found, place, condensed.take(np.array([place])), neighbours.similarity[place], _only(output, place - first)
+        found=found,
+        place=place,
+        condensed=condensed.take(np.array([place])),
+        unit=block.batch.unit[place : place + 1].numpy(),
+        similarity=neighbours.similarity[place],
+        output=_only(output, place - first),
     )
 
 

@@ -28,7 +28,7 @@ from forecaster.cross_fit import off_block, time_blocks
 from forecaster.devices import make_accelerator
 from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
 from forecaster.fit_gate import fit_value_gate
-from forecaster.intervals import Intervals, calibrate, neighbour_scale, read_intervals, write_intervals
+from forecaster.intervals import Intervals, calibrate, expected_width, read_intervals, write_intervals
 from forecaster.losses import LossParts, total_loss
 from forecaster.model import ForecastModel
 from forecaster.neighbour_cache import (
@@ -149,7 +149,7 @@ def train_run(
         report=progress,
     )
     result = dataclasses.replace(result, seconds=round(result.seconds + fit_seconds, 3))
-    intervals = fit_intervals(model, validation)
+    intervals = fit_intervals(model, validation, table)
     if accelerator.is_main_process:
         write_intervals(out, intervals)
     figures: dict[str, Any] = {
@@ -381,7 +381,7 @@ def batch_loss(model: ForecastModel, batch: Batch, config: Config, aux_weight: f
     return total_loss(output, batch, thresholds, output.spread, config.train, aux_weight)
 
 
-def fit_intervals(model: ForecastModel, validation: CachedWindows) -> Intervals:
+def fit_intervals(model: ForecastModel, validation: CachedWindows, table: SeriesTable) -> Intervals:
     """Calibrate the quantiles on the errors of all validation windows, or `MAX_CALIBRATION` of them, spread evenly."""
     horizon, errors = validation.config.horizon, []
     chosen = np.unique(np.linspace(0, len(validation) - 1, min(len(validation), MAX_CALIBRATION)).astype(np.int64))
@@ -391,9 +391,17 @@ def fit_intervals(model: ForecastModel, validation: CachedWindows) -> Intervals:
         predicted = predict(model, batch)
         assert validation.windows is not None, "the windows of the version are known"
         condensed = None if validation.condensed is None else validation.condensed.take(indices)
-        scale = neighbour_scale(condensed, validation.windows, validation.spaces, num=len(indices), horizon=horizon)
-        errors.append((batch.future.numpy() - predicted.forecast) / (predicted.spread[:, None] * scale))
-    return calibrate(np.concatenate(errors))
+        width = expected_width(
+            condensed,
+            validation.windows,
+            validation.spaces,
+            spread=predicted.spread,
+            unit=batch.unit.numpy(),
+            horizon=horizon,
+        )
+        errors.append((batch.future.numpy() - predicted.forecast) / width)
+    series = np.searchsorted(flat_values(table)[1], validation.position[chosen], side="right") - 1
+    return calibrate(np.concatenate(errors), series, table.series_ids)
 
 
 def _change(training: CachedWindows, start: int, config: Config) -> Tensor:

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from forecaster.batches import live_blocks
-from forecaster.intervals import neighbour_scale
 from forecaster.predictor import Predictor
 from memory_index.memory_only import forecast_rows
 from memory_index.queries import latest_origins
@@ -26,13 +25,11 @@ def forecast(
     Raises `DataError` (history too short, or missing values in it), `UsageError` (a quantile that is not calibrated).
     """
     config = predictor.config.model
-    spaces = tuple(record.space for record in memory.manifest.spaces)
     origins = latest_origins(table, memory.windows.spec)
     parts: dict[int, pd.DataFrame] = {}
     for block in live_blocks(memory, table, origins, config, predictor.config.train.memory_k, predictor.units):
         predicted = predictor.predict(block.batch)
-        scale = neighbour_scale(block.condensed, memory.windows, spaces, num=len(block.batch), horizon=config.horizon)
-        levels = predictor.intervals.quantiles(predicted.forecast, predicted.spread, scale, quantiles)
+        levels = predictor.quantiles(memory, block, predicted, quantiles)
         shape = (*block.asked.wanted.shape, config.horizon)
         values, levels = predicted.forecast.reshape(shape), levels.reshape(*shape, len(quantiles))
         parts |= forecast_rows(table, block.asked, values, quantiles, levels)

@@ -1,15 +1,14 @@
-"""Quantiles of a forecast: the neighbours say how wide, the validation part how far that can be trusted.
+"""Quantiles of a forecast: series, spread and neighbours say how wide, the validation part how far to trust that.
 
-How far the futures of a window's neighbours lie apart tells how uncertain each step is. The model's errors on the
-validation part, divided by that, are kept as empirical quantiles per step (split conformal prediction with a local
-scale: Lei et al., *Distribution-free predictive inference for regression*, JASA 2018, section 5.2). Under
-exchangeability an interval then covers what it says; windows in time are not exchangeable, so `evaluate` reports what
-was covered.
+The model's errors on the validation part, divided by the width that is expected of each window, are kept as empirical
+quantiles per step (split conformal prediction with a local scale: Lei et al., *Distribution-free predictive inference
+for regression*, JASA 2018, section 5.2). Under exchangeability an interval then covers what it says; windows in time
+are not exchangeable, so `evaluate` reports what was covered. How the width was chosen: docs/experiments.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,26 @@ from memory_index.windows import StoredWindows, cut
 LEVELS = np.array([0.005, *np.arange(1, 100) / 100, 0.025, 0.975, 0.995])
 LEVELS.sort()
 FILE, RECORD = "intervals.safetensors", "intervals.json"
-FLOOR = 1.0  # least scale, in spreads of the window: neighbours may agree by chance (docs/experiments.md)
+FLOOR = 1.0  # least deviation of the neighbours, in spreads of the window: they may agree by chance
+
+
+def expected_width(
+    condensed: Condensed | None,
+    windows: StoredWindows,
+    spaces: Sequence[KeySpace],
+    *,
+    spread: np.ndarray,
+    unit: np.ndarray,
+    horizon: int,
+) -> np.ndarray:
+    """How wide an interval of each window should be, per step, up to a factor: float32 [n, H], raw units.
+
+    spread: [n], of the windows. unit: [n], the training standard deviation of their series. Halfway between what is
+    usual for a series and what its window says now: `sqrt(unit * spread * scale)`.
+    """
+    scale = neighbour_scale(condensed, windows, spaces, num=len(spread), horizon=horizon)
+    usual = np.sqrt(unit.astype(np.float64) * spread)[:, None]
+    return (usual * np.sqrt(scale)).astype(np.float32)
 
 
 def neighbour_scale(
@@ -58,26 +76,29 @@ def neighbour_scale(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intervals:
-    """Empirical quantiles of the scaled validation errors.
+    """Empirical quantiles of the validation errors in expected widths.
 
-    residual: float32 [len(LEVELS), H]. num: windows behind them.
+    residual: float32 [len(LEVELS), H]. factors: by series, how much larger its errors were than those of all. num:
+    windows behind them.
     """
 
     residual: np.ndarray
+    factors: Mapping[str, float]
     num: int
 
     def quantiles(
-        self, forecast: np.ndarray, spread: np.ndarray, scale: np.ndarray, levels: tuple[float, ...]
+        self, forecast: np.ndarray, width: np.ndarray, series_ids: Sequence[str], levels: tuple[float, ...]
     ) -> np.ndarray:
-        """forecast [n, H], raw units; spread [n]; scale [n, H] of `neighbour_scale` -> float32 [n, H, Q], raw units.
+        """forecast [n, H], raw units; width [n, H] of `expected_width`; series_ids [n] -> float32 [n, H, Q], raw units.
 
-        Levels between those that are kept are interpolated. Raises `UsageError` for one beyond the outermost.
+        A series that was not calibrated has the factor 1. Levels between those that are kept are interpolated. Raises
+        `UsageError` for one beyond the outermost.
         """
         require_calibrated(levels)
         steps = range(self.residual.shape[1])
         at = np.stack([np.interp(levels, LEVELS, self.residual[:, step]) for step in steps])  # [H, Q]
-        width = spread[:, None] * scale
-        return (forecast[..., None] + width[..., None] * at).astype(np.float32)
+        factor = np.array([self.factors.get(series_id, 1.0) for series_id in series_ids])
+        return (forecast[..., None] + (factor[:, None] * width)[..., None] * at).astype(np.float32)
 
 
 def require_calibrated(levels: tuple[float, ...]) -> None:
@@ -89,17 +110,37 @@ def require_calibrated(levels: tuple[float, ...]) -> None:
             )
 
 
-def calibrate(errors: np.ndarray) -> Intervals:
-    """Scaled errors of n validation windows, `(future - forecast) / (spread * scale)` [n, H] -> quantiles per step.
+def calibrate(errors: np.ndarray, series: np.ndarray, series_ids: Sequence[str]) -> Intervals:
+    """Errors of n validation windows in expected widths, `(future - forecast) / width` [n, H] -> quantiles per step.
 
-    The conformal correction for n windows takes the outer one of two neighbouring order statistics:
-    rank `ceil(q (n + 1))` above the median, `floor(q (n + 1))` below.
+    series: int64 [n], number of each window's series in `series_ids`. The conformal correction for n windows takes the
+    outer one of two neighbouring order statistics: rank `ceil(q (n + 1))` above the median, `floor(q (n + 1))` below.
     """
-    ordered = np.sort(errors, axis=0)
+    factors = series_factors(np.abs(errors).mean(axis=1), series, len(series_ids), prior=errors.shape[1])
+    ordered = np.sort(errors / factors[series, None], axis=0)
     num = len(ordered)
     rank = np.round(LEVELS * (num + 1), 6)  # 0.55 * 100 is a little more than 55
     rank = np.where(LEVELS < 0.5, np.floor(rank), np.ceil(rank)).astype(np.int64)
-    return Intervals(residual=ordered[np.clip(rank, 1, num) - 1].astype(np.float32), num=num)
+    return Intervals(
+        residual=ordered[np.clip(rank, 1, num) - 1].astype(np.float32),
+        factors=dict(zip(series_ids, map(float, factors), strict=True)),
+        num=num,
+    )
+
+
+def series_factors(sizes: np.ndarray, series: np.ndarray, num_series: int, *, prior: float) -> np.ndarray:
+    """How much larger each series' errors are than those of all: float64 [num_series].
+
+    sizes: [n], mean absolute error of each window in expected widths. prior: windows of the usual size that each series
+    is given beforehand. The horizon, because as many consecutive windows share a step and say little more than one: a
+    series that was met once, and forecast well by luck, is not trusted to the last digit.
+    """
+    usual = sizes.mean(dtype=np.float64)
+    if usual == 0:
+        return np.ones(num_series)
+    summed = np.bincount(series, weights=sizes, minlength=num_series)
+    num = np.bincount(series, minlength=num_series)
+    return (summed / usual + prior) / (num + prior)
 
 
 def write_intervals(run: Path, intervals: Intervals) -> None:
@@ -107,7 +148,12 @@ def write_intervals(run: Path, intervals: Intervals) -> None:
     content = safetensors.numpy.save({"residual": np.ascontiguousarray(intervals.residual)})
     with refusals_named(run / FILE):
         disk.replace(run / FILE, content)
-        disk.replace(run / RECORD, seal({"sha256_of_file": sha256_of(content), "num_windows": intervals.num}))
+        disk.replace(
+            run / RECORD,
+            seal(
+                {"sha256_of_file": sha256_of(content), "num_windows": intervals.num, "factors": dict(intervals.factors)}
+            ),
+        )
 
 
 def read_intervals(run: Path) -> Intervals:
@@ -118,4 +164,5 @@ def read_intervals(run: Path) -> Intervals:
         record, content = unseal(run / RECORD), (run / FILE).read_bytes()
     if sha256_of(content) != record["sha256_of_file"]:
         raise RunDamagedError(f"{run / FILE} is not what was written", hint=RESTORE)
-    return Intervals(residual=safetensors.numpy.load(content)["residual"], num=int(record["num_windows"]))
+    residual = safetensors.numpy.load(content)["residual"]
+    return Intervals(residual=residual, factors=record["factors"], num=int(record["num_windows"]))

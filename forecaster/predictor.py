@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from forecaster.backbone import check_reference
-from forecaster.batches import parts_of
+from forecaster.batches import LiveBlock, parts_of
 from forecaster.config import Config
 from forecaster.errors import RunIncompatibleError
-from forecaster.intervals import Intervals, read_intervals
+from forecaster.intervals import Intervals, expected_width, read_intervals
 from forecaster.model import ForecastModel
 from forecaster.placement import place_backbone, resolve_device
 from forecaster.run import Run
 from forecaster.shortcut import BASES
 from forecaster.types import Batch, ModelOutput
 from forecaster.weights import WEIGHTS, load_into
+from memory_index.types import Memory
 from memory_index.versions.manifest import Manifest
 
 
@@ -59,6 +60,24 @@ class Predictor:
     def predict(self, batch: Batch) -> Predicted:
         """See `predict`."""
         return predict(self.model, batch)
+
+    def quantiles(
+        self, memory: Memory, block: LiveBlock, predicted: Predicted, levels: tuple[float, ...]
+    ) -> np.ndarray:
+        """Calibrated quantiles of what is predicted of a block, float32 [n, H, Q], raw units.
+
+        Raises `UsageError` for a level that is not calibrated.
+        """
+        width = expected_width(
+            block.condensed,
+            memory.windows,
+            tuple(record.space for record in memory.manifest.spaces),
+            spread=predicted.spread,
+            unit=block.batch.unit.numpy(),
+            horizon=self.config.model.horizon,
+        )
+        series_ids = [*map(str, block.asked.queries.series_id)] * len(block.asked.wanted)  # moment after moment
+        return self.intervals.quantiles(predicted.forecast, width, series_ids, levels)
 
 
 def predict(model: ForecastModel, batch: Batch) -> Predicted:

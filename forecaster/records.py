@@ -22,8 +22,8 @@ from forecaster.errors import RunDamagedError, RunIncompatibleError
 from memory_index.errors import ResourceError
 from memory_index.versions import disk
 
-# Of all documents of a run together. 2: fitted to neighbours' futures that the linear map has moved; 3: intervals are
-# calibrated for widths of another floor.
+# Of all documents of a run together. 2: fitted to neighbours' futures that the linear map has moved; 3: intervals have
+# a factor for each series.
 FORMAT = 3
 RESTORE = "restore it from a copy, or train again into another folder"
 

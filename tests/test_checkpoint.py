@@ -151,7 +151,9 @@ def test_the_only_checkpoint_damaged_has_no_way_back(tmp_path):
     assert "there is none before it" in caught.value.hint
 
 
-@pytest.mark.parametrize(("number", "hint"), [(FORMAT + 1, "upgrade the program"), (FORMAT - 1, "train again into another folder")])
+@pytest.mark.parametrize(
+    ("number", "hint"), [(FORMAT + 1, "upgrade the program"), (FORMAT - 1, "train again into another folder")]
+)
 def test_another_format_says_what_to_do(tmp_path, monkeypatch, number, hint):
     path = tmp_path / "document.json"
     monkeypatch.setattr("forecaster.records.FORMAT", number)

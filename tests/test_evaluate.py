@@ -26,7 +26,7 @@ from memory_fixtures import WINDOW, poisoned, ragged_table, with_missing
 
 from forecaster import batches
 from forecaster.evaluate import GATE_BINS, Histogram, RunEvaluation, evaluate, standard_units
-from forecaster.intervals import LEVELS, Intervals, neighbour_scale
+from forecaster.intervals import LEVELS, Intervals, expected_width
 from forecaster.predictor import Predictor, load_predictor
 from forecaster.tapr import labels, trend_change
 from memory_index import memory_only, queries
@@ -66,7 +66,7 @@ def untrained(memory, table: SeriesTable = TABLE, **changed) -> Predictor:
         config=config,
         model=make_model(len(memory.manifest.spaces), **changed),
         units=units,
-        intervals=Intervals(residual=residual, num=9),
+        intervals=Intervals(residual=residual, factors={}, num=9),
     )
 
 
@@ -107,8 +107,15 @@ def test_scores_are_plain_means_over_windows_steps_and_series(small):
             change = trend_change(asked.context, torch.from_numpy(future).float()[None], output.spread)
             right.append(output.trend.direction.argmax() == labels(change, model.tapr.thresholds)[0])
             forecast = output.forecast.numpy()
-            scale = neighbour_scale(block.condensed.take([n]), memory.windows, spaces, num=1, horizon=HORIZON)
-            levels = small.predictor.intervals.quantiles(forecast, output.spread.numpy(), scale, (0.1, 0.5, 0.9))
+            width = expected_width(
+                block.condensed.take([n]),
+                memory.windows,
+                spaces,
+                spread=output.spread.numpy(),
+                unit=asked.unit.numpy(),
+                horizon=HORIZON,
+            )
+            levels = small.predictor.intervals.quantiles(forecast, width, [series.series_id], (0.1, 0.5, 0.9))
             below += (future[:, None] <= levels[0]).mean(axis=0)
     result = evaluate(small.predictor, memory, TABLE)
     assert result.mse == pytest.approx(np.mean(squared), rel=1e-4)
@@ -220,7 +227,8 @@ def test_coverage_is_the_share_at_or_below(small):
     predictor = untrained(small.memory, **WITHOUT_NETWORK)
     for shift, expected in ((-1e4, 0.0), (1e4, 1.0)):
         residual = np.full((len(LEVELS), HORIZON), shift, dtype=np.float32)
-        found = evaluate(replace(predictor, intervals=Intervals(residual=residual, num=9)), small.memory, TABLE)
+        intervals = Intervals(residual=residual, factors={}, num=9)
+        found = evaluate(replace(predictor, intervals=intervals), small.memory, TABLE)
         assert list(found.coverage.values()) == [expected] * 3
 
 

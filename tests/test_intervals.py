@@ -1,4 +1,4 @@
-"""Quantiles: as wide as neighbours disagree, calibrated so that they cover what they say, and never crossing."""
+"""Quantiles: as wide as is expected of a window, calibrated so that they cover what they say, and never crossing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from memory_fixtures import Policy, queries_at
 
 from forecaster.errors import RunDamagedError, RunNotFoundError
-from forecaster.intervals import FILE, FLOOR, LEVELS, Intervals, calibrate, neighbour_scale, read_intervals
+from forecaster.intervals import (
+    FILE,
+    FLOOR,
+    LEVELS,
+    Intervals,
+    expected_width,
+    neighbour_scale,
+    read_intervals,
+    series_factors,
+)
+from forecaster.intervals import calibrate as calibrate_series
 from forecaster.intervals import write_intervals as write
 from forecaster.neighbours import condense
 from memory_index.errors import UsageError
@@ -21,6 +31,11 @@ from memory_index.errors import UsageError
 
 def errors(num: int, steps: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_t(4, size=(num, steps)).astype(np.float32)
+
+
+def calibrate(made: np.ndarray) -> Intervals:
+    """Of one series."""
+    return calibrate_series(made, np.zeros(len(made), dtype=np.int64), ["a"])
 
 
 @pytest.mark.parametrize("num", [1, 7, 99, 399, 1000])
@@ -38,7 +53,7 @@ def test_exchangeable_errors_are_covered_as_promised(level):
     """Every column is a trial of its own: 60 errors calibrate, and a 61st falls below the quantile, or does not."""
     drawn = errors(61, 6000)
     found = calibrate(drawn[:60])
-    quantile = found.quantiles(np.zeros((1, 6000)), np.ones(1), np.ones((1, 6000)), (level,))[0, :, 0]
+    quantile = found.quantiles(np.zeros((1, 6000)), np.ones((1, 6000)), ["a"], (level,))[0, :, 0]
     covered = (drawn[60] <= quantile).mean()
     rank = math.floor(level * 61) if level < 0.5 else math.ceil(level * 61)
     assert covered == pytest.approx(rank / 61, abs=4 * math.sqrt(level * (1 - level) / 6000))
@@ -52,34 +67,58 @@ def test_exchangeable_errors_are_covered_as_promised(level):
 def test_quantiles_never_cross(levels, num, seed):
     rng = np.random.default_rng(seed)
     made = calibrate(errors(num, 4, seed)).quantiles(
-        rng.normal(size=(5, 4)), rng.uniform(0.1, 9, 5), rng.uniform(0.2, 3, (5, 4)), tuple(sorted(levels))
+        rng.normal(size=(5, 4)), rng.uniform(0.2, 3, (5, 4)), ["a"] * 5, tuple(sorted(levels))
     )
     assert made.shape == (5, 4, len(levels))
     assert made.dtype == np.float32
     assert (np.diff(made, axis=2) >= 0).all()
 
 
-def test_errors_come_back_in_spreads_and_scales():
+def test_errors_come_back_in_widths_and_factors():
     residual = np.stack([np.linspace(-3, 3, len(LEVELS)), np.linspace(-1, 2, len(LEVELS))], axis=1)
-    found = Intervals(residual=residual.astype(np.float32), num=9)
-    forecast, spread = np.array([[10.0, 20.0], [-5.0, 0.0]]), np.array([2.0, 0.5])
-    scale = np.array([[1.0, 3.0], [4.0, 0.2]])
+    found = Intervals(residual=residual.astype(np.float32), factors={"a": 2.5}, num=9)
+    forecast, width = np.array([[10.0, 20.0], [-5.0, 0.0]]), np.array([[1.0, 3.0], [4.0, 0.2]])
     between = (0.1 + 0.11) / 2
-    made = found.quantiles(forecast, spread, scale, (0.1, between))
+    made = found.quantiles(forecast, width, ["a", "unseen"], (0.1, between))
     for n, h in np.ndindex(2, 2):
         low, high = residual[list(LEVELS).index(0.1), h], residual[list(LEVELS).index(0.11), h]
-        expected = [forecast[n, h] + spread[n] * scale[n, h] * at for at in (low, (low + high) / 2)]
+        expected = [forecast[n, h] + (2.5, 1)[n] * width[n, h] * at for at in (low, (low + high) / 2)]
         np.testing.assert_allclose(made[n, h], expected, rtol=1e-5)
 
 
 def test_no_level_is_no_column():
-    assert calibrate(errors(5, 2)).quantiles(np.zeros((3, 2)), np.ones(3), np.ones((3, 2)), ()).shape == (3, 2, 0)
+    assert calibrate(errors(5, 2)).quantiles(np.zeros((3, 2)), np.ones((3, 2)), ["a"] * 3, ()).shape == (3, 2, 0)
 
 
 @pytest.mark.parametrize("level", [0, 0.004, 0.9951, 1, -0.1, 7, math.nan])
 def test_a_level_that_is_not_kept_is_refused(level):
     with pytest.raises(UsageError, match="cannot be calibrated"):
-        calibrate(errors(5, 2)).quantiles(np.zeros((1, 2)), np.ones(1), np.ones((1, 2)), (0.5, level))
+        calibrate(errors(5, 2)).quantiles(np.zeros((1, 2)), np.ones((1, 2)), ["a"], (0.5, level))
+
+
+# A series' own part
+
+
+def test_a_series_that_errs_more_gets_wider_intervals():
+    """Two series of the same errors but for their size: each is covered as promised, as if it were alone."""
+    num, size = 4000, np.array([1.0, 9.0])
+    series = np.tile([0, 1], num // 2)
+    drawn = errors(num, 3) * size[series, None]
+    found = calibrate_series(drawn, series, ["calm", "wild"])
+    assert found.factors["wild"] / found.factors["calm"] == pytest.approx(9, rel=0.1)
+    low, high = np.moveaxis(found.quantiles(np.zeros((2, 3)), np.ones((2, 3)), ["calm", "wild"], (0.1, 0.9)), -1, 0)
+    for number in (0, 1):
+        mine = drawn[series == number]
+        assert ((mine >= low[number]) & (mine <= high[number])).mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_a_lucky_window_is_not_trusted():
+    sizes, series = np.array([0.0, *[1.0] * 99]), np.array([0, *[1] * 99])
+    never, met_once, often = series_factors(sizes, series, 3, prior=24)[[2, 0, 1]]
+    assert never == 1
+    assert met_once == pytest.approx(24 / 25)
+    assert often == pytest.approx((100 + 24) / (99 + 24), rel=1e-3)
+    np.testing.assert_array_equal(series_factors(np.zeros(4), np.array([0, 0, 1, 1]), 2, prior=3), [1, 1])
 
 
 # The neighbours' part
@@ -117,17 +156,21 @@ def test_without_a_memory_every_scale_is_one(tmp_path):
     memory = memory_of(tmp_path)
     found = neighbour_scale(None, memory.windows, (), num=4, horizon=3)
     np.testing.assert_array_equal(found, np.ones((4, 3)))
+    spread, unit = np.array([1.0, 2.0, 3.0, 1e30], np.float32), np.array([4.0, 2.0, 0.5, 1e30], np.float32)
+    width = expected_width(None, memory.windows, (), spread=spread, unit=unit, horizon=3)
+    np.testing.assert_allclose(width, np.sqrt(spread.astype(float) * unit)[:, None].repeat(3, axis=1), rtol=1e-6)
+    assert width.dtype == np.float32
 
 
 # In a run folder
 
 
 def test_they_come_back_as_they_were_written(tmp_path):
-    before = calibrate(errors(40, 5))
+    before = calibrate_series(errors(40, 5), np.arange(40) % 3, ["a", "b", "süd"])
     write(tmp_path, before)
     after = read_intervals(tmp_path)
     np.testing.assert_array_equal(after.residual, before.residual, strict=True)
-    assert after.num == before.num
+    assert (after.num, after.factors) == (before.num, before.factors)
 
 
 def test_a_run_that_has_not_ended_has_none(tmp_path):

@@ -20,7 +20,7 @@ from memory_fixtures import HOURLY, WINDOW, Store, append, between, open_version
 
 from forecaster.batches import live_blocks
 from forecaster.forecast import forecast
-from forecaster.intervals import neighbour_scale
+from forecaster.intervals import expected_width
 from memory_index.errors import DataError, UsageError
 from memory_index.splits import split_by_name
 from memory_index.tables.series import Series
@@ -77,8 +77,15 @@ def test_quantiles_are_the_intervals_of_the_last_window(small):
     )
     predicted = small.predictor.predict(block.batch)
     spaces = tuple(record.space for record in small.memory.manifest.spaces)
-    scale = neighbour_scale(block.condensed, small.memory.windows, spaces, num=3, horizon=HORIZON)
-    expected = small.predictor.intervals.quantiles(predicted.forecast, predicted.spread, scale, levels)
+    width = expected_width(
+        block.condensed,
+        small.memory.windows,
+        spaces,
+        spread=predicted.spread,
+        unit=np.array([small.predictor.units[name] for name in TABLE.series_ids], dtype=np.float32),
+        horizon=HORIZON,
+    )
+    expected = small.predictor.intervals.quantiles(predicted.forecast, width, TABLE.series_ids, levels)
     for number, name in enumerate(TABLE.series_ids):
         np.testing.assert_array_equal(of(result, name)[["q0.05", "q0.5", "q0.95"]].to_numpy(), expected[number])
 
