@@ -25,10 +25,10 @@ import torch
 
 from benchmarks.data_sets import CHOSEN_ON, DataSet, present
 from benchmarks.report import machine
-from forecaster.batches import CachedWindows, flat_values
+from forecaster.batches import CachedWindows
 from forecaster.config import Config
 from forecaster.fit import fit_closed_form, run_record, windows_of
-from forecaster.intervals import FLOOR, neighbour_scale, series_factors
+from forecaster.intervals import FLOOR, expected_width, neighbour_scale, prior_windows, series_factors
 from forecaster.model import ForecastModel
 from memory_index import Store, WindowSpec, build, open_memory, read_table, split_by_name
 
@@ -43,12 +43,14 @@ CENTRAL = slice(1, 6, 4)  # of the levels: 0.1 and 0.9
 class Errors(NamedTuple):
     """Of n windows. error: [n, H], future minus forecast; spread: [n, 1]; both in units of the training part.
 
-    scale: [n, H], see `neighbour_scale`. part: [n], of the time line. series: [n], numbers. prior: of `series_factors`.
+    scale: [n, H], see `neighbour_scale`; chosen: [n, H], `expected_width`, in the same units. part: [n], of the time
+    line. series: [n], numbers. prior: of `series_factors`.
     """
 
     error: np.ndarray
     spread: np.ndarray
     scale: np.ndarray
+    chosen: np.ndarray
     part: np.ndarray
     series: np.ndarray
     prior: float
@@ -59,6 +61,7 @@ class Errors(NamedTuple):
 
 
 WIDTHS: dict[str, Callable[[Errors], np.ndarray]] = {
+    "sqrt(max(unit, spread) x spread x scale), floor 1": lambda errors: errors.chosen,
     "the series' unit": lambda errors: np.ones_like(errors.spread),
     "spread": lambda errors: errors.spread,
     **{f"spread x scale, floor {f:g}": lambda errors, f=f: errors.spread * errors.floored(f) for f in (0.2, 0.4, 1.0)},
@@ -69,11 +72,11 @@ WIDTHS: dict[str, Callable[[Errors], np.ndarray]] = {
     },
 }
 CALIBRATIONS = ("all series together", "a factor for each series", "each series by itself")
-CHOSEN = f"sqrt(unit x spread x scale), floor {FLOOR:g}", CALIBRATIONS[1]  # what `cli train` does
+CHOSEN = next(iter(WIDTHS)), CALIBRATIONS[1]  # what `cli train` does
 
 
 def main() -> None:
-    """Measure every width on every data set and horizon, and print the table, best first."""
+    """Measure every width on every data set and horizon, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("datasets"))
     parser.add_argument("--data-sets", nargs="*", default=[*CHOSEN_ON], choices=CHOSEN_ON)
@@ -87,7 +90,7 @@ def main() -> None:
                 for errors in errors_of(data_set, horizon, options.work_dir or Path(temporary)):
                     for name, width in WIDTHS.items():
                         for calibration in CALIBRATIONS:
-                            found = scored(errors, width(errors) + 0 * errors.error, calibration)
+                            found = scored(errors, np.broadcast_to(width(errors), errors.error.shape), calibration)
                             results.setdefault((name, calibration), []).append(found)
     show(results)
 
@@ -112,38 +115,35 @@ def errors_of(data_set: DataSet, horizon: int, folder: Path) -> list[Errors]:
         moments = times[windows.position[chosen]]
         half = moments >= np.sort(moments)[len(moments) // 2]
         part = half if windows.fold is None else windows.fold[chosen]
-        series = np.searchsorted(flat_values(table)[1], windows.position[chosen], side="right") - 1
-        found.append(Errors(*asked(model, windows, chosen), part, series, prior=horizon / stride))
+        prior = prior_windows(horizon, len(chosen) / len(windows))
+        found.append(Errors(*asked(model, windows, chosen), part, windows.series[chosen], prior))
     return found
 
 
 @torch.no_grad()
 def asked(
     model: ForecastModel, windows: CachedWindows, chosen: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Error, spread and scale of some windows, as `Errors` has them."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Error, spread, scale and chosen width of some windows, as `Errors` has them."""
     assert windows.condensed is not None, "the gate has a memory"
     assert windows.windows is not None, "the gate has a memory"
     found = []
     for numbers in np.split(chosen, range(BATCH, len(chosen), BATCH)):
         batch = windows.batch(numbers)
         output = model(batch.context, batch.neighbours, unit=batch.unit, fold=batch.fold)
-        scale = neighbour_scale(
-            windows.condensed.take(numbers),
-            windows.windows,
-            windows.spaces,
-            num=len(numbers),
-            horizon=windows.config.horizon,
-        )
+        condensed, unit, horizon = windows.condensed.take(numbers), batch.unit.numpy(), windows.config.horizon
+        behind = condensed, windows.windows, windows.spaces
+        width = expected_width(*behind, spread=output.spread.numpy(), unit=unit, horizon=horizon)
         found.append(
             (
-                ((batch.future - output.forecast) / batch.unit[:, None]).numpy(),
-                (output.spread / batch.unit).numpy()[:, None],
-                scale,
+                (batch.future - output.forecast).numpy() / unit[:, None],
+                (output.spread.numpy() / unit)[:, None],
+                neighbour_scale(*behind, num=len(numbers), horizon=horizon),
+                width / unit[:, None],
             )
         )
-    error, spread, scale = (np.concatenate(part) for part in zip(*found, strict=True))
-    return error, spread, scale
+    error, spread, scale, chosen_width = (np.concatenate(part) for part in zip(*found, strict=True))
+    return error, spread, scale, chosen_width
 
 
 def scored(errors: Errors, width: np.ndarray, calibration: str) -> tuple[float, float]:

@@ -136,6 +136,7 @@ def some(windows: CachedWindows, chosen: np.ndarray) -> CachedWindows:
     return dataclasses.replace(
         windows,
         position=windows.position[chosen],
+        series=windows.series[chosen],
         unit=windows.unit[chosen],
         fold=windows.fold[chosen],
         condensed=None if windows.condensed is None else windows.condensed.take(np.flatnonzero(chosen)),

@@ -31,13 +31,14 @@ class CachedWindows:
     """n windows of one part of a table with their neighbours; training needs `len()` and `batch(indices)` only.
 
     values: float32 [T], raw units, all series of the table end to end. position: int64 [n], where each window's last
-    context step is in `values`. unit: float32 [n]. fold: int64 [n] or None, see `Batch.fold`. condensed:
-    memory-mapped, of the `windows` of the memory that answered; None for a model without GRA-M.
+    context step is in `values`. series: int [n], numbers in the table. unit: float32 [n]. fold: int64 [n] or None, see
+    `Batch.fold`. condensed: memory-mapped, of the `windows` of the memory that answered; None without GRA-M.
     """
 
     config: ModelConfig
     values: np.ndarray
     position: np.ndarray
+    series: np.ndarray
     unit: np.ndarray
     fold: np.ndarray | None = None
     condensed: Condensed | None = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,14 @@ from forecaster.cross_fit import off_block, time_blocks
 from forecaster.devices import make_accelerator
 from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
 from forecaster.fit_gate import fit_value_gate
-from forecaster.intervals import Intervals, calibrate, expected_width, read_intervals, write_intervals
+from forecaster.intervals import (
+    Intervals,
+    calibrate,
+    expected_width,
+    prior_windows,
+    read_intervals,
+    write_intervals,
+)
 from forecaster.losses import LossParts, total_loss
 from forecaster.model import ForecastModel
 from forecaster.neighbour_cache import (
@@ -149,7 +156,7 @@ def train_run(
         report=progress,
     )
     result = dataclasses.replace(result, seconds=round(result.seconds + fit_seconds, 3))
-    intervals = fit_intervals(model, validation, table)
+    intervals = fit_intervals(model, validation, table.series_ids)
     if accelerator.is_main_process:
         write_intervals(out, intervals)
     figures: dict[str, Any] = {
@@ -316,6 +323,7 @@ def windows_of(
         config=model,
         values=values,
         position=offset[series] + np.asarray(found.origin_row),
+        series=series,
         unit=units[series],
         fold=np.asarray(found.fold).astype(np.int64) if cross_fitted else None,
         condensed=found.condensed if isinstance(found, NeighbourCache) else None,
@@ -381,11 +389,16 @@ def batch_loss(model: ForecastModel, batch: Batch, config: Config, aux_weight: f
     return total_loss(output, batch, thresholds, output.spread, config.train, aux_weight)
 
 
-def fit_intervals(model: ForecastModel, validation: CachedWindows, table: SeriesTable) -> Intervals:
-    """Calibrate the quantiles on the errors of all validation windows, or `MAX_CALIBRATION` of them, spread evenly."""
+def fit_intervals(model: ForecastModel, validation: CachedWindows, series_ids: Sequence[str]) -> Intervals:
+    """Calibrate the quantiles on the errors of all validation windows, or `MAX_CALIBRATION` of them.
+
+    Those are spread evenly over the time of each series. series_ids: of the table.
+    """
     horizon, errors = validation.config.horizon, []
-    chosen = np.unique(np.linspace(0, len(validation) - 1, min(len(validation), MAX_CALIBRATION)).astype(np.int64))
-    for start in range(0, len(chosen), CHUNK):
+    num, whole = min(len(validation), MAX_CALIBRATION), len(validation)
+    by_series = np.argsort(validation.position)  # series after series, each by time
+    chosen = np.sort(by_series[np.linspace(0, whole - 1, num).astype(np.int64)])
+    for start in range(0, num, CHUNK):
         indices = chosen[start : start + CHUNK]
         batch = validation.batch(indices)
         predicted = predict(model, batch)
@@ -400,8 +413,8 @@ def fit_intervals(model: ForecastModel, validation: CachedWindows, table: Series
             horizon=horizon,
         )
         errors.append((batch.future.numpy() - predicted.forecast) / width)
-    series = np.searchsorted(flat_values(table)[1], validation.position[chosen], side="right") - 1
-    return calibrate(np.concatenate(errors), series, table.series_ids)
+    prior = prior_windows(horizon, num / whole)
+    return calibrate(np.concatenate(errors), validation.series[chosen], series_ids, prior=prior)
 
 
 def _change(training: CachedWindows, start: int, config: Config) -> Tensor:

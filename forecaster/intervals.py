@@ -2,12 +2,14 @@
 
 The model's errors on the validation part, divided by the width that is expected of each window, are kept as empirical
 quantiles per step (split conformal prediction with a local scale: Lei et al., *Distribution-free predictive inference
-for regression*, JASA 2018, section 5.2). Under exchangeability an interval then covers what it says; windows in time
-are not exchangeable, so `evaluate` reports what was covered. How the width was chosen: docs/experiments.md.
+for regression*, JASA 2018, section 5.2). Were windows exchangeable, an interval would cover what it says, but for the
+few factors that are taken from the same errors; windows in time are not, so `evaluate` reports what was covered. How
+the width was chosen: docs/experiments.md.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,8 @@ LEVELS = np.array([0.005, *np.arange(1, 100) / 100, 0.025, 0.975, 0.995])
 LEVELS.sort()
 FILE, RECORD = "intervals.safetensors", "intervals.json"
 FLOOR = 1.0  # least deviation of the neighbours, in spreads of the window: they may agree by chance
+NO_NEIGHBOUR = math.sqrt(FLOOR**2 + 1)  # scale of a window without: as if they lay a spread apart
+LEAST_PRIOR = 20  # windows
 
 
 def expected_width(
@@ -42,11 +46,12 @@ def expected_width(
     """How wide an interval of each window should be, per step, up to a factor: float32 [n, H], raw units.
 
     spread: [n], of the windows. unit: [n], the training standard deviation of their series. Halfway between what is
-    usual for a series and what its window says now: `sqrt(unit * spread * scale)`.
+    usual for a series and what its window says now, `sqrt(unit * spread * scale)`; a window of a larger spread than
+    usual has its own for the unit, because a series that has grown will not shrink again by itself.
     """
     scale = neighbour_scale(condensed, windows, spaces, num=len(spread), horizon=horizon)
-    usual = np.sqrt(unit.astype(np.float64) * spread)[:, None]
-    return (usual * np.sqrt(scale)).astype(np.float32)
+    of_window = np.sqrt(np.maximum(unit, spread).astype(np.float64) * spread)[:, None]
+    return (of_window * np.sqrt(scale)).astype(np.float32)
 
 
 def neighbour_scale(
@@ -55,11 +60,11 @@ def neighbour_scale(
     """How far the futures of each window's kept neighbours lie apart, per step: float32 [n, H].
 
     In spreads of the window. Their weighted standard deviation, each read in its own location and spread, with
-    `FLOOR` added in squares. 1 where a window has no neighbour, or where nothing is retrieved (condensed None; num is
-    n).
+    `FLOOR` added in squares. Where a window has no neighbour, or nothing is retrieved (condensed None; num is n), as if
+    they lay a spread apart.
     """
     if condensed is None:
-        return np.ones((num, horizon), dtype=np.float32)
+        return np.full((num, horizon), NO_NEIGHBOUR, dtype=np.float32)
     used = condensed.row >= 0
     safe = np.maximum(condensed.row, 0)
     view = np.array([windows.views.index(space.view) for space in spaces])[condensed.space]
@@ -70,7 +75,7 @@ def neighbour_scale(
     total = np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     mean = (weight * futures).sum(axis=1, keepdims=True) / total
     variance = (weight * np.square(futures - mean)).sum(axis=1) / total[:, 0]
-    scale = np.where(used[:, :1], np.sqrt(variance + FLOOR**2), 1.0)
+    scale = np.where(used[:, :1], np.sqrt(variance + FLOOR**2), NO_NEIGHBOUR)
     return scale.astype(np.float32)
 
 
@@ -110,14 +115,15 @@ def require_calibrated(levels: tuple[float, ...]) -> None:
             )
 
 
-def calibrate(errors: np.ndarray, series: np.ndarray, series_ids: Sequence[str]) -> Intervals:
+def calibrate(errors: np.ndarray, series: np.ndarray, series_ids: Sequence[str], *, prior: float) -> Intervals:
     """Errors of n validation windows in expected widths, `(future - forecast) / width` [n, H] -> quantiles per step.
 
-    series: int64 [n], number of each window's series in `series_ids`. The conformal correction for n windows takes the
-    outer one of two neighbouring order statistics: rank `ceil(q (n + 1))` above the median, `floor(q (n + 1))` below.
+    series: int64 [n], number of each window's series in `series_ids`. prior: see `series_factors`. The conformal
+    correction for n windows takes the outer one of two neighbouring order statistics: rank `ceil(q (n + 1))` above the
+    median, `floor(q (n + 1))` below.
     """
-    factors = series_factors(np.abs(errors).mean(axis=1), series, len(series_ids), prior=errors.shape[1])
-    ordered = np.sort(errors / factors[series, None], axis=0)
+    factors = series_factors(np.abs(errors).mean(axis=1), series, len(series_ids), prior=prior)
+    ordered = np.sort(errors / factors[series, None].astype(np.float32), axis=0)
     num = len(ordered)
     rank = np.round(LEVELS * (num + 1), 6)  # 0.55 * 100 is a little more than 55
     rank = np.where(LEVELS < 0.5, np.floor(rank), np.ceil(rank)).astype(np.int64)
@@ -129,18 +135,28 @@ def calibrate(errors: np.ndarray, series: np.ndarray, series_ids: Sequence[str])
 
 
 def series_factors(sizes: np.ndarray, series: np.ndarray, num_series: int, *, prior: float) -> np.ndarray:
-    """How much larger each series' errors are than those of all: float64 [num_series].
+    """How much larger each series' errors are than is usual: float64 [num_series], 1 for a series without a window.
 
     sizes: [n], mean absolute error of each window in expected widths. prior: windows of the usual size that each series
-    is given beforehand. The horizon, because as many consecutive windows share a step and say little more than one: a
-    series that was met once, and forecast well by luck, is not trusted to the last digit.
+    is given beforehand, so that one which was met once, and forecast well by luck, is not trusted to the last digit.
+    Usual is the median series, so that one of wild errors does not change the others.
     """
-    usual = sizes.mean(dtype=np.float64)
-    if usual == 0:
-        return np.ones(num_series)
-    summed = np.bincount(series, weights=sizes, minlength=num_series)
     num = np.bincount(series, minlength=num_series)
+    summed = np.bincount(series, weights=sizes, minlength=num_series)
+    of_series = summed[num > 0] / num[num > 0]
+    if not (of_series > 0).any():
+        return np.ones(num_series)
+    usual = np.median(of_series[of_series > 0])
     return (summed / usual + prior) / (num + prior)
+
+
+def prior_windows(horizon: int, share: float) -> float:
+    """The prior of `series_factors`: what says about as much as a single future does.
+
+    The horizon, because as many consecutive windows share a step, and `LEAST_PRIOR` at least. share: of the windows
+    that are looked at.
+    """
+    return max(horizon, LEAST_PRIOR) * share
 
 
 def write_intervals(run: Path, intervals: Intervals) -> None:

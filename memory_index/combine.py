@@ -182,7 +182,7 @@ def _weighted_quantiles(values: np.ndarray, weight: np.ndarray, levels: tuple[fl
 
 
 def _chunks(neighbours: Neighbours, *spaces: KeySpace) -> list[Chunk]:
-    """Moments, and where one has many series parts of a moment, that hold at most `CHUNK_VALUES` values each.
+    """Moments, and where one has many series parts of a moment, of at most `CHUNK_VALUES` values each or one query.
 
     Values of the neighbours' windows in these key spaces.
     """

@@ -26,11 +26,12 @@ from killing import PROCESSES, run_together
 from memory_fixtures import ENCODER, WINDOW, Store, append, between, open_version, poisoned
 from toy_training import InterruptAt, free_port, log_of
 
-from forecaster import intervals
+from forecaster import fit, intervals
+from forecaster.batches import live_blocks
 from forecaster.checkpoint import load_latest
 from forecaster.errors import RunIncompatibleError, RunNotFoundError
 from forecaster.evaluate import evaluate
-from forecaster.fit import check_fits
+from forecaster.fit import check_fits, fit_intervals, windows_of
 from forecaster.forecast import forecast
 from forecaster.predictor import load_predictor, require_same_memory
 from forecaster.run import open_run
@@ -59,6 +60,66 @@ def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torc
 def forecasts_of(folder: Path, memory, table=TABLE) -> pd.DataFrame:
     predictor = load_predictor(open_run(folder), device="cpu")
     return forecast(predictor, memory, table, quantiles=(0.1, 0.9))
+
+
+# Intervals
+
+
+def test_each_series_has_the_factor_of_its_own_errors(small):
+    """The validation windows of each series are asked live, and their errors measured in expected widths."""
+    predictor, memory, sizes = small.predictor, small.memory, []
+    config, spaces = predictor.config, tuple(record.space for record in memory.manifest.spaces)
+    rows = np.arange(251, 336 - WINDOW.horizon)
+    for number, series in enumerate(TABLE.series):
+        origins = [rows if n == number else rows[:0] for n in range(3)]
+        found = []
+        for block in live_blocks(memory, TABLE, origins, config.model, config.train.memory_k, predictor.units):
+            mine = np.flatnonzero(block.asked.wanted.ravel())
+            predicted = predictor.predict(block.batch)
+            unit = np.full(len(mine), series.values[:252].std(), dtype=np.float32)
+            behind = block.condensed.take(mine), memory.windows, spaces
+            width = intervals.expected_width(*behind, spread=predicted.spread[mine], unit=unit, horizon=WINDOW.horizon)
+            origin = rows[len(found) :][: len(mine)]
+            future = np.stack([series.values[row + 1 : row + 1 + WINDOW.horizon] for row in origin])
+            found += [*np.abs((future - predicted.forecast[mine]) / width).mean(axis=1)]
+        assert len(found) == len(rows)
+        sizes.append(np.sum(found))
+    prior, usual = max(WINDOW.horizon, 20), np.median(sizes) / len(rows)
+    expected = (np.array(sizes) / usual + prior) / (len(rows) + prior)
+    assert np.ptp(np.log(expected)) > 1, "the series err alike"
+    np.testing.assert_allclose([predictor.intervals.factors[name] for name in TABLE.series_ids], expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("most", [30, 31, 100])
+def test_where_not_all_windows_calibrate_each_series_has_its_share_of_all_of_time(small, monkeypatch, most):
+    config, asked = small.predictor.config, {}
+    record = open_run(small.folder / "run").record
+    windows = windows_of(TABLE, small.memory, config, record, "val", small.folder / "neighbours")
+    monkeypatch.setattr(fit, "MAX_CALIBRATION", most)
+    monkeypatch.setattr(fit, "calibrate", lambda errors, series, ids, **prior: asked.update(prior, series=series))
+    monkeypatch.setattr(windows.__class__, "batch", batched := Batched(windows.__class__.batch))
+    fit_intervals(small.predictor.model, windows, TABLE.series_ids)
+    assert len(batched.numbers) == most
+    position = windows.position[batched.numbers]
+    for number in range(3):
+        mine = np.sort(position[asked["series"] == number])
+        assert abs(len(mine) - most / 3) < 2
+        assert np.diff(mine).max() <= np.diff(mine).min() + 1, "not spread evenly"
+    assert asked["prior"] == pytest.approx(20 * most / len(windows))
+
+
+class Batched:
+    """`CachedWindows.batch`, and which windows were asked for."""
+
+    def __init__(self, batch):
+        self.batch, self.numbers = batch, np.array([], dtype=np.int64)
+
+    def __get__(self, windows, kind):
+        def batch(indices):
+            self.numbers = np.concatenate([self.numbers, indices])
+            return self.batch(windows, indices)
+
+        return batch
 
 
 # What a training makes

@@ -16,10 +16,13 @@ from forecaster.errors import RunDamagedError, RunNotFoundError
 from forecaster.intervals import (
     FILE,
     FLOOR,
+    LEAST_PRIOR,
     LEVELS,
+    NO_NEIGHBOUR,
     Intervals,
     expected_width,
     neighbour_scale,
+    prior_windows,
     read_intervals,
     series_factors,
 )
@@ -35,7 +38,7 @@ def errors(num: int, steps: int, seed: int = 0) -> np.ndarray:
 
 def calibrate(made: np.ndarray) -> Intervals:
     """Of one series."""
-    return calibrate_series(made, np.zeros(len(made), dtype=np.int64), ["a"])
+    return calibrate_series(made, np.zeros(len(made), dtype=np.int64), ["a"], prior=made.shape[1])
 
 
 @pytest.mark.parametrize("num", [1, 7, 99, 399, 1000])
@@ -104,7 +107,7 @@ def test_a_series_that_errs_more_gets_wider_intervals():
     num, size = 4000, np.array([1.0, 9.0])
     series = np.tile([0, 1], num // 2)
     drawn = errors(num, 3) * size[series, None]
-    found = calibrate_series(drawn, series, ["calm", "wild"])
+    found = calibrate_series(drawn, series, ["calm", "wild"], prior=20)
     assert found.factors["wild"] / found.factors["calm"] == pytest.approx(9, rel=0.1)
     low, high = np.moveaxis(found.quantiles(np.zeros((2, 3)), np.ones((2, 3)), ["calm", "wild"], (0.1, 0.9)), -1, 0)
     for number in (0, 1):
@@ -113,12 +116,18 @@ def test_a_series_that_errs_more_gets_wider_intervals():
 
 
 def test_a_lucky_window_is_not_trusted():
-    sizes, series = np.array([0.0, *[1.0] * 99]), np.array([0, *[1] * 99])
-    never, met_once, often = series_factors(sizes, series, 3, prior=24)[[2, 0, 1]]
-    assert never == 1
-    assert met_once == pytest.approx(24 / 25)
-    assert often == pytest.approx((100 + 24) / (99 + 24), rel=1e-3)
+    sizes, series = np.array([0.0, *[2.0] * 99]), np.array([0, *[1] * 99])
+    np.testing.assert_allclose(series_factors(sizes, series, 3, prior=24), [24 / 25, 1, 1])
     np.testing.assert_array_equal(series_factors(np.zeros(4), np.array([0, 0, 1, 1]), 2, prior=3), [1, 1])
+    assert prior_windows(96, 0.5) == 48
+    assert prior_windows(1, 1) == LEAST_PRIOR
+
+
+def test_one_broken_series_does_not_change_the_others():
+    sizes, series = np.tile([0.5, 1.0, 1.0, 2.0, 1e6], 1000), np.tile(np.arange(5), 1000)
+    found = series_factors(sizes, series, 5, prior=20)
+    np.testing.assert_allclose(found[:4], [0.5, 1, 1, 2], rtol=0.03)
+    assert found[4] > 1e5
 
 
 # The neighbours' part
@@ -135,7 +144,7 @@ def test_the_scale_is_the_weighted_deviation_of_what_followed(tmp_path):
         used = rows >= 0
         counts.add(int(used.sum()))
         if not used.any():
-            assert found[n].tolist() == [1.0] * horizon
+            np.testing.assert_allclose(found[n], [NO_NEIGHBOUR] * horizon)
             continue
         futures = []
         for row, space in zip(rows[used], numbers[used], strict=True):
@@ -152,13 +161,14 @@ def test_the_scale_is_the_weighted_deviation_of_what_followed(tmp_path):
     assert np.isfinite(found).all()
 
 
-def test_without_a_memory_every_scale_is_one(tmp_path):
+def test_without_a_memory_every_scale_is_the_same(tmp_path):
     memory = memory_of(tmp_path)
     found = neighbour_scale(None, memory.windows, (), num=4, horizon=3)
-    np.testing.assert_array_equal(found, np.ones((4, 3)))
+    np.testing.assert_array_equal(found, np.full((4, 3), np.float32(NO_NEIGHBOUR)))
     spread, unit = np.array([1.0, 2.0, 3.0, 1e30], np.float32), np.array([4.0, 2.0, 0.5, 1e30], np.float32)
     width = expected_width(None, memory.windows, (), spread=spread, unit=unit, horizon=3)
-    np.testing.assert_allclose(width, np.sqrt(spread.astype(float) * unit)[:, None].repeat(3, axis=1), rtol=1e-6)
+    expected = np.sqrt(NO_NEIGHBOUR * np.array([1.0 * 4, 2 * 2, 3 * 3, 1e60]))  # a larger spread than usual stays
+    np.testing.assert_allclose(width, expected[:, None].repeat(3, axis=1), rtol=1e-6)
     assert width.dtype == np.float32
 
 
@@ -166,7 +176,7 @@ def test_without_a_memory_every_scale_is_one(tmp_path):
 
 
 def test_they_come_back_as_they_were_written(tmp_path):
-    before = calibrate_series(errors(40, 5), np.arange(40) % 3, ["a", "b", "süd"])
+    before = calibrate_series(errors(40, 5), np.arange(40) % 3, ["a", "b", "süd"], prior=5)
     write(tmp_path, before)
     after = read_intervals(tmp_path)
     np.testing.assert_array_equal(after.residual, before.residual, strict=True)
