@@ -176,7 +176,7 @@ def test_without_a_memory_every_scale_is_the_same(tmp_path):
 
 
 def test_they_come_back_as_they_were_written(tmp_path):
-    before = calibrate_series(errors(40, 5), np.arange(40) % 3, ["a", "b", "süd"], prior=5)
+    before = calibrate_series(errors(40, 5), np.arange(40) % 3, ["a", "b", "s\u00fcd"], prior=5)
     write(tmp_path, before)
     after = read_intervals(tmp_path)
     np.testing.assert_array_equal(after.residual, before.residual, strict=True)

@@ -13,7 +13,7 @@ from toy_training import ToyModel, train_toy, weights_of
 
 from forecaster.config import Config
 from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
-from forecaster.records import seal
+from forecaster.records import FORMAT, seal
 from forecaster.run import create_run, finish_run, open_run
 from forecaster.run_record import DataFacts, IndexFacts, RunRecord
 from memory_index.errors import ResourceError, UsageError
@@ -222,8 +222,8 @@ def test_records_of_other_programs(tmp_path):
     path = tmp_path / "config.json"
     document = json.loads(path.read_text())
     plain = {name: value for name, value in document.items() if name not in ("format", "sha256")}
-    path.write_text(json.dumps({**document, "format": 3}))
-    with pytest.raises(RunIncompatibleError, match="format 3"):
+    path.write_text(json.dumps({**document, "format": FORMAT + 1}))
+    with pytest.raises(RunIncompatibleError, match=f"format {FORMAT + 1}"):
         open_run(tmp_path)
     path.write_bytes(seal({**plain, "settings": {**SETTINGS, "warp": 9}}))
     with pytest.raises(RunIncompatibleError, match="no setting 'warp'"):
