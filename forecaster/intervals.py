@@ -83,8 +83,8 @@ def neighbour_scale(
 class Intervals:
     """Empirical quantiles of the validation errors in expected widths.
 
-    residual: float32 [len(LEVELS), H]. factors: by series, how much larger its errors were than those of all. num:
-    windows behind them.
+    residual: float32 [len(LEVELS), H]. factors: by series, how much larger its errors were than is usual. num: windows
+    behind them.
     """
 
     residual: np.ndarray
