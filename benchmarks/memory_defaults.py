@@ -25,14 +25,14 @@ from benchmarks.report import machine
 from memory_index.encoder import EncoderConfig
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
-from memory_index.queries import query_blocks
+from memory_index.queries import futures_of, query_blocks
 from memory_index.splits import Split, part_origins, split_by_name
 from memory_index.tables.reading import read_table
 from memory_index.tables.series import SeriesTable
 from memory_index.versions.build import build, stored_part
 from memory_index.versions.opening import open_version
 from memory_index.versions.store import Store
-from memory_index.windows import WindowSpec, cut, origin_rows
+from memory_index.windows import WindowSpec, origin_rows
 
 WINDOW = WindowSpec(lookback=512, horizon=96)
 NUM_BLOCKS, VAL_STRIDE, TRAIN_STRIDE = 3, 4, 8
@@ -131,9 +131,7 @@ def ask(
     """Add the standardised squared error of each window to `squared[way][part]`."""
     unit = memory.encoder.scale.std
     for block in query_blocks(table, origins, WINDOW, policy, known=table.series_ids):
-        future = np.stack(
-            [cut(s.values, block.row[:, n] + 1, WINDOW.horizon) for n, s in enumerate(table.series)], axis=1
-        )
+        future = futures_of(table, block, WINDOW.horizon)
         for name, way in {"": {}, **asked}.items():
             search = {key: value for key, value in way.items() if key not in ("k", "equal", "moved")}
             neighbours = memory.search(block.queries, int(way.get("k", 50)), **search)  # type: ignore[arg-type, call-overload]

@@ -14,8 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 
 class Figure(NamedTuple):
     """One line of the table. goal: what it should reach, or empty. beside: the comparison from the same run."""
@@ -63,14 +61,6 @@ def timed(action: Callable[[], Any]) -> tuple[float, Any]:
     started = time.perf_counter()
     result = action()
     return time.perf_counter() - started, result
-
-
-def milliseconds(action: Callable[[int], Any], repeats: int) -> tuple[float, float]:
-    """p50 and p99 of an action's time in ms, after a tenth as many unmeasured calls."""
-    for i in range(max(1, repeats // 10)):
-        action(i)
-    times = [timed(lambda i=i: action(i))[0] for i in range(repeats)]
-    return float(np.percentile(times, 50) * 1e3), float(np.percentile(times, 99) * 1e3)
 
 
 def run_cli(*arguments: str) -> tuple[float, float, dict[str, Any]]:

@@ -198,7 +198,7 @@ def run_evaluation_document(run: Path, ref: str, result: RunEvaluation) -> dict[
 
 
 def evaluation_document(ref: str, result: Evaluation | RunEvaluation) -> dict[str, Any]:
-    """The JSON document of `evaluate`; what the memory alone does not have is null."""
+    """The JSON document of `evaluate`; of what only a run has, the direction and the gate are null."""
     return {
         "run": None,
         "ref": ref,
@@ -218,18 +218,26 @@ def evaluation_document(ref: str, result: Evaluation | RunEvaluation) -> dict[st
     }
 
 
+BASELINES = {
+    "memory_only": "memory alone",
+    "linear": "linear (ridge)",
+    "seasonal_naive": "seasonal naive",
+    "last_value": "last value",
+}
+
+
+def _print_scores(of: str, rows: list[list[str]], result: Evaluation | RunEvaluation, with_spaces: bool) -> None:
+    """rows: those above the baselines."""
+    named = [(label, result.baselines[name]) for name, label in BASELINES.items()]
+    named += [(f"  key space {name}", score) for name, score in result.by_space.items()] if with_spaces else []
+    rows += [[name, f"{score.mse:.4f}", f"{score.mae:.4f}"] if score else [name, "-", "-"] for name, score in named]
+    title = f"{of}, {result.part}: {result.num_windows:,} origins x {result.num_series} series"
+    print_table(["forecast", "MSE", "MAE"], rows, title=title)
+
+
 def print_evaluation(ref: str, result: Evaluation, with_spaces: bool) -> None:
     """The scores of the memory alone beside those of the baselines."""
-    named = [
-        ("memory alone", result.baselines.memory_only),
-        ("linear (ridge)", result.baselines.linear),
-        ("seasonal naive", result.baselines.seasonal_naive),
-        ("last value", result.baselines.last_value),
-    ]
-    named += [(f"  key space {name}", score) for name, score in result.by_space.items()] if with_spaces else []
-    rows = [[name, f"{score.mse:.4f}", f"{score.mae:.4f}"] if score else [name, "-", "-"] for name, score in named]
-    title = f"{ref}, {result.part}: {result.num_windows:,} origins x {result.num_series} series"
-    print_table(["forecast", "MSE", "MAE"], rows, title=title)
+    _print_scores(ref, [], result, with_spaces)
     note(f"standardised units; {result.seconds:.1f} s")
     if result.num_without_neighbours:
         note(
@@ -241,14 +249,7 @@ def print_evaluation(ref: str, result: Evaluation, with_spaces: bool) -> None:
 
 def print_run_evaluation(run: Path, ref: str, result: RunEvaluation, with_spaces: bool) -> None:
     """The scores of a run beside those of the baselines, and what else is known of its forecasts."""
-    shown = {"memory_only": "memory alone", "linear": "linear (ridge)", "seasonal_naive": "seasonal naive"}
-    shown |= {"last_value": "last value"}
-    rows = [[str(run), f"{result.mse:.4f}", f"{result.mae:.4f}"]]
-    named = [(label, result.baselines[name]) for name, label in shown.items()]
-    named += [(f"  key space {name}", score) for name, score in result.by_space.items()] if with_spaces else []
-    rows += [[name, f"{score.mse:.4f}", f"{score.mae:.4f}"] if score else [name, "-", "-"] for name, score in named]
-    title = f"{run} with {ref}, {result.part}: {result.num_windows:,} origins x {result.num_series} series"
-    print_table(["forecast", "MSE", "MAE"], rows, title=title)
+    _print_scores(f"{run} with {ref}", [[str(run), f"{result.mse:.4f}", f"{result.mae:.4f}"]], result, with_spaces)
     if result.direction_accuracy is not None:
         note(f"direction (up, flat or down) told right: {result.direction_accuracy:.1%} of windows")
     if result.gate is not None:

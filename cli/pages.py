@@ -1,7 +1,7 @@
 """Self-contained HTML pages: one file, no script, no request to anywhere, for a phone, for the dark and for paper.
 
 A page is a title, a few sentences and blocks, each a picture or a table. What they say is told by whoever makes the
-page (`neighbours.py`, `explain.py`); how it looks is `templates/page.html`.
+page (`neighbours.py`, `explanation_page.py`, `usage_page.py`); how it looks is `templates/page.html`.
 """
 
 from __future__ import annotations

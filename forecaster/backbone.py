@@ -87,29 +87,23 @@ class Backbone(Protocol):
         ...
 
 
-def load_backbone(
-    llm: str, *, layers: int | None = None, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> Backbone:
+def load_backbone(llm: str, *, layers: int | None = None, dtype: torch.dtype = torch.float32) -> Backbone:
     """A language model by name: `builtin:tiny`, a folder, or `ID` or `ID@REVISION` in the Hugging Face cache.
 
     layers: its first so many, None for all. dtype: what its weights are held and computed in. Nothing is downloaded
     and no other model stands in. Raises `BackboneNotFoundError` (not on this machine, or a folder that holds none),
     `ConfigError` (a name or a number of layers that does not exist, a kind of model that cannot be used).
     """
-    backbone: Backbone
     if llm.startswith(BUILTIN):
         if llm != TINY:
             raise ConfigError(f"there is no language model '{llm}'", hint=f"the one that ships is {TINY}")
         from forecaster.tiny import TinyBackbone
 
-        backbone = TinyBackbone(layers=layers, dtype=dtype)
-    else:
-        # Importing transformers takes longer than a forecast with the built-in model.
-        from forecaster.pretrained import load_pretrained
+        return TinyBackbone(layers=layers, dtype=dtype)
+    # Importing transformers takes longer than a forecast with the built-in model.
+    from forecaster.pretrained import load_pretrained
 
-        backbone = load_pretrained(llm, layers=layers, dtype=dtype)
-    backbone.to(torch.device(device))
-    return backbone
+    return load_pretrained(llm, layers=layers, dtype=dtype)
 
 
 def check_reference(backbone: Backbone, expected: Mapping[str, Any], where: str) -> None:

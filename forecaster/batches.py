@@ -104,7 +104,7 @@ def live_blocks(
     and takes the standard deviation of its own context, as its keys do.
     """
     spec, manifest = memory.windows.spec, memory.manifest
-    spaces = tuple(record.space for record in manifest.spaces)
+    spaces = manifest.key_spaces
     whole = WindowSpec(lookback=spec.lookback, horizon=config.horizon)
     per_moment = len(table.series) if table.shares_times else 1
     moments = min(BLOCK, max(1, LIVE_WINDOWS // per_moment))

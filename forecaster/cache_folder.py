@@ -20,6 +20,7 @@ from memory_index.versions import disk
 RECORD = "cache.json"
 STAGING = ".staging-"
 READ_ONLY = ~0o222
+WHEN_FULL = "free some disk space, then run it again"
 WAIT_S = 24 * 3600.0  # for another process that makes the same cache
 
 
@@ -29,7 +30,7 @@ def making(path: Path) -> Iterator[None]:
 
     What killed processes have left beside it is deleted. Raises `ResourceError` for what the disk refuses.
     """
-    with disk.refusals_named(path.parent):
+    with disk.refusals_named(path.parent, option="--neighbours-dir", when_full=WHEN_FULL):
         path.parent.mkdir(parents=True, exist_ok=True)
         _clean(path.parent)
         with disk.locked(_lock_of(path), wait_s=WAIT_S, sign=True):

@@ -102,7 +102,7 @@ def trial_memory(
             window=manifest.window,
             split=split or manifest.split,
             encoder=encoder_config(manifest),
-            scopes=tuple(dict.fromkeys(record.space.scope for record in manifest.spaces)),
+            scopes=manifest.scopes,
             fit_origins=fit_origins,
             fit=fit or _fit_of(manifest),
         )

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from forecaster.batches import LiveBlock, live_blocks
 from forecaster.predictor import Predicted, Predictor
 from forecaster.tapr import labels, trend_change
-from memory_index.baselines import last_value, season_length, seasonal_naive
+from memory_index.baselines import baseline_forecasts
 from memory_index.combine import mean_over_spaces
-from memory_index.errors import DataError
+from memory_index.memory_only import BASELINES, standard_units
 from memory_index.metrics import Score, ScoreSum
-from memory_index.scaling import fit_scale
-from memory_index.splits import Split, part_origins
+from memory_index.queries import futures_of
+from memory_index.splits import num_moments, require_origins
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Memory
-from memory_index.windows import WindowSpec, cut
+from memory_index.windows import WindowSpec
 
 COVERAGE_LEVELS = (0.1, 0.5, 0.9)
 GATE_BINS = 1000
@@ -115,14 +116,8 @@ def evaluate(
     started, config = time.perf_counter(), predictor.config
     spec, manifest = memory.windows.spec, memory.manifest
     whole = WindowSpec(lookback=spec.lookback, horizon=config.model.horizon)
-    origins = part_origins(table, whole, manifest.split, part)
+    origins = require_origins(table, whole, manifest.split, part)
     total = sum(len(rows) for rows in origins)
-    if total == 0:
-        raise DataError(
-            f"{table.source} has no whole window of {whole.lookback} + {whole.horizon} steps "
-            f"in the {part} part of the split",
-            hint="give the whole table, as it was when the version was built",
-        )
     unit = standard_units(predictor.units, table, manifest.split)
     tally, first_origin = _Tally(), np.datetime64("NaT", "ns")
     for block in live_blocks(memory, table, origins, config.model, config.train.memory_k, predictor.units):
@@ -131,12 +126,9 @@ def evaluate(
         report(tally.done, total)
     scores = {name: added.score() for name, added in tally.scores.items()}
     own = scores.pop("model")
-    baselines = {name: scores.pop(name, None) for name in ("last_value", "seasonal_naive", "linear", "memory_only")}
     return RunEvaluation(
         part=part,
-        num_windows=len(
-            np.unique(np.concatenate([s.times[rows] for s, rows in zip(table.series, origins, strict=True)]))
-        ),
+        num_windows=num_moments(table, origins),
         num_series=sum(len(rows) > 0 for rows in origins),
         num_scored=total,
         num_without_neighbours=tally.num_without,
@@ -148,30 +140,11 @@ def evaluate(
         coverage={
             f"q{level:g}": int(n) / tally.num_values for level, n in zip(COVERAGE_LEVELS, tally.below, strict=True)
         },
-        baselines=baselines,
+        baselines={name: scores.pop(name, None) for name in BASELINES},
         by_space=scores,
         in_sample=part != "test" or bool(first_origin < manifest.fitted_known_at),
         seconds=time.perf_counter() - started,
     )
-
-
-def standard_units(units: Mapping[str, float], table: SeriesTable, split: Split) -> np.ndarray:
-    """In what the errors of each series of a table are counted, float64 [N]: its training standard deviation.
-
-    For a series that the model was not trained on: that of its own values over the same stretch of time. Raises
-    `DataError` if it has none there.
-    """
-    until, found = np.datetime64(split.train_until, "ns"), []
-    for series in table.series:
-        training = series.values[series.times <= until]
-        if series.series_id not in units and not np.isfinite(training).any():
-            raise DataError(
-                f"{table.source}: series '{series.series_id}' is new to the model and has no value up to "
-                f"{table.step.isoformat(until)}, the end of the training part, to standardise its errors by",
-                hint="leave the series out (--ignore), or train on a table that has it",
-            )
-        found.append(units.get(series.series_id) or fit_scale([training]).std[0])
-    return np.array(found)
 
 
 def _add(
@@ -180,16 +153,11 @@ def _add(
     asked, horizon = block.asked, predictor.config.model.horizon
     context, wanted = asked.queries.context, asked.wanted
     shape = (*wanted.shape, horizon)
-    future = np.stack(
-        [cut(table.series[s].values, asked.row[:, n] + 1, horizon) for n, s in enumerate(asked.series)], axis=1
-    )
+    future = futures_of(table, asked, horizon)
     predicted = predictor.predict(block.batch)
-    forecasts = {"model": predicted.forecast.reshape(shape), "last_value": last_value(context, horizon)}
+    forecasts = {"model": predicted.forecast.reshape(shape), **baseline_forecasts(context, horizon, table.step)}
     if predicted.linear is not None:
         forecasts["linear"] = predicted.linear.reshape(shape)
-    season = season_length(table.step)
-    if season is not None and season <= context.shape[2]:
-        forecasts["seasonal_naive"] = seasonal_naive(context, horizon, season)
     if block.condensed is not None and block.found is not None:
         by_space = np.where(block.condensed.found[..., None], block.condensed.forecasts, np.nan)
         by_space = by_space.reshape(*wanted.shape, *by_space.shape[1:])  # [B, N, V, H]
@@ -223,8 +191,6 @@ def _add_coverage(
 
 def _num_right(predictor: Predictor, block: LiveBlock, predicted: Predicted, future: np.ndarray) -> int:
     """Windows whose direction TAPR told."""
-    import torch
-
     assert predictor.model.tapr is not None, "asked only with TAPR"
     thresholds = predictor.model.tapr.thresholds.cpu()
     change = trend_change(

@@ -15,11 +15,9 @@ from torch import Tensor
 
 from forecaster.batches import MODEL_BATCH, live_blocks
 from forecaster.errors import RunIncompatibleError
-from forecaster.intervals import expected_width
 from forecaster.model import ForecastModel
 from forecaster.neighbours import Condensed
 from forecaster.predictor import Predictor, output_of
-from forecaster.shortcut import BASES
 from forecaster.tapr import POOL
 from forecaster.types import GatingOutput, ModelOutput, TrendOutput
 from memory_index.closeness import UsualDistances, closeness, nearest_distances, usual_distances
@@ -36,7 +34,6 @@ from memory_index.types import KeySpace, Memory, Neighbours
 DIRECTIONS = ("up", "flat", "down")
 MAGNITUDES = ("strong up", "weak up", "weak down", "strong down")
 LEVELS = (0.1, 0.5, 0.9)
-NO_BASE = ("window_mean",)  # without the shortcut the network adds to nothing but this
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -161,19 +158,13 @@ def explain(
     `UsageError` (a level that is not calibrated).
     """
     config, spec, split = predictor.config.model, memory.windows.spec, memory.manifest.split
+    spaces = memory.manifest.key_spaces
     row, _ = one_origin(table, series_id, at, spec)
     series = table[series_id]
     window = _ask(predictor, memory, table, series_id, at)
     output = window.output
     forecast = _numbers(output.forecast)
-    width = expected_width(
-        window.condensed,
-        memory.windows,
-        _spaces(memory),
-        spread=output.spread.cpu().numpy(),
-        unit=window.unit,
-        horizon=config.horizon,
-    )
+    width = predictor.width(memory, window.condensed, spread=output.spread.cpu().numpy(), unit=window.unit)
     quantiles = predictor.intervals.quantiles(forecast[None], width, [series_id], levels)
     nearest = nearest_distances(window.found, window.place)
     shares, no_close_analogue = closeness(usual or usual_distances(memory), nearest, at)
@@ -194,8 +185,8 @@ def explain(
         model_part=_numbers(output.model_part),
         memory_part=_numbers(output.memory_part),
         network=_numbers(output.network),
-        parts=tuple(_parts(_spaces(memory), window, nearest, shares)),
-        neighbours=tuple(_gated(_spaces(memory), window, config.top_k, actual)),
+        parts=tuple(_parts(predictor.model.base_names, spaces, window, nearest, shares)),
+        neighbours=tuple(_gated(spaces, window, config.top_k, actual)),
         feature_gate=None if output.gating is None else float(output.gating.gate),
         confidence=None if output.gating is None else float(output.gating.confidence),
         trend=_trend(predictor.model, output, float(series.values[row])),
@@ -248,18 +239,15 @@ def _numbers(of_window: Tensor) -> np.ndarray:
     return numbers
 
 
-def _spaces(memory: Memory) -> tuple[KeySpace, ...]:
-    return tuple(record.space for record in memory.manifest.spaces)
-
-
 def _parts(
+    base_names: tuple[str, ...],
     spaces: tuple[KeySpace, ...],
     window: _Window,
     nearest: dict[KeySpace, float],
     shares: dict[KeySpace, float | None],
 ) -> Iterator[Part]:
     weights, bases = _numbers(window.output.weights), _numbers(window.output.bases)
-    for name, weight, forecast in zip(BASES if len(bases) == len(BASES) else NO_BASE, weights, bases, strict=False):
+    for name, weight, forecast in zip(base_names, weights, bases, strict=False):
         yield Part(
             name=name,
             of_memory=False,

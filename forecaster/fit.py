@@ -226,7 +226,7 @@ def check_fits(config: Config, memory: Memory, table: SeriesTable) -> None:
         part_windows(memory, table, part, horizon=config.model.horizon)
     # What is cross-fitted asks trial versions on this machine instead. Only a service has a policy of its own.
     asks_itself = config.model.use_gram and config.train.num_folds == 1
-    if asks_itself and config.train.policy is not Policy.CAUSAL and getattr(memory, "causal_only", False):
+    if asks_itself and config.train.policy is not Policy.CAUSAL and memory.causal_only:
         raise RunIncompatibleError(
             f"the service answers under '{Policy.CAUSAL}' only (--causal-only), but with num_folds 1 training windows "
             f"ask it under '{config.train.policy}'",

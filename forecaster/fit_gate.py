@@ -23,7 +23,6 @@ from torch import Tensor
 from forecaster.batches import CachedWindows
 from forecaster.model import ForecastModel
 from forecaster.patching import instance_norm
-from forecaster.shortcut import BASES
 from memory_index.windows import cut
 
 CHUNK = 2048  # windows read at once
@@ -49,8 +48,7 @@ def fit_value_gate(model: ForecastModel, training: CachedWindows, penalty: float
     """
     gate, num_spaces = model.value_gate, len(training.spaces) if training.condensed is not None else 0
     steps = horizon_steps(training.config.horizon)
-    names = BASES if model.shortcut is not None else ("none",)
-    prior, free = prior_shares([name == "linear" for name in names], num_spaces)
+    prior, free = prior_shares([name == "linear" for name in model.base_names], num_spaces)
     logits = fit_logits(_quadratics(model, training, steps), prior, free, gate.hats[:, steps].double(), penalty)
     with torch.no_grad():
         gate.logits.copy_(logits)

@@ -1,7 +1,7 @@
 """GRA-M inside the network: retrieved neighbours meet the current features, and become a token (docs/method.md).
 
 This file owns the gate in the space of features and the retrieval token. It does not search (that is the memory), does
-not make tensors of what was found (`batches.py`), and does not own the gate in the space of values, which mixes the
+not make tensors of what was found (`neighbours.py`), and does not own the gate in the space of values, which mixes the
 memory's forecast into the model's (`value_gate.py`).
 
 Neighbours are a set. Their order says nothing, and a slot without a neighbour says nothing whatever it holds: it is

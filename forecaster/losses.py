@@ -3,7 +3,7 @@
 All of it is computed in float32, whatever precision the network ran in. Every loss is a mean over the B windows of
 a batch, those to which it does not apply counting as zero: a step that is split over processes or accumulated
 from several smaller batches then has the same loss as one that is not. How the weight of the auxiliary losses rises is
-`train.py`.
+in `schedule.py`.
 """
 
 from __future__ import annotations

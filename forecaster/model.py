@@ -21,7 +21,7 @@ from forecaster.config import ModelConfig
 from forecaster.gram import AdaptiveKnowledgeGating, RetrievalAugmentedPrompt
 from forecaster.llm_path import LlmPath
 from forecaster.patching import PatchEmbedding, instance_norm
-from forecaster.shortcut import BASES, LinearShortcut
+from forecaster.shortcut import BASES, NO_BASE, LinearShortcut
 from forecaster.tapr import Tapr, TrendResidual
 from forecaster.types import GatingOutput, ModelOutput, NeighbourTensors, TrendOutput
 from forecaster.value_gate import ValueGate
@@ -81,9 +81,8 @@ class ForecastModel(nn.Module):
         elif config.use_network:
             self.patch_head = PatchHead(config.num_patches, d_model, horizon, config.dropout)
         self.shortcut = LinearShortcut(config.lookback, horizon) if config.use_shortcut else None
-        self.value_gate = ValueGate(
-            len(BASES) if config.use_shortcut else 1, num_spaces if config.use_gram else 0, horizon
-        )
+        self.base_names = BASES if config.use_shortcut else NO_BASE
+        self.value_gate = ValueGate(len(self.base_names), num_spaces if config.use_gram else 0, horizon)
 
     def forward(
         self, context: Tensor, neighbours: NeighbourTensors | None, *, unit: Tensor, fold: Tensor | None = None
@@ -125,7 +124,9 @@ class ForecastModel(nn.Module):
 
     def bases(self, z: Tensor, fold: Tensor | None) -> Tensor:
         """What the network is a residual on: [B, L] -> [B, M, H]; a zero without the shortcut."""
-        return z.new_zeros(len(z), 1, self.config.horizon) if self.shortcut is None else self.shortcut(z, fold)
+        return (
+            z.new_zeros(len(z), len(NO_BASE), self.config.horizon) if self.shortcut is None else self.shortcut(z, fold)
+        )
 
     def _network(
         self, z: Tensor, neighbours: NeighbourTensors | None

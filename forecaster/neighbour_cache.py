@@ -21,11 +21,11 @@ import numpy as np
 from forecaster.cache_folder import damage_of, making, new_array, publish, staged
 from forecaster.cross_fit import admit_origins, time_blocks, trial_memory
 from forecaster.neighbours import SLOTS, Condensed, condense
-from memory_index.errors import DataError, IncompatibleError
+from memory_index.errors import IncompatibleError
 from memory_index.leakage import LeakError, Policy, require_admissible
 from memory_index.memory_only import Report
 from memory_index.queries import query_blocks, require_same_data
-from memory_index.splits import part_origins
+from memory_index.splits import require_origins
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Filter, KeySpace, Memory
 from memory_index.versions import disk
@@ -157,14 +157,8 @@ def part_windows(
     horizon: the model's. num_folds: 0 or 1 makes no blocks. Raises `DataError` if there is no window.
     """
     spec = WindowSpec(lookback=memory.manifest.window.lookback, horizon=horizon)
-    origins = [rows[::stride] for rows in part_origins(table, spec, memory.manifest.split, part)]
+    origins = [rows[::stride] for rows in require_origins(table, spec, memory.manifest.split, part)]
     counts = [len(rows) for rows in origins]
-    if not sum(counts):
-        raise DataError(
-            f"{table.source} has no whole window of {spec.lookback} + {spec.horizon} steps in the {part} part "
-            "of the split",
-            hint="give the whole table, as it was when the version was built",
-        )
     series = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     times = np.concatenate([part.times[rows] for part, rows in zip(table.series, origins, strict=True)])
     order = np.lexsort((series, times))
@@ -246,7 +240,7 @@ def _make(
 ) -> None:
     """Write every array, block by block."""
     require_same_data(table, memory.windows, "the memory")
-    spaces = tuple(record.space for record in memory.manifest.spaces)
+    spaces = memory.manifest.key_spaces
     num, slots = len(asked.series), settings.slots
     arrays = Condensed(
         forecasts=new_array(staging / "forecasts.npy", (num, len(spaces), settings.horizon), np.float32),
@@ -288,7 +282,7 @@ def _answers(
     answering: Memory, memory: Memory, table: SeriesTable, settings: CacheSettings, asked: AskedWindows, fold: int
 ) -> Iterator[tuple[np.ndarray, Condensed]]:
     """Numbers [m] of the windows of one block of time, and what answers them, a block of queries at a time."""
-    spaces = tuple(record.space for record in memory.manifest.spaces)
+    spaces = memory.manifest.key_spaces
     mine = asked.fold == fold
     origins = [asked.origin_row[mine & (asked.series == number)] for number in range(len(table.series))]
     where = _training_only(memory) if settings.part == "train" else None
@@ -348,7 +342,7 @@ def _open(
 
     cache = NeighbourCache(
         condensed=Condensed(*(mapped(name) for name in Condensed._fields)),
-        spaces=tuple(record.space for record in memory.manifest.spaces),
+        spaces=memory.manifest.key_spaces,
         series=mapped("series"),
         origin_row=mapped("origin_row"),
         fold=mapped("fold"),

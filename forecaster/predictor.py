@@ -18,6 +18,7 @@ from forecaster.config import Config
 from forecaster.errors import RunIncompatibleError
 from forecaster.intervals import Intervals, expected_width, read_intervals
 from forecaster.model import ForecastModel
+from forecaster.neighbours import Condensed
 from forecaster.placement import place_backbone, resolve_device
 from forecaster.run import Run
 from forecaster.shortcut import BASES
@@ -32,8 +33,9 @@ class Predicted:
     """Forecasts of n windows; float32, raw units but for the gates.
 
     forecast: [n, H]. linear: [n, H], the linear shortcut by itself, None without it. gate: [n, H], the value-space
-    gate. feature_gate: [n], None without GRA-M. direction: int64 [n], 0 up, 1 flat, 2 down, None without TAPR.
-    location, spread: [n], of each window.
+    gate. feature_gate: [n], None without a network or GRA-M. direction: int64 [n], 0 up, 1 flat, 2 down, None without a
+    network or TAPR.
+    spread: [n], of each window.
     """
 
     forecast: np.ndarray
@@ -41,7 +43,6 @@ class Predicted:
     gate: np.ndarray
     feature_gate: np.ndarray | None
     direction: np.ndarray | None
-    location: np.ndarray
     spread: np.ndarray
 
 
@@ -61,6 +62,11 @@ class Predictor:
         """See `predict`."""
         return predict(self.model, batch)
 
+    def width(self, memory: Memory, condensed: Condensed | None, *, spread: np.ndarray, unit: np.ndarray) -> np.ndarray:
+        """How wide the intervals of n windows are before they are calibrated: see `intervals.expected_width`."""
+        manifest, horizon = memory.manifest, self.config.model.horizon
+        return expected_width(condensed, memory.windows, manifest.key_spaces, spread=spread, unit=unit, horizon=horizon)
+
     def quantiles(
         self, memory: Memory, block: LiveBlock, predicted: Predicted, levels: tuple[float, ...]
     ) -> np.ndarray:
@@ -68,14 +74,7 @@ class Predictor:
 
         Raises `UsageError` for a level that is not calibrated.
         """
-        width = expected_width(
-            block.condensed,
-            memory.windows,
-            tuple(record.space for record in memory.manifest.spaces),
-            spread=predicted.spread,
-            unit=block.batch.unit.numpy(),
-            horizon=self.config.model.horizon,
-        )
+        width = self.width(memory, block.condensed, spread=predicted.spread, unit=block.batch.unit.numpy())
         series_ids = [*map(str, block.asked.queries.series_id)] * len(block.asked.wanted)  # moment after moment
         return self.intervals.quantiles(predicted.forecast, width, series_ids, levels)
 
@@ -91,7 +90,6 @@ def predict(model: ForecastModel, batch: Batch) -> Predicted:
         gate=_joined([output.gate for output in outputs]),
         feature_gate=_joined(gatings) if gatings else None,
         direction=_joined(directions) if directions else None,
-        location=_joined([output.location for output in outputs]),
         spread=_joined([output.spread for output in outputs]),
     )
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import safetensors.torch
 from torch import Tensor
 
 from forecaster.errors import RunDamagedError, RunIncompatibleError
-from memory_index.errors import ResourceError
 from memory_index.versions import disk
 
 # Of all documents of a run together. 2: fitted to neighbours' futures that the linear map has moved; 3: intervals have
@@ -84,22 +82,9 @@ def unpack(content: bytes, path: Path) -> dict[str, Tensor]:
         raise RunDamagedError(f"{path} is not a safetensors file: {error}", hint=RESTORE) from error
 
 
-@contextmanager
-def refusals_named(path: Path) -> Iterator[None]:
+def refusals_named(path: Path) -> AbstractContextManager[None]:
     """Raise what the operating system refuses inside the block as `ResourceError` with the path and a hint."""
-    try:
-        yield
-    except OSError as error:
-        code = disk.refusal(error)
-        if code == 0:
-            raise
-        if disk.REFUSALS[code].endswith(disk.FULL):
-            hint = "free some disk space, then go on with --resume"
-        elif disk.REFUSALS[code] == disk.DENIED:
-            hint = "check who owns it and its permissions, or choose another folder (--out)"
-        else:
-            hint = disk.REFUSALS[code].replace("--indexes-dir", "--out")
-        raise ResourceError(f"{error.filename or path}: {os.strerror(code).lower()}", hint=hint) from error
+    return disk.refusals_named(path, option="--out", when_full="free some disk space, then go on with --resume")
 
 
 def first_difference(written: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, Any, Any] | None:

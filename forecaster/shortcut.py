@@ -17,6 +17,7 @@ from memory_index.windows import cut
 
 CHUNK = 4096  # windows handled at once
 BASES = ("linear", "last_value")  # M = 2, in this order
+NO_BASE = ("window_mean",)  # M = 1: what the network adds to where there is no shortcut
 
 
 def fit_linear(

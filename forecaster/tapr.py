@@ -79,7 +79,7 @@ class MultiScaleDecomposition(nn.Module):
     One head of attention is the default: eight of D / 8 = 4 numbers each take four times as long on a CPU.
     """
 
-    def __init__(self, num_patches: int, d_model: int, n_scales: int, num_heads: int = 1, *, dropout: float) -> None:
+    def __init__(self, num_patches: int, d_model: int, n_scales: int, *, dropout: float) -> None:
         super().__init__()
         require_scales_fit(num_patches, n_scales)
         self.convolutions = nn.ModuleList(
@@ -87,7 +87,7 @@ class MultiScaleDecomposition(nn.Module):
         )
         self.seasonal_share = nn.Parameter(torch.ones(n_scales, d_model))
         self.attentions = nn.ModuleList(
-            nn.MultiheadAttention(d_model, num_heads, batch_first=True) for _ in range(n_scales - 1)
+            nn.MultiheadAttention(d_model, num_heads=1, batch_first=True) for _ in range(n_scales - 1)
         )
         self.scale_weights = nn.Parameter(torch.zeros(n_scales))
         self.fusion = nn.Linear(n_scales * d_model, d_model)
@@ -166,11 +166,9 @@ class Tapr(nn.Module):
 
     thresholds: Tensor
 
-    def __init__(
-        self, num_patches: int, d_model: int, horizon: int, n_scales: int, num_heads: int = 1, *, dropout: float
-    ) -> None:
+    def __init__(self, num_patches: int, d_model: int, horizon: int, n_scales: int, *, dropout: float) -> None:
         super().__init__()
-        self.decomposition = MultiScaleDecomposition(num_patches, d_model, n_scales, num_heads, dropout=dropout)
+        self.decomposition = MultiScaleDecomposition(num_patches, d_model, n_scales, dropout=dropout)
         self.head = CoarseToFineHead(d_model, horizon)
         self.register_buffer("thresholds", torch.full((len(TREND_LEVELS),), torch.nan))
 

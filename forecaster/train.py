@@ -38,7 +38,7 @@ from forecaster.weights import WEIGHTS, load_into, read_weights
 from memory_index.errors import DataError, UsageError
 from memory_index.versions import disk
 
-__all__ = ["CLOSED_FORM", "Loss", "Progress", "TrainResult", "Windows", "train"]
+__all__ = ["CLOSED_FORM", "Progress", "TrainResult", "train"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,7 @@ def train(
     identity: what the training belongs to (index version, backbone, model settings), in terms of JSON: it is stored in
     each checkpoint and must be the same when it goes on. resume: go on from the newest checkpoint, or begin if
     there is none; a training that has ended is not trained further. device: `auto`, `cpu` or `cuda`. llm_width: see
-    `devices.resolve_precision`. report: called after each step, in the main process.
+    `placement.resolve_precision`. report: called after each step, in the main process.
 
     Raises `UsageError` if there is a training already and `resume` is not asked for, `RunIncompatibleError` for one
     that belongs to something else, `RunDamagedError` for a checkpoint that is not what was written, `ConfigError` for

@@ -116,7 +116,7 @@ class ModelOutput(NamedTuple):
     gate: the value-space gate, exactly 1 where no neighbour is. weights: [B, M + V, H], how much each base and each key
     space has in the forecast; they sum to 1. bases: [B, M, H], what the weights of the model part apply to. network:
     [B, H], what the trained network adds to the model part. location, spread: [B], the window's own statistics. trend,
-    gating: None where TAPR or GRA-M is off.
+    gating: None without a network, or where TAPR or GRA-M is off.
     """
 
     forecast: Tensor

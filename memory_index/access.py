@@ -84,7 +84,7 @@ def read_pem(path: Path, what: str) -> bytes:
 def _read(path: Path) -> bytes:
     if not path.is_file():
         raise NotFoundError(f"there is no file {path}", hint="check the path")
-    with refusals_named(path), path.open("rb") as file:
+    with refusals_named(path, option=""), path.open("rb") as file:
         content = file.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
         raise UsageError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes", hint="is it another file?")

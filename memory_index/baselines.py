@@ -24,6 +24,14 @@ def seasonal_naive(context: np.ndarray, horizon: int, season: int) -> np.ndarray
     return context[..., -season:][..., np.arange(horizon) % season]
 
 
+def baseline_forecasts(context: np.ndarray, horizon: int, step: Step) -> dict[str, np.ndarray]:
+    """Those that can be made of a context [B, N, L], by name: [B, N, H] each."""
+    forecasts, season = {"last_value": last_value(context, horizon)}, season_length(step)
+    if season is not None and season <= context.shape[-1]:
+        forecasts["seasonal_naive"] = seasonal_naive(context, horizon, season)
+    return forecasts
+
+
 def season_length(step: Step) -> int | None:
     """Steps of the usual season: a day for steps below a day, a week of days, a year of weeks, months or quarters.
 

@@ -72,7 +72,7 @@ class EncoderConfig:
 class Encoded(NamedTuple):
     """Keys of B moments of N series under one view, and the statistics that normalised them.
 
-    keys: float32, `own` and `pooled` [B, N, E], `joint` [B, E]. location, spread, flat: [B, N].
+    keys: float32, `own` and `pooled` [B, N, E], `joint` [B, E]. statistics: of each window, [B, N].
     """
 
     keys: dict[Scope, np.ndarray]

@@ -96,14 +96,13 @@ def inspect_window(
     views: tuple[int, ...] | None = None,
     where: Filter | None = None,
     min_gap: int = 0,
-    forecast_k: int = MEMORY_K,
     usual: UsualDistances | None = None,
 ) -> Inspection:
     """The k neighbours per key space of the window of a series that ends at a time, asked under `causal`.
 
     at: datetime64[ns], UTC or naive as the table. The other series of the table are read for the joint scope, where
-    they have a whole context at that time. forecast_k: neighbours per key space that make the forecast; filters and
-    choices of key spaces hold for them too, min_gap does not. usual: of this memory, to say whether the window has a
+    they have a whole context at that time. Filters and choices of key spaces hold for the neighbours that make the
+    forecast too (`MEMORY_K` per key space), min_gap does not. usual: of this memory, to say whether the window has a
     close analogue; without it, or with a filter, nothing is said.
 
     Raises `NotFoundError` (series, time, or no neighbour at all) and what `Memory.search` raises.
@@ -116,7 +115,7 @@ def inspect_window(
     neighbours = memory.search(block.queries, k, scopes=scopes, views=views, where=where, min_gap=min_gap)
     filtered = where not in (None, Filter())
     require_neighbours(neighbours, place, filtered=filtered)
-    behind = of_series(memory.search(block.queries, forecast_k, scopes=scopes, views=views, where=where), place)
+    behind = of_series(memory.search(block.queries, MEMORY_K, scopes=scopes, views=views, where=where), place)
     actual = actual_after(table.series[number], row, spec.horizon)
     shares: dict[KeySpace, float | None] = {}
     no_close_analogue = False

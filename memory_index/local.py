@@ -48,6 +48,11 @@ class LocalMemory:
         self._key_spaces = KeySpaceSearch(windows, self.segments, widths, self.threads)
 
     @property
+    def causal_only(self) -> bool:
+        """See `Memory.causal_only`."""
+        return False
+
+    @property
     def answered_by(self) -> str:
         """See `Memory.answered_by`."""
         return ""
@@ -168,7 +173,7 @@ def spaces_asked(
         if name not in windows.series_number:
             known = ", ".join(windows.series_ids[:8])
             raise NotFoundError(f"the filter's series '{name}' is not in this memory", hint=f"it has {known}")
-    built = tuple(dict.fromkeys(record.space.scope for record in manifest.spaces))
+    built = manifest.scopes
     series = windows.numbers_of(queries.series_id)
     refused = {scope: _refusal(scope, manifest, windows, queries, series, where) for scope in SCOPES}
     if scopes is None:
@@ -188,9 +193,7 @@ def spaces_asked(
         if view not in windows.views:
             raise IncompatibleError(f"this memory has no view of {view} steps", hint=f"it has {list(windows.views)}")
     chosen = views or windows.views
-    return tuple(
-        record.space for record in manifest.spaces if record.space.scope in scopes and record.space.view in chosen
-    )
+    return tuple(space for space in manifest.key_spaces if space.scope in scopes and space.view in chosen)
 
 
 def _refusal(
@@ -199,7 +202,7 @@ def _refusal(
     """Why a scope cannot answer these queries; empty if it can."""
     known = windows.series_ids
     unseen = [str(queries.series_id[n]) for n in np.flatnonzero(series < 0)]
-    if scope not in {record.space.scope for record in manifest.spaces}:
+    if scope not in manifest.scopes:
         return (
             f"this memory was built without it ({manifest.joint})"
             if scope == "joint"

@@ -112,20 +112,16 @@ def _sample_rows(segment: Segment, scope: Scope) -> Iterator[tuple[np.ndarray, n
 def sample_searches(memory: LocalMemory, k: int, policy: Policy) -> Iterator[Neighbours]:
     """Sampled windows of the largest segment, asked at their own origin under a policy, one scope at a time."""
     segment = max(memory.segments, key=lambda segment: len(segment.windows))
-    for scope in _scopes(memory):
+    for scope in memory.manifest.scopes:
         for series, rows in _sample_rows(segment, scope):
             yield _asked_again(memory, series, segment.first_row + rows, k, policy, scope)
 
 
 def drawn_searches(memory: Memory, k: int, policy: Policy, num: int) -> Iterator[Neighbours]:
     """Windows drawn from the whole of any memory, `num` for each scope (`_drawn_rows`), asked at their own origin."""
-    for scope in _scopes(memory):
+    for scope in memory.manifest.scopes:
         for series, rows in _drawn_rows(memory.windows, scope, num):
             yield _asked_again(memory, series, rows, k, policy, scope)
-
-
-def _scopes(memory: Memory) -> tuple[Scope, ...]:
-    return tuple(dict.fromkeys(record.space.scope for record in memory.manifest.spaces))
 
 
 def _asked_again(

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from memory_index.baselines import last_value, season_length, seasonal_naive
+from memory_index.baselines import baseline_forecasts
 from memory_index.combine import OnEmpty, mean_over_spaces, require_neighbours, with_last_value
 from memory_index.errors import DataError, UsageError
 from memory_index.leakage import Policy
 from memory_index.metrics import Score, ScoreSum
-from memory_index.queries import BLOCK, QueryBlock, latest_origins, query_blocks
+from memory_index.queries import BLOCK, QueryBlock, futures_of, latest_origins, query_blocks
 from memory_index.scaling import fit_scale
-from memory_index.splits import part_origins
+from memory_index.splits import Split, num_moments, require_origins
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Memory, Scope
-from memory_index.windows import cut
 
+BASELINES = ("last_value", "seasonal_naive", "linear", "memory_only")  # what a forecast is scored beside
 MEMORY_K = 50  # neighbours per key space that make the memory's forecast (docs/experiments.md)
 
 Report = Callable[[float, float | None], None]
@@ -45,22 +45,13 @@ class MemoryOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Baselines:
-    """Scores beside the memory's own; None where a baseline cannot be made (no usual season in the lookback)."""
-
-    last_value: Score
-    seasonal_naive: Score | None
-    linear: Score | None
-    memory_only: Score
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """Scores of every window of one part of a split, in standardised units.
 
     num_windows: origins. num_scored: windows, that is origins times series. num_without_neighbours: those of them that
-    got the last value because no neighbour was admissible. by_space: each key space by itself. in_sample: whether a
-    fitted part has seen steps later than some origin.
+    got the last value because no neighbour was admissible. baselines: `last_value`, `seasonal_naive`, `linear` and
+    `memory_only`; None where one cannot be made (no usual season in the lookback). by_space: each key space by itself.
+    in_sample: whether a fitted part has seen steps later than some origin.
     """
 
     part: str
@@ -70,7 +61,7 @@ class Evaluation:
     num_without_neighbours: int
     mse: float
     mae: float
-    baselines: Baselines
+    baselines: dict[str, Score | None]
     by_space: dict[str, Score]
     in_sample: bool
     seconds: float
@@ -94,50 +85,32 @@ def evaluate(
     """
     started, options = time.perf_counter(), options or MemoryOptions()
     spec, manifest = memory.windows.spec, memory.manifest
-    origins = part_origins(table, spec, manifest.split, part)
+    origins = require_origins(table, spec, manifest.split, part)
     total = sum(len(rows) for rows in origins)
-    if total == 0:
-        raise DataError(
-            f"{table.source} has no whole window of {spec.lookback} + {spec.horizon} steps "
-            f"in the {part} part of the split",
-            hint="give the whole table, as it was when the version was built",
-        )
-    unit = standard_units(memory, table)
+    unit = standard_units(dict(zip(manifest.series_ids, memory.scale.std, strict=True)), table, manifest.split)
     sums: dict[str, ScoreSum] = {}
-    season = season_length(table.step)
     without, done, first_origin = 0, 0, np.datetime64("NaT", "ns")
     for asked in query_blocks(table, origins, spec, Policy.CAUSAL, known=manifest.series_ids, block=block):
-        future = np.stack(
-            [cut(table.series[s].values, asked.row[:, n] + 1, spec.horizon) for n, s in enumerate(asked.series)], axis=1
-        )
+        future = futures_of(table, asked, spec.horizon)
         forecasts, empty = block_forecasts(memory, asked, options)
-        context = asked.queries.context
-        forecasts["last_value"] = last_value(context, spec.horizon)
+        forecasts |= baseline_forecasts(asked.queries.context, spec.horizon, table.step)
         forecasts["linear"] = memory.linear_forecast(asked.queries)
-        if season is not None and season <= spec.lookback:
-            forecasts["seasonal_naive"] = seasonal_naive(context, spec.horizon, season)
         for name, values in forecasts.items():
             sums.setdefault(name, ScoreSum()).add(values, future, unit[asked.series], asked.wanted)
         without, done = without + empty, done + int(asked.wanted.sum())
         first_origin = np.fmin(first_origin, asked.queries.origin.min())
         report(done, total)
     scores = {name: part_sum.score() for name, part_sum in sums.items()}
-    baselines = Baselines(
-        last_value=scores.pop("last_value"),
-        seasonal_naive=scores.pop("seasonal_naive", None),
-        linear=scores.pop("linear", None),
-        memory_only=scores.pop("memory_only"),
-    )
-    origin_times = [series.times[rows] for series, rows in zip(table.series, origins, strict=True)]
+    own = scores["memory_only"]
     return Evaluation(
         part=part,
-        num_windows=len(np.unique(np.concatenate(origin_times))),
+        num_windows=num_moments(table, origins),
         num_series=sum(len(rows) > 0 for rows in origins),
         num_scored=total,
         num_without_neighbours=without,
-        mse=baselines.memory_only.mse,
-        mae=baselines.memory_only.mae,
-        baselines=baselines,
+        mse=own.mse,
+        mae=own.mae,
+        baselines={name: scores.pop(name, None) for name in BASELINES},
         by_space=scores,
         in_sample=bool(first_origin < manifest.fitted_known_at),
         seconds=time.perf_counter() - started,
@@ -161,24 +134,24 @@ def block_forecasts(memory: Memory, block: QueryBlock, options: MemoryOptions) -
     return forecasts, int((~found).sum())
 
 
-def standard_units(memory: Memory, table: SeriesTable) -> np.ndarray:
-    """Training standard deviation of each series of a table, float64 [N].
+def standard_units(units: Mapping[str, float], table: SeriesTable, split: Split) -> np.ndarray:
+    """In what the errors of each series of a table are counted, float64 [N]: its training standard deviation.
 
-    The version's, or for a series that it has never seen the series' own over the same stretch of time.
+    units: by series. One that they do not have is counted in that of its own values over the same stretch of time.
+    Raises `DataError` if it has none there.
     """
-    until = np.datetime64(memory.manifest.split.train_until, "ns")
-    units = []
+    until, found = np.datetime64(split.train_until, "ns"), []
     for series in table.series:
-        number = memory.windows.series_number.get(series.series_id, -1)
+        unit = units.get(series.series_id)
         training = series.values[series.times <= until]
-        if number < 0 and not np.isfinite(training).any():
+        if unit is None and not np.isfinite(training).any():
             raise DataError(
-                f"{table.source}: series '{series.series_id}' is not in the version and has no value up to "
+                f"{table.source}: series '{series.series_id}' is new and has no value up to "
                 f"{table.step.isoformat(until)}, the end of the training part, to standardise its errors by",
-                hint="leave the series out (--ignore), or build a version that has it",
+                hint="leave the series out (--ignore), or build on a table that has it",
             )
-        units.append(memory.scale.std[number] if number >= 0 else fit_scale([training]).std[0])
-    return np.array(units)
+        found.append(fit_scale([training]).std[0] if unit is None else unit)
+    return np.array(found)
 
 
 def forecast(

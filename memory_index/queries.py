@@ -69,6 +69,12 @@ def query_blocks(
             yield QueryBlock(queries, series, np.repeat(part[:, None], len(series), axis=1), wanted)
 
 
+def futures_of(table: SeriesTable, block: QueryBlock, horizon: int) -> np.ndarray:
+    """What followed the queries of a block, [B, N, H]: only for those who score what was forecast."""
+    rows = block.row + 1
+    return np.stack([cut(table.series[s].values, rows[:, n], horizon) for n, s in enumerate(block.series)], axis=1)
+
+
 def latest_origins(table: SeriesTable, spec: WindowSpec) -> list[np.ndarray]:
     """The last row of each series that holds a value: the origin of a forecast of what comes next.
 

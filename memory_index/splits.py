@@ -131,3 +131,20 @@ def part_origins(table: SeriesTable, spec: WindowSpec, split: Split, part: str) 
             keep &= future_start > before
         chosen.append(rows[keep])
     return chosen
+
+
+def require_origins(table: SeriesTable, spec: WindowSpec, split: Split, part: str) -> list[np.ndarray]:
+    """What `part_origins` gives. Raises `DataError` if that is no window at all."""
+    origins = part_origins(table, spec, split, part)
+    if not any(len(rows) for rows in origins):
+        raise DataError(
+            f"{table.source} has no whole window of {spec.lookback} + {spec.horizon} steps in the {part} part "
+            "of the split",
+            hint="give the whole table, as it was when the version was built",
+        )
+    return origins
+
+
+def num_moments(table: SeriesTable, origins: list[np.ndarray]) -> int:
+    """How many different times there are among the origins of all series."""
+    return len(np.unique(np.concatenate([s.times[rows] for s, rows in zip(table.series, origins, strict=True)])))

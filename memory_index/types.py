@@ -224,6 +224,11 @@ class Memory(Protocol):
         ...
 
     @property
+    def causal_only(self) -> bool:
+        """Whether it answers under no other policy than `causal`."""
+        ...
+
+    @property
     def answered_by(self) -> str:
         """What decides its answers beside the version, such as an approximate index; empty for the version's own files.
 

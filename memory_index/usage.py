@@ -118,7 +118,7 @@ class Usage:
 
 def usage(memory: LocalMemory) -> Usage:
     """Ask up to `ASKED` windows in each key space. It takes seconds, so keep the answer."""
-    windows, spaces = memory.windows, tuple(record.space for record in memory.manifest.spaces)
+    windows, spaces = memory.windows, memory.manifest.key_spaces
     stretches, chances = stretches_of(windows), _Chances(memory)
     retrieved = {space: np.zeros(len(windows), dtype=np.int64) for space in spaces}
     pairs = []

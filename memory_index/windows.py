@@ -2,7 +2,7 @@
 
 A window is `lookback + horizon` consecutive steps of one series. Its *origin* is the time of the last
 context step, its *known_at* the time of its last future step plus the publication delay. Rows of a
-version are ordered by (known_at, series), so a row id never changes when later windows are appended.
+segment are ordered by (known_at, series), and a later segment's rows follow: a row id never changes.
 """
 
 from __future__ import annotations

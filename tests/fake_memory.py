@@ -52,6 +52,11 @@ class FakeMemory:
         return self.encoder.scale
 
     @property
+    def causal_only(self) -> bool:
+        """See `Memory.causal_only`."""
+        return False
+
+    @property
     def answered_by(self) -> str:
         """See `Memory.answered_by`."""
         return ""

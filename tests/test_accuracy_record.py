@@ -16,7 +16,7 @@ from memory_index import evaluate
 
 def test_a_peer_is_scored_as_our_own_forecasts_are(tmp_path, monkeypatch):
     memory = open_version(build(TABLE, Store(tmp_path), "m", window=WINDOW, split=SPLIT))
-    expected = evaluate(memory, TABLE, "test").baselines.last_value
+    expected = evaluate(memory, TABLE, "test").baselines["last_value"]
     monkeypatch.setattr(peers, "read_table", lambda path: TABLE)
     setting = Setting(DataSet("Toy", tmp_path, "60/20/20"), WINDOW.horizon, "NLinear", 0)
     values, ends = peers.standardised(setting)

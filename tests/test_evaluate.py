@@ -25,13 +25,13 @@ from hypothesis import strategies as st
 from memory_fixtures import WINDOW, poisoned, ragged_table, with_missing
 
 from forecaster import batches
-from forecaster.evaluate import GATE_BINS, Histogram, RunEvaluation, evaluate, standard_units
+from forecaster.evaluate import GATE_BINS, Histogram, RunEvaluation, evaluate
 from forecaster.intervals import LEVELS, Intervals, expected_width
 from forecaster.predictor import Predictor, load_predictor
 from forecaster.tapr import labels, trend_change
 from memory_index import memory_only, queries
 from memory_index.errors import DataError, UsageError
-from memory_index.memory_only import MemoryOptions
+from memory_index.memory_only import MemoryOptions, standard_units
 from memory_index.metrics import Score
 from memory_index.splits import part_origins
 from memory_index.tables.series import Series, SeriesTable
@@ -86,7 +86,7 @@ def test_scores_are_plain_means_over_windows_steps_and_series(small):
     """Asked one window at a time, and added up in a loop."""
     model, memory = small.predictor.model, small.memory
     squared, absolute, right, gates, feature_gates = [], [], [], [], []
-    below, spaces = np.zeros(3), tuple(record.space for record in memory.manifest.spaces)
+    below, spaces = np.zeros(3), memory.manifest.key_spaces
     for n, series in enumerate(TABLE.series):
         unit = series.values[:UNTIL_TRAIN].std()
         for row in range(FIRST_TEST - 1, NUM_STEPS - HORIZON):
@@ -161,7 +161,7 @@ def test_baselines_are_those_of_the_memory_by_itself(small, tmp_path, kind, part
     found = evaluate(predictor, memory, table, part)
     expected = memory_only.evaluate(memory, table, part, options=MemoryOptions(k=K, on_empty="last-value"))
     for name in ("last_value", "seasonal_naive", "memory_only"):
-        _assert_close(found.baselines[name], getattr(expected.baselines, name))
+        _assert_close(found.baselines[name], expected.baselines[name])
     assert list(found.by_space) == list(expected.by_space)
     for name, score in expected.by_space.items():
         _assert_close(found.by_space[name], score)
@@ -288,7 +288,7 @@ def test_errors_of_an_unseen_series_are_counted_in_its_own_training_deviation(sm
     expected = [series.values[:UNTIL_TRAIN].std() for series in table.series]
     np.testing.assert_allclose(units, expected, rtol=1e-9)
     late = replace(stranger, values=np.where(np.arange(NUM_STEPS) < 300, np.nan, stranger.values))
-    with pytest.raises(DataError, match="'stranger' is new to the model and has no value"):
+    with pytest.raises(DataError, match="'stranger' is new and has no value"):
         evaluate(small.predictor, small.memory, replace(TABLE, series=(*TABLE.series, late)))
 
 

@@ -68,7 +68,7 @@ def forecasts_of(folder: Path, memory, table=TABLE) -> pd.DataFrame:
 def test_each_series_has_the_factor_of_its_own_errors(small):
     """The validation windows of each series are asked live, and their errors measured in expected widths."""
     predictor, memory, sizes = small.predictor, small.memory, []
-    config, spaces = predictor.config, tuple(record.space for record in memory.manifest.spaces)
+    config, spaces = predictor.config, memory.manifest.key_spaces
     rows = np.arange(251, 336 - WINDOW.horizon)
     for number, series in enumerate(TABLE.series):
         origins = [rows if n == number else rows[:0] for n in range(3)]

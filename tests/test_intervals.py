@@ -135,7 +135,7 @@ def test_one_broken_series_does_not_change_the_others():
 
 def test_the_scale_is_the_weighted_deviation_of_what_followed(tmp_path):
     memory = memory_of(tmp_path)
-    spaces = tuple(record.space for record in memory.manifest.spaces)
+    spaces = memory.manifest.key_spaces
     condensed = condense(memory.search(queries_at(TABLE, [40, 44, 47, 300, 330, 410], Policy.CAUSAL), K), spaces)
     windows, horizon = memory.windows, 6
     found = neighbour_scale(condensed, windows, spaces, num=18, horizon=horizon)

@@ -55,7 +55,7 @@ def test_scores_are_plain_means_over_windows_steps_and_series(memory, table):
             error = (series.values[row] - series.values[row + 1 : row + 1 + WINDOW.horizon]) / unit
             squared.append(np.mean(error**2))
             absolute.append(np.mean(np.abs(error)))
-    score = evaluate(memory, table).baselines.last_value
+    score = evaluate(memory, table).baselines["last_value"]
     assert score.mse == pytest.approx(np.mean(squared), rel=1e-6)
     assert score.mae == pytest.approx(np.mean(absolute), rel=1e-6)
 
@@ -67,7 +67,7 @@ def test_scores_do_not_depend_on_the_block_size(memory, table):
 
 def test_the_memory_beats_the_last_value_where_the_past_repeats(memory, table):
     result = evaluate(memory, table)
-    assert result.mse < 0.5 * result.baselines.last_value.mse
+    assert result.mse < 0.5 * result.baselines["last_value"].mse
 
 
 def test_scores_of_validation_do_not_see_the_test_part(memory, table):
@@ -126,7 +126,7 @@ def test_a_series_without_training_values_cannot_be_standardised(memory, table):
     late = table.series[0].values.copy()
     late[: int(0.7 * len(late))] = np.nan
     stranger = Series(series_id="stranger", times=table.series[0].times, values=late)
-    with pytest.raises(DataError, match="'stranger' is not in the version and has no value"):
+    with pytest.raises(DataError, match="'stranger' is new and has no value"):
         evaluate(memory, replace(table, series=(*table.series, stranger)))
 
 

@@ -74,7 +74,7 @@ def validation(memory, folder, table: SeriesTable = TABLE, **changes) -> Neighbo
 
 
 def spaces_of(memory):
-    return tuple(record.space for record in memory.manifest.spaces)
+    return memory.manifest.key_spaces
 
 
 def assert_equal(found: Condensed, expected: Condensed) -> None:

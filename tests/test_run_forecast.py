@@ -76,7 +76,7 @@ def test_quantiles_are_the_intervals_of_the_last_window(small):
         small.memory, TABLE, [np.array([419])] * 3, small.predictor.config.model, 5, small.predictor.units
     )
     predicted = small.predictor.predict(block.batch)
-    spaces = tuple(record.space for record in small.memory.manifest.spaces)
+    spaces = small.memory.manifest.key_spaces
     width = expected_width(
         block.condensed,
         small.memory.windows,

@@ -123,7 +123,7 @@ def test_counts_agree_with_asking_every_window_by_itself(tmp_path, table):
     memory = open_version(build_until(Store(tmp_path), table, last, window=SHORT, encoder=EncoderConfig(views=(4, 12))))
     found = usage.usage(memory)
     asked_by = [set() for _ in range(len(found.stretches))]
-    assert found.spaces == tuple(record.space for record in memory.manifest.spaces)
+    assert found.spaces == memory.manifest.key_spaces
     for space in found.spaces:
         answers = every_answer(memory, space)
         retrieved, expected = np.zeros(len(memory.windows), dtype=int), np.zeros(len(memory.windows))

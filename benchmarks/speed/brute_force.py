@@ -1,6 +1,6 @@
 """The straightforward search: raw windows, normalised, one matrix product, a mask for the time guard, `topk`.
 
-What `memory.py` and `growth.py` compare the memory with. Nothing in the product uses this file.
+What `search.py`, `memory.py` and `growth.py` compare the memory with. Nothing in the product uses this file.
 """
 
 from __future__ import annotations

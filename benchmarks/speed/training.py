@@ -165,7 +165,7 @@ def step_figures(stage: Stage, model: Trainee, fastest: float) -> list[Figure]:
 def live(stage: Stage, model: Trainee, without: CachedWindows, indices: np.ndarray) -> Batch:
     """The same batch, its neighbours asked of the memory under the policy of training."""
     memory, table, settings = stage.memory, stage.table, model.config
-    spaces = tuple(record.space for record in memory.manifest.spaces)
+    spaces = memory.manifest.key_spaces
     rows = np.unique(model.windows.position[indices] % len(table.series[0]))  # all series have as many steps
     origins = [rows] * len(table.series)
     [asked] = query_blocks(table, origins, WINDOW, Policy.DISJOINT, known=table.series_ids, block=MOMENTS)

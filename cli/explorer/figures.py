@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cli.explorer.state import SCOPES, State
+from cli.explorer.state import State
 from cli.explorer.subject import Answer
 from cli.pictures.look import PALETTE, limits, num_shown
 from cli.pictures.neighbours import episodes
 from cli.wording import BASE_NAMES
 from memory_index.inspection import Inspection, NeighbourRecord
 from memory_index.tables.series import SeriesTable
+from memory_index.types import SCOPES
 from memory_index.windows import Step
 
 if TYPE_CHECKING:

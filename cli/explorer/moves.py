@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from cli.explorer.state import MAX_GAP, MAX_K, SCOPES, Side, State, require_between
+from cli.explorer.state import MAX_GAP, MAX_K, Side, State, require_between
 from cli.explorer.subject import Subject
 from memory_index.errors import UsageError
+from memory_index.types import SCOPES
 
 
 def moved(subject: Subject, state: State, control: str, values: Mapping[str, Any]) -> State:

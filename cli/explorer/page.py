@@ -11,9 +11,10 @@ from typing import Any
 from dash import dcc, html
 
 from cli.explorer.figures import SIDE_NAMES, VIEW_PATTERNS, empty_figure, part_label, part_look
-from cli.explorer.state import SCOPES, State
+from cli.explorer.state import State
 from cli.explorer.subject import Answer, Subject
 from cli.pictures.look import PALETTE
+from memory_index.types import SCOPES
 
 SIDES = (1, 2)
 BUTTONS = ("back_far", "back", "on", "on_far")

@@ -7,16 +7,14 @@ series, time and version is asked in `subject.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
 from urllib.parse import parse_qsl, urlencode
 
 from memory_index.errors import UsageError
-from memory_index.types import Scope
+from memory_index.types import SCOPES, Scope
 
 MAX_K = 50  # neighbours per key space; a picture of more tells nobody anything
 MAX_GAP = 1_000_000  # steps between neighbours; of minutes almost two years
 SECOND = "2"  # ends the names of what belongs to the second side
-SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

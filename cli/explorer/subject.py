@@ -53,7 +53,7 @@ class Version:
     @property
     def scopes(self) -> tuple[Scope, ...]:
         """The scopes that it has keys for."""
-        return tuple(dict.fromkeys(record.space.scope for record in self.memory.manifest.spaces))
+        return self.memory.manifest.scopes
 
     @property
     def views(self) -> tuple[int, ...]:

@@ -47,6 +47,7 @@ TELL_S = 2.0  # of asking in vain, before it is said that it goes on
 MOST_STREAMS = 8  # of one memory at once, however many threads ask: a service searches for one at a time anyway
 FORGET_S = 300.0  # a stream that nobody has used for so long is not used again
 END_S = 1.0  # for a service to end a stream of which nothing more is wanted
+WHEN_FULL = "free some disk space where temporary files are kept, or set TMPDIR to another place"
 SCHEMES = {"grpc://": "grpc+tcp://", "grpc+tls://": "grpc+tls://"}
 
 T = TypeVar("T")
@@ -223,7 +224,7 @@ class RemoteMemory:
                 if path.rpartition("/")[2] in names:
                     target = folder / path
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    with disk.refusals_named(target):
+                    with disk.refusals_named(target, option="", when_full=WHEN_FULL):
                         self._connection.attempt(
                             partial(self._fetch, path, target, record.bytes),
                             self.access.deadline_s,

@@ -48,7 +48,7 @@ class AccessLog:
             raise NotFoundError(f"there is no folder {path.parent} for the access log", hint="make it first")
         if path.is_dir():
             raise UsageError(f"{path} is a folder", hint="--access-log FILE")
-        with refusals_named(path):
+        with refusals_named(path, option="--access-log"):
             self._handler = _Appending(path, note)
         self._handler.setFormatter(logging.Formatter("%(message)s"))
         self._lock = threading.Lock()

@@ -42,7 +42,6 @@ ANSWER = pa.schema(
     ]
 )
 SLOT_COLUMNS = ("row", "distance", "shape_distance", "value_distance")
-SLOT_BYTES = 20  # of one neighbour in an answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

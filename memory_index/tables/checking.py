@@ -78,12 +78,11 @@ def check_table(
     *,
     lookback: int | None = None,
     horizon: int | None = None,
-    flat_steps: int = FLAT_STEPS,
 ) -> TableReport:
     """Read a file and report every fault and note, at most `problems.MAX_LISTED` of a kind.
 
     lookback, horizon: steps of the windows that the table is meant for; a series with fewer steps is a
-    note, and a fault if no series is long enough. flat_steps: see `FLAT_STEPS`.
+    note, and a fault if no series is long enough.
 
     Raises `NotFoundError`, `UsageError` and `ResourceError` as `read_table` does, but not `DataError`.
     """
@@ -94,7 +93,7 @@ def check_table(
         return _report(str(path), None, None, log)
     _note_short(table, (lookback or 0) + (horizon or 0), log)
     for series in table.series:
-        _note_flat(series, table, flat_steps, log)
+        _note_flat(series, table, log)
     return _report(str(path), table, num_rows, log)
 
 
@@ -143,14 +142,14 @@ def _note_short(table: SeriesTable, length: int, log: ProblemLog) -> None:
     log.add_at(range(len(short)), len(short), problem_at, kind="short")
 
 
-def _note_flat(series: Series, table: SeriesTable, flat_steps: int, log: ProblemLog) -> None:
+def _note_flat(series: Series, table: SeriesTable, log: ProblemLog) -> None:
     known = series.values[~np.isnan(series.values)]
     if len(known) > 1 and (known == known[0]).all():
         fix = "nothing to do; its windows match flat windows only"
         message = f"the series is constant: {known[0]:g}"
         log.add(Problem(kind="constant", series_id=series.series_id, message=message, fix=fix, severity="note"))
         return
-    runs = list(_flat_runs(series.values, flat_steps))
+    runs = list(_flat_runs(series.values))
 
     def problem_at(place: int) -> Problem:
         first, length = runs[place]
@@ -166,10 +165,10 @@ def _note_flat(series: Series, table: SeriesTable, flat_steps: int, log: Problem
     log.add_at(range(len(runs)), len(runs), problem_at, kind="flat")
 
 
-def _flat_runs(values: np.ndarray, flat_steps: int) -> Iterator[tuple[int, int]]:
-    """(first row, length) of every stretch of at least `flat_steps` equal values."""
+def _flat_runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(first row, length) of every stretch of at least `FLAT_STEPS` equal values."""
     change = np.flatnonzero(values[1:] != values[:-1]) + 1  # NaN differs from everything
     edges = np.concatenate([[0], change, [len(values)]])
     lengths = np.diff(edges)
-    for place in np.flatnonzero(lengths >= flat_steps):
+    for place in np.flatnonzero(lengths >= FLAT_STEPS):
         yield int(edges[place]), int(lengths[place])

@@ -44,12 +44,12 @@ def read_table(path: str | Path, options: ReadOptions | None = None) -> SeriesTa
     return table
 
 
-def read_frame(frame: pd.DataFrame, options: ReadOptions | None = None, *, name: str = "the table") -> SeriesTable:
+def read_frame(frame: pd.DataFrame, options: ReadOptions | None = None) -> SeriesTable:
     """A DataFrame, wide or long, read just as `read_table` reads a file; its index is not read.
 
-    name: in messages. Raises what `read_table` raises.
+    Raises what `read_table` raises.
     """
-    log = ProblemLog(source=name)
+    log = ProblemLog(source="the table")
     table, _ = assemble(frame, options or ReadOptions(), log)
     log.raise_faults()
     return table

@@ -63,7 +63,7 @@ def append(
             first_known_at=str(known_at.min()),
             last_known_at=str(known_at.max()),
             data_sha256=joined.content_hash,
-            segments=(*manifest.segments, segment_record(folder, windows, num_new)),
+            segments=(*manifest.segments, segment_record(folder, windows, sum(num_new))),
             parent=manifest.fingerprint,
         )
         if set(factories.values()) != {"Flat"}:  # an exact scan has nothing to measure

@@ -67,7 +67,7 @@ def export(version: Version, path: Path) -> Path:
         raise UsageError(f"{path} exists already", hint="choose another name, or remove it")
     check_files(version)
     partial = path.with_name(f".{path.name}-{secrets.token_hex(4)}.partial")
-    with disk.refusals_named(path):
+    with disk.refusals_named(path, option=""):
         try:
             with zipfile.ZipFile(partial, "x", compression=zipfile.ZIP_STORED) as archive:
                 for file in [MANIFEST, MANIFEST_HASH, *sorted(version.manifest.files)]:
@@ -91,7 +91,7 @@ def import_version(store: Store, path: Path, name: str | None = None) -> Importe
     Raises `NotFoundError` if there is no archive, `VerificationError` if any byte of it is not what was exported,
     `IncompatibleError` for a newer format, `ResourceError` as `Store.staging` does.
     """
-    with disk.refusals_named(path), open_file(path) as file:
+    with disk.refusals_named(path, option=""), open_file(path) as file:
         with damage_named(path):
             archive = zipfile.ZipFile(file)
             folder, members = contents(archive, path)

@@ -110,7 +110,7 @@ def build(
             first_known_at=str(windows.known_at[0]),
             last_known_at=str(windows.known_at[-1]),
             data_sha256=training.content_hash,
-            segments=(segment_record(FIRST_SEGMENT, windows, [len(series) for series in training.series]),),
+            segments=(segment_record(FIRST_SEGMENT, windows, sum(len(series) for series in training.series)),),
             files={},
             parent=None,
             libraries={library: library_version(library) for library in RECORDED_LIBRARIES},
@@ -221,9 +221,9 @@ def with_recall(folder: Path, manifest: Manifest, encoder: KeyEncoder) -> Manife
     return dataclasses.replace(manifest, spaces=spaces)
 
 
-def segment_record(folder: str, windows: SegmentWindows, num_steps: list[int]) -> SegmentRecord:
-    """What the manifest says of a segment. num_steps: per series."""
-    return SegmentRecord(folder=folder, num_rows=len(windows), num_steps=sum(num_steps))
+def segment_record(folder: str, windows: SegmentWindows, num_steps: int) -> SegmentRecord:
+    """What the manifest says of a segment. num_steps: of all series."""
+    return SegmentRecord(folder=folder, num_rows=len(windows), num_steps=num_steps)
 
 
 def built_since(started: float, source: str) -> BuildRecord:

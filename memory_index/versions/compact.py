@@ -39,7 +39,7 @@ def compact(store: Store, ref: str, *, load_encoder: LoadEncoder | None = None) 
         write_indexes(folder, windows, plan, {record.space: record.factory for record in manifest.spaces})
         merged = dataclasses.replace(
             manifest,
-            segments=(segment_record(FIRST_SEGMENT, windows, [len(memory.windows.values)]),),
+            segments=(segment_record(FIRST_SEGMENT, windows, len(memory.windows.values)),),
             parent=manifest.fingerprint,
         )
         merged = with_recall(staging.path, merged, memory.encoder)
@@ -55,7 +55,7 @@ def merge_segments(folder: Path, memory: LocalMemory, table: SeriesTable) -> Seg
     windows = SegmentWindows(**{name: getattr(stored, name)[order] for name in names})
     write_windows(folder, windows, stored.views)
     write_series(folder, [(series.times, series.values) for series in table.series])
-    for space in (record.space for record in memory.manifest.spaces):
+    for space in memory.manifest.key_spaces:
         if space.scope == "own":  # grouped by series, and within one the segments follow each other in time
             groups = range(len(stored.series_ids))
             keys = np.concatenate([segment.groups[space][g].keys for g in groups for segment in memory.segments])

@@ -27,17 +27,18 @@ TEMPORARY = ".new-"  # beginning of the name of a file that is about to replace 
 READ_BYTES = 1 << 20  # per read: large enough for full speed, small enough for the cache of a core
 
 FULL = "free some disk space ('cli index gc' removes what killed builds have left), then run it again"
-DENIED = "check who owns it and its permissions, or choose another folder (--indexes-dir)"
+DENIED = "check who owns it and its permissions"
+ELSEWHERE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR}  # another folder would do
 REFUSALS = {
-    errno.ENOSPC: FULL,
-    errno.EDQUOT: "the quota of this user is used up: " + FULL,
+    errno.ENOSPC: "",  # what to do depends on what was written
+    errno.EDQUOT: "the quota of this user is used up",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f), or use another file system",
     errno.EACCES: DENIED,
     errno.EPERM: DENIED,
     errno.EROFS: DENIED,
-    errno.EEXIST: "something else is there: move it away, or choose another folder (--indexes-dir)",
+    errno.EEXIST: "something else is there: move it away",
     errno.ENOTEMPTY: "something else is there: move it away, and run it again",
-    errno.ENOTDIR: "a file is where a folder should be: move it away, or choose another folder (--indexes-dir)",
+    errno.ENOTDIR: "a file is where a folder should be: move it away",
     errno.EIO: "the disk or its network connection has failed",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "too many files are open on this machine",
@@ -50,10 +51,11 @@ class LockHeldError(ResourceError):
 
 
 @contextmanager
-def refusals_named(path: Path) -> Iterator[None]:
+def refusals_named(path: Path, *, option: str = "--indexes-dir", when_full: str = FULL) -> Iterator[None]:
     """Raise what the operating system refuses inside the block as `ResourceError` with the path and a hint.
 
-    path: where the block works, for errors that do not name a file themselves.
+    path: where the block works, for errors that do not name a file themselves. option: of the command line, that would
+    name another place; empty if there is none. when_full: what to do about a disk that is full.
     """
     try:
         yield
@@ -64,7 +66,13 @@ def refusals_named(path: Path) -> Iterator[None]:
         if code == 0:
             raise
         where = getattr(error, "filename", None) or path
-        raise ResourceError(f"{where}: {os.strerror(code).lower()}", hint=REFUSALS[code]) from error
+        raise ResourceError(f"{where}: {os.strerror(code).lower()}", hint=_hint(code, option, when_full)) from error
+
+
+def _hint(code: int, option: str, when_full: str) -> str:
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return ": ".join(filter(None, [REFUSALS[code], when_full]))
+    return REFUSALS[code] + (f", or choose another place ({option})" if option and code in ELSEWHERE else "")
 
 
 def refusal(error: Exception) -> int:

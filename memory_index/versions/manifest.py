@@ -15,7 +15,7 @@ import numpy as np
 
 from memory_index.errors import IncompatibleError, VerificationError
 from memory_index.splits import Split
-from memory_index.types import KeySpace
+from memory_index.types import KeySpace, Scope
 from memory_index.windows import Step, WindowSpec
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/"  # how a file begins that Git LFS has not fetched
@@ -104,6 +104,16 @@ class Manifest:
         document = asdict(self)
         del document["built"]
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def key_spaces(self) -> tuple[KeySpace, ...]:
+        """Names of `spaces`, in their order."""
+        return tuple(record.space for record in self.spaces)
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """The scopes that there are keys for."""
+        return tuple(dict.fromkeys(space.scope for space in self.key_spaces))
 
     @property
     def fitted_known_at(self) -> np.datetime64:

@@ -98,7 +98,7 @@ def write_encoder(folder: Path, encoder: KeyEncoder) -> dict[str, object]:
 
 def plan_of(manifest: Manifest) -> SegmentPlan:
     """What all segments of a version have in common."""
-    spaces = tuple(record.space for record in manifest.spaces)
+    spaces = manifest.key_spaces
     return SegmentPlan(window=manifest.window, spaces=spaces, num_series=len(manifest.series_ids))
 
 

@@ -323,7 +323,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:
-        raise ResourceError(f"{folder}: the folder cannot be made", hint=disk.DENIED) from error
+        raise ResourceError(
+            f"{folder}: the folder cannot be made", hint=f"{disk.DENIED}, or choose another place (--indexes-dir)"
+        ) from error
 
 
 def version_entry(location: Location, aliases: dict[str, int]) -> VersionEntry:

@@ -1,7 +1,7 @@
 """One published version: read its manifest, check its bytes, read its tables.
 
 Nothing here changes a version; publishing, naming and removing are in `store.py`. Counts, widths and
-recall are checked by whoever opens the version (`local.py`); here it is bytes only.
+recall are checked by whoever opens the version (`opening.py`); here it is bytes only.
 """
 
 from __future__ import annotations
