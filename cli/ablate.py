@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.asking import names, open_with_table
-from cli.memory_options import REF, Indexes, asks_memory
+from cli.common_options import AsJson, Device, IndexedFile, NeighboursDir
+from cli.memory_options import Indexes, IndexRef, asks_memory
 from cli.output import jsonable, note, print_json, print_table, progress
 from cli.table_options import reads_table
 from cli.train import TrainingShown, settings
@@ -29,8 +30,8 @@ PARTS = ("val", "test")
 @reads_table
 @asks_memory
 def ablate(
-    file: Annotated[Path, typer.Argument(help="The table that the index was built on.", show_default=False)],
-    index: Annotated[str, typer.Option("--index", metavar="REF", help=f"{REF}.", show_default=False)],
+    file: IndexedFile,
+    index: IndexRef,
     out: Annotated[Path, typer.Option(help="Folder of the runs and of the table.", show_default=False)],
     groups: Annotated[
         str, typer.Option(help="Which arms to train: matrix, controls, sensitivity.")
@@ -42,11 +43,9 @@ def ablate(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the full model by name.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    neighbours_dir: Annotated[
-        Path | None, typer.Option(help="Where found neighbours are kept.", show_default=".neighbours beside --out")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+    device: Device = "auto",
+    neighbours_dir: NeighboursDir = None,
+    as_json: AsJson = False,
     *,
     indexes: Indexes,
     table_options: ReadOptions,

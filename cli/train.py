@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.asking import open_with_table
-from cli.index_build import reading_flags
-from cli.memory_options import REF, Indexes, asks_memory
+from cli.common_options import AsJson, Device, IndexedFile, NeighboursDir
+from cli.memory_options import Indexes, IndexRef, asks_memory
 from cli.output import duration, note, print_json, print_table, progress
-from cli.table_options import reads_table
+from cli.table_options import reading_flags, reads_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from memory_index.tables.columns import ReadOptions
     from memory_index.types import Memory
 
-File = Annotated[Path, typer.Argument(help="The table that the index was built on.", show_default=False)]
 SECONDS = 60  # between two lines about a training, where there is no bar
 # Settings that only a training by gradient steps has a use for.
 OF_STEPS = {"epochs", "max_steps", "batch_size", "accumulation", "patience", "seed", "weight_decay", "clip"}
@@ -35,14 +34,13 @@ ENDED_BY = {
     "max_steps": "the number of steps (max_steps)",
     "patience": "epochs without a better validation (patience)",
 }
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
 @reads_table
 @asks_memory
 def train(
-    file: File,
-    index: Annotated[str, typer.Option("--index", metavar="REF", help=f"{REF}.", show_default=False)],
+    file: IndexedFile,
+    index: IndexRef,
     out: Annotated[Path, typer.Option(help="Folder of the run, made if missing.", show_default=False)],
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options on the line win.")] = None,
     preset: Annotated[str | None, typer.Option(help="A network for a GPU: 6gb, 8gb, 12gb or 15gb.")] = None,
@@ -92,10 +90,8 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the run in --out stopped, with its settings.")
     ] = False,
-    neighbours_dir: Annotated[
-        Path | None, typer.Option(help="Where found neighbours are kept.", show_default=".neighbours beside the run")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+    neighbours_dir: NeighboursDir = None,
+    as_json: AsJson = False,
     *,
     indexes: Indexes,
     table_options: ReadOptions,
