@@ -14,7 +14,7 @@ from functools import wraps
 from typing import Any, get_type_hints
 
 # Types of records, which commands import for the type checker only. typer never sees them.
-RECORDS = {"ReadOptions": object}
+RECORDS = {"ReadOptions": object, "Settings": object}
 
 
 def with_record(
