@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,10 +86,10 @@ class StatedSettings:
     config: a file of them. preset: for a GPU. values: of options of their own, by name. texts: of `--set`.
     """
 
-    config: Path | None = None
-    preset: str | None = None
-    values: Mapping[str, Any] = field(default_factory=dict)
-    texts: Sequence[str] = ()
+    config: Path | None
+    preset: str | None
+    values: Mapping[str, Any]
+    texts: Sequence[str]
 
     @property
     def names(self) -> set[str]:
