@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.asking import names, open_with_table
-from cli.memory_options import REF, Indexes, asks_memory
+from cli.common_options import AsJson, Device, IndexedFile, NeighboursDir
+from cli.memory_options import Indexes, IndexRef, asks_memory
 from cli.output import jsonable, note, print_json, print_table, progress
+from cli.setting_options import StatedSettings, settings, states_full_model
 from cli.table_options import reads_table
-from cli.train import TrainingShown, settings
+from cli.training_shown import TrainingShown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,26 +31,21 @@ PARTS = ("val", "test")
 
 @reads_table
 @asks_memory
+@states_full_model
 def ablate(
-    file: Annotated[Path, typer.Argument(help="The table that the index was built on.", show_default=False)],
-    index: Annotated[str, typer.Option("--index", metavar="REF", help=f"{REF}.", show_default=False)],
+    file: IndexedFile,
+    index: IndexRef,
     out: Annotated[Path, typer.Option(help="Folder of the runs and of the table.", show_default=False)],
     groups: Annotated[
         str, typer.Option(help="Which arms to train: matrix, controls, sensitivity.")
     ] = "matrix,controls,sensitivity",
     seeds: Annotated[str, typer.Option(help="Every arm is trained with each of them.")] = "0,1,2",
     split: Annotated[str, typer.Option(help="Part to score: val or test.")] = "test",
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings of the full model.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings for a GPU: 6gb, 8gb, 12gb or 15gb.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the full model by name.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    neighbours_dir: Annotated[
-        Path | None, typer.Option(help="Where found neighbours are kept.", show_default=".neighbours beside --out")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
     *,
+    stated: StatedSettings,
+    device: Device = "auto",
+    neighbours_dir: NeighboursDir = None,
+    as_json: AsJson = False,
     indexes: Indexes,
     table_options: ReadOptions,
 ) -> None:
@@ -67,8 +65,8 @@ def ablate(
     if split not in PARTS:
         raise UsageError(f"--split {split}: there is no such part to score", hint=f"choose {' or '.join(PARTS)}")
     memory, table, ref = open_with_table(index, file, indexes, table_options)
-    stated = {"use_network": True}  # what it tells apart are parts of the network
-    base = settings(memory, None, config=config, preset=preset, stated=stated, texts=set_ or [])
+    # What it tells apart are parts of the network.
+    base = settings(memory, replace(stated, values={"use_network": True}))
     with progress("ablate") as report:
         try:
             rows = run_arms(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.common_options import AsJson, File
 from cli.output import note, print_json, print_table, progress
 from cli.table_options import reads_table
 
@@ -19,13 +20,12 @@ app = typer.Typer(
 )
 
 BAD_DATA = 3
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 @app.command(epilog="Example: cli data check load.csv --time-column date --ignore remark")
 @reads_table
 def check(
-    file: Annotated[Path, typer.Argument(help="CSV or Parquet, wide or long.", show_default=False)],
+    file: File,
     lookback: Annotated[int | None, typer.Option(help="Say which series are too short for it.")] = None,
     horizon: Annotated[int | None, typer.Option(help="Likewise.")] = None,
     as_json: AsJson = False,

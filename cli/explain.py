@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.asking import open_run_with_table, quantile_levels, require_targets
+from cli.common_options import AsJson, Device
 from cli.explanation_page import write_explanation_page
 from cli.explanation_report import (
     NETWORK_COLUMNS,
@@ -56,8 +57,8 @@ def explain(
             show_default="where it was",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
     *,
     indexes: Indexes,
     table_options: ReadOptions,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.forecast import Device, File, Llm, RunFolder
+from cli.common_options import File, RunDevice, RunFolder, RunLlm
 from cli.memory_options import REF, Indexes, asks_memory
 from cli.output import note
 from cli.table_options import reads_table
@@ -41,8 +41,8 @@ def explore(
     host: Annotated[str, typer.Option(help="Where to listen. Anything but this machine lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes any that is free.", min=0, max=65535)] = PORT,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the default browser.")] = False,
-    llm: Llm = None,
-    device: Device = "auto",
+    llm: RunLlm = None,
+    device: RunDevice = "auto",
     *,
     indexes: Indexes,
     table_options: ReadOptions,

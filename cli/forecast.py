@@ -16,6 +16,7 @@ from cli.asking import (
     require_targets,
     updated_ref,
 )
+from cli.common_options import AsJson, File, RunDevice, RunFolder, RunLlm
 from cli.memory_options import REF, Indexes, asks_memory
 from cli.output import note, print_json, print_table, progress
 from cli.table_options import reads_table
@@ -35,16 +36,6 @@ Index = Annotated[
         help=f"{REF}; with --run a newer version of the run's own, or where that lies now.",
     ),
 ]
-RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of a run that 'cli train' made.")]
-Llm = Annotated[
-    str | None,
-    typer.Option(
-        help="With --run: where its language model lies now, if it has moved: a folder or ID@REVISION.",
-        show_default="where it was",
-    ),
-]
-Device = Annotated[str, typer.Option(help="With --run: auto, cpu or cuda.")]
-File = Annotated[Path, typer.Argument(help="CSV or Parquet, wide or long.", show_default=False)]
 MemoryK = Annotated[
     int | None,
     typer.Option(help="Without --run: neighbours per key space that make the forecast.", min=1, show_default="50"),
@@ -57,7 +48,6 @@ OnEmpty = Annotated[
         help="Without --run: a window without neighbours is an error, or its last-value.", show_default="error"
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 @reads_table
@@ -80,8 +70,8 @@ def forecast(
     scopes: Scopes = None,
     views: Views = None,
     on_empty: OnEmpty = None,
-    llm: Llm = None,
-    device: Device = "auto",
+    llm: RunLlm = None,
+    device: RunDevice = "auto",
     as_json: AsJson = False,
     *,
     indexes: Indexes,
@@ -150,8 +140,8 @@ def evaluate(
     scopes: Scopes = None,
     views: Views = None,
     on_empty: OnEmpty = None,
-    llm: Llm = None,
-    device: Device = "auto",
+    llm: RunLlm = None,
+    device: RunDevice = "auto",
     as_json: AsJson = False,
     *,
     indexes: Indexes,

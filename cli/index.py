@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.asking import encoder_loader, require_targets
+from cli.common_options import AsJson
 from cli.index_build import append, build, compact
-from cli.index_options import DEFAULT_DIR, AsJson, IndexesDir, Ref
+from cli.index_options import DEFAULT_DIR, IndexesDir, Ref
 from cli.index_publish import publish
 from cli.index_serve import serve
 from cli.memory_options import REF, Indexes, asks_memory

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.asking import encoder_loader, names, numbers, options_like
-from cli.index_options import DEFAULT_DIR, AsJson, IndexesDir, Ref, choose_split
+from cli.common_options import AsJson, File
+from cli.index_options import DEFAULT_DIR, IndexesDir, Ref, choose_split
 from cli.output import note, print_json, progress
-from cli.table_options import reads_table
+from cli.table_options import reading_flags, reads_table
 from cli.version_report import describe_bytes, parent_ref, print_version, version_document
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ UNTIL = "ISO 8601; without a UTC offset it is in the table's own time zone"
 
 @reads_table
 def build(
-    file: Annotated[Path, typer.Argument(help="CSV or Parquet, wide or long.", show_default=False)],
+    file: File,
     name: Annotated[
         str, typer.Option(help="Name of the index; a name that exists gets a new version.", show_default=False)
     ],
@@ -235,16 +236,3 @@ def next_command(version: Version, table: SeriesTable, file: Path, indexes_dir: 
 def dir_flags(indexes_dir: Path) -> list[str]:
     """`--indexes-dir` where it is needed."""
     return [] if indexes_dir == DEFAULT_DIR else ["--indexes-dir", str(indexes_dir)]
-
-
-def reading_flags(options: ReadOptions) -> list[str]:
-    """The flags that make these reading options, without those that say the default."""
-    flags = []
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if value == field.default:
-            continue
-        values = value if isinstance(value, tuple) else (value,)
-        values = (",".join(values),) if field.name == "columns" else values
-        flags += [part for each in values for part in (f"--{field.name.replace('_', '-')}", str(each))]
-    return flags

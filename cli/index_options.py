@@ -15,7 +15,6 @@ DEFAULT_DIR = Path("indexes")
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="NAME, NAME@3 or NAME@alias.", show_default=False)]
 IndexesDir = Annotated[Path, typer.Option("--indexes-dir", help="Folder of the indexes.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 def choose_split(table: SeriesTable, *, split: str | None, until: str | None, val_until: str | None) -> Split:

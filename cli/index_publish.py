@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.asking import encoder_loader
-from cli.index_options import DEFAULT_DIR, AsJson, IndexesDir, Ref
+from cli.common_options import AsJson
+from cli.index_options import DEFAULT_DIR, IndexesDir, Ref
 from cli.output import duration, note, print_json, print_table, progress
 
 if TYPE_CHECKING:

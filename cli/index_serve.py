@@ -15,19 +15,15 @@ import typer
 from cli.asking import encoder_loader
 from cli.index_options import DEFAULT_DIR, IndexesDir
 from cli.output import note, print_json
+from cli.serve_options import serves
 
 if TYPE_CHECKING:
-    from memory_index.service.serving import Service
+    from memory_index.service.serving import Service, Settings
 
-PORT = 8815
 MESSAGES_HELD = 16  # on their way, and waiting for their turn
-REQUEST, PROTECTION, WATCHING = "What one question may ask", "Who may ask", "Watching it"
 
 
-def _count(text: str, panel: str = REQUEST) -> typer.models.OptionInfo:
-    return typer.Option(help=text, min=1, rich_help_panel=panel)
-
-
+@serves
 def serve(
     refs: Annotated[
         list[str],
@@ -35,50 +31,10 @@ def serve(
             metavar="REF...", help="NAME, NAME@3, NAME@alias, or one of these at a milvus: address.", show_default=False
         ),
     ],
-    host: Annotated[str, typer.Option(help="Where to listen; beyond this machine only with a token.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes any that is free.", min=0, max=65535)] = PORT,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Who may ask: a token on each line, if you like a name before it.", rich_help_panel=PROTECTION
-        ),
-    ] = None,
-    tls_cert: Annotated[
-        Path | None, typer.Option(help="Certificate (PEM): speak TLS.", rich_help_panel=PROTECTION)
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).", rich_help_panel=PROTECTION)] = None,
-    causal_only: Annotated[
-        bool,
-        typer.Option(
-            "--causal-only",
-            help="Refuse the policy disjoint, which sees past the origin.",
-            rich_help_panel=PROTECTION,
-        ),
-    ] = False,
-    max_windows: Annotated[int, _count("Windows: moments times series.")] = 8192,
-    max_k: Annotated[int, _count("Neighbours per key space.")] = 1024,
-    max_message_mb: Annotated[int, _count("Size of a message. Clients ask in parts.")] = 32,
-    max_seconds: Annotated[
-        float, typer.Option(help="To wait for a turn, and again to search.", min=0.1, rich_help_panel=REQUEST)
-    ] = 60.0,
-    max_connections: Annotated[int, _count("Connections at once.", PROTECTION)] = 64,
-    max_waiting: Annotated[int, _count("Questions that may wait for their turn.", PROTECTION)] = 64,
-    max_memory_mb: Annotated[int, _count("Memory for all questions, beyond the versions.", PROTECTION)] = 4096,
-    status_port: Annotated[
-        int | None,
-        typer.Option(help="Also answer /healthz and /readyz over HTTP.", min=0, max=65535, rich_help_panel=WATCHING),
-    ] = None,
-    status_host: Annotated[str, typer.Option(help="Where; no token is asked.", rich_help_panel=WATCHING)] = "127.0.0.1",
-    metrics: Annotated[
-        bool, typer.Option("--metrics", help="And /metrics, for Prometheus.", rich_help_panel=WATCHING)
-    ] = False,
-    access_log: Annotated[
-        Path | None,
-        typer.Option(help="Append a JSON line for every call; no value of the data.", rich_help_panel=WATCHING),
-    ] = None,
-    milvus_token_file: Annotated[
-        Path | None, typer.Option(help="Token for a milvus: address.", rich_help_panel=PROTECTION)
-    ] = None,
+    *,
+    settings: Settings,
+    max_memory_mb: Annotated[int, typer.Option(help="Memory for all questions, beyond the versions.", min=1)] = 4096,
+    milvus_token_file: Annotated[Path | None, typer.Option(help="Token for a milvus: address.")] = None,
     indexes_dir: IndexesDir = DEFAULT_DIR,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document on stdout when it is ready.")] = False,
 ) -> None:
@@ -91,30 +47,15 @@ def serve(
     from memory_index.access import read_access
     from memory_index.errors import UsageError
     from memory_index.service.process_memory import limit_memory, share_arenas
-    from memory_index.service.serving import Service, Settings
+    from memory_index.service.serving import Service
     from memory_index.service.status import MOST_REQUESTS
-    from memory_index.service.wire import Limits
 
+    max_message_mb = settings.limits.max_message >> 20
     if max_memory_mb < MESSAGES_HELD * max_message_mb:
         raise UsageError(
             f"--max-memory-mb {max_memory_mb} is too little for messages of {max_message_mb} MB",
             hint=f"{MESSAGES_HELD} of them must find room: lower --max-message-mb, or give it more",
         )
-    settings = Settings(
-        host=host,
-        port=port,
-        token_file=token_file,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        causal_only=causal_only,
-        limits=Limits(max_message=max_message_mb << 20, max_windows=max_windows, max_k=max_k, max_seconds=max_seconds),
-        max_connections=max_connections,
-        max_waiting=max_waiting,
-        status_host=status_host,
-        status_port=status_port,
-        metrics=metrics,
-        access_log=access_log,
-    )
     access = None if milvus_token_file is None else read_access(milvus_token_file, None)
     share_arenas()
     service = Service(indexes_dir, refs, settings, access=access, loader_for=encoder_loader, note=note)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from memory_index.references import Found
 
 REF = "NAME, NAME@3, NAME@alias or an address"
+IndexRef = Annotated[str, typer.Option("--index", metavar="REF", help=f"{REF}.", show_default=False)]
 TOKEN_FILE = typer.Option("--token-file", help="For an address: file with the token to show.")
 TLS_CA = typer.Option("--tls-ca", help="For an address: PEM file of the authority to believe.")
 

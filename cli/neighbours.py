@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.asking import names, numbers, open_with_table, require_targets
+from cli.common_options import AsJson
 from cli.memory_options import REF, Indexes, asks_memory
 from cli.output import note, print_json, print_table
 from cli.table_options import reads_table
@@ -44,7 +45,7 @@ def neighbours(
     min_gap: Annotated[int, typer.Option(help="Steps between neighbours, so that 5 are 5 episodes.", min=0)] = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw them into a PNG, SVG or PDF file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write picture and table as one self-contained page.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+    as_json: AsJson = False,
     *,
     indexes: Indexes,
     table_options: ReadOptions,

@@ -14,7 +14,7 @@ from functools import wraps
 from typing import Any, get_type_hints
 
 # Types of records, which commands import for the type checker only. typer never sees them.
-RECORDS = {"ReadOptions": object, "Indexes": object}
+RECORDS = {"ReadOptions": object, "Settings": object}
 
 
 def with_record(
@@ -23,7 +23,7 @@ def with_record(
     options: Mapping[str, tuple[Any, Any]],
     record: Callable[[dict[str, Any]], object],
 ) -> Callable[..., None]:
-    """Give a command these options after its own, and hand it what `record` makes of them as its argument `name`.
+    """Give a command these options in the place of its argument `name`, which is what `record` makes of them.
 
     options: by name, type and default of each.
     """
@@ -36,14 +36,12 @@ def with_record(
     # typer reads the signature: the command's own parameters, with the record replaced by its options.
     own = get_type_hints(command, localns=RECORDS, include_extras=True)
     keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [
-        each.replace(kind=keyword, annotation=own[each.name])
-        for each in inspect.signature(command).parameters.values()
-        if each.name != name
-    ]
-    parameters += [
+    taken = [
         inspect.Parameter(each, keyword, default=default, annotation=kind) for each, (kind, default) in options.items()
     ]
+    parameters: list[inspect.Parameter] = []
+    for each in inspect.signature(command).parameters.values():
+        parameters += taken if each.name == name else [each.replace(kind=keyword, annotation=own[each.name])]
     with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_options.__annotations__ = {each.name: each.annotation for each in parameters}
     return with_options

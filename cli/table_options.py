@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -59,3 +60,16 @@ def reads_table(command: Callable[..., None]) -> Callable[..., None]:
         return ReadOptions(**{name: value for name, value in given.items() if value is not None})
 
     return with_record(command, "table_options", OPTIONS, record)
+
+
+def reading_flags(options: ReadOptions) -> list[str]:
+    """The flags that make these reading options, without those that say the default."""
+    flags = []
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value == field.default:
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        values = (",".join(values),) if field.name == "columns" else values
+        flags += [part for each in values for part in (f"--{field.name.replace('_', '-')}", str(each))]
+    return flags

@@ -3,100 +3,46 @@
 from __future__ import annotations
 
 import shlex
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.asking import open_with_table
-from cli.index_build import reading_flags
-from cli.memory_options import REF, Indexes, asks_memory
+from cli.common_options import AsJson, Device, IndexedFile, NeighboursDir
+from cli.memory_options import Indexes, IndexRef, asks_memory
 from cli.output import duration, note, print_json, print_table, progress
-from cli.table_options import reads_table
+from cli.setting_options import StatedSettings, network_notes, settings, states_settings
+from cli.table_options import reading_flags, reads_table
+from cli.training_shown import TrainingShown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from cli.output import Report
-    from forecaster.config import Config
     from forecaster.fit import Trained
-    from forecaster.train import Progress, TrainResult
+    from forecaster.train import TrainResult
     from memory_index.tables.columns import ReadOptions
-    from memory_index.types import Memory
 
-File = Annotated[Path, typer.Argument(help="The table that the index was built on.", show_default=False)]
-SECONDS = 60  # between two lines about a training, where there is no bar
-# Settings that only a training by gradient steps has a use for.
-OF_STEPS = {"epochs", "max_steps", "batch_size", "accumulation", "patience", "seed", "weight_decay", "clip"}
 ENDED_BY = {
     "epochs": "the number of epochs (epochs)",
     "max_steps": "the number of steps (max_steps)",
     "patience": "epochs without a better validation (patience)",
 }
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
 @reads_table
 @asks_memory
+@states_settings
 def train(
-    file: File,
-    index: Annotated[str, typer.Option("--index", metavar="REF", help=f"{REF}.", show_default=False)],
+    file: IndexedFile,
+    index: IndexRef,
     out: Annotated[Path, typer.Option(help="Folder of the run, made if missing.", show_default=False)],
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings; options on the line win.")] = None,
-    preset: Annotated[str | None, typer.Option(help="A network for a GPU: 6gb, 8gb, 12gb or 15gb.")] = None,
-    llm: Annotated[
-        str | None, typer.Option(help="builtin:tiny, a folder, or ID@REVISION.", show_default="builtin:tiny")
-    ] = None,
-    llm_layers: Annotated[int | None, typer.Option(help="Use its first so many layers.", show_default="all")] = None,
-    lookback: Annotated[
-        int | None, typer.Option(help="Steps that the model reads.", show_default="the index's")
-    ] = None,
-    horizon: Annotated[int | None, typer.Option(help="Steps to forecast.", show_default="the index's")] = None,
-    network: Annotated[
-        bool, typer.Option("--network", help="Also train the network: TAPR, gating of features, language model.")
-    ] = False,
-    no_tapr: Annotated[bool, typer.Option("--no-tapr", help="Without the several scales and trend classes.")] = False,
-    no_gram: Annotated[bool, typer.Option("--no-gram", help="Without retrieved neighbours.")] = False,
-    no_llm: Annotated[bool, typer.Option("--no-llm", help="Without the language model.")] = False,
-    no_shortcut: Annotated[bool, typer.Option("--no-shortcut", help="Without linear map and last value.")] = False,
-    n_scales: Annotated[int | None, typer.Option(help="Resolutions of TAPR: 2, 3 or 4.", show_default="3")] = None,
-    lambda_trend: Annotated[float | None, typer.Option(help="Weight of the trend loss.", show_default="0.1")] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Neighbours that the network looks at one by one.", show_default="5")
-    ] = None,
-    memory_k: Annotated[
-        int | None, typer.Option(help="Neighbours per key space that make its forecast.", show_default="50")
-    ] = None,
-    lambda_retrieval: Annotated[
-        float | None, typer.Option(help="Weight of the retrieval loss.", show_default="0.1")
-    ] = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(help="What training windows may retrieve: disjoint or causal.", show_default="disjoint"),
-    ] = None,
-    prompt_layout: Annotated[
-        str | None, typer.Option(help="spec, or cached: text first, much faster.", show_default="spec")
-    ] = None,
-    vocabulary_mapping: Annotated[
-        bool, typer.Option("--vocabulary-mapping", help="Learn text prototypes as the original does: slow.")
-    ] = False,
-    epochs: Annotated[int | None, typer.Option(help="Passes of the network, at most.", show_default="3")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Windows per step of the network.", show_default="224")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random in the network.", show_default="0")] = None,
-    save_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints.", show_default="500")] = None,
-    save_total_limit: Annotated[int | None, typer.Option(help="Checkpoints to keep.", show_default="3")] = None,
+    *,
+    stated: StatedSettings,
     device: Device = "auto",
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting by name.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the run in --out stopped, with its settings.")
     ] = False,
-    neighbours_dir: Annotated[
-        Path | None, typer.Option(help="Where found neighbours are kept.", show_default=".neighbours beside the run")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
-    *,
+    neighbours_dir: NeighboursDir = None,
+    as_json: AsJson = False,
     indexes: Indexes,
     table_options: ReadOptions,
 ) -> None:
@@ -109,33 +55,8 @@ def train(
     """
     from forecaster.fit import train_run
 
-    given = {
-        "llm": llm,
-        "llm_layers": llm_layers,
-        "lookback": lookback,
-        "horizon": horizon,
-        "use_network": True if network else None,
-        "use_tapr": False if no_tapr else None,
-        "use_gram": False if no_gram else None,
-        "use_llm": False if no_llm else None,
-        "use_shortcut": False if no_shortcut else None,
-        "n_scales": n_scales,
-        "lambda_trend": lambda_trend,
-        "top_k": top_k,
-        "memory_k": memory_k,
-        "lambda_retrieval": lambda_retrieval,
-        "policy": policy,
-        "prompt_layout": prompt_layout,
-        "vocabulary_mapping": True if vocabulary_mapping else None,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "seed": seed,
-        "save_steps": save_steps,
-        "save_total_limit": save_total_limit,
-    }
-    stated = {name: value for name, value in given.items() if value is not None}
     memory, table, ref = open_with_table(index, file, indexes, table_options)
-    chosen = settings(memory, out if resume else None, config=config, preset=preset, stated=stated, texts=set_ or [])
+    chosen = settings(memory, stated, resumed=out if resume else None)
     flags = [*indexes.flags, *reading_flags(table_options)]
     with progress(out.name) as report:
         shown = TrainingShown(report, num_epochs=chosen.train.epochs)
@@ -160,75 +81,16 @@ def train(
             raise KeyboardInterrupt(f"go on with: {shlex.join(again)}") from error
     if not trained.is_main:
         return
-    if trained.is_new:
-        for line in network_notes(chosen, {*stated, *(text.partition("=")[0].strip() for text in set_ or [])}):
-            note(line)
+    for line in network_notes(chosen, stated) if trained.is_new else ():
+        note(line)
     if as_json:
         print_json("train", training_document(out, ref, trained))
-    elif not trained.is_new:
-        result = trained.result
-        note(f"{out} is trained to its end, {result.steps:,} steps, best validation MSE {_best(result)}: nothing to do")
-    else:
+    elif trained.is_new:
         _print_training(out, ref, trained)
         note(f"next: {shlex.join(['cli', 'evaluate', str(file), '--run', str(out), *flags])}")
-
-
-class TrainingShown:
-    """What is seen of a training under way: a bar on a terminal, elsewhere a line per epoch and about one a minute."""
-
-    def __init__(self, bar: Report, *, num_epochs: int) -> None:
-        self.bar, self.num_epochs, self.before = bar, num_epochs, ""
-        self.epoch, self.told_at = 0, time.monotonic()
-
-    def neighbours(self, done: float, total: float | None) -> None:
-        """Called while neighbours are found, with windows."""
-        self.bar(done, total, f"{self.before}finding neighbours")
-
-    def step(self, progress: Progress) -> None:
-        """Called after each step of the training."""
-        loss = f"loss {progress.loss:.4f}, best validation MSE {progress.best_val_mse:.4f}"
-        epoch = f"{self.before}epoch {progress.epoch + 1} of {self.num_epochs}"
-        self.bar(progress.step, progress.total_steps, f"{epoch}, {loss}")
-        if sys.stderr.isatty() or (progress.epoch == self.epoch and time.monotonic() - self.told_at < SECONDS):
-            return
-        self.epoch, self.told_at = progress.epoch, time.monotonic()
-        left = f"{duration(progress.eta_s)} left at most"
-        note(f"{epoch}, step {progress.step:,} of {progress.total_steps:,}: {loss}, {left}")
-
-
-def settings(
-    memory: Memory,
-    resumed: Path | None,
-    *,
-    config: Path | None,
-    preset: str | None,
-    stated: Mapping[str, Any],
-    texts: list[str],
-) -> Config:
-    """The settings of a run: those of the run that goes on or the defaults, then preset, file, options, `--set`."""
-    from forecaster.config import Config, parse_setting, preset_settings, read_settings
-    from forecaster.run import open_run, run_exists
-
-    window = memory.manifest.window
-    chosen: dict[str, Any] = {"lookback": window.lookback, "horizon": window.horizon}
-    if resumed is not None and run_exists(resumed):
-        chosen = open_run(resumed).config.to_dict()
-    asked = {} if config is None else read_settings(config)
-    asked |= dict(stated) | dict(parse_setting(text) for text in texts)
-    if preset is not None:
-        chosen |= preset_settings(preset, lookback=window.lookback, llm=asked.get("llm"))
-    return Config.from_dict(chosen | asked)
-
-
-def network_notes(chosen: Config, stated: set[str]) -> list[str]:
-    """What a person should know of the network that is, or is not, trained. stated: names of settings, by options."""
-    from forecaster.config import OF_NETWORK
-
-    if chosen.model.use_network:
-        asked = [] if "use_network" in stated else sorted(stated & OF_NETWORK)
-        return [f"a network was trained too, because {asked[0]} is stated"] if asked else []
-    idle = sorted(stated & OF_STEPS)
-    return [f"{idle[0]} had no effect: without --network nothing is trained in steps"] if idle else []
+    else:
+        steps, best = f"{trained.result.steps:,} steps", f"best validation MSE {_best(trained.result)}"
+        note(f"{out} is trained to its end, {steps}, {best}: nothing to do")
 
 
 def training_document(out: Path, ref: str, trained: Trained) -> dict[str, Any]:

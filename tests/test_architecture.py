@@ -10,6 +10,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
+
+from cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cli", "forecaster", "memory_index")
@@ -61,6 +64,23 @@ def _loaded_by(program: str, **options) -> set[str]:
 def test_dependencies_point_one_way(path):
     package = path.relative_to(ROOT).parts[0]
     assert _imported(_tree(path)) & MAY_NOT_IMPORT[package] == set()
+
+
+def _commands(group) -> list:
+    """The functions behind all commands of a group and of the groups in it."""
+    inner = [_commands(command) if hasattr(command, "commands") else [command] for command in group.commands.values()]
+    return [each for commands in inner for each in commands]
+
+
+def test_commands_import_nothing_from_one_another():
+    """What they share has a module of its own. Only `cli index` names the commands that are in files beside it."""
+    modules = {command.callback.__module__ for command in _commands(typer.main.get_command(app))}
+    assert len(modules) > 10
+    for module in modules - {"cli.index"}:
+        for node in ast.walk(_tree(ROOT / f"{module.replace('.', '/')}.py")):
+            if isinstance(node, ast.ImportFrom):
+                imported = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+                assert imported & modules == set(), module
 
 
 def test_memory_index_loads_no_model_library():

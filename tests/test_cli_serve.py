@@ -11,19 +11,22 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+import typer
 from guard_fixtures import CERTIFICATES, PATIENCE_S, RawClient, call, frame, message, start, wait_until
 from memory_fixtures import NUM_TRAINING, assert_same, built, open_version, queries_at, wide_table
 from pyarrow import flight
 from serve_fixtures import Serving, cli_serving, http, long_question
 from service_fixtures import close_memories
 
-from cli.main import run
+from cli.main import app, run
+from cli.serve_options import OPTIONS
 from memory_index.access import Access
 from memory_index.errors import BusyError, ServiceError
 from memory_index.leakage import Policy
@@ -31,6 +34,7 @@ from memory_index.local import LocalMemory
 from memory_index.service import wire
 from memory_index.service.guard import DATA
 from memory_index.service.remote import RemoteMemory
+from memory_index.service.serving import Settings
 from memory_index.service.wire import Question
 from memory_index.types import Queries
 from memory_index.versions.store import Store
@@ -169,6 +173,18 @@ def test_a_guard_that_is_killed_ends_the_service(folder):
         assert serving.process.stdout is not None
         told = json.loads(serving.process.stdout.read())
         assert f"the guard in front of {serving.address} has ended" in json.dumps(told)
+
+
+def test_help_states_the_defaults_that_are():
+    settings = Settings()
+    defaults = asdict(settings) | asdict(settings.limits) | {"max_message_mb": settings.limits.max_message // MEGABYTE}
+    options = {option.name: option for option in typer.main.get_command(app).commands["index"].commands["serve"].params}
+    for name in OPTIONS:
+        stated = options[name].show_default
+        if isinstance(stated, str):
+            assert stated == str(defaults[name]), name
+        else:
+            assert options[name].default == defaults[name], name
 
 
 @pytest.mark.parametrize(

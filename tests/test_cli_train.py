@@ -13,9 +13,10 @@ import pytest
 import typer
 from cli_fixtures import HORIZON, LOOKBACK, frame, make, write_settings
 
-import cli.train
 import forecaster.fit
+from cli import training_shown
 from cli.main import app, run
+from cli.setting_options import SETTINGS
 from forecaster.config import Config
 from forecaster.run import open_run
 from forecaster.tiny import TinyBackbone
@@ -76,11 +77,11 @@ def test_lines_about_a_training_are_sparse_but_not_absent(monkeypatch):
         epoch, loss, best_val_mse, step, total_steps, eta_s = 0, 0.5, 0.25, 1, 10, 4000.0
 
     told: list[str] = []
-    monkeypatch.setattr(cli.train, "note", told.append)
-    shown = cli.train.TrainingShown(lambda done, total, doing="": None, num_epochs=3)
+    monkeypatch.setattr(training_shown, "note", told.append)
+    shown = training_shown.TrainingShown(lambda done, total, doing="": None, num_epochs=3)
     shown.step(Progress)
     assert told == []
-    monkeypatch.setattr(cli.train, "SECONDS", 0)
+    monkeypatch.setattr(training_shown, "SECONDS", 0)
     shown.step(Progress)
     assert told == ["epoch 1 of 3, step 1 of 10: loss 0.5000, best validation MSE 0.2500, 1 h 07 min left at most"]
 
@@ -98,6 +99,7 @@ def test_later_settings_win(made, call, tmp_path):
 def test_help_states_the_defaults_that_are():
     settings = Config.from_dict({"lookback": 2 * LOOKBACK, "horizon": HORIZON}).to_dict()
     options = {option.name: option for option in typer.main.get_command(app).commands["train"].params}
+    assert set(SETTINGS) <= set(settings) & set(options)
     compared = 0
     for name, value in settings.items():
         stated = getattr(options.get(name), "show_default", None)
