@@ -106,8 +106,7 @@ def live_blocks(
     spec, manifest = memory.windows.spec, memory.manifest
     spaces = manifest.key_spaces
     whole = WindowSpec(lookback=spec.lookback, horizon=config.horizon)
-    per_moment = len(table.series) if table.shares_times else 1
-    moments = min(BLOCK, max(1, LIVE_WINDOWS // per_moment))
+    moments = min(BLOCK, max(1, LIVE_WINDOWS // len(table.series)))
     for asked in query_blocks(table, origins, whole, Policy.CAUSAL, known=manifest.series_ids, block=moments):
         context = asked.queries.context  # [B, N, L of the version]
         found = memory.search(asked.queries, k) if config.use_gram else None

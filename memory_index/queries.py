@@ -41,38 +41,41 @@ def query_blocks(
     """All windows of a table, in blocks of up to `block` moments.
 
     origins: origin rows per series. known: series that the memory has. They are asked together (so that the joint
-    scope can answer) wherever all of them have a whole *context*; all other windows are asked series by series. Futures
-    must not decide that: a gap in the future of one series would change what is asked for another.
+    scope can answer) at every time at which all of them have a whole *context*; all other windows are asked series by
+    series. Nothing later may decide that: a gap in the future of one series, or steps that only some of them have yet,
+    would change what is asked for another.
     """
     numbers = [n for n, series in enumerate(table.series) if series.series_id in set(known)]
-    together = np.empty(0, dtype=np.int64)
-    if table.shares_times and numbers:
-        every = WindowSpec(lookback=spec.lookback, horizon=spec.horizon)
-        together = np.unique(np.concatenate([origins[n] for n in numbers]))
-        for n in numbers:
-            whole = origin_rows(table.series[n].values, every, with_future=False)
-            together = np.intersect1d(together, whole, assume_unique=True)
-    alone = [np.setdiff1d(rows, together) if n in numbers else rows for n, rows in enumerate(origins)]
-    groups = [(np.array(numbers, dtype=np.int64), together), *((np.array([n]), rows) for n, rows in enumerate(alone))]
+    every = WindowSpec(lookback=spec.lookback, horizon=spec.horizon)
+    asked = [series.times[rows] for series, rows in zip(table.series, origins, strict=True)]
+    together = np.unique(np.concatenate([asked[n] for n in numbers])) if numbers else np.empty(0, "datetime64[ns]")
+    for series in (table.series[n] for n in numbers):
+        whole = series.times[origin_rows(series.values, every, with_future=False)]
+        together = np.intersect1d(together, whole, assume_unique=True)
+    alone = [np.setdiff1d(times, together) if n in numbers else times for n, times in enumerate(asked)]
+    groups = [(np.array(numbers, dtype=np.int64), together), *((np.array([n]), times) for n, times in enumerate(alone))]
     values = [series.values.astype(np.float32) for series in table.series]
-    for series, rows in groups:
-        for start in range(0, len(rows), block):
-            part = rows[start : start + block]
-            first = part - spec.lookback + 1
+    for members, times in groups:
+        for start in range(0, len(times), block):
+            part = times[start : start + block]
+            rows = np.stack([np.searchsorted(table.series[n].times, part) for n in members], axis=1)  # [B, N]
+            first = rows - spec.lookback + 1
             queries = Queries(
-                context=np.stack([cut(values[n], first, spec.lookback) for n in series], axis=1),
-                origin=table.series[series[0]].times[part],
-                series_id=np.array([table.series[n].series_id for n in series]),
+                context=np.stack([cut(values[n], first[:, i], spec.lookback) for i, n in enumerate(members)], axis=1),
+                origin=part,
+                series_id=np.array([table.series[n].series_id for n in members]),
                 policy=policy,
             )
-            wanted = np.stack([np.isin(part, origins[n]) for n in series], axis=1)
-            yield QueryBlock(queries, series, np.repeat(part[:, None], len(series), axis=1), wanted)
+            wanted = np.stack([np.isin(rows[:, i], origins[n]) for i, n in enumerate(members)], axis=1)
+            yield QueryBlock(queries, members, rows, wanted)
 
 
 def futures_of(table: SeriesTable, block: QueryBlock, horizon: int) -> np.ndarray:
-    """What followed the queries of a block, [B, N, H]: only for those who score what was forecast."""
-    rows = block.row + 1
-    return np.stack([cut(table.series[s].values, rows[:, n], horizon) for n, s in enumerate(block.series)], axis=1)
+    """What followed the queries of a block, [B, N, H], NaN after the end of a series: only for those who score."""
+    step = block.row[..., None] + np.arange(1, horizon + 1)
+    members = [table.series[n] for n in block.series]
+    future = [each.values[np.minimum(step[:, i], len(each) - 1)] for i, each in enumerate(members)]
+    return np.where(step < np.array([len(each) for each in members])[:, None], np.stack(future, axis=1), np.nan)
 
 
 def latest_origins(table: SeriesTable, spec: WindowSpec) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from memory_fixtures import ENCODER, HOURLY, WINDOW, Policy, Store, build, open_version, ragged_table, wide_table
+from memory_fixtures import ENCODER, HOURLY, WINDOW, Policy, Store, build, open_version, part, ragged_table, wide_table
 
 from memory_index import baselines
 from memory_index.errors import DataError, IncompatibleError, NotFoundError
@@ -120,6 +120,39 @@ def test_a_gap_in_the_future_of_one_series_does_not_touch_the_forecast_of_anothe
         return np.stack([found[0, int(row)] for row in rows[0][:4]])
 
     np.testing.assert_array_equal(forecasts_of_the_first(table), forecasts_of_the_first(holed))
+
+
+def longer(table: SeriesTable) -> SeriesTable:
+    """The table when one series has a step that the others do not have yet."""
+    first = table.series[0]
+    times = table.step.range(first.times[0], len(first) + 1)
+    return replace(table, series=(replace(first, times=times, values=np.append(first.values, 1.0)), *table.series[1:]))
+
+
+def test_a_step_that_one_series_has_first_does_not_touch_what_was_asked_before(memory, table):
+    """Whether a moment is compared as a whole is told by its contexts: later rows of one series must not decide it."""
+    before, after = evaluate(memory, table), evaluate(memory, longer(table))
+    assert "joint-36" in after.by_space
+    assert replace(before, seconds=0) == replace(after, seconds=0)
+    at = table.times[-WINDOW.horizon - 30]
+    one, other = (inspect_window(memory, each, "beat", at) for each in (table, longer(table)))
+    np.testing.assert_array_equal(one.forecast, other.forecast)
+    assert [each.row_id for each in one.neighbours] == [each.row_id for each in other.neighbours]
+
+
+def test_a_version_does_not_depend_on_how_far_series_go_beyond_its_training_part(memory, table, tmp_path):
+    split = memory.manifest.split
+    late = build(longer(table), Store(tmp_path), "m", window=WINDOW, split=split, encoder=ENCODER)
+    assert late.manifest.fingerprint == memory.manifest.fingerprint
+
+
+def test_a_series_that_ends_earlier_is_forecast_in_the_moment_where_it_ends(memory, table):
+    first = table.series[0]
+    short = replace(table, series=(replace(first, times=first.times[:-9], values=first.values[:-9]), *table.series[1:]))
+    whole = forecast(memory, replace(table, series=tuple(part(each, 0, len(each) - 9) for each in table.series)))
+    found = forecast(memory, short)
+    of_first = [frame[frame.unique_id == first.series_id].reset_index(drop=True) for frame in (whole, found)]
+    pd.testing.assert_frame_equal(*of_first)
 
 
 def test_a_series_without_training_values_cannot_be_standardised(memory, table):

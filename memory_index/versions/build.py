@@ -75,7 +75,7 @@ def build(
     training = stored_part(table, split.train_until, window)
     origins = [origin_rows(series.values, window) for series in training.series]
     require_windows(training, origins, window)
-    joint = joint_refusal(table, origins)
+    joint = joint_refusal(training, origins)
     scopes = choose_scopes(scopes, joint)
     plan = SegmentPlan(
         window=window,
@@ -129,7 +129,7 @@ def joint_refusal(table: SeriesTable, origins: list[np.ndarray]) -> str:
     if not 2 <= len(table.series) <= MAX_JOINT_SERIES:
         return f"it needs 2 to {MAX_JOINT_SERIES} series, and there are {len(table.series)}"
     if not table.shares_times:
-        return "it needs series that share all time stamps"
+        return "it needs series that share all time stamps of the training part"
     return (
         "" if len(shared_origins(origins)) else "it needs a time at which no series has a missing value in its window"
     )
