@@ -32,6 +32,8 @@ OF_NETWORK = frozenset((
 # fmt: on
 WITH_NETWORK = {"use_network": True, "use_tapr": True, "use_llm": True}
 
+MAX_FOLDS = 127  # blocks of time are numbered in int8
+
 PromptLayout = Literal["spec", "cached"]
 Precision = Literal["auto", "float32", "bf16"]
 
@@ -174,6 +176,8 @@ class TrainConfig:
             "lambda_retrieval",
             "lambda_ref",
         )
+        if self.num_folds > MAX_FOLDS:
+            raise ConfigError(f"num_folds is {self.num_folds}, but must be at most {MAX_FOLDS}")
         if self.max_steps is not None:
             _at_least(self, 1, "max_steps")
         for name in ("learning_rate", "head_learning_rate", "gate_learning_rate", "clip"):

@@ -45,7 +45,7 @@ class RunEvaluation:
     direction_accuracy: share of windows whose direction (up, flat, down) TAPR told; None without TAPR. gate: of all
     windows and steps, 1 trusts the model, 0 the memory. feature_gate: of GRA-M's gating of features, one per window.
     coverage: share of values at or below each quantile (`q0.1`). baselines: None where one cannot be made. in_sample:
-    whether the part was used in training or validation, or a fitted part has seen steps later than some origin.
+    whether the part is one of training or validation, or what was fitted has seen steps later than some origin.
     """
 
     part: str
@@ -142,7 +142,7 @@ def evaluate(
         },
         baselines={name: scores.pop(name, None) for name in BASELINES},
         by_space=scores,
-        in_sample=part != "test" or bool(first_origin < manifest.fitted_known_at),
+        in_sample=part != "test" or bool(first_origin < max(manifest.fitted_known_at, predictor.seen_until)),
         seconds=time.perf_counter() - started,
     )
 

@@ -157,7 +157,7 @@ def explain(
     Raises `RunIncompatibleError` for a model without memory, `NotFoundError` (series, time, or no neighbour at all),
     `UsageError` (a level that is not calibrated).
     """
-    config, spec, split = predictor.config.model, memory.windows.spec, memory.manifest.split
+    config, spec = predictor.config.model, memory.windows.spec
     spaces = memory.manifest.key_spaces
     row, _ = one_origin(table, series_id, at, spec)
     series = table[series_id]
@@ -169,12 +169,11 @@ def explain(
     nearest = nearest_distances(window.found, window.place)
     shares, no_close_analogue = closeness(usual or usual_distances(memory), nearest, at)
     actual = actual_after(series, row, config.horizon)
-    unused_from = np.datetime64(split.val_until or split.train_until, "ns")
     return Explanation(
         series_id=series_id,
         origin=at,
         origin_text=table.step.isoformat(at),
-        in_sample=bool(at < unused_from or at < memory.manifest.fitted_known_at),
+        in_sample=bool(at < max(predictor.seen_until, memory.manifest.fitted_known_at)),
         times=table.step.range(series.times[row - config.lookback + 1], config.lookback + config.horizon),
         context=series.values[row - config.lookback + 1 : row + 1].astype(np.float32),
         actual=actual,

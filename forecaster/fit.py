@@ -62,7 +62,8 @@ from memory_index.scaling import fit_scale
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Memory
 from memory_index.versions.build import cut_table, stored_part
-from memory_index.windows import cut
+from memory_index.versions.manifest import Manifest
+from memory_index.windows import cut, origin_rows
 
 SPLIT_ENDS = ("train_until", "val_until", "test_until")
 CHUNK = 4096  # windows handled at once where thresholds and intervals are fitted
@@ -117,6 +118,7 @@ def train_run(
     """
     check_fits(config, memory, table)
     require_same_data(table, memory.windows, ref)
+    table = trained_series(table, memory.manifest, note)
     backbone = place_backbone(config, device)
     record = run_record(table, memory, ref, config, backbone, device)
     accelerator = make_accelerator(device, config.train.precision, llm_width=backbone.width if backbone else 0)
@@ -232,6 +234,22 @@ def check_fits(config: Config, memory: Memory, table: SeriesTable) -> None:
             f"ask it under '{config.train.policy}'",
             hint="raise num_folds (3 by default), choose --policy causal, or ask a service without --causal-only",
         )
+
+
+def trained_series(table: SeriesTable, manifest: Manifest, note: Note) -> SeriesTable:
+    """The series that have a whole window in the training part; of the others, which it names, a run knows nothing.
+
+    One that began later has no training deviation to count its errors in, and would decide when training stops.
+    """
+    training = stored_part(table, manifest.split.train_until, manifest.window)
+    begun = [len(origin_rows(series.values, manifest.window)) > 0 for series in training.series]
+    late = [name for name, there in zip(table.series_ids, begun, strict=True) if not there]
+    if late:
+        others = f" and {len(late) - 1} other series" if len(late) > 1 else ""
+        note(f"'{late[0]}'{others}: no whole window in the training part, so nothing is trained or validated on it")
+    return dataclasses.replace(
+        table, series=tuple(series for series, there in zip(table.series, begun, strict=True) if there)
+    )
 
 
 def run_record(

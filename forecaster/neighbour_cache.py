@@ -32,7 +32,8 @@ from memory_index.versions import disk
 from memory_index.versions.build import cut_table
 from memory_index.windows import StoredWindows, WindowSpec
 
-FORMAT = 2  # 2: neighbours' futures are moved by the linear map
+# 2: neighbours' futures are moved by the linear map. 3: moments are asked as a whole wherever their contexts allow it.
+FORMAT = 3
 ARRAYS = (*Condensed._fields, "series", "origin_row", "fold")
 CHECKED = 65536  # windows whose neighbours are checked against the leak rule at once
 
@@ -152,12 +153,14 @@ def part_neighbours(
 def part_windows(
     memory: Memory, table: SeriesTable, part: str, *, horizon: int, stride: int = 1, num_folds: int = 0
 ) -> AskedWindows:
-    """Every window of a part, thinned by the stride, with its block of time; in time order (origin, then series).
+    """Every window that is known by the end of a part, thinned by the stride, with its block of time; in time order
+    (origin, then series).
 
     horizon: the model's. num_folds: 0 or 1 makes no blocks. Raises `DataError` if there is no window.
     """
-    spec = WindowSpec(lookback=memory.manifest.window.lookback, horizon=horizon)
-    origins = [rows[::stride] for rows in require_origins(table, spec, memory.manifest.split, part)]
+    window, split = memory.manifest.window, memory.manifest.split
+    spec = WindowSpec(lookback=window.lookback, horizon=horizon)
+    origins = [rows[::stride] for rows in require_origins(table, spec, split, part, delay=window.known_delay)]
     counts = [len(rows) for rows in origins]
     series = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     times = np.concatenate([part.times[rows] for part, rows in zip(table.series, origins, strict=True)])

@@ -51,12 +51,14 @@ class Predictor:
     """A model with what is needed to use it.
 
     units: training standard deviation of each series that it was trained on. intervals: calibrated on validation.
+    seen_until: datetime64[ns], the end of the validation part that it was trained with.
     """
 
     config: Config
     model: ForecastModel
     units: Mapping[str, float]
     intervals: Intervals
+    seen_until: np.datetime64
 
     def predict(self, batch: Batch) -> Predicted:
         """See `predict`."""
@@ -124,7 +126,11 @@ def load_predictor(run: Run, *, device: str = "auto", llm: str | None = None) ->
     weights, _ = run.weights()
     load_into(model, weights, where=run.path / WEIGHTS)
     return Predictor(
-        config=config, model=model.to(resolve_device(device)).eval(), units=record.data.units, intervals=intervals
+        config=config,
+        model=model.to(resolve_device(device)).eval(),
+        units=record.data.units,
+        intervals=intervals,
+        seen_until=record.data.seen_until,
     )
 
 

@@ -12,8 +12,12 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
+import numpy as np
+import pandas as pd
+
 from forecaster.checkpoint import FREE_SETTINGS
 from forecaster.config import Config
+from memory_index.windows import to_ns
 
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pandas", "faiss-cpu")
 
@@ -65,6 +69,11 @@ class DataFacts:
     units: dict[str, float]
     split: dict[str, Any]
     sha256: str
+
+    @property
+    def seen_until(self) -> np.datetime64:
+        """datetime64[ns], UTC or naive: the end of the validation part, up to which training may have read."""
+        return np.datetime64(to_ns(pd.DatetimeIndex([pd.Timestamp(self.split["val_until"])]))[0], "ns")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -114,11 +114,11 @@ def split_until(until: str, val_until: str | None, times: np.ndarray, step: Step
     )
 
 
-def part_origins(table: SeriesTable, spec: WindowSpec, split: Split, part: str) -> list[np.ndarray]:
+def part_origins(table: SeriesTable, spec: WindowSpec, split: Split, part: str, *, delay: int = 0) -> list[np.ndarray]:
     """Origin rows of every window whose whole future lies in one part, per series (int64 arrays).
 
     Stride 1; the lookback may reach back into the part before (docs/method.md). Windows with missing values are
-    left out.
+    left out. delay: steps after which a value is published; with it, only windows that are known by the part's end.
     """
     before, until = split.bounds(part)
     every = WindowSpec(lookback=spec.lookback, horizon=spec.horizon)
@@ -126,16 +126,18 @@ def part_origins(table: SeriesTable, spec: WindowSpec, split: Split, part: str) 
     for series in table.series:
         rows = origin_rows(series.values, every)
         future_end, future_start = series.times[rows + spec.horizon], series.times[rows + 1]
-        keep = future_end <= until
+        keep = table.step.add(future_end, delay) <= until
         if before is not None:
             keep &= future_start > before
         chosen.append(rows[keep])
     return chosen
 
 
-def require_origins(table: SeriesTable, spec: WindowSpec, split: Split, part: str) -> list[np.ndarray]:
+def require_origins(
+    table: SeriesTable, spec: WindowSpec, split: Split, part: str, *, delay: int = 0
+) -> list[np.ndarray]:
     """What `part_origins` gives. Raises `DataError` if that is no window at all."""
-    origins = part_origins(table, spec, split, part)
+    origins = part_origins(table, spec, split, part, delay=delay)
     if not any(len(rows) for rows in origins):
         raise DataError(
             f"{table.source} has no whole window of {spec.lookback} + {spec.horizon} steps in the {part} part "

@@ -58,3 +58,9 @@ def test_a_lookback_too_short_for_the_network_is_long_enough_without():
     assert not Config.from_dict(short).model.use_network
     with pytest.raises(ConfigError, match="shorter than a patch of 16 steps"):
         Config.from_dict(short | {"use_network": True})
+
+
+def test_blocks_of_time_have_numbers_in_a_byte():
+    assert Config.from_dict(SIZES | {"num_folds": 127}).train.num_folds == 127
+    with pytest.raises(ConfigError, match="num_folds is 128, but must be at most 127"):
+        Config.from_dict(SIZES | {"num_folds": 128})

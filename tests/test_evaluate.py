@@ -26,8 +26,9 @@ from memory_fixtures import WINDOW, poisoned, ragged_table, with_missing
 
 from forecaster import batches
 from forecaster.evaluate import GATE_BINS, Histogram, RunEvaluation, evaluate
+from forecaster.explain import explain
 from forecaster.intervals import LEVELS, Intervals, expected_width
-from forecaster.predictor import Predictor, load_predictor
+from forecaster.predictor import Predictor, load_predictor, require_same_memory
 from forecaster.tapr import labels, trend_change
 from memory_index import memory_only, queries
 from memory_index.errors import DataError, UsageError
@@ -67,6 +68,7 @@ def untrained(memory, table: SeriesTable = TABLE, **changed) -> Predictor:
         model=make_model(len(memory.manifest.spaces), **changed),
         units=units,
         intervals=Intervals(residual=residual, factors={}, num=9),
+        seen_until=TABLE.times[FIRST_TEST - 1],
     )
 
 
@@ -245,6 +247,17 @@ def test_validation_scores_what_training_has_selected_by(small):
     found = evaluate(small.predictor, small.memory, TABLE, "val")
     assert found.mse == pytest.approx(small.trained.result.best_val_mse, rel=1e-4)
     assert found.mse < 0.6 * found.baselines["last_value"].mse
+
+
+def test_a_version_with_another_split_does_not_make_validation_windows_unseen(small, tmp_path):
+    """The same training part, so the same encoder: a version whose test part begins where the run's validation did."""
+    split = replace(SPLIT, val_until=None, test_until=SPLIT.test_until)
+    other = memory_of(tmp_path, split=split)
+    require_same_memory(small.trained.run, other.manifest, "m@1", newer=True)
+    assert evaluate(small.predictor, other, TABLE).in_sample
+    assert not memory_only.evaluate(other, TABLE).in_sample
+    found = [explain(small.predictor, other, TABLE, "load", TABLE.times[row]).in_sample for row in (334, 335)]
+    assert found == [True, False]
 
 
 def test_training_windows_are_in_sample_and_the_first_have_no_past(small):

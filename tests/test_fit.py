@@ -37,6 +37,7 @@ from forecaster.predictor import load_predictor, require_same_memory
 from forecaster.run import open_run
 from memory_index.errors import DataError, IncompatibleError, UsageError
 from memory_index.splits import split_by_name, split_until
+from memory_index.tables.series import SeriesTable
 
 PROCESSES.set_forkserver_preload(["forecaster_fixtures", "torch._dynamo"])
 END_OF_TRAINING, END_OF_VALIDATION = TABLE.times[251], TABLE.times[335]
@@ -301,6 +302,48 @@ def test_two_processes_are_one(small, tmp_path):
     together = forecasts_of(tmp_path / "run-of-2", small.memory)
     expected = forecasts_of(tmp_path / "alone", small.memory)
     np.testing.assert_allclose(together["yhat"], expected["yhat"], rtol=1e-3, atol=1e-3)
+
+
+# What it must not know
+
+
+def test_what_is_not_published_by_the_end_of_its_part_fits_nothing(tmp_path):
+    """With a delay of 24 steps the last day of each part is not known yet when the part ends."""
+    memory = memory_of(tmp_path / "indexes", window=replace(WINDOW, known_delay=24))
+    steps = np.arange(len(TABLE.times))
+    hidden = ((steps > 252 - 24 - 1) & (steps <= 251)) | ((steps > 336 - 24 - 1) & (steps <= 335))
+
+    def garbled(start: int, end: int) -> SeriesTable:
+        changed = hidden & (steps >= start) & (steps < end)
+        return replace(
+            TABLE, series=tuple(replace(s, values=np.where(changed, s.values + 9.0, s.values)) for s in TABLE.series)
+        )
+
+    plain = train_small(memory, tmp_path / "plain")
+    late = train_small(memory, tmp_path / "late", garbled(252, 336), neighbours_dir=tmp_path / "others")
+    assert plain.num_validation_windows == late.num_validation_windows == 3 * (336 - 24 - 252 - WINDOW.horizon + 1)
+    assert plain.result.best_val_mse == late.result.best_val_mse
+    factors = [(run / "intervals.safetensors").read_bytes() for run in (tmp_path / "plain", tmp_path / "late")]
+    assert factors[0] == factors[1]
+    assert plain.num_training_windows == 3 * (252 - 24 - WINDOW.length + 1)
+    train_small(memory, tmp_path / "early", garbled(0, 252), neighbours_dir=tmp_path / "more", use_network=False)
+    train_small(memory, tmp_path / "gate", neighbours_dir=tmp_path / "neighbours", use_network=False)
+    assert_same_weights(weights_of(tmp_path / "early"), weights_of(tmp_path / "gate"))
+
+
+def test_a_series_that_begins_after_the_training_part_is_left_to_those_that_never_saw_it(small, tmp_path):
+    late = replace(TABLE["load"], series_id="late", times=TABLE.times[260:], values=1e6 * TABLE["load"].values[260:])
+    said: list[str] = []
+    table = replace(TABLE, series=(*TABLE.series, late))
+    config, out = config_of(), tmp_path / "run"
+    trained = fit.train_run(
+        table, small.memory, "m@1", config, out, neighbours_dir=tmp_path / "n", device="cpu", note=said.append
+    )
+    assert trained.result.best_val_mse == small.trained.result.best_val_mse
+    assert said == ["'late': no whole window in the training part, so nothing is trained or validated on it"]
+    assert set(trained.run.record.data.units) == {*TABLE.series_ids}
+    frame = forecasts_of(out, small.memory, table)
+    pd.testing.assert_frame_equal(frame[frame.unique_id != "late"], forecasts_of(small.folder / "run", small.memory))
 
 
 # Where it is used

@@ -599,6 +599,17 @@ def test_what_stands_still_is_a_note_and_not_a_fault(write):
     assert read_table(write(text)).series_ids == ("flat", "still")
 
 
+@pytest.mark.parametrize(("level", "is_coarse"), [(1e4, False), (1e7, True)])
+def test_a_level_too_high_for_float32_is_a_note(write, level, is_coarse):
+    hours, random = pd.date_range("2024-01-01", periods=100, freq="h"), np.random.default_rng(0)
+    report = check_table(write("date,a\n" + "".join(f"{hour},{level + 10 * random.normal()}\n" for hour in hours)))
+    assert report.ok
+    assert [problem.kind for problem in report.problems] == ["coarse"] * is_coarse
+    if is_coarse:
+        assert "where float32 numbers, in which windows are kept, are 1 apart" in report.problems[0].message
+        assert "subtract a level" in report.problems[0].fix
+
+
 def test_short_series_are_faults_only_if_no_series_is_long_enough(write):
     text = "unique_id,ds,y\n" + "".join(
         f"{name},{day.date()},{day.day}.5\n"

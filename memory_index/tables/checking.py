@@ -17,7 +17,7 @@ from memory_index.errors import DataError
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.reading import assemble
-from memory_index.tables.series import Series, SeriesTable
+from memory_index.tables.series import COARSE_FIX, Series, SeriesTable, coarse
 
 FLAT_STEPS = 48  # so many equal values in a row are worth a note: two days of an hourly table
 
@@ -94,6 +94,7 @@ def check_table(
     _note_short(table, (lookback or 0) + (horizon or 0), log)
     for series in table.series:
         _note_flat(series, table, log)
+        _note_coarse(series, log)
     return _report(str(path), table, num_rows, log)
 
 
@@ -163,6 +164,11 @@ def _note_flat(series: Series, table: SeriesTable, log: ProblemLog) -> None:
         )
 
     log.add_at(range(len(runs)), len(runs), problem_at, kind="flat")
+
+
+def _note_coarse(series: Series, log: ProblemLog) -> None:
+    if message := coarse(series):
+        log.add(Problem(kind="coarse", series_id=series.series_id, message=message, fix=COARSE_FIX, severity="note"))
 
 
 def _flat_runs(values: np.ndarray) -> Iterator[tuple[int, int]]:

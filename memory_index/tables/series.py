@@ -11,6 +11,9 @@ import numpy as np
 from memory_index.errors import NotFoundError
 from memory_index.windows import Step
 
+MAX_COARSENESS = 0.01  # of a standard deviation: rounding is then a hundred-thousandth of the variance
+COARSE_FIX = "subtract a level from it first, and add that to its forecasts"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
@@ -75,6 +78,22 @@ class SeriesTable:
             digest.update(np.ascontiguousarray(series.times).view(np.int64).tobytes())
             digest.update(np.ascontiguousarray(series.values, dtype=np.float64).tobytes())
         return digest.hexdigest()
+
+
+def coarse(series: Series) -> str:
+    """What to know of a series whose level is so high that float32 hardly tells its values apart; empty otherwise.
+
+    Windows are kept and compared in float32, which has 24 binary digits for the level and what moves around it.
+    """
+    known = series.values[np.isfinite(series.values)]
+    deviation = float(known.std()) if len(known) else 0.0
+    apart = float(np.spacing(np.float32(np.abs(known).max(initial=0))))
+    if apart <= MAX_COARSENESS * deviation or deviation == 0:
+        return ""
+    return (
+        f"it varies by {deviation:.3g} around {known.mean():.3g}, where float32 numbers, in which windows are kept, "
+        f"are {apart:.2g} apart"
+    )
 
 
 def differing(stored: np.ndarray, given: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from memory_index.fit_encoder import fit_encoder, shared_origins
 from memory_index.local import LocalMemory
 from memory_index.measure import recall_at_10, temperatures
 from memory_index.splits import Split
-from memory_index.tables.series import Series, SeriesTable
+from memory_index.tables.series import COARSE_FIX, Series, SeriesTable, coarse
 from memory_index.types import SCOPES, KeySpace, Scope
 from memory_index.versions.factories import check_factory, choose_factory
 from memory_index.versions.manifest import FORMAT, BuildRecord, Manifest, SegmentRecord, SpaceRecord
@@ -119,7 +119,7 @@ def build(
         measured = temperatures(read_memory(staging.path, manifest, fitted))
         spaces = tuple(dataclasses.replace(record, temperature=measured[record.space]) for record in records)
         manifest = with_recall(staging.path, dataclasses.replace(manifest, spaces=spaces), fitted)
-        notes = review(read_memory(staging.path, manifest, fitted))
+        notes = coarse_notes(training) + review(read_memory(staging.path, manifest, fitted))
         built = dataclasses.replace(built_since(started, table.source), notes=notes)
         return staging.publish(dataclasses.replace(manifest, built=built))
 
@@ -192,6 +192,12 @@ def require_windows(table: SeriesTable, origins: list[np.ndarray], window: Windo
                 hint="choose a shorter --lookback or --horizon, a larger training part, "
                 "or leave the series out (--ignore)",
             )
+
+
+def coarse_notes(table: SeriesTable) -> tuple[str, ...]:
+    """A note for each series that float32 is too coarse for."""
+    found = {series.series_id: coarse(series) for series in table.series}
+    return tuple(f"series '{name}': {said}; {COARSE_FIX}" for name, said in found.items() if said)
 
 
 def space_record(
