@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from cli.output import note
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from cli.memory_options import Indexes
     from forecaster.predictor import Predictor
     from forecaster.run import Run
@@ -93,7 +95,7 @@ def open_run_with_table(
         raise
     memory, table, ref = _open_found(found, file, options)
     require_same_memory(opened, memory.manifest, ref, newer=newer)
-    _tell_series(table, memory.manifest, ref, of_run=opened.record.data.series_ids)
+    tell_series(table, memory.manifest, ref, opened.record.data.series_ids, to="the run")
     return OpenedRun(predictor=predictor, memory=memory, ref=ref, table=table)
 
 
@@ -140,15 +142,29 @@ def updated_ref(ref: str, file: Path, indexes: Indexes, options: ReadOptions) ->
     return version.ref
 
 
-def _tell_series(table: SeriesTable, manifest: Manifest, ref: str, *, of_run: tuple[str, ...]) -> None:
-    """Say which series of a table are new to a run, and which it lacks that whole moments are made of."""
-    if new := [name for name in table.series_ids if name not in of_run]:
-        note(f"{_some(new)}: new to the run, forecast like the other series, from windows of all of them")
+def tell_series(table: SeriesTable, manifest: Manifest, ref: str, known: Collection[str], *, to: str) -> None:
+    """Say which series of a table are not known `to` a run or version, and which it lacks that whole moments are made
+    of.
+    """
+    if new := [name for name in table.series_ids if name not in known]:
+        note(f"{_some(new)}: new to {to}, forecast like the other series, from windows of all of them")
     lacking = [name for name in manifest.series_ids if name not in table.series_ids]
     if lacking and manifest.joint == "built":
         note(
             f"{table.source} has no {_some(lacking)}, so moments of all series of {ref} are not compared (scope joint)"
         )
+
+
+def tell_ends(table: SeriesTable, memory: Memory) -> None:
+    """Say which series end before the others, and are forecast from there."""
+    from memory_index.queries import latest_origins
+
+    origins = latest_origins(table, memory.windows.spec)
+    ends = {series.series_id: series.times[rows[0]] for series, rows in zip(table.series, origins, strict=True)}
+    if early := [name for name, end in ends.items() if end < max(ends.values())]:
+        whole = memory.manifest.joint == "built" and not {*early}.isdisjoint(memory.manifest.series_ids)
+        others = "; the others without moments of all series (scope joint), which end there" if whole else ""
+        note(f"{_some(early)}: forecast from where it ends, before the last step of the table{others}")
 
 
 def _some(names: list[str]) -> str:

@@ -14,6 +14,8 @@ from cli.asking import (
     open_with_table,
     quantile_levels,
     require_targets,
+    tell_ends,
+    tell_series,
     updated_ref,
 )
 from cli.common_options import AsJson, File, RunDevice, RunFolder, RunLlm
@@ -91,6 +93,7 @@ def forecast(
         assert index is not None, "checked above"
         ref = updated_ref(index, file, indexes, table_options) if update_index else index
         memory, table, ref = open_with_table(ref, file, indexes, table_options)
+        tell_series(table, memory.manifest, ref, memory.manifest.series_ids, to=ref)
         result = memory_only.forecast(memory, table, quantiles=levels, options=options)
         horizon, by = memory.windows.spec.horizon, f"{ref}, memory alone"
     else:
@@ -102,6 +105,7 @@ def forecast(
         memory, table, ref = opened.memory, opened.table, opened.ref
         result = forecast_by_run(opened.predictor, memory, table, quantiles=levels)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
+    tell_ends(table, memory)
     # Travels inside a Parquet file.
     made_by = {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
     result.attrs.update(made_by)
@@ -168,6 +172,7 @@ def evaluate(
 
     assert index is not None, "checked above"
     memory, table, ref = open_with_table(index, file, indexes, table_options)
+    tell_series(table, memory.manifest, ref, memory.manifest.series_ids, to=ref)
     with progress(f"scoring {split} windows") as report:
         result = memory_only.evaluate(memory, table, split, options=options, report=report)
     if as_json:

@@ -63,7 +63,7 @@ from memory_index.tables.series import SeriesTable
 from memory_index.types import Memory
 from memory_index.versions.build import cut_table, stored_part
 from memory_index.versions.manifest import Manifest
-from memory_index.windows import cut, origin_rows
+from memory_index.windows import cut
 
 SPLIT_ENDS = ("train_until", "val_until", "test_until")
 CHUNK = 4096  # windows handled at once where thresholds and intervals are fitted
@@ -237,19 +237,17 @@ def check_fits(config: Config, memory: Memory, table: SeriesTable) -> None:
 
 
 def trained_series(table: SeriesTable, manifest: Manifest, note: Note) -> SeriesTable:
-    """The series that have a whole window in the training part; of the others, which it names, a run knows nothing.
+    """The series that a version has windows of; of the others, which it names, a run knows nothing.
 
-    One that began later has no training deviation to count its errors in, and would decide when training stops.
+    One that began after the training part has no training deviation to count its errors in, and would decide when
+    training stops.
     """
-    training = stored_part(table, manifest.split.train_until, manifest.window)
-    begun = [len(origin_rows(series.values, manifest.window)) > 0 for series in training.series]
-    late = [name for name, there in zip(table.series_ids, begun, strict=True) if not there]
-    if late:
-        others = f" and {len(late) - 1} other series" if len(late) > 1 else ""
-        note(f"'{late[0]}'{others}: no whole window in the training part, so nothing is trained or validated on it")
-    return dataclasses.replace(
-        table, series=tuple(series for series, there in zip(table.series, begun, strict=True) if there)
-    )
+    others = [name for name in table.series_ids if name not in manifest.series_ids]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        note(f"'{others[0]}'{more}: not in the index, so nothing is trained or validated on it")
+    known = tuple(series for series in table.series if series.series_id in manifest.series_ids)
+    return dataclasses.replace(table, series=known)
 
 
 def run_record(

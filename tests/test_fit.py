@@ -331,7 +331,7 @@ def test_what_is_not_published_by_the_end_of_its_part_fits_nothing(tmp_path):
     assert_same_weights(weights_of(tmp_path / "early"), weights_of(tmp_path / "gate"))
 
 
-def test_a_series_that_begins_after_the_training_part_is_left_to_those_that_never_saw_it(small, tmp_path):
+def test_a_series_that_the_version_does_not_have_is_not_trained_on(small, tmp_path):
     late = replace(TABLE["load"], series_id="late", times=TABLE.times[260:], values=1e6 * TABLE["load"].values[260:])
     said: list[str] = []
     table = replace(TABLE, series=(*TABLE.series, late))
@@ -340,7 +340,7 @@ def test_a_series_that_begins_after_the_training_part_is_left_to_those_that_neve
         table, small.memory, "m@1", config, out, neighbours_dir=tmp_path / "n", device="cpu", note=said.append
     )
     assert trained.result.best_val_mse == small.trained.result.best_val_mse
-    assert said == ["'late': no whole window in the training part, so nothing is trained or validated on it"]
+    assert said == ["'late': not in the index, so nothing is trained or validated on it"]
     assert set(trained.run.record.data.units) == {*TABLE.series_ids}
     frame = forecasts_of(out, small.memory, table)
     pd.testing.assert_frame_equal(frame[frame.unique_id != "late"], forecasts_of(small.folder / "run", small.memory))
