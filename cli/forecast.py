@@ -15,6 +15,7 @@ from cli.asking import (
     quantile_levels,
     require_targets,
     updated_ref,
+    write_file,
 )
 from cli.common_options import AsJson, File, RunDevice, RunFolder, RunLlm
 from cli.memory_options import REF, Indexes, asks_memory
@@ -106,7 +107,7 @@ def forecast(
     made_by = {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
     result.attrs.update(made_by)
     if out is not None:
-        _write(result, out)
+        write_file(out, _as_file(result, out.suffix.lower()))
         note(f"{len(table.series)} series x {horizon} steps by {by}: {out}")
     if plot is not None:
         from cli.pictures.forecast import draw_forecast
@@ -282,8 +283,5 @@ def _options(
     return MemoryOptions(**options | ({} if on_empty is None else {"on_empty": on_empty}))
 
 
-def _write(result: pd.DataFrame, out: Path) -> None:
-    if out.suffix.lower() == ".parquet":
-        result.to_parquet(out, index=False)
-    else:
-        result.to_csv(out, index=False)
+def _as_file(result: pd.DataFrame, suffix: str) -> bytes:
+    return result.to_parquet(index=False) if suffix == ".parquet" else result.to_csv(index=False).encode()
