@@ -589,9 +589,20 @@ def test_duplicates_by_policy(write, policy, value):
     assert "1 rows with a time that was there already" in table.notes[0]
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_last_line_without_an_end_is_noted(write, end):
+    """It may be half of a number: the 4 of 46."""
+    table = read_table(write(HOURLY.removesuffix("6\n") + end))
+    noted = (
+        "grid.csv, row 25: the last line has no line end, as if the file were cut off there or still being written",
+    )
+    assert table.notes == (() if end else noted)
+    assert table["wind"].values[-1] == 4
+
+
 def test_rows_out_of_order_are_sorted_and_noted(write):
     lines = HOURLY.splitlines()
-    table = read_table(write("\n".join([lines[0], *lines[:0:-1]])))
+    table = read_table(write("\n".join([lines[0], *lines[:0:-1], ""])))
     assert table.content_hash == read_table(write(HOURLY)).content_hash
     assert "row 3: times go back here (rows where they do: 23); the rows were sorted" in table.notes[0]
 

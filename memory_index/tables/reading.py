@@ -33,7 +33,7 @@ def read_table(path: str | Path, options: ReadOptions | None = None) -> SeriesTa
 
     The result has float64 values on a regular grid and datetime64[ns] times (UTC if zoned); all series
     of a wide table share one array of times. What was done to the file on request (filled, sorted,
-    left out) is in `SeriesTable.notes`.
+    left out), and what is no fault but worth a look, is in `SeriesTable.notes`.
 
     Raises `DataError` for the first fault in the file (file, series, time stamp, row, and the flag that
     resolves it), `NotFoundError` (no such file or column), `UsageError` (an option) and `ResourceError`
