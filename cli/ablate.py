@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.asking import names, open_with_table
+from cli.asking import names, open_with_table, write_file
 from cli.common_options import AsJson, Device, IndexedFile, NeighboursDir
 from cli.memory_options import Indexes, IndexRef, asks_memory
 from cli.output import jsonable, note, print_json, print_table, progress
@@ -86,8 +86,8 @@ def ablate(
             raise KeyboardInterrupt("the same command goes on where it stopped") from error
     title = f"{table.source} with {ref}, {split}: horizon {base.model.horizon}, lookback {base.model.lookback}"
     document = {"ref": ref, "split": split, "seeds": chosen_seeds, "settings": base.to_dict(), "rows": rows}
-    _write(out / "ablation.md", as_markdown(rows, title).encode())
-    _write(out / "ablation.json", _json(document))
+    write_file(out / "ablation.md", as_markdown(rows, title).encode())
+    write_file(out / "ablation.json", _json(document))
     if find_spec("matplotlib") is None:
         note("no picture: matplotlib is not installed (pip install 'gram-forecaster[plot]')")
     else:
@@ -147,9 +147,3 @@ def _json(document: Mapping[str, object]) -> bytes:
     import json
 
     return (json.dumps({"schema": "ablate", **jsonable(document)}, indent=1) + "\n").encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    from memory_index.versions import disk
-
-    disk.replace(path, content)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from memory_index.versions.opening import LoadEncoder
 
 UPDATING = "to append to it"  # for messages
+WHEN_FULL = "free some disk space, then run it again"
 TABLE_SUFFIXES, PICTURE_SUFFIXES, PAGE_SUFFIXES = (".csv", ".parquet"), (".png", ".svg", ".pdf"), (".html",)
 
 
@@ -248,9 +251,32 @@ def require_targets(*, table: Path | None = None, picture: Path | None = None, p
             raise UsageError(
                 f"{path}: {what} is a {' or '.join(suffixes)} file", hint=f"for example {path.stem}{suffixes[0]}"
             )
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder, not {what}", hint="choose another name, or move it away")
         if not path.parent.is_dir():
             raise NotFoundError(f"there is no folder {path.parent} for {path.name}", hint="make it first")
         if what != "a table" and find_spec("matplotlib") is None:
             raise ResourceError(
                 f"{path}: drawing needs matplotlib, which is not installed", hint="pip install 'gram-forecaster[plot]'"
             )
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that a user asked for. One that is there stays as it is until the new one is whole.
+
+    A link stays a link. A device, a pipe, a file that is mounted by itself and one in a folder that takes no other are
+    written in place. Raises `ResourceError` for what the disk refuses.
+    """
+    from memory_index.versions import disk
+
+    with disk.refusals_named(path, option="", when_full=WHEN_FULL):
+        target = path.resolve()
+        replaceable = not path.exists() or (path.is_file() and os.access(path, os.W_OK))
+        if replaceable and os.access(target.parent, os.W_OK):
+            try:
+                disk.replace(target, content)
+                return
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+        path.write_bytes(content)

@@ -35,7 +35,7 @@ def check(
     """Say what a file is (series, step, span) and everything that is wrong with it.
 
     Each fault comes with its series, time and row, and with the flag that resolves it. Exit code 3 if there is any;
-    notes (flat stretches, constant series, rows out of order) do not count. A row is a line of a CSV file.
+    notes (flat stretches, rows out of order, no end of the last line) do not count. A row is a line of a CSV file.
     """
     from memory_index.tables.checking import check_table
 

@@ -17,6 +17,7 @@ from cli.asking import (
     tell_ends,
     tell_series,
     updated_ref,
+    write_file,
 )
 from cli.common_options import AsJson, File, RunDevice, RunFolder, RunLlm
 from cli.memory_options import REF, Indexes, asks_memory
@@ -110,7 +111,7 @@ def forecast(
     made_by = {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
     result.attrs.update(made_by)
     if out is not None:
-        _write(result, out)
+        write_file(out, _as_file(result, out.suffix.lower()))
         note(f"{len(table.series)} series x {horizon} steps by {by}: {out}")
     if plot is not None:
         from cli.pictures.forecast import draw_forecast
@@ -287,8 +288,5 @@ def _options(
     return MemoryOptions(**options | ({} if on_empty is None else {"on_empty": on_empty}))
 
 
-def _write(result: pd.DataFrame, out: Path) -> None:
-    if out.suffix.lower() == ".parquet":
-        result.to_parquet(out, index=False)
-    else:
-        result.to_csv(out, index=False)
+def _as_file(result: pd.DataFrame, suffix: str) -> bytes:
+    return result.to_parquet(index=False) if suffix == ".parquet" else result.to_csv(index=False).encode()

@@ -108,10 +108,10 @@ def build(
             factory=factory,
             **learned(encoder, table),
         )
+    show_notes(table)
     if as_json:
         print_json("index-build", version_document(version) | {"notes": version.manifest.built.notes})
         return
-    show_notes(table)
     print_version(version)
     note(f"next: {next_command(version, table, file, indexes_dir, table_options)}")
 
@@ -147,11 +147,11 @@ def append(
         version = appending.append(store, ref, table, until=limit, load_encoder=encoder_loader(manifest))
     added = version.manifest.segments[-1]
     num_bytes = sum(record.bytes for record in segment_files(version.manifest, added).values())
+    show_notes(table)
     if as_json:
         more = {"num_new_rows": added.num_rows, "new_bytes": num_bytes}
         print_json("index-append", version_document(version) | more)
     else:
-        show_notes(table)
         new = f"{added.num_rows:,} windows, {describe_bytes(num_bytes)}"
         print_version(version, ("made from", parent_ref(store, version)), ("new", new))
     suggest_compact(version, indexes_dir)
@@ -212,7 +212,7 @@ def encoder_config(
 
 
 def show_notes(table: SeriesTable) -> None:
-    """Say what the reader did to the file on request."""
+    """Say what the reader did to the file on request, and what it found worth a look."""
     for each in table.notes:
         note(f"note: {each}")
 

@@ -5,7 +5,8 @@ never at the top, so that `--help` answers at once.
 
 Exit codes: 0 done, 1 unexpected (with its traceback), 2 usage, 3 bad data, 4 not found, 5 verification failed,
 6 incompatible, 7 out of resources, 8 service, 130 interrupted, 141 the reader of the output went away.
-With `--json` an error is a document on stdout, `{"error": {"code", "message", "hint"}}`, instead of a line on stderr.
+With `--json` an error is a document on stdout, `{"error": {"code", "message", "hint"}}`, instead of a line on stderr;
+where stdout takes no more, it is that line.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -24,7 +26,7 @@ from cli.demo import demo
 from cli.explain import explain
 from cli.explore import explore
 from cli.forecast import evaluate, forecast
-from cli.output import note, print_json
+from cli.output import last_note, print_json, write_in_full
 from cli.train import train
 
 app = typer.Typer(
@@ -67,12 +69,14 @@ RESOURCE_ERRNOS = {
 
 def main() -> None:
     """Run the command line on this process's arguments, and exit."""
+    write_in_full()
     code = run(sys.argv[1:])
-    try:
-        typer.echo(nl=False)
-    except OSError:
-        # Already told, or nobody is left to tell. The interpreter would try again on its way out, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            # Already told, or nobody is left to tell. The interpreter would try again on its way out, and complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 
@@ -140,12 +144,14 @@ def _usage_hint(error: typer.TyperException) -> str:
 
 
 def _report(code: int, message: str, hint: str, *, as_json: bool) -> int:
-    """Show one error where it belongs, and return its exit code."""
+    """Show one error where it belongs, or where it still can be shown, and return its exit code."""
     message, hint = (" ".join(text.splitlines()) for text in (message, hint))
     if as_json:
-        print_json("error", {"error": {"code": code, "message": message, "hint": hint}})
-    else:
-        note(f"error: {message} ({hint})" if hint else f"error: {message}")
+        with suppress(OSError):
+            print_json("error", {"error": {"code": code, "message": message, "hint": hint}})
+            sys.stdout.flush()
+            return code
+    last_note(f"error: {message} ({hint})" if hint else f"error: {message}")
     return code
 
 

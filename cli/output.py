@@ -6,16 +6,28 @@ printing is the commands' affair; errors are `cli/main.py`'s.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from datetime import date
 from numbers import Integral, Real
 from pathlib import PurePath
 from typing import Any, Protocol
+
+
+def write_in_full() -> None:
+    """Give stdout a buffer of lines if it has none (PYTHONUNBUFFERED).
+
+    Without one, Python does not look at how much of a text was taken: on a full disk the rest is lost in silence.
+    """
+    raw = getattr(sys.stdout, "buffer", None)
+    if isinstance(raw, io.RawIOBase):
+        buffer = io.BufferedWriter(raw)
+        sys.stdout = io.TextIOWrapper(buffer, sys.stdout.encoding, sys.stdout.errors, line_buffering=True)
 
 
 def print_json(schema: str, document: Mapping[str, Any]) -> None:
@@ -50,6 +62,14 @@ def note(message: str) -> None:
     """Print one line for the reader, not for a script: it goes to stderr, after all that went to stdout before it."""
     sys.stdout.flush()
     print(message, file=sys.stderr)
+
+
+def last_note(message: str) -> None:
+    """A `note` that is tried even if stdout takes no more, and that raises nothing if stderr takes no more either."""
+    with suppress(OSError):
+        sys.stdout.flush()
+    with suppress(OSError):
+        print(message, file=sys.stderr)
 
 
 class Report(Protocol):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.asking import write_file
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -65,7 +67,7 @@ def write_page(
         footer=footer,
         palette=PALETTE,
     )
-    path.write_text(text, encoding="utf-8")
+    write_file(path, text.encode())
 
 
 def _rendered(block: PictureBlock | TableBlock, number: int) -> dict[str, object]:

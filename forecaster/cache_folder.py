@@ -98,10 +98,10 @@ def damage_of(path: Path, names: Collection[str]) -> str:
     """What is wrong with the arrays of a cache; empty if nothing is."""
     try:
         files = json.loads((path / RECORD).read_text(encoding="utf-8"))["files"]
-        if set(files) != {f"{name}.npy" for name in names}:
+        if not isinstance(files, dict) or set(files) != {f"{name}.npy" for name in names}:
             return f"{RECORD} does not list its files"
         found = disk.hash_files(path / name for name in files)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{RECORD} cannot be read: {error}"
     for (name, record), hashed in zip(files.items(), found, strict=True):
         if isinstance(hashed, OSError):

@@ -214,9 +214,12 @@ def _opened_or_made(
 ) -> NeighbourCache:
     """The cache on disk, made first if it is not there or not as it was made.
 
-    Whoever comes second while it is made waits for it.
+    Whoever comes second while it is made waits for it. One that is whole needs no lock, and a folder that cannot be
+    written will do.
     """
     path = folder / settings.name
+    if not damage_of(path, ARRAYS):
+        return _open(memory, table, settings, path)
     with making(path):
         notes: tuple[str, ...] = ()
         if path.exists():

@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from memory_index.local import LocalMemory
-from memory_index.windows import Step, StoredWindows
+from memory_index.windows import StoredWindows
 
 MAX_STRETCHES = 240  # of time, all of one length: more would not be told apart in a picture
 
@@ -95,18 +94,12 @@ def coverage(memory: LocalMemory) -> Coverage:
 def _stretches(windows: StoredWindows, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Edges [G + 1] of stretches that hold all origins, and how many windows of one series fit into each [G]."""
     stride = windows.spec.stride
-    num_steps = _num_steps(windows.step, origin.min(), origin.max())
+    num_steps = len(windows.step.until(origin.min(), origin.max()))
     width = -(-num_steps // MAX_STRETCHES)
     width += -width % stride
     starts = np.arange(0, num_steps, width)
     times = windows.step.range(origin.min(), num_steps + 1)
     return np.append(times[starts], times[-1]), -(-np.diff(np.append(starts, num_steps)) // stride)
-
-
-def _num_steps(step: Step, first: np.datetime64, last: np.datetime64) -> int:
-    """Steps from one time to another, both counted."""
-    start, end = step.local(np.array([first, last]))
-    return len(pd.date_range(start, end, freq=step.offset))
 
 
 def _at(times: np.ndarray, place: np.ndarray, there: np.ndarray) -> np.ndarray:

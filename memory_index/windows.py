@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from memory_index.errors import UsageError
+from memory_index.errors import DataError, UsageError
 from memory_index.leakage import TimeSpans
 
 
@@ -23,7 +23,10 @@ class Step:
     """The distance between two steps of a series: a pandas frequency, calendar ones (`MS`, `B`) included.
 
     Times are handled as datetime64[ns] in UTC (or naive when `time_zone` is None); the zone matters only
-    for steps of a day or more, whose length in hours changes with daylight saving.
+    for steps of a day or more, whose length in hours changes with daylight saving. They are counted on the zone's
+    clock: a day whose midnight it skips begins at the first moment that there is, and a time that it shows twice is
+    the first of the two. Where a step would begin at another time that it skips, counting raises `DataError`: the
+    moment it shows next does not tell what time was meant.
     """
 
     frequency: str
@@ -37,13 +40,33 @@ class Step:
         if self.is_fixed:
             length = pd.Timedelta(offset).value  # type: ignore[arg-type]  # the stubs forget Day, which has a length too
             return times + np.timedelta64(length * num_steps, "ns")
-        index = self.local(times.ravel()) + num_steps * offset
-        return to_ns(index).reshape(times.shape)
+        return self._counted(self.clock(times.ravel()) + num_steps * offset).reshape(times.shape)
 
     def range(self, start: np.datetime64, num_steps: int) -> np.ndarray:
         """`num_steps` consecutive times, datetime64[ns] [num_steps], the first being `start`."""
-        first = self.local(np.array([start], dtype="datetime64[ns]"))[0]
-        return to_ns(pd.date_range(first, periods=num_steps, freq=self.offset))
+        first = self.clock(np.array([start], dtype="datetime64[ns]"))[0]
+        return self._counted(pd.date_range(first, periods=num_steps, freq=self.offset))
+
+    def until(self, start: np.datetime64, last: np.datetime64) -> np.ndarray:
+        """All consecutive times from `start` that are not after `last`, datetime64[ns] [n]."""
+        first, end = self.clock(np.array([start, last], dtype="datetime64[ns]"))
+        return self._counted(pd.date_range(first, end, freq=self.offset))
+
+    def clock(self, times: np.ndarray) -> pd.DatetimeIndex:
+        """`times` [n] on the clock by which steps are counted: the zone's if it decides their length, else UTC."""
+        if self.time_zone is None or self.is_fixed:
+            return pd.DatetimeIndex(times)
+        shown = self.local(times).tz_localize(None)
+        midnight = shown.normalize()
+        return shown.where(self._first_moments(midnight) != times, midnight)
+
+    def named(self, shown: pd.DatetimeIndex) -> np.ndarray:
+        """The moments that times without a UTC offset mean in the zone, datetime64[ns] [n].
+
+        NaT where its clock shows the time twice or never, unless that is where a step begins.
+        """
+        found = to_ns(shown.tz_localize(self.time_zone, ambiguous="NaT", nonexistent="NaT"))
+        return found if self.is_fixed else np.where(np.isnat(found), self._moments(shown), found)
 
     def local(self, times: np.ndarray) -> pd.DatetimeIndex:
         """`times` as pandas shows them to a person: in the table's own time zone."""
@@ -66,7 +89,7 @@ class Step:
             if self.time_zone is None and index.tz is not None:
                 raise ValueError("it has a UTC offset, but the table's times have none")
             if self.time_zone is not None and index.tz is None:
-                index = index.tz_localize(self.time_zone, ambiguous="NaT", nonexistent="NaT")
+                index = pd.DatetimeIndex(self.named(index))
                 if index.isna().any():
                     raise ValueError(f"{self.time_zone} has it twice or not at all, so add its UTC offset")
         except (ValueError, TypeError, OverflowError) as error:
@@ -84,6 +107,30 @@ class Step:
         if isinstance(self.offset, pd.tseries.offsets.Tick):
             return True
         return isinstance(self.offset, pd.tseries.offsets.Day) and self.time_zone is None
+
+    def _counted(self, clock: pd.DatetimeIndex) -> np.ndarray:
+        """The moments of steps, datetime64[ns] [n]. Raises `DataError` for one that the zone's clock skips."""
+        moments = self._moments(clock)
+        skipped = np.flatnonzero(np.isnat(moments) & clock.notna())
+        if len(skipped):
+            raise DataError(
+                f"a step of '{self.frequency}' would begin at {clock[skipped[0]]}, which the clock in "
+                f"{self.time_zone} skips or reads instead of midnight",
+                hint="write times of steps of a day or more as dates, or leave out the time zone",
+            )
+        return moments
+
+    def _moments(self, clock: pd.DatetimeIndex) -> np.ndarray:
+        """When `clock` reads so, datetime64[ns] [n]; NaT where it never does."""
+        if self.time_zone is None or self.is_fixed:
+            return to_ns(clock)
+        found = self._first_moments(clock)
+        return np.where(self.clock(found) == clock, found, np.datetime64("NaT", "ns"))
+
+    def _first_moments(self, clock: pd.DatetimeIndex) -> np.ndarray:
+        """When the zone's clock first shows these times, or skips them: datetime64[ns] [n]."""
+        first = np.ones(len(clock), dtype=bool)
+        return to_ns(clock.tz_localize(self.time_zone, ambiguous=first, nonexistent="shift_forward"))
 
 
 def to_ns(index: pd.DatetimeIndex) -> np.ndarray:
@@ -210,8 +257,7 @@ class StoredWindows:
     def num_steps_spanned(self) -> int:
         """Steps from the first origin to the last, whichever series they are of."""
         origins = self.times[self.origin_position]
-        first, last = self.step.local(np.array([origins.min(), origins.max()]))
-        return len(pd.date_range(first, last, freq=self.step.offset)) - 1
+        return len(self.step.until(origins.min(), origins.max())) - 1
 
     def origin(self, rows: np.ndarray | slice) -> np.ndarray:
         """Time of the last context step, datetime64[ns], shape of `rows`."""

@@ -68,6 +68,13 @@ def test_check_of_a_good_file(file):
     assert json.loads(call("check", file(GOOD), "--json").stdout)["problems"] == []
 
 
+def test_a_last_line_without_an_end_is_no_fault(file):
+    result = call("check", file(GOOD.removesuffix("6\n")), "--json")
+    assert result.exit_code == 0
+    [problem] = json.loads(result.stdout)["problems"]
+    assert (problem["kind"], problem["row"], problem["severity"]) == ("no-line-end", 25, "note")
+
+
 def test_check_of_what_is_no_table_still_has_its_document(file):
     result = call("check", file(""), "--json")
     assert result.exit_code == 3

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
+import resource
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from cli.asking import write_file
 from cli.main import run
 from memory_index.tables.catalog import shipped
+from memory_index.versions import disk
 
 AT = "2024-09-25 23:00"
 
@@ -95,6 +102,76 @@ def test_forecast_writes_the_format_of_the_suffix(call, tmp_path, suffix):
     table = pd.read_csv(out) if suffix == ".csv" else pd.read_parquet(out)
     assert list(table.columns) == ["unique_id", "ds", "yhat"]
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def almost_full():
+    """A limit on file sizes, for a block: it stops any file after so many bytes, as a full disk would."""
+
+    @contextmanager
+    def limited(num_bytes: int):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
+
+
+FORECAST = ("forecast", SAMPLE, "--index", "grid", "--columns", "wind")
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ((*FORECAST, "--out"), "f.csv"),
+        ((*FORECAST, "--out"), "f.parquet"),
+        ((*FORECAST, "--plot"), "f.svg"),
+        ((*NEIGHBOURS, "--html"), "n.html"),
+    ],
+)
+def test_what_was_there_stays_whole_when_the_disk_is_full(call, almost_full, tmp_path, command, name):
+    made = tmp_path / name
+    assert call(*command, str(made))[0] == 0
+    before = made.read_bytes()
+    with almost_full(len(before) // 2):
+        code, _, err = call(*command, str(made))
+    assert code == 7
+    assert f"error: {made}: file too large (" in err
+    assert made.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [made]
+
+
+def test_a_file_is_replaced_where_it_lies_and_keeps_its_permissions(tmp_path):
+    (tmp_path / "kept").mkdir()
+    file, link = tmp_path / "kept" / "f.csv", tmp_path / "f.csv"
+    file.write_bytes(b"old")
+    file.chmod(0o640)
+    link.symlink_to(file)
+    with file.open("rb") as reader:
+        write_file(link, b"new")
+        assert reader.read() == b"old"  # whoever reads it has all of the old one
+    assert (link.is_symlink(), file.read_bytes(), file.stat().st_mode & 0o777) == (True, b"new", 0o640)
+    assert [path.name for path in file.parent.iterdir()] == ["f.csv"]
+
+
+def test_what_cannot_be_replaced_is_written_in_place(tmp_path, monkeypatch):
+    pipe, mounted = tmp_path / "p.csv", tmp_path / "m.csv"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as threads:
+        reader = threads.submit(pipe.read_bytes)
+        write_file(pipe, b"new")
+        assert reader.result(timeout=30) == b"new"
+    mounted.write_bytes(b"old")
+
+    def busy(*_):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(disk, "replace", busy)
+    write_file(mounted, b"new")
+    assert mounted.read_bytes() == b"new"
 
 
 def test_forecast_as_json(call):
@@ -224,13 +301,16 @@ def test_mistakes_of_neighbours_are_one_line(call, name):
         (("forecast", "nowhere.csv", "--index", "grid"), 4, "nowhere.csv"),
         (("forecast", SAMPLE, "--index", "grid", "--out", "x.txt"), 2, ".csv or .parquet"),
         (("forecast", SAMPLE, "--index", "grid", "--out", "no/such/folder.csv"), 4, "no folder"),
+        (("forecast", SAMPLE, "--index", "grid", "--out", "folder.csv"), 2, "is a folder"),
         (("forecast", SAMPLE, "--index", "grid", "--quantiles", "0.1,2"), 2, "--quantiles"),
         (("forecast", SAMPLE, "--index", "grid", "--on-empty", "zero"), 2, "last-value"),
         (("evaluate", SAMPLE, "--index", "grid", "--split", "tset"), 2, "train, val or test"),
         (("evaluate", SAMPLE, "--index", "grid", "--split", "train"), 4, "no admissible neighbour"),
     ],
 )
-def test_mistakes_of_forecast_and_evaluate_are_one_line(call, command, expected, text):
+def test_mistakes_of_forecast_and_evaluate_are_one_line(call, command, expected, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.csv").mkdir()
     code, out, err = call(*command)
     assert (code, out) == (expected, "")
     assert text in err

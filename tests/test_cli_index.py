@@ -367,6 +367,15 @@ def test_append_prints_what_is_new(cli, built, tmp_path):
     assert "to 2024-01-20T00:00:00" in out
 
 
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_append_tells_of_a_last_line_without_an_end(as_json, cli, built, tmp_path):
+    cut = write_table(tmp_path / "cut.csv", NUM_STEPS + 50)
+    cut.write_bytes(cut.read_bytes()[:-2])  # a line end, and a digit
+    code, _, err = cli("append", "load", cut, *as_json)
+    assert code == 0
+    assert "note: cut.csv, row 451: the last line has no line end" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

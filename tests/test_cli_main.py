@@ -240,19 +240,48 @@ def test_reader_that_goes_away_is_no_traceback():
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_output_that_cannot_be_written_is_code_7(tmp_path):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["data", "list"], 7), (["data", "list", "--json"], 7), (["data", "check", "no", "--json"], 4)],
+)
+def test_output_that_cannot_be_written_whole_is_one_line_on_stderr(arguments, code, unbuffered, tmp_path):
+    most = 100
     with (tmp_path / "full").open("wb") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "cli", "--help"],
+            [sys.executable, "-m", "cli", *arguments],
             stdout=full,
             stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
+        )
+    assert done.returncode == code
+    assert re.fullmatch(rb"error: [^\n]+\n", done.stderr)
+    assert (tmp_path / "full").stat().st_size == most
+
+
+def test_nobody_is_left_to_tell(tmp_path):
+    with (tmp_path / "full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "cli", "data", "list", "--json"],
+            stdout=full,
+            stderr=full,
             timeout=60,
             check=False,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
         )
     assert done.returncode == 7
-    assert done.stderr.startswith(b"error: ")
-    assert done.stderr.count(b"\n") == 1
+
+
+def test_lines_are_not_held_back_where_nothing_shall_be_buffered():
+    program = "import sys, cli.output as o\no.write_in_full()\nprint('now')\nsys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"now\n"
+        process.communicate(timeout=30)
 
 
 # Help and version

@@ -123,6 +123,11 @@ def test_what_is_new_is_appended_once(made, call, indexes, tmp_path):
     assert code == 0
     assert "holds nothing that m@2 does not know" in err
     assert Store(indexes).numbers("m") == (1, 2)
+    assert "line end" not in err
+    cut = tmp_path / "cut.csv"
+    cut.write_bytes(made.newer.read_bytes()[:-1])
+    _, _, err = call("forecast", cut, "--update-index", "--out", out, indexes=indexes)
+    assert "cut.csv, row 511: the last line has no line end" in err
     code, text, _ = call("evaluate", made.newer, "--index", "m@2", "--json", indexes=indexes)
     assert code == 0
     assert (json.loads(text)["ref"], json.loads(text)["num_windows"]) == ("m@2", NUM_TEST)

@@ -7,9 +7,23 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from memory_fixtures import ENCODER, HOURLY, WINDOW, Policy, Store, build, open_version, part, ragged_table, wide_table
+from memory_fixtures import (
+    ENCODER,
+    HOURLY,
+    WINDOW,
+    Policy,
+    Store,
+    append,
+    between,
+    build,
+    open_version,
+    part,
+    ragged_table,
+    wide_table,
+)
 
 from memory_index import baselines
+from memory_index.coverage import coverage
 from memory_index.errors import DataError, IncompatibleError, NotFoundError
 from memory_index.inspection import inspect_window
 from memory_index.memory_only import MemoryOptions, evaluate, forecast
@@ -43,6 +57,23 @@ def test_every_test_window_is_scored(memory, table):
     assert result.num_scored == result.num_windows * 3
     assert result.num_without_neighbours == 0
     assert not result.in_sample
+
+
+def test_a_forecast_goes_on_across_a_day_without_a_midnight(tmp_path):
+    """Of a table that ends before it, and of one to which it was appended."""
+    step = Step(frequency="D", time_zone="America/Santiago")
+    whole = wide_table(180, step=step, start=step.parse("2024-03-13"))
+    change = int(np.searchsorted(whole.times, step.parse("2024-09-08")))
+    assert change == 179
+    before = between(whole, 0, change)
+    memory = memory_of(before, tmp_path)
+    expected = ["2024-09-08T01:00:00-03:00", "2024-09-09T00:00:00-03:00", "2024-09-10T00:00:00-03:00"]
+    assert [time.isoformat() for time in forecast(memory, before)["ds"][:3]] == expected
+    grown = open_version(append(Store(tmp_path), "m", whole))
+    after = forecast(grown, whole)["ds"]
+    assert [time.isoformat() for time in after[:2]] == expected[1:]
+    assert grown.windows.num_steps_spanned == len(whole.times) - WINDOW.lookback - WINDOW.horizon
+    assert coverage(grown).most.sum() == grown.windows.num_steps_spanned + 1
 
 
 def test_scores_are_plain_means_over_windows_steps_and_series(memory, table):

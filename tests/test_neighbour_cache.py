@@ -6,6 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -322,6 +325,44 @@ def test_a_damaged_cache_is_made_again_and_says_so(memory, tmp_path, name):
     assert "damaged" in second.notes[0]
     assert_equal(second.condensed, expected)
     assert validation(memory, tmp_path).notes == ()
+
+
+@pytest.mark.parametrize("record", ["[]", "null", '{"files": null}', '{"files": LIST}', "[" * 100_000])
+def test_a_record_of_another_form_is_damage(memory, tmp_path, record):
+    path = validation(memory, tmp_path).path
+    names = json.dumps([file.name for file in path.glob("*.npy")])
+    (path / cache_folder.RECORD).write_text(record.replace("LIST", names))
+    assert "found again" in validation(memory, tmp_path).notes[0]
+    assert validation(memory, tmp_path).notes == ()
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """A folder that cannot be written, by root neither: it gives up its rights meanwhile."""
+    user = os.geteuid()
+    folder.chmod(0o555)
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o755)
+
+
+def test_a_whole_cache_in_a_folder_that_cannot_be_written_is_used(memory):
+    with tempfile.TemporaryDirectory() as name:  # tmp_path cannot even be seen without the rights of its owner
+        folder = Path(name)
+        first = validation(memory, folder)
+        for file in folder.glob(".*.lock"):
+            file.unlink()
+        with read_only(folder):
+            again = validation(memory, folder)
+            assert_equal(again.condensed, first.condensed)
+            assert again.notes == ()
+            with pytest.raises(ResourceError, match="permission denied") as caught:
+                validation(memory, folder, k=K + 1)
+            assert "--neighbours-dir" in caught.value.hint
 
 
 def test_what_fails_leaves_nothing_to_be_seen(memory, tmp_path, monkeypatch):

@@ -202,6 +202,48 @@ def test_a_local_time_that_never_was(write):
         read_table(write(text), ReadOptions(time_zone="Europe/Berlin"))
 
 
+def days(first: str, num: int, *, without: int | None = None) -> str:
+    shown = pd.date_range(first, periods=num)
+    return "date,a\n" + "".join(f"{day.date()},{n * n}\n" for n, day in enumerate(shown) if n != without)
+
+
+@pytest.mark.parametrize("step", [None, "D"])
+def test_dates_across_a_midnight_that_never_was(step, write):
+    options = ReadOptions(time_zone="America/Santiago", step=step)
+    whole = read_table(write(days("2024-09-01", 20)), options)
+    assert whole.step == Step(frequency="D", time_zone="America/Santiago")
+    assert whole.step.isoformat(whole.times[7]) == "2024-09-08T01:00:00-03:00"
+    gap = write(days("2024-09-01", 20, without=7))
+    [problem] = check_table(gap, options).problems
+    assert (problem.kind, problem.at, problem.row) == ("gap", "2024-09-08T01:00:00-03:00", 8)
+    dropped = read_table(gap, ReadOptions(time_zone="America/Santiago", step=step, on_gap="drop"))
+    assert np.array_equal(dropped.times, whole.times)
+    assert np.flatnonzero(np.isnan(dropped["a"].values)).tolist() == [7]
+    offsets = "date,a\n" + "".join(f"{whole.step.isoformat(time)},{n * n}\n" for n, time in enumerate(whole.times))
+    assert read_table(write(offsets), options).content_hash == whole.content_hash
+
+
+def test_dates_of_two_series_across_a_midnight_that_was_twice(write):
+    lines = [
+        f"{name},{day.date()},{n}\n" for n, day in enumerate(pd.date_range("2024-10-30", periods=9)) for name in "ab"
+    ]
+    table = read_table(write("unique_id,ds,y\n" + "".join(lines)), ReadOptions(time_zone="America/Havana"))
+    assert table.shares_times
+    assert table.step.isoformat(table.times[4]) == "2024-11-03T00:00:00-04:00"
+    assert len(table.times) == 9
+
+
+def test_days_that_begin_at_a_time_that_never_was(write):
+    text = days("2024-03-25", 12).replace(",", " 02:30,").replace("date 02:30", "date")
+    options = ReadOptions(time_zone="Europe/Berlin")
+    never, skipped = check_table(write(text), options).problems
+    assert never.row == 8
+    assert "'2024-03-31 02:30' does not name one moment" in never.message
+    assert skipped.message.startswith("a step of 'D' would begin at 2024-03-31 02:30")
+    assert "as dates" in skipped.fix
+    assert read_table(write(text)).step == Step(frequency="D")  # without the zone there is nothing to skip
+
+
 def test_parquet_keeps_its_zone(tmp_path):
     frame = pd.DataFrame(
         {"ds": pd.date_range("2024-03-30", periods=9, freq="D", tz="Europe/Berlin"), "a": np.arange(9.0)}
@@ -547,9 +589,20 @@ def test_duplicates_by_policy(write, policy, value):
     assert "1 rows with a time that was there already" in table.notes[0]
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_last_line_without_an_end_is_noted(write, end):
+    """It may be half of a number: the 4 of 46."""
+    table = read_table(write(HOURLY.removesuffix("6\n") + end))
+    noted = (
+        "grid.csv, row 25: the last line has no line end, as if the file were cut off there or still being written",
+    )
+    assert table.notes == (() if end else noted)
+    assert table["wind"].values[-1] == 4
+
+
 def test_rows_out_of_order_are_sorted_and_noted(write):
     lines = HOURLY.splitlines()
-    table = read_table(write("\n".join([lines[0], *lines[:0:-1]])))
+    table = read_table(write("\n".join([lines[0], *lines[:0:-1], ""])))
     assert table.content_hash == read_table(write(HOURLY)).content_hash
     assert "row 3: times go back here (rows where they do: 23); the rows were sorted" in table.notes[0]
 

@@ -23,16 +23,19 @@ from memory_fixtures import (
     ragged_table,
 )
 
-from memory_index.errors import UsageError
+from memory_index.errors import DataError, UsageError
 from memory_index.windows import check_views, cut
 
-BERLIN = "Europe/Berlin"
+BERLIN, SANTIAGO, HAVANA = "Europe/Berlin", "America/Santiago", "America/Havana"
 GRIDS = {
     "hours": (Step(frequency="h"), "2021-03-01"),
     "hours in a time zone": (Step(frequency="h", time_zone=BERLIN), "2021-03-27"),
     "quarters of an hour": (Step(frequency="15min"), "2021-03-01"),
     "days": (Step(frequency="D"), "2021-03-01"),
     "days in a time zone": (Step(frequency="D", time_zone=BERLIN), "2021-03-20"),
+    "days of which one has no midnight": (Step(frequency="D", time_zone=SANTIAGO), "2024-08-25"),
+    "days of which one has two midnights": (Step(frequency="D", time_zone=HAVANA), "2024-10-25"),
+    "weeks of which one begins without a midnight": (Step(frequency="W-SUN", time_zone=SANTIAGO), "2024-08-04"),
     "working days": (Step(frequency="B"), "2021-03-01"),
     "weeks": (Step(frequency="W-SUN"), "2021-03-07"),
     "months": (Step(frequency="MS"), "2021-01-01"),
@@ -74,6 +77,41 @@ def test_a_day_in_a_time_zone_may_have_23_hours() -> None:
     assert step.isoformat(times[20]) == "2021-04-09T00:00:00+02:00"
     assert GRIDS["days"][0].is_fixed
     assert GRIDS["hours in a time zone"][0].is_fixed
+
+
+def test_a_day_without_a_midnight_begins_at_its_first_moment() -> None:
+    step, times = grid_of("days of which one has no midnight")
+    shown = [step.isoformat(time) for time in times[13:16]]
+    assert shown == ["2024-09-07T00:00:00-04:00", "2024-09-08T01:00:00-03:00", "2024-09-09T00:00:00-03:00"]
+    for typed in (shown[1], "2024-09-08", "2024-09-08 00:00", "2024-09-08 01:00"):
+        assert step.parse(typed) == times[14]
+    for first, last in ((0, 14), (14, 14), (14, 39)):
+        np.testing.assert_array_equal(step.until(times[first], times[last]), times[first : last + 1])
+    with pytest.raises(UsageError, match="twice or not at all"):
+        Step(frequency="h", time_zone=SANTIAGO).parse("2024-09-08 00:00")
+
+
+def test_a_day_with_two_midnights_begins_at_the_first() -> None:
+    step, times = grid_of("days of which one has two midnights")
+    assert step.isoformat(times[9]) == "2024-11-03T00:00:00-04:00"
+    assert step.parse("2024-11-03") == times[9]
+    assert step.parse("2024-11-03T00:00-05:00") == times[9] + np.timedelta64(1, "h")
+    np.testing.assert_array_equal(np.diff(times)[8:11].astype("timedelta64[h]").astype(int), [24, 25, 24])
+
+
+@pytest.mark.parametrize(("zone", "skipped"), [(BERLIN, "2024-03-31 02:30"), (SANTIAGO, "2024-09-08 01:00")])
+def test_a_step_that_would_begin_at_a_skipped_time_of_day_is_refused(zone: str, skipped: str) -> None:
+    step, day = Step(frequency="D", time_zone=zone), pd.Timedelta(days=1)
+    before, after = (step.parse(str(pd.Timestamp(skipped) + distance)) for distance in (-day, day))
+    for count in (
+        lambda: step.add(np.array([before]), 1),
+        lambda: step.range(before, 3),
+        lambda: step.until(before, after),
+    ):
+        with pytest.raises(DataError, match=f"begin at {skipped}:00, which the clock in {zone} skips") as caught:
+            count()
+        assert "as dates" in caught.value.hint
+    assert step.add(np.array([before]), 2) == [after]
 
 
 @given(

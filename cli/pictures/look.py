@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from cli.asking import write_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -122,9 +124,11 @@ def save(drawn: Figure, path: Path) -> None:
     """Write a figure in the format of the suffix; the same figure gives the same bytes."""
     from matplotlib import rc_context
 
-    undated: dict[str, dict[str, str | None]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    form, buffer = path.suffix.lower().removeprefix("."), io.BytesIO()
+    undated: dict[str, dict[str, str | None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with rc_context({"svg.hashsalt": path.stem}), literal(drawn):
-        drawn.savefig(path, dpi=DOTS_PER_INCH, metadata=undated.get(path.suffix.lower()))
+        drawn.savefig(buffer, format=form, dpi=DOTS_PER_INCH, metadata=undated.get(form))
+    write_file(path, buffer.getvalue())
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What a file is and everything that is wrong with it, for `cli data check`.
 
-Faults stop every other command; notes (constant series, flat stretches, sorted rows, a few short series) do
-not, because a sensor that stands still or a table that is out of order may be meant.
+Faults stop every other command; notes (constant series, flat stretches, sorted rows, a few short series, no end of the
+last line) do not, because a sensor that stands still or a table that is out of order may be meant.
 """
 
 from __future__ import annotations

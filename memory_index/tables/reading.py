@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from memory_index.errors import DataError
 from memory_index.tables.columns import MISSING, ReadOptions, Roles, find_roles, require_known
 from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.regular import Block, Grid, regular
@@ -32,7 +33,7 @@ def read_table(path: str | Path, options: ReadOptions | None = None) -> SeriesTa
 
     The result has float64 values on a regular grid and datetime64[ns] times (UTC if zoned); all series
     of a wide table share one array of times. What was done to the file on request (filled, sorted,
-    left out) is in `SeriesTable.notes`.
+    left out), and what is no fault but worth a look, is in `SeriesTable.notes`.
 
     Raises `DataError` for the first fault in the file (file, series, time stamp, row, and the flag that
     resolves it), `NotFoundError` (no such file or column), `UsageError` (an option) and `ResourceError`
@@ -77,7 +78,12 @@ def assemble(source: Path | pd.DataFrame, options: ReadOptions, log: ProblemLog)
     raw = _without_blank_rows(read(source, log, max_cells=options.max_cells), log)  # type: ignore[arg-type]
     roles = find_roles(raw, options, log)
     times, zone = parse_times(
-        raw.columns[roles.time], raw.row_number, log, time_format=options.time_format, time_zone=options.time_zone
+        raw.columns[roles.time],
+        raw.row_number,
+        log,
+        time_format=options.time_format,
+        time_zone=options.time_zone,
+        step=options.step,
     )
     clock = Step(frequency="h", time_zone=zone)
 
@@ -91,7 +97,10 @@ def assemble(source: Path | pd.DataFrame, options: ReadOptions, log: ProblemLog)
         log.stop(Problem(kind="empty", message=message, fix="give a file with at least one numeric column"))
     step = step_of(options.step, zone) if options.step else _inferred(blocks, zone, log)
     grid = Grid(step=step, options=options, log=log)
-    series = [one for block in blocks for one in regular(block, grid)]
+    try:
+        series = [one for block in blocks for one in regular(block, grid)]
+    except DataError as error:  # the step's, where the zone has no such moment
+        log.stop(Problem(kind="time", message=str(error), fix=error.hint))
     for what, count in grid.changes.items():
         log.add(Problem(kind="changed", message=f"{count} {what}", fix="", severity="note"))
     return SeriesTable(step=step, layout=roles.layout, series=tuple(series), source=log.source, notes=log.notes), len(

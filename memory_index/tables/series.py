@@ -40,7 +40,7 @@ class SeriesTable:
     layout: str  # "wide" (a time column and one column per variate) or "long" (unique_id, ds, y)
     series: tuple[Series, ...]
     source: str  # file name, for messages
-    notes: tuple[str, ...] = ()  # what the reader did to the file on request: sorted, filled, left out
+    notes: tuple[str, ...] = ()  # what the reader did on request (sorted, filled, left out), or found worth a look
 
     def __getitem__(self, series_id: str) -> Series:
         """One series. Raises `NotFoundError` that names the nearest known series."""

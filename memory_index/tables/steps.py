@@ -41,8 +41,7 @@ def infer_step(times: np.ndarray, time_zone: str | None) -> Step | None:
     """
     if len(times) < 2:
         return None
-    wall = to_ns(Step(frequency="h", time_zone=time_zone).local(times).tz_localize(None))
-    coarse = bool(np.median(np.diff(times).astype(np.int64)) >= COARSE)
+    wall, coarse = to_ns(Step(frequency="D", time_zone=time_zone).clock(times)), is_coarse(times)
     ticks = (wall if coarse else times).astype(np.int64)
     distances, counts = np.unique(np.diff(ticks), return_counts=True)
     common = int(distances[counts.argmax()])
@@ -60,6 +59,11 @@ def infer_step(times: np.ndarray, time_zone: str | None) -> Step | None:
     if on_grid < 0.5 or (filled < 0.1 and counts.max() < 0.5 * counts.sum()):
         return None
     return Step(frequency=frequency, time_zone=time_zone)
+
+
+def is_coarse(times: np.ndarray) -> bool:
+    """Whether most of these times (datetime64[ns] [n], ascending, distinct) are at least about a day apart."""
+    return len(times) > 1 and bool(np.median(np.diff(times).astype(np.int64)) >= COARSE)
 
 
 def _long_steps(median: float) -> tuple[str, ...]:
@@ -106,18 +110,17 @@ def _on_phase(ticks: np.ndarray, distance: int) -> np.ndarray:
 def grid_positions(times: np.ndarray, step: Step) -> np.ndarray:
     """int64 [n]: the number of steps from the first time on the grid, -1 for times that are not on it.
 
-    times: datetime64[ns] [n], ascending, distinct.
+    times: datetime64[ns] [n], ascending, distinct. Raises `DataError` as `Step` does.
     """
     ticks = times.astype(np.int64)
     if step.is_fixed:
         distance = int((step.add(times[:1], 1) - times[:1])[0].astype(np.int64))
         on = _on_phase(ticks, distance)
         return np.where(on, (ticks - ticks[on][0]) // distance, -1)
-    local = step.local(times)
-    clock = to_ns(local.tz_localize(None)).astype(np.int64) % ONE_DAY
+    clock = to_ns(step.clock(times)).astype(np.int64) % ONE_DAY
     clocks, counts = np.unique(clock, return_counts=True)
-    first = local[clock == clocks[counts.argmax()]][0]
-    grid = to_ns(pd.date_range(first, local[-1], freq=step.offset)).astype(np.int64)
+    first = times[clock == clocks[counts.argmax()]][0]
+    grid = step.until(first, times[-1]).astype(np.int64)
     if len(grid) == 0:
         return np.full(len(times), -1)
     position = np.minimum(np.searchsorted(grid, ticks), len(grid) - 1)

@@ -173,6 +173,17 @@ def _read_csv(content: bytes, log: ProblemLog, max_cells: int) -> RawTable:
             )
         )
     _note_ragged(ragged, log)
+    if not content.endswith((b"\n", b"\r")):
+        message = "the last line has no line end, as if the file were cut off there or still being written"
+        log.add(
+            Problem(
+                kind="no-line-end",
+                row=header_line + num_rows,
+                message=message,
+                fix="nothing to do if its last number is whole",
+                severity="note",
+            )
+        )
     lines = np.arange(header_line + 1, header_line + 1 + table.num_rows + len(ragged))
     kept = np.setdiff1d(lines, np.array([row.number for row in ragged], dtype=lines.dtype))
     if table.num_rows == 0:

@@ -6,6 +6,7 @@ Nothing is guessed where two readings are possible: 01/02/2024 needs `--time-for
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from itertools import product
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 
 from memory_index.errors import UsageError
 from memory_index.tables.problems import Problem, ProblemLog
+from memory_index.tables.steps import is_coarse, step_of
 from memory_index.windows import to_ns
 
 DATE_FORMATS = (
@@ -33,13 +35,20 @@ OFFSET = r"\d:\d\d(?::\d\d(?:\.\d+)?)?\s*(?P<offset>Z|[+-]\d\d(?::?\d\d)?)$"  # 
 
 
 def parse_times(
-    column: pa.ChunkedArray, row_number: np.ndarray, log: ProblemLog, *, time_format: str | None, time_zone: str | None
+    column: pa.ChunkedArray,
+    row_number: np.ndarray,
+    log: ProblemLog,
+    *,
+    time_format: str | None,
+    time_zone: str | None,
+    step: str | None = None,
 ) -> tuple[np.ndarray, str | None]:
     """The cells of a time column as datetime64[ns] [n] (UTC if there is a zone, else naive), and the zone.
 
     One UTC offset throughout is kept as a zone such as `UTC+02:00`; several become UTC with a note, unless
-    `time_zone` names the zone. Cells that are no time are NaT and noted as faults. Raises `DataError` when
-    the column as a whole is not a time or can be read in two ways, `UsageError` for an unknown zone.
+    `time_zone` names the zone. step: a pandas frequency, None if it is yet to be found; a day or a longer step begins
+    as `Step` says. Cells that are no time are NaT and noted as faults. Raises `DataError` when the column as a whole is
+    not a time or can be read in two ways, `UsageError` for an unknown zone or step.
     """
     if time_zone is not None:
         _check_zone(time_zone)
@@ -62,7 +71,10 @@ def parse_times(
         _note_bad_times(column, without, row_number, log, "has no UTC offset, but other rows have one")
         return local - offsets, time_zone or zone
     if time_zone is not None and zone is None:
-        return _localized(column, local, time_zone, row_number, log), time_zone
+        times = _localized(local, time_zone, step)
+        what = f"does not name one moment in {time_zone}: daylight saving begins or ends there"
+        _note_bad_times(column, np.isnat(times) & ~problem_rows, row_number, log, what)
+        return times, time_zone
     return local, time_zone or zone
 
 
@@ -163,24 +175,16 @@ def _ns_or_nat(times: np.ndarray) -> np.ndarray:
     return np.where(outside, np.datetime64("NaT"), times).astype("datetime64[ns]")
 
 
-def _localized(
-    column: pa.ChunkedArray, local: np.ndarray, time_zone: str, row_number: np.ndarray, log: ProblemLog
-) -> np.ndarray:
-    """Wall-clock times of a zone as UTC; the repeated hour of autumn is told apart by the order of the rows."""
+def _localized(local: np.ndarray, time_zone: str, frequency: str | None) -> np.ndarray:
+    """Wall-clock times of a zone as UTC, NaT where unclear; the order of rows tells a repeated hour of autumn apart."""
     index = pd.DatetimeIndex(local)
-    try:
-        times = to_ns(index.tz_localize(time_zone, ambiguous="infer", nonexistent="NaT"))
-    except ValueError:  # pandas: the order of the rows does not tell which of the two hours is meant
-        times = to_ns(index.tz_localize(time_zone, ambiguous="NaT", nonexistent="NaT"))
-    unclear = np.isnat(times) & ~np.isnat(local)
-    _note_bad_times(
-        column,
-        unclear,
-        row_number,
-        log,
-        f"does not name one moment in {time_zone}: daylight saving begins or ends there",
-    )
-    return times
+    if frequency is None:
+        frequency = "D" if is_coarse(np.unique(local[~np.isnat(local)])) else "h"
+    step = step_of(frequency, time_zone)
+    if step.is_fixed:
+        with suppress(ValueError):  # pandas: the order of the rows does not tell which of the two hours is meant
+            return to_ns(index.tz_localize(time_zone, ambiguous="infer", nonexistent="NaT"))
+    return step.named(index)
 
 
 def _note_bad_times(

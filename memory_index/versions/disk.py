@@ -162,10 +162,15 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a small file so that a reader, or a crash, sees the old content or the new and nothing between."""
+    """Write a small file so that a reader, or a crash, sees the old content or the new and nothing between.
+
+    It keeps its permissions.
+    """
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}")
     try:
         write_new(temporary, content)
+        if path.exists():
+            shutil.copymode(path, temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
