@@ -61,7 +61,7 @@ from memory_index.queries import require_same_data
 from memory_index.scaling import fit_scale
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Memory
-from memory_index.versions.build import cut_table, stored_part
+from memory_index.versions.build import steps_until, stored_part
 from memory_index.windows import cut
 
 SPLIT_ENDS = ("train_until", "val_until", "test_until")
@@ -239,8 +239,7 @@ def run_record(
 ) -> RunRecord:
     """What `config.json` says of the run."""
     manifest = memory.manifest
-    until = manifest.split.bounds("val")[1]
-    seen = cut_table(table, [int(np.searchsorted(series.times, until, side="right")) for series in table.series])
+    seen = steps_until(table, manifest.split.bounds("val")[1])
     training = stored_part(table, manifest.split.train_until, manifest.window)
     units = fit_scale([series.values for series in training.series]).std
 
