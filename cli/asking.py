@@ -34,7 +34,9 @@ def open_with_table(ref: str, file: Path, indexes: Indexes, options: ReadOptions
 
     The table is read like the version's own data (`options_like`).
     """
-    return _open_found(indexes.find(ref), file, options)
+    from memory_index.references import use_found
+
+    return use_found(lambda: indexes.find(ref), lambda found: _open_found(found, file, options))
 
 
 def _open_found(found: Found, file: Path, options: ReadOptions) -> tuple[Memory, SeriesTable, str]:

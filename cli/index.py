@@ -162,7 +162,7 @@ def verify(ref: Ref, indexes_dir: IndexesDir = DEFAULT_DIR, as_json: AsJson = Fa
     with progress(f"{location.ref}: checking every byte, then what it holds"):
         problems = verify_bytes(location)
         if not problems:
-            version = store.resolve(ref)
+            version = store.resolve(location.ref)
             problems = tuple(verify_contents(version, load_encoder=encoder_loader(version.manifest)))
     if as_json:
         shown = [{"file": p.file, "message": p.message, "kind": p.kind, "hint": p.hint} for p in problems]

@@ -30,6 +30,7 @@ from memory_index.metrics import Score
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Memory
 from memory_index.versions import disk
+from memory_index.versions.build import steps_until
 
 EVALUATION = "evaluation.json"  # in the folder of an arm, written when it has been scored
 
@@ -218,10 +219,11 @@ def _scored(
         note=watch.note,
     )
     run, path = open_run(folder), folder / EVALUATION
-    what = {"fingerprint": memory.manifest.fingerprint, "part": part}
+    scored = steps_until(table, memory.manifest.split.bounds(part)[1])  # the run knows the table up to validation only
+    what = {"fingerprint": memory.manifest.fingerprint, "part": part, "data": scored.content_hash}
     if not trained.is_new and path.is_file():
         stored = unseal(path)
-        if all(stored[name] == value for name, value in what.items()):
+        if all(stored.get(name) == value for name, value in what.items()):
             return run.metrics, _evaluation(stored["evaluation"])
     evaluation = evaluate(load_predictor(run, device=device), memory, table, part)
     with refusals_named(path):

@@ -26,7 +26,6 @@ OPTIMIZER = "optimizer.safetensors"
 TRAINER = "trainer.json"
 UNSCORED = "-unscored"  # at the end of an epoch that has not been validated yet
 NAME = re.compile(rf"step-(\d{{8,}})({UNSCORED})?")
-LOCK = ".lock"  # in a run, held by the process that trains it
 # Settings that may differ between a training and its continuation, since they change no result.
 FREE_SETTINGS = ("save_steps", "save_total_limit")
 # What a training belongs to: the parts that are settings, and what the hashes in it are of.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ from forecaster.patching import instance_norm
 from forecaster.placement import hardware, place_backbone
 from forecaster.predictor import predict
 from forecaster.processes import main_first
-from forecaster.run import Run, create_run, finish_run, open_run
+from forecaster.run import Run, begun_run, finish_run, open_run
 from forecaster.run_record import DataFacts, IndexFacts, RunRecord
 from forecaster.shortcut import LinearShortcut, fit_linear
 from forecaster.tapr import fit_thresholds, trend_change
@@ -61,7 +62,7 @@ from memory_index.queries import require_same_data
 from memory_index.scaling import fit_scale
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Memory
-from memory_index.versions.build import cut_table, stored_part
+from memory_index.versions.build import steps_until, stored_part
 from memory_index.versions.manifest import Manifest
 from memory_index.windows import cut
 
@@ -126,52 +127,54 @@ def train_run(
     with rng.preserved(accelerator.device):
         torch.manual_seed(config.train.seed)
         model = ForecastModel(config.model, num_spaces=len(memory.manifest.spaces), backbone=backbone)
-    if accelerator.is_main_process:
-        create_run(out, record, resume=resume)
-    accelerator.wait_for_everyone()
-    run = open_run(out)
-    if (ended := ended_training(run, is_main=accelerator.is_main_process)) is not None:
-        return ended
-    started = time.perf_counter()
-    training, validation = main_first(
-        accelerator,
-        lambda: [
-            windows_of(table, memory, config, record, part, neighbours_dir, report, note) for part in ("train", "val")
-        ],
-        "find the neighbours",
-    )
-    neighbour_seconds = time.perf_counter() - started
-    began = time.perf_counter()
-    fit_closed_form(model, training, table, memory, config)
-    fit_seconds = time.perf_counter() - began
-    result = train(
-        model,
-        training,
-        validation,
-        lambda trained, batch, aux_weight: batch_loss(trained, batch, config, aux_weight),  # type: ignore[arg-type]
-        config.train,
-        out,
-        identity=record.identity,
-        resume=resume,
-        device=device,
-        llm_width=backbone.width if backbone else 0,
-        report=progress,
-    )
-    result = dataclasses.replace(result, seconds=round(result.seconds + fit_seconds, 3))
-    intervals = fit_intervals(model, validation, table.series_ids)
-    if accelerator.is_main_process:
-        write_intervals(out, intervals)
-    figures: dict[str, Any] = {
-        "best_val_mse": result.best_val_mse,
-        "training": dataclasses.asdict(result),
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "num_training_windows": len(training),
-        "num_validation_windows": len(validation),
-        "neighbour_seconds": round(neighbour_seconds, 3),
-    }
-    if accelerator.is_main_process:
-        run = finish_run(run, figures)
-    return _trained(run, figures, is_main=accelerator.is_main_process, is_new=True)
+    with ExitStack() as until_done:
+        if accelerator.is_main_process:
+            until_done.enter_context(begun_run(out, record, resume=resume))
+        accelerator.wait_for_everyone()
+        run = open_run(out)
+        if (ended := ended_training(run, is_main=accelerator.is_main_process)) is not None:
+            return ended
+        started = time.perf_counter()
+        training, validation = main_first(
+            accelerator,
+            lambda: [
+                windows_of(table, memory, config, record, part, neighbours_dir, report, note)
+                for part in ("train", "val")
+            ],
+            "find the neighbours",
+        )
+        neighbour_seconds = time.perf_counter() - started
+        began = time.perf_counter()
+        fit_closed_form(model, training, table, memory, config)
+        fit_seconds = time.perf_counter() - began
+        result = train(
+            model,
+            training,
+            validation,
+            lambda trained, batch, aux_weight: batch_loss(trained, batch, config, aux_weight),  # type: ignore[arg-type]
+            config.train,
+            out,
+            identity=record.identity,
+            resume=resume,
+            device=device,
+            llm_width=backbone.width if backbone else 0,
+            report=progress,
+        )
+        result = dataclasses.replace(result, seconds=round(result.seconds + fit_seconds, 3))
+        intervals = fit_intervals(model, validation, table.series_ids)
+        if accelerator.is_main_process:
+            write_intervals(out, intervals)
+        figures: dict[str, Any] = {
+            "best_val_mse": result.best_val_mse,
+            "training": dataclasses.asdict(result),
+            "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "num_training_windows": len(training),
+            "num_validation_windows": len(validation),
+            "neighbour_seconds": round(neighbour_seconds, 3),
+        }
+        if accelerator.is_main_process:
+            run = finish_run(run, figures)
+        return _trained(run, figures, is_main=accelerator.is_main_process, is_new=True)
 
 
 def ended_training(run: Run, *, is_main: bool = True) -> Trained | None:
@@ -255,8 +258,7 @@ def run_record(
 ) -> RunRecord:
     """What `config.json` says of the run."""
     manifest = memory.manifest
-    until = manifest.split.bounds("val")[1]
-    seen = cut_table(table, [int(np.searchsorted(series.times, until, side="right")) for series in table.series])
+    seen = steps_until(table, manifest.split.bounds("val")[1])
     training = stored_part(table, manifest.split.train_until, manifest.window)
     units = fit_scale([series.values for series in training.series]).std
 

@@ -29,7 +29,7 @@ from memory_index.splits import require_origins
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Filter, KeySpace, Memory
 from memory_index.versions import disk
-from memory_index.versions.build import cut_table
+from memory_index.versions.build import steps_until
 from memory_index.windows import StoredWindows, WindowSpec
 
 # 2: neighbours' futures are moved by the linear map. 3: moments are asked as a whole wherever their contexts allow it.
@@ -191,11 +191,9 @@ def _settings(
             f"a horizon of {horizon} steps is longer than the memory's {window.horizon}",
             hint="choose a shorter horizon, or build a version with a longer one",
         )
-    until = memory.manifest.split.bounds(part)[1]
-    seen = cut_table(table, [int(np.searchsorted(series.times, until, side="right")) for series in table.series])
     return CacheSettings(
         memory=memory.manifest.fingerprint,
-        table_sha256=seen.content_hash,
+        table_sha256=steps_until(table, memory.manifest.split.bounds(part)[1]).content_hash,
         lookback=window.lookback,
         horizon=horizon,
         part=part,

@@ -12,7 +12,8 @@ is `train.py`, the fields of the record are `run_record.py`, the words of the ca
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from forecaster.card import card_text
-from forecaster.checkpoint import LOCK, require_same
+from forecaster.checkpoint import require_same
 from forecaster.config import Config
 from forecaster.errors import ConfigError, RunDamagedError, RunIncompatibleError, RunNotFoundError
 from forecaster.records import RESTORE, refusals_named, seal, unseal
@@ -32,6 +33,7 @@ from memory_index.versions import disk
 CONFIG = "config.json"
 METRICS = "metrics.json"
 CARD = "card.md"
+LOCK = ".lock"  # held by the process that trains
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +54,20 @@ class Run:
         return read_weights(self.path)
 
 
+@contextmanager
+def begun_run(folder: Path, record: RunRecord, *, resume: bool = False) -> Iterator[Run]:
+    """Begin a run as `create_run` does, and be the only process that trains in it for the length of the block.
+
+    Raises what `create_run` raises, and `ResourceError` while another process trains there; then nothing is written.
+    """
+    _run_there(folder, record, resume=resume)  # so that no lock is left in a folder that is something else
+    with ExitStack() as until_done:
+        with refusals_named(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            until_done.enter_context(disk.locked(folder / LOCK, sign=True))
+        yield create_run(folder, record, resume=resume)
+
+
 def create_run(folder: Path, record: RunRecord, *, resume: bool = False) -> Run:
     """Make a run folder, or with `resume` take the one that is there; nothing that is there is changed.
 
@@ -60,6 +76,16 @@ def create_run(folder: Path, record: RunRecord, *, resume: bool = False) -> Run:
     Raises `UsageError` for a folder that holds something else, or a run that is not to go on; `RunIncompatibleError`
     with the first difference for a run of something else; `ResourceError`.
     """
+    if (run := _run_there(folder, record, resume=resume)) is not None:
+        return run
+    with refusals_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        disk.replace(folder / CONFIG, seal(record.to_document()))
+    return open_run(folder)
+
+
+def _run_there(folder: Path, record: RunRecord, *, resume: bool) -> Run | None:
+    """The run that is to go on in a folder; None for a folder in which one can begin. Raises as `create_run` does."""
     with refusals_named(folder):
         there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     if CONFIG in there:
@@ -76,10 +102,7 @@ def create_run(folder: Path, record: RunRecord, *, resume: bool = False) -> Run:
         raise UsageError(
             f"{folder} is not a run, and not empty: it holds {foreign[0]}", hint="choose another folder (--out)"
         )
-    with refusals_named(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        disk.replace(folder / CONFIG, seal(record.to_document()))
-    return open_run(folder)
+    return None
 
 
 def run_exists(folder: Path) -> bool:

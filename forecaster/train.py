@@ -19,7 +19,6 @@ from torch import nn
 from forecaster import rng
 from forecaster.checkpoint import (
     FREE_SETTINGS,
-    LOCK,
     Checkpoint,
     checkpoints_in,
     clear_leftovers,
@@ -36,7 +35,6 @@ from forecaster.records import refusals_named
 from forecaster.training_loop import CLOSED_FORM, Loss, Progress, Task, TrainingLoop, Windows
 from forecaster.weights import WEIGHTS, load_into, read_weights
 from memory_index.errors import DataError, UsageError
-from memory_index.versions import disk
 
 __all__ = ["CLOSED_FORM", "Progress", "TrainResult", "train"]
 
@@ -75,15 +73,16 @@ def train(
 ) -> TrainResult:
     """Train a model in a run folder; afterwards it has the weights of the best validation MSE.
 
-    identity: what the training belongs to (index version, backbone, model settings), in terms of JSON: it is stored in
-    each checkpoint and must be the same when it goes on. resume: go on from the newest checkpoint, or begin if
-    there is none; a training that has ended is not trained further. device: `auto`, `cpu` or `cuda`. llm_width: see
-    `placement.resolve_precision`. report: called after each step, in the main process.
+    folder: nobody else may train in it meanwhile (`run.begun_run`). identity: what the training belongs to (index
+    version, backbone, model settings), in terms of JSON: it is stored in each checkpoint and must be the same when it
+    goes on. resume: go on from the newest checkpoint, or begin if there is none; a training that has ended is not
+    trained further. device: `auto`, `cpu` or `cuda`. llm_width: see `placement.resolve_precision`. report: called after
+    each step, in the main process.
 
     Raises `UsageError` if there is a training already and `resume` is not asked for, `RunIncompatibleError` for one
     that belongs to something else, `RunDamagedError` for a checkpoint that is not what was written, `ConfigError` for
-    a loss that is not finite, `ResourceError` for memory, disk or a lock that is not to be had. SIGINT and SIGTERM
-    end in `KeyboardInterrupt` after a checkpoint was written.
+    a loss that is not finite, `ResourceError` for memory or disk. SIGINT and SIGTERM end in
+    `KeyboardInterrupt` after a checkpoint was written.
     """
     for name, windows in (("training", training), ("validation", validation)):
         if not len(windows):
@@ -95,7 +94,6 @@ def train(
         if accelerator.is_main_process:
             with refusals_named(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                until_done.enter_context(disk.locked(folder / LOCK, sign=True))
             clear_leftovers(folder)
         accelerator.wait_for_everyone()
         checkpoint = _where_to_begin(folder, resume=resume)

@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from memory_index.access import Access
-from memory_index.errors import UsageError
+from memory_index.errors import NotFoundError, UsageError
 from memory_index.types import Memory
 from memory_index.versions.manifest import Manifest
 from memory_index.versions.opening import LoadEncoder, open_version
@@ -27,6 +27,7 @@ SERVICE_SCHEMES = ("grpc://", "grpc+tls://")
 MILVUS_SCHEMES = ("milvus:", "milvus+tls:")
 
 Note = Callable[[str], None]
+T = TypeVar("T")
 
 
 class Open(Protocol):
@@ -89,6 +90,21 @@ def find(indexes_dir: Path | str, ref: str, *, access: Access | None = None, not
     return Found(ref=version.ref, manifest=version.manifest, open=opened)
 
 
+def use_found(found: Callable[[], Found], use: Callable[[Found], T]) -> T:
+    """Do something with what a reference means; once more if that is removed meanwhile and it means another one now.
+
+    found: finds it. Raises what the two raise: a number never means another version, and then is not there any more.
+    """
+    first = found()
+    try:
+        return use(first)
+    except NotFoundError:
+        now = found()
+        if now.ref == first.ref:
+            raise
+        return use(now)
+
+
 def open_memory(
     indexes_dir: Path | str,
     ref: str,
@@ -106,7 +122,10 @@ def open_memory(
 
     Raises what `find` raises, and `IncompatibleError` (newer format, unknown encoder).
     """
-    return find(indexes_dir, ref, access=access, note=note).open(load_encoder=load_encoder, threads=threads)
+    return use_found(
+        lambda: find(indexes_dir, ref, access=access, note=note),
+        lambda found: found.open(load_encoder=load_encoder, threads=threads),
+    )
 
 
 def is_address(ref: str) -> bool:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
-from cli_fixtures import make, write_settings
+from cli_fixtures import frame, make, write_settings
 
 import forecaster.ablate
 import forecaster.fit
+import forecaster.train
 from cli.main import run
 
 # One arm of each kind: the rest differ from these in their settings only.
@@ -123,6 +125,26 @@ def test_what_is_done_is_not_done_again(ablated, call, monkeypatch):
     assert code == 0
     assert {row["group"] for row in json.loads(shown)["rows"]} == {"matrix", "controls", "untrained"}
     assert [row["arm"] for row in json.loads(shown)["rows"] if row["group"] == "matrix"] == MATRIX[-1:]
+
+
+def test_another_test_part_is_scored_again(ablated, once, call, tmp_path, monkeypatch):
+    """Everything up to the end of validation is the same, so that no run has to be trained again."""
+    (_, file, *arguments), out = ablated
+    corrected = frame()
+    corrected.loc[len(corrected) - 40 :, "north"] += 3
+    corrected.to_csv(tmp_path / "corrected.csv", index=False)
+    shutil.copytree(out, tmp_path / "out")
+    arguments = [*arguments, "--groups", "matrix", "--out", tmp_path / "out"]
+    with monkeypatch.context() as patched:
+        patched.setattr(forecaster.train, "TrainingLoop", None)
+        code, _, err = call("ablate", tmp_path / "corrected.csv", *arguments)
+        assert code == 0, err
+    for row, before in zip(rows_in(tmp_path / "out")[:4], once[:4], strict=True):
+        assert row["mse"] > before["mse"]
+        assert row["val_mse"] == before["val_mse"]
+    code, _, err = call("ablate", file, *arguments)
+    assert code == 0, err
+    assert rows_in(tmp_path / "out")[:4] == once[:4]
 
 
 @pytest.mark.parametrize("at", [10, 12])  # the last step of the second arm, and the end of its validation

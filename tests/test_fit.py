@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,15 @@ from forecaster_fixtures import (
     SPLIT,
     TABLE,
     WITHOUT_NETWORK,
+    Troubled,
     config_of,
+    hold_until_killed,
     make_small,
     memory_of,
     train_small,
     train_small_in_one_of,
 )
-from killing import PROCESSES, run_together
+from killing import PROCESSES, kill_one, run_together
 from memory_fixtures import ENCODER, WINDOW, Store, append, between, open_version, poisoned
 from toy_training import InterruptAt, free_port, log_of
 
@@ -35,7 +38,7 @@ from forecaster.fit import check_fits, fit_intervals, windows_of
 from forecaster.forecast import forecast
 from forecaster.predictor import load_predictor, require_same_memory
 from forecaster.run import open_run
-from memory_index.errors import DataError, IncompatibleError, UsageError
+from memory_index.errors import DataError, IncompatibleError, ResourceError, UsageError
 from memory_index.splits import split_by_name, split_until
 from memory_index.tables.series import SeriesTable
 
@@ -284,6 +287,27 @@ def test_a_run_does_not_go_on_with_other_settings_or_data(small, tmp_path):
     garbage = poisoned(TABLE, END_OF_TRAINING, seed=5)  # the version stores the training part only
     with pytest.raises(RunIncompatibleError, match="another table"):
         train_small(small.memory, tmp_path / "run", garbage, **options)
+
+
+@pytest.mark.parametrize("while_", ["neighbours are found", "it is trained"])
+def test_two_trainings_of_one_run_do_not_meet(small, tmp_path, while_):
+    def begin_another(*_) -> None:
+        with pytest.raises(ResourceError, match="another process"):
+            train_small(small.memory, tmp_path / "run", num_folds=1, resume=True)
+        with pytest.raises(UsageError, match="not finished"):
+            train_small(small.memory, tmp_path / "run", memory_k=3)
+        raise KeyboardInterrupt
+
+    memory = Troubled(small.memory, begin_another) if while_ == "neighbours are found" else small.memory
+    with pytest.raises(KeyboardInterrupt):
+        train_small(memory, tmp_path / "run", num_folds=1, progress=begin_another)
+    assert open_run(tmp_path / "run").config.train.num_folds == 1
+
+
+def test_a_kill_leaves_the_run_free(small, tmp_path):
+    shutil.copytree(small.folder / "run", tmp_path / "run")
+    kill_one(tmp_path / "run", tmp_path / "log", random.Random(0), work=hold_until_killed, within_s=0.0)
+    assert not train_small(small.memory, tmp_path / "run", resume=True).is_new
 
 
 def test_two_processes_are_one(small, tmp_path):

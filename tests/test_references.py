@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from memory_fixtures import appended, built, open_version, queries_at, wide_table
 from service_fixtures import served
 
-from memory_index import Access, open_memory
+from cli.main import run
+from memory_index import Access, open_memory, versions
 from memory_index.access import Token, read_access, read_tokens
 from memory_index.errors import MemoryIndexError, NotFoundError, ResourceError, UsageError
-from memory_index.references import find, is_address, require_local
+from memory_index.references import find, is_address, require_local, use_found
 from memory_index.service.remote import Address, parse_address
+from memory_index.tables import reading
+from memory_index.versions import opening
+from memory_index.versions.compact import compact
 from memory_index.versions.store import Store
 
 TOKEN = "a-token-of-the-tests"
@@ -156,3 +162,89 @@ def test_an_error_of_the_memory_is_the_same_behind_a_service(folder, address):
                 memory.search(asked, **options)
             said.append((refused.type, str(refused.value), refused.value.hint))
         assert said[0] == said[1]
+
+
+# A version that is removed at this moment
+
+
+def remove_before(monkeypatch, module, name: str, store: Store, ref: str) -> None:
+    """The first call of a function of a module finds that a version has just been removed."""
+    real, to_remove = getattr(module, name), [ref]
+
+    def removing(*arguments, **options):
+        while to_remove:
+            store.remove(to_remove.pop())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, name, removing)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Three versions of `small`, the last of two segments."""
+    appended(tmp_path, built(tmp_path), 263)
+    compact(Store(tmp_path), "small")
+    appended(tmp_path, Store(tmp_path).resolve("small"), 300)
+    return Store(tmp_path)
+
+
+STAGES = ["check_files", "read_encoder", "_segment_windows", "read_groups", "stored_windows", "read_series"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_version_that_is_removed_while_it_is_opened_is_not_there(store, monkeypatch, stage):
+    version = store.resolve("small@4")
+    remove_before(monkeypatch, opening, stage, store, version.ref)
+    with pytest.raises(NotFoundError, match="small@4 is not there"):
+        open_version(version)
+
+
+@pytest.mark.parametrize("stage", ["check_files", "read_series", "read_encoder"])
+def test_one_that_is_removed_while_it_grows_is_not_there(store, monkeypatch, stage):
+    remove_before(monkeypatch, versions.append, stage, store, "small@4")
+    with pytest.raises(NotFoundError, match="small@4 is not there"):
+        versions.append.append(store, "small@4", wide_table(310))
+    remove_before(monkeypatch, versions.compact, "read_series", store, "small@2")
+    with pytest.raises(NotFoundError, match="small@2 is not there"):
+        compact(store, "small@2")
+
+
+def test_one_that_is_removed_while_it_is_checked_is_not_damaged(store, monkeypatch):
+    version = store.resolve("small@4")
+    remove_before(monkeypatch, opening, "read_encoder", store, version.ref)
+    with pytest.raises(NotFoundError, match="small@4 is not there"):
+        opening.verify_contents(version)
+
+
+@pytest.mark.parametrize("ref", ["small", "small@latest"])
+def test_a_name_then_means_another_version(store, monkeypatch, ref):
+    remove_before(monkeypatch, opening, "read_encoder", store, "small@4")
+    assert open_memory(store.indexes_dir, ref).manifest == store.resolve("small@3").manifest
+
+
+def test_a_number_never_does(store, monkeypatch):
+    remove_before(monkeypatch, opening, "read_encoder", store, "small@4")
+    with pytest.raises(NotFoundError, match="small@4 was removed"):
+        open_memory(store.indexes_dir, "small@4")
+
+
+def test_what_is_not_found_for_another_reason_is_not_looked_for_again(store):
+    asked = []
+
+    def refuse(found):
+        asked.append(found.ref)
+        raise NotFoundError("no such series")
+
+    with pytest.raises(NotFoundError, match="no such series"):
+        use_found(lambda: find(store.indexes_dir, "small"), refuse)
+    assert asked == ["small@4"]
+
+
+def test_a_command_opens_what_the_name_means_then(store, tmp_path, monkeypatch, capfd):
+    table = wide_table()
+    columns = {"ds": table.times} | {series.series_id: series.values for series in table.series}
+    pd.DataFrame(columns).to_csv(tmp_path / "table.csv", index=False)
+    remove_before(monkeypatch, reading, "read_table", store, "small@4")
+    command = ["forecast", str(tmp_path / "table.csv"), "--index", "small", "--indexes-dir", str(tmp_path), "--json"]
+    assert run(command) == 0, capfd.readouterr().err
+    assert json.loads(capfd.readouterr().out)["ref"] == "small@3"

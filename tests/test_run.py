@@ -14,9 +14,10 @@ from toy_training import ToyModel, train_toy, weights_of
 from forecaster.config import Config
 from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
 from forecaster.records import FORMAT, seal
-from forecaster.run import create_run, finish_run, open_run
+from forecaster.run import LOCK, begun_run, create_run, finish_run, open_run
 from forecaster.run_record import DataFacts, IndexFacts, RunRecord
 from memory_index.errors import ResourceError, UsageError
+from memory_index.versions import disk
 
 SETTINGS = Config.from_dict({"lookback": 96, "horizon": 24, "use_network": True}).to_dict()
 RECORD = RunRecord(
@@ -69,7 +70,6 @@ def test_a_whole_run_can_be_moved(tmp_path):
     model, result = train_toy(run.path, identity=run.record.identity)
     run = finish_run(run, {"epochs": result.epochs, "test": {"mse": 0.123456789, "mae": None}})
     assert sorted(path.name for path in run.path.iterdir()) == [
-        ".lock",
         "card.md",
         "checkpoints",
         "config.json",
@@ -175,9 +175,23 @@ def test_a_run_of_something_else_does_not_go_on(tmp_path, other, name):
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_foreign_folder_is_left_alone(tmp_path, resume):
     (tmp_path / "thesis.md").write_text("mine")
-    with pytest.raises(UsageError, match=r"not a run.*thesis\.md"):
-        create_run(tmp_path, RECORD, resume=resume)
+    with pytest.raises(UsageError, match=r"not a run.*thesis\.md"), begun_run(tmp_path, RECORD, resume=resume):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.md"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_of_two_begun_at_once_the_second_writes_nothing(tmp_path, resume):
+    """The first has not written its record yet, so that only the lock can tell."""
+    with disk.locked(tmp_path / LOCK, sign=True):
+        with (
+            pytest.raises(ResourceError, match=r"another process \(pid \d+\)"),
+            begun_run(tmp_path, RECORD, resume=resume),
+        ):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    with begun_run(tmp_path, RECORD, resume=resume) as run:
+        assert run.record == RECORD
 
 
 def test_a_file_in_the_way_is_named(tmp_path):

@@ -13,7 +13,7 @@ from memory_index.versions.build import built_since, segment_record, with_recall
 from memory_index.versions.opening import LoadEncoder, plan_of, read_encoder, read_series
 from memory_index.versions.segments import SERIES_FILE, write_indexes, write_segment
 from memory_index.versions.store import Store
-from memory_index.versions.version import Version, check_files
+from memory_index.versions.version import Version, check_files, removal_named
 from memory_index.windows import Step, WindowSpec, origin_rows
 
 
@@ -31,14 +31,15 @@ def append(
     steps that are known by this time (UTC or naive). Cost and disk are in proportion to what is new.
 
     Raises `IncompatibleError` (other series, step, a gap, or an overlap that differs: names the first cell),
-    `NothingNewError`.
+    `NothingNewError`, `NotFoundError` if the version is removed meanwhile.
     """
     started = time.perf_counter()
     with store.staging(store.locate(ref).name) as staging:
         parent = store.resolve(ref)  # under the builder's lock, so that nobody else appends to it meanwhile
         check_files(parent, only=lambda path: path.endswith(SERIES_FILE) or "/" not in path)
         manifest = parent.manifest
-        stored = read_series(parent.path, manifest)
+        with removal_named(parent):
+            stored = read_series(parent.path, manifest)
         joined = join_new_rows(stored, table, until=until, delay=manifest.window.known_delay)
         if manifest.joint == "built" and not joined.shares_times:
             raise IncompatibleError(
@@ -46,7 +47,8 @@ def append(
                 "(scope 'joint')",
                 hint="append the same steps of every series, or build a version without the scope 'joint'",
             )
-        encoder, plan = read_encoder(parent.path, manifest, load_encoder), plan_of(manifest)
+        with removal_named(parent):
+            encoder, plan = read_encoder(parent.path, manifest, load_encoder), plan_of(manifest)
         staging.adopt(parent, *sorted({path.split("/")[0] for path in manifest.files}))
         folder, new_from = f"segment-{len(manifest.segments)}", [len(series) for series in stored.series]
         origins = new_origins(stored, joined, plan.window)

@@ -168,6 +168,11 @@ def stored_part(table: SeriesTable, until: str | np.datetime64, window: WindowSp
     )
 
 
+def steps_until(table: SeriesTable, until: np.datetime64) -> SeriesTable:
+    """The steps of each series up to a time."""
+    return cut_table(table, [int(np.searchsorted(series.times, until, side="right")) for series in table.series])
+
+
 def cut_table(table: SeriesTable, rows: list[int]) -> SeriesTable:
     """The first rows of each series; series that shared their time stamps go on sharing them."""
     times = {(id(s.times), n): s.times[:n] for s, n in zip(table.series, rows, strict=True)}

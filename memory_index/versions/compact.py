@@ -18,13 +18,13 @@ from memory_index.versions.disk import write_array
 from memory_index.versions.opening import LoadEncoder, open_version, plan_of, read_series
 from memory_index.versions.segments import SegmentWindows, keys_file, write_indexes, write_series, write_windows
 from memory_index.versions.store import Store
-from memory_index.versions.version import Version
+from memory_index.versions.version import Version, removal_named
 
 
 def compact(store: Store, ref: str, *, load_encoder: LoadEncoder | None = None) -> Version:
     """A new version with the segments of another merged into one.
 
-    Raises `UsageError` if there is only one segment.
+    Raises `UsageError` if there is only one segment, `NotFoundError` if the version is removed meanwhile.
     """
     started = time.perf_counter()
     with store.staging(store.locate(ref).name) as staging:
@@ -35,7 +35,9 @@ def compact(store: Store, ref: str, *, load_encoder: LoadEncoder | None = None) 
         memory, plan = open_version(parent, load_encoder=load_encoder), plan_of(manifest)
         staging.adopt(parent, *[path for path in manifest.files if "/" not in path])
         folder = staging.path / FIRST_SEGMENT
-        windows = merge_segments(folder, memory, read_series(parent.path, manifest))
+        with removal_named(parent):
+            table = read_series(parent.path, manifest)
+        windows = merge_segments(folder, memory, table)
         write_indexes(folder, windows, plan, {record.space: record.factory for record in manifest.spaces})
         merged = dataclasses.replace(
             manifest,

@@ -10,7 +10,7 @@ import pyarrow as pa
 import safetensors.numpy
 
 from memory_index.encoder import BUILT_IN, DualKeyEncoder, EncoderConfig, KeyEncoder
-from memory_index.errors import IncompatibleError, MemoryIndexError, VerificationError
+from memory_index.errors import IncompatibleError, MemoryIndexError, NotFoundError, VerificationError
 from memory_index.key_spaces import Segment
 from memory_index.local import LocalMemory
 from memory_index.scaling import SeriesScale
@@ -28,7 +28,7 @@ from memory_index.versions.segments import (
     read_groups,
     read_windows,
 )
-from memory_index.versions.version import Problem, Version, check_files, read_parquet
+from memory_index.versions.version import Problem, Version, check_files, read_parquet, removal_named
 from memory_index.windows import StoredWindows
 
 ENCODER_FILE = "encoder.safetensors"
@@ -43,10 +43,13 @@ def open_version(
     """Open a version that a `Store` has resolved; see `references.open_memory`.
 
     with_indexes: without them its FAISS files are neither hashed nor opened, and every key is compared.
+
+    Raises what `check_files` and `read_encoder` raise.
     """
     check_files(version, only=lambda path: with_indexes or not path.endswith(INDEX_SUFFIX))
-    encoder = read_encoder(version.path, version.manifest, load_encoder)
-    return read_memory(version.path, version.manifest, encoder, threads=threads, with_indexes=with_indexes)
+    with removal_named(version):
+        encoder = read_encoder(version.path, version.manifest, load_encoder)
+        return read_memory(version.path, version.manifest, encoder, threads=threads, with_indexes=with_indexes)
 
 
 def read_encoder(folder: Path, manifest: Manifest, load_encoder: LoadEncoder | None = None) -> KeyEncoder:
@@ -182,9 +185,13 @@ def verify_contents(version: Version, *, load_encoder: LoadEncoder | None = None
     """What hashes cannot tell: counts, widths, and a canary that encodes stored windows again and searches them.
 
     For a version whose bytes are as published. Returns what is wrong, empty if nothing is.
+
+    Raises `NotFoundError` if the version has been removed meanwhile.
     """
     try:
         memory = open_version(version, load_encoder=load_encoder)
+    except NotFoundError:
+        raise
     except MemoryIndexError as error:
         return [Problem(file="manifest.json", kind="unknown", message=str(error), hint=error.hint)]
     problems = []

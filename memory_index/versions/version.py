@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -210,6 +211,16 @@ def as_error(location: Location, first: Problem, *more: Problem) -> MemoryIndexE
     others = f" (and {len(more)} more: 'cli index verify {location.ref}')" if more else ""
     kind = ResourceError if first.kind == "unreadable" else VerificationError
     return kind(f"{location.path / first.file} {first.message}{others}", hint=first.hint)
+
+
+@contextmanager
+def removal_named(location: Location) -> Iterator[None]:
+    """Raise `NotFoundError` for whatever fails inside the block if the version has been removed meanwhile."""
+    try:
+        yield
+    except Exception:
+        require_present(location)
+        raise
 
 
 def require_present(location: Location) -> None:
