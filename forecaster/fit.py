@@ -66,6 +66,7 @@ from memory_index.versions.build import steps_until, stored_part
 from memory_index.versions.manifest import Manifest
 from memory_index.windows import cut
 
+FEW_APART = 5  # validation windows that do not overlap: fewer hardly tell how wide an interval should be
 SPLIT_ENDS = ("train_until", "val_until", "test_until")
 CHUNK = 4096  # windows handled at once where thresholds and intervals are fitted
 MAX_CALIBRATION = 50_000  # validation windows that intervals are calibrated on; more would only take memory
@@ -162,6 +163,8 @@ def train_run(
         )
         result = dataclasses.replace(result, seconds=round(result.seconds + fit_seconds, 3))
         intervals = fit_intervals(model, validation, table.series_ids)
+        if (num := num_apart(validation)) < FEW_APART:
+            note(f"intervals rest on {num} validation windows a series that do not overlap: they may be far off")
         if accelerator.is_main_process:
             write_intervals(out, intervals)
         figures: dict[str, Any] = {
@@ -394,7 +397,7 @@ def _fit_shortcut(
                 f"{table.source} has no training window left to fit the linear shortcut on when the origins from "
                 f"{table.step.isoformat(first)} to {table.step.isoformat(last)} and {length} steps around them are "
                 "left out",
-                hint="lower num_folds (1 fits on everything, and makes the shortcut look better than it is)",
+                hint="lower num_folds: --set num_folds=1 fits on everything, which makes the map look better than it is",
             )
         folds.append(fitted(keep))
     shortcut.set_weights(fitted(np.ones(len(training), dtype=bool)), folds)
@@ -433,6 +436,11 @@ def fit_intervals(model: ForecastModel, validation: CachedWindows, series_ids: S
         errors.append((batch.future.numpy() - predicted.forecast) / width)
     prior = prior_windows(horizon, num / whole)
     return calibrate(np.concatenate(errors), validation.series[chosen], series_ids, prior=prior)
+
+
+def num_apart(windows: CachedWindows) -> int:
+    """How many windows of the series that has the most of them have futures without a common step, about."""
+    return 1 + (int(np.bincount(windows.series).max()) - 1) // windows.config.horizon
 
 
 def _change(training: CachedWindows, start: int, config: Config) -> Tensor:

@@ -58,14 +58,22 @@ class Run:
 def begun_run(folder: Path, record: RunRecord, *, resume: bool = False) -> Iterator[Run]:
     """Begin a run as `create_run` does, and be the only process that trains in it for the length of the block.
 
-    Raises what `create_run` raises, and `ResourceError` while another process trains there; then nothing is written.
+    One that fails before anything is trained is not begun: its record would be in the way of the next try. Raises what
+    `create_run` raises, and `ResourceError` while another process trains there; then nothing is written.
     """
     _run_there(folder, record, resume=resume)  # so that no lock is left in a folder that is something else
     with ExitStack() as until_done:
         with refusals_named(folder):
             folder.mkdir(parents=True, exist_ok=True)
             until_done.enter_context(disk.locked(folder / LOCK, sign=True))
-        yield create_run(folder, record, resume=resume)
+        was_there = run_exists(folder)
+        run = create_run(folder, record, resume=resume)
+        try:
+            yield run
+        except Exception:
+            if not was_there and {path.name for path in folder.iterdir()} <= {CONFIG, LOCK}:
+                (folder / CONFIG).unlink()
+            raise
 
 
 def create_run(folder: Path, record: RunRecord, *, resume: bool = False) -> Run:

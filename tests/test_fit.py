@@ -328,6 +328,16 @@ def test_two_processes_are_one(small, tmp_path):
     np.testing.assert_allclose(together["yhat"], expected["yhat"], rtol=1e-3, atol=1e-3)
 
 
+def test_few_validation_windows_that_do_not_overlap_are_said(small, tmp_path):
+    """84 steps of validation hold ten windows of 8 steps, 33 steps four."""
+    said: list[str] = []
+    for number, val_until in enumerate((END_OF_VALIDATION, TABLE.times[284])):
+        memory = memory_of(tmp_path / f"{number}", split=replace(SPLIT, val_until=str(val_until)))
+        out, config = tmp_path / f"run-{number}", config_of(**WITHOUT_NETWORK)
+        fit.train_run(TABLE, memory, "m@1", config, out, neighbours_dir=tmp_path / "n", device="cpu", note=said.append)
+    assert said == ["intervals rest on 4 validation windows a series that do not overlap: they may be far off"]
+
+
 # What it must not know
 
 

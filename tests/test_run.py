@@ -16,7 +16,7 @@ from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFound
 from forecaster.records import FORMAT, seal
 from forecaster.run import LOCK, begun_run, create_run, finish_run, open_run
 from forecaster.run_record import DataFacts, IndexFacts, RunRecord
-from memory_index.errors import ResourceError, UsageError
+from memory_index.errors import DataError, ResourceError, UsageError
 from memory_index.versions import disk
 
 SETTINGS = Config.from_dict({"lookback": 96, "horizon": 24, "use_network": True}).to_dict()
@@ -245,3 +245,17 @@ def test_records_of_other_programs(tmp_path):
     path.write_bytes(seal({**plain, "more": 1}))
     with pytest.raises(RunDamagedError, match="more"):
         open_run(tmp_path)
+
+
+def test_a_run_that_fails_before_anything_is_trained_is_not_in_the_way(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(DataError), begun_run(out, RECORD):
+        raise DataError("no window to fit on")
+    with begun_run(out, RECORD) as run:
+        (out / "metrics.jsonl").write_text("")
+    with pytest.raises(DataError), begun_run(out, RECORD, resume=True):
+        raise DataError("no disk")
+    assert open_run(out).record == run.record
+    with pytest.raises(KeyboardInterrupt), begun_run(tmp_path / "other", RECORD):
+        raise KeyboardInterrupt  # it is told how to go on
+    assert open_run(tmp_path / "other").record == run.record
