@@ -74,7 +74,7 @@ def admit_origins(
             f"{table.source}: {f'series {empty[0]!r}' if empty else 'the joint scope'} has no training window left to "
             f"fit keys on when the origins from {step.isoformat(first)} to {step.isoformat(last)} and "
             f"{window.length} steps around them are left out",
-            hint="lower num_folds: --set num_folds=1 fits on everything, which makes neighbours look better than they are",
+            hint="lower num_folds (--set num_folds=1 fits on all, which makes neighbours look better than they are)",
         )
     return origins
 

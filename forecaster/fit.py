@@ -397,7 +397,7 @@ def _fit_shortcut(
                 f"{table.source} has no training window left to fit the linear shortcut on when the origins from "
                 f"{table.step.isoformat(first)} to {table.step.isoformat(last)} and {length} steps around them are "
                 "left out",
-                hint="lower num_folds: --set num_folds=1 fits on everything, which makes the map look better than it is",
+                hint="lower num_folds (--set num_folds=1 fits on all, which makes the map look better than it is)",
             )
         folds.append(fitted(keep))
     shortcut.set_weights(fitted(np.ones(len(training), dtype=bool)), folds)
