@@ -44,7 +44,7 @@ class Findings:
 
     def distances(self, space: KeySpace) -> np.ndarray:
         """The usual distances of a key space at the end of the memory, ascending; empty if it has none."""
-        last = self.usual.origin[space][-1:]
+        last = self.usual.known_at[space][-1:]
         return self.usual.until(space, last[0]) if len(last) else self.usual.distance[space]
 
     def stretch(self, number: int) -> str:

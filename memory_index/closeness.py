@@ -1,8 +1,9 @@
 """How close is close: the distances that are usual in a memory, and whether a query's are unusual.
 
 The yardstick is a sample of the memory's own windows, each asked under `causal` at its own origin: how far away its
-nearest neighbour was then. Nothing here changes a forecast. What is said of a query uses only sampled windows whose
-origin is not later than its own, so that it cannot tell of later values either.
+nearest neighbour was then. Nothing here changes a forecast. What is said of a query uses only sampled windows that are
+known by its origin, and which are sampled is decided by the training part and earlier windows alone, not by how many
+follow or what is missing there. So it cannot tell of later values either.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memory_index.leakage import Policy
-from memory_index.measure import drawn_searches
+from memory_index.measure import searches_as_known
 from memory_index.types import KeySpace, Memory, Neighbours
 
 UNUSUAL = 0.95  # from this share of usual distances below a query's on, it has no close analogue
-SAMPLE = 512  # windows asked in each scope
+SAMPLE = 512  # windows of the training part asked in each scope, about; see `searches_as_known`
 LEAST_SAMPLE = 20  # sampled windows without which nothing is said
 
 
@@ -25,18 +25,18 @@ LEAST_SAMPLE = 20  # sampled windows without which nothing is said
 class UsualDistances:
     """Distances to the nearest neighbour of n sampled windows in each key space.
 
-    origin: datetime64[ns] [n], ascending. distance: float32 [n], finite. n differs by key space.
+    known_at: datetime64[ns] [n], ascending. distance: float32 [n], finite. n differs by key space.
     """
 
-    origin: Mapping[KeySpace, np.ndarray]
+    known_at: Mapping[KeySpace, np.ndarray]
     distance: Mapping[KeySpace, np.ndarray]
 
     def until(self, space: KeySpace, at: np.datetime64) -> np.ndarray:
-        """float32 [m], ascending: the distances of the later half of the sampled windows with an origin up to a time.
+        """float32 [m], ascending: the distances of the later half of the sampled windows that are known by a time.
 
         The later half, because early windows had little to be near to.
         """
-        num = int(np.searchsorted(self.origin[space], at, side="right"))
+        num = int(np.searchsorted(self.known_at[space], at, side="right"))
         return np.sort(self.distance[space][num // 2 : num])
 
     def share_closer(self, space: KeySpace, distance: float, at: np.datetime64) -> float | None:
@@ -47,19 +47,19 @@ class UsualDistances:
 
 def usual_distances(memory: Memory) -> UsualDistances:
     """Ask a sample of a memory's windows: a few hundred searches, so keep the answer where many queries are judged."""
-    origin: dict[KeySpace, list[np.ndarray]] = {record.space: [] for record in memory.manifest.spaces}
-    distance: dict[KeySpace, list[np.ndarray]] = {space: [] for space in origin}
-    for neighbours in drawn_searches(memory, 1, Policy.CAUSAL, SAMPLE):
-        when = np.broadcast_to(neighbours.queries.origin[:, None], neighbours.row.shape[:2])
+    known_at: dict[KeySpace, list[np.ndarray]] = {record.space: [] for record in memory.manifest.spaces}
+    distance: dict[KeySpace, list[np.ndarray]] = {space: [] for space in known_at}
+    for rows, neighbours in searches_as_known(memory, 1, SAMPLE):
+        when = memory.windows.known_at[rows]
         for number, space in enumerate(neighbours.spaces):
             nearest = neighbours.distance[:, :, number, 0]
             found = np.isfinite(nearest)
-            origin[space].append(when[found])
+            known_at[space].append(when[found])
             distance[space].append(nearest[found])
-    joined = {space: (np.concatenate(origin[space]), np.concatenate(distance[space])) for space in origin}
+    joined = {space: (np.concatenate(known_at[space]), np.concatenate(distance[space])) for space in known_at}
     order = {space: np.argsort(when, kind="stable") for space, (when, _) in joined.items()}
     return UsualDistances(
-        origin={space: joined[space][0][order[space]] for space in joined},
+        known_at={space: joined[space][0][order[space]] for space in joined},
         distance={space: joined[space][1][order[space]] for space in joined},
     )
 

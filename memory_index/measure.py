@@ -7,7 +7,7 @@ itself or its overlapping neighbours. `closeness.py` and `usage.py` ask samples 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -23,6 +23,8 @@ MAX_DRAWN_SERIES = 256  # likewise where the sample is larger
 LEAST_MOMENTS = 64  # drawn for the scope `joint`, however many series a moment has
 TEMPERATURE_K = 50  # neighbours per key space that make the memory's forecast (docs/experiments.md)
 LEAST_TEMPERATURE = 1e-12
+
+Draw = Callable[[np.ndarray, int], np.ndarray]  # when windows become known [n], how many -> places in 0 .. n - 1
 
 
 def temperatures(memory: LocalMemory) -> dict[KeySpace, float]:
@@ -117,11 +119,31 @@ def sample_searches(memory: LocalMemory, k: int, policy: Policy) -> Iterator[Nei
             yield _asked_again(memory, series, segment.first_row + rows, k, policy, scope)
 
 
-def drawn_searches(memory: Memory, k: int, policy: Policy, num: int) -> Iterator[Neighbours]:
-    """Windows drawn from the whole of any memory, `num` for each scope (`_drawn_rows`), asked at their own origin."""
+def drawn_searches(memory: Memory, k: int, policy: Policy, num: int) -> Iterator[tuple[np.ndarray, Neighbours]]:
+    """Windows drawn from the whole of any memory, `num` for each scope, asked at their own origin.
+
+    Each window is as likely as any other, but that at most `MAX_DRAWN_SERIES` series are asked. Yields the row ids of
+    the windows, [n, N], with the answers.
+    """
+    return _searches(memory, k, policy, lambda known_at, num: _drawn(len(known_at), num), num)
+
+
+def searches_as_known(memory: Memory, k: int, num: int) -> Iterator[tuple[np.ndarray, Neighbours]]:
+    """Likewise under `causal`, but no later window has a say in whether one is drawn.
+
+    The r-th window that became known is drawn with the chance num / r, or num / m if that is less, where m were known
+    when the version was fitted. These give about `num`, and each doubling of the memory 0.7 `num` more.
+    """
+    fitted_known_at = memory.manifest.fitted_known_at
+    return _searches(
+        memory, k, Policy.CAUSAL, lambda known_at, num: _drawn_as_known(known_at, num, fitted_known_at), num
+    )
+
+
+def _searches(memory: Memory, k: int, policy: Policy, draw: Draw, num: int) -> Iterator[tuple[np.ndarray, Neighbours]]:
     for scope in memory.manifest.scopes:
-        for series, rows in _drawn_rows(memory.windows, scope, num):
-            yield _asked_again(memory, series, rows, k, policy, scope)
+        for series, rows in _drawn_rows(memory.windows, scope, draw, num):
+            yield rows, _asked_again(memory, series, rows, k, policy, scope)
 
 
 def _asked_again(
@@ -137,20 +159,20 @@ def _asked_again(
     return memory.search(queries, k, scopes=(scope,))
 
 
-def _drawn_rows(windows: StoredWindows, scope: Scope, num: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _drawn_rows(windows: StoredWindows, scope: Scope, draw: Draw, num: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(series numbers [N], row ids [n, N]) of windows drawn from a whole version; N is 1 but for `joint`.
 
-    Each window is as likely as any other, but that at most `MAX_DRAWN_SERIES` series are asked. `joint` draws moments
-    with as many windows together.
+    That one draws moments with as many windows together.
     """
     if scope == "joint":
         num_series, moments = len(windows.series_ids), windows.moments()
-        yield np.arange(num_series), moments[_drawn(len(moments), max(num // num_series, LEAST_MOMENTS))]
+        drawn = draw(windows.known_at[moments[:, 0]], max(num // num_series, LEAST_MOMENTS))
+        yield np.arange(num_series), moments[drawn]
         return
     wanted = _even(len(windows.series_ids), MAX_DRAWN_SERIES)
     rows = np.argsort(windows.series, kind="stable")
     rows = rows[np.isin(windows.series[rows], wanted)]
-    rows = rows[_drawn(len(rows), num)]
+    rows = rows[draw(windows.known_at[rows], num)]
     for number in wanted:
         if (windows.series[rows] == number).any():
             yield np.array([number]), rows[windows.series[rows] == number][:, None]
@@ -172,3 +194,11 @@ def _drawn(num: int, at_most: int) -> np.ndarray:
         return np.arange(num)
     edges = np.linspace(0, num, at_most + 1).astype(np.int64)
     return np.random.default_rng(0).integers(edges[:-1], edges[1:])
+
+
+def _drawn_as_known(known_at: np.ndarray, num: int, fitted_known_at: np.datetime64) -> np.ndarray:
+    """The places that `searches_as_known` draws, ascending. known_at: datetime64[ns] [n]."""
+    order = np.argsort(known_at, kind="stable")
+    among = np.maximum(np.arange(len(order)) + 1, (known_at <= fitted_known_at).sum())
+    lots = np.random.default_rng(0).random(len(order))  # each is the same however many follow
+    return np.sort(order[lots * among < num])

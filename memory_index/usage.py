@@ -19,7 +19,7 @@ import numpy as np
 from memory_index.leakage import Policy, admissible_ranges
 from memory_index.local import LocalMemory
 from memory_index.measure import drawn_searches
-from memory_index.types import KeySpace, Neighbours
+from memory_index.types import KeySpace
 from memory_index.windows import StoredWindows
 
 ASKED = 4096  # windows asked in each key space, or all that there are
@@ -122,8 +122,8 @@ def usage(memory: LocalMemory) -> Usage:
     stretches, chances = stretches_of(windows), _Chances(memory)
     retrieved = {space: np.zeros(len(windows), dtype=np.int64) for space in spaces}
     pairs = []
-    for found in drawn_searches(memory, NEIGHBOURS, Policy.DISJOINT, ASKED):
-        asked, valid = chances.rows_of(found), found.valid
+    for asked, found in drawn_searches(memory, NEIGHBOURS, Policy.DISJOINT, ASKED):
+        valid = found.valid
         for number, space in enumerate(found.spaces):
             np.add.at(retrieved[space], found.row[:, :, number][valid[:, :, number]], 1)
             chances.add(space, asked, valid[:, :, number].sum(axis=-1))
@@ -175,12 +175,6 @@ class _Chances:
         self.by_series = np.lexsort((self.windows.origin_row, self.windows.series))
         self.ends = np.cumsum(np.bincount(self.windows.series, minlength=len(self.windows.series_ids)))
         self.answers: dict[KeySpace, dict[int, list[np.ndarray]]] = {}
-
-    def rows_of(self, found: Neighbours) -> np.ndarray:
-        """int64 [B, N]: the stored windows that were asked."""
-        numbers = [self.windows.series_number[str(name)] for name in found.queries.series_id]
-        rows = [self._of_series(number) for number in numbers]
-        return np.stack([each[np.searchsorted(self.windows.origin(each), found.queries.origin)] for each in rows], 1)
 
     def add(self, space: KeySpace, asked: np.ndarray, slots: np.ndarray) -> None:
         """asked: rows [B, N]. slots: int64 [B, N], how many neighbours each has found in a key space."""

@@ -6,23 +6,24 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from memory_fixtures import (
+    NUM_STEPS,
     Store,
     append,
+    between,
     build_until,
     built,
     open_version,
-    part,
     poisoned,
     queries_at,
     wide_table,
+    with_missing,
     with_values,
 )
 
 from memory_index.closeness import LEAST_SAMPLE, UsualDistances, closeness, nearest_distances, usual_distances
 from memory_index.local import LocalMemory
+from memory_index.measure import _drawn_as_known
 from memory_index.types import KeySpace
 
 TABLE = wide_table()
@@ -41,7 +42,7 @@ def usual(memory) -> UsualDistances:
 
 
 def nearest_by_hand(memory: LocalMemory, number: int) -> dict[np.datetime64, float]:
-    """The distance from every stored window of a series to the nearest one that was known at its origin, by origin."""
+    """The distance from every stored window of a series to the nearest one known at its origin, by its own known_at."""
     windows = memory.windows
     rows = np.flatnonzero(windows.series == number)
     contexts = windows.contexts(rows[:, None])
@@ -50,7 +51,7 @@ def nearest_by_hand(memory: LocalMemory, number: int) -> dict[np.datetime64, flo
     nearest = {}
     for row, at in enumerate(origin):
         if (known_at <= at).any():
-            nearest[at] = np.sqrt(np.square(keys[known_at <= at] - keys[row]).sum(axis=1)).min()
+            nearest[known_at[row]] = np.sqrt(np.square(keys[known_at <= at] - keys[row]).sum(axis=1)).min()
     return nearest
 
 
@@ -58,58 +59,58 @@ def test_usual_is_how_far_the_nearest_was_at_the_time(tmp_path):
     load = replace(TABLE, series=TABLE.series[:1])
     memory = open_version(build_until(Store(tmp_path), load, TIMES[-1]), threads=1)
     found, expected = usual_distances(memory), nearest_by_hand(memory, 0)
-    origin, distance = found.origin[OWN], found.distance[OWN]
-    assert len(origin) > 200
-    assert (np.diff(origin) > np.timedelta64(0)).all()
-    np.testing.assert_allclose(distance, [expected[at] for at in origin], rtol=1e-4, atol=1e-4)
+    known_at, distance = found.known_at[OWN], found.distance[OWN]
+    assert len(known_at) > 200
+    assert (np.diff(known_at) > np.timedelta64(0)).all()
+    np.testing.assert_allclose(distance, [expected[at] for at in known_at], rtol=1e-4, atol=1e-4)
     for row in (180, 300):
         at = TIMES[row]
         for limit in (0.3, 1.0, 3.0):
-            by_then = [expected[each] for each in origin if each <= at]
+            by_then = [expected[each] for each in known_at if each <= at]
             later_half = np.array(by_then[len(by_then) // 2 :])
             assert found.share_closer(OWN, limit, at) == pytest.approx((later_half < limit).mean(), abs=1e-9)
 
 
-def test_only_windows_up_to_a_time_count(usual):
+def test_only_windows_that_are_known_by_a_time_count(usual):
     at = TIMES[200]
     garbage = {
-        space: np.where(usual.origin[space] > at, np.float32(1e9), usual.distance[space]) for space in usual.origin
+        space: np.where(usual.known_at[space] > at, np.float32(1e9), usual.distance[space]) for space in usual.known_at
     }
-    later = UsualDistances(origin=usual.origin, distance=garbage)
-    for space in usual.origin:
+    later = UsualDistances(known_at=usual.known_at, distance=garbage)
+    for space in usual.known_at:
         np.testing.assert_array_equal(later.until(space, at), usual.until(space, at))
         assert later.until(space, TIMES[-1]).max() == 1e9
 
 
 def test_too_few_windows_say_nothing(usual):
-    for space in usual.origin:
-        origins = np.unique(usual.origin[space])
-        assert usual.share_closer(space, 1.0, origins[2]) is None
+    for space in usual.known_at:
+        times = np.unique(usual.known_at[space])
+        assert usual.share_closer(space, 1.0, times[2]) is None
         assert usual.share_closer(space, 1.0, TIMES[-1]) is not None
-        first = next(at for at in origins if usual.share_closer(space, 1.0, at) is not None)
+        first = next(at for at in times if usual.share_closer(space, 1.0, at) is not None)
         assert len(usual.until(space, first)) >= LEAST_SAMPLE
-    shares, unusual = closeness(usual, dict.fromkeys(usual.origin, np.inf), TIMES[36])
+    shares, unusual = closeness(usual, dict.fromkeys(usual.known_at, np.inf), TIMES[36])
     assert set(shares.values()) == {None}
     assert not unusual
 
 
 def test_at_the_border_it_has_no_close_analogue():
     space = KeySpace("own", 12)
-    origin = np.arange(200).astype("datetime64[h]").astype("datetime64[ns]")
+    known_at = np.arange(200).astype("datetime64[h]").astype("datetime64[ns]")
     distance = np.arange(200, dtype=np.float32)
-    usual = UsualDistances(origin={space: origin}, distance={space: distance})
+    usual = UsualDistances(known_at={space: known_at}, distance={space: distance})
     for nearest, expected in ((194.5, True), (193.5, False)):  # of the later half, 95 and 94 in 100 are nearer
-        assert closeness(usual, {space: nearest}, origin[-1])[1] is expected
+        assert closeness(usual, {space: nearest}, known_at[-1])[1] is expected
 
 
 @pytest.mark.parametrize(("far", "expected"), [(1, False), (2, True), (3, True)])
 def test_most_key_spaces_decide(far, expected):
     spaces = [KeySpace("own", view) for view in (12, 24, 36)]
-    origin = np.arange(100).astype("datetime64[h]").astype("datetime64[ns]")
+    known_at = np.arange(100).astype("datetime64[h]").astype("datetime64[ns]")
     distance = np.linspace(0, 1, 100, dtype=np.float32)
-    usual = UsualDistances(origin=dict.fromkeys(spaces, origin), distance=dict.fromkeys(spaces, distance))
+    usual = UsualDistances(known_at=dict.fromkeys(spaces, known_at), distance=dict.fromkeys(spaces, distance))
     nearest = {space: 2.0 if number < far else 0.1 for number, space in enumerate(spaces)}
-    shares, unusual = closeness(usual, nearest, origin[-1])
+    shares, unusual = closeness(usual, nearest, known_at[-1])
     assert list(shares.values()) == [1.0] * far + [0.0] * (3 - far)
     assert unusual is expected
 
@@ -127,18 +128,30 @@ def test_a_shape_that_never_was_has_no_close_analogue(memory, usual):
     assert asked(with_values(TABLE, zigzag))
 
 
-@settings(max_examples=8)
-@given(row=st.integers(150, 350), seed=st.integers(0, 99))
-def test_later_values_do_not_change_what_is_usual(memory, tmp_path_factory, row, seed):
-    """The appended windows are most of the version here, and the sample is drawn among them."""
-    folder = tmp_path_factory.mktemp("grown")
-    short = build_until(Store(folder), replace(TABLE, series=tuple(part(s, 0, 110) for s in TABLE.series)), TIMES[109])
-    answers = []
-    for table in (TABLE, poisoned(TABLE, TIMES[row], seed=seed)):
-        version = append(Store(folder), short.ref, table)
-        answers.append(usual_distances(open_version(version, threads=1)))
-        Store(folder).remove(version.ref)
-    clean, late = answers
-    for space in clean.origin:
-        np.testing.assert_array_equal(late.until(space, TIMES[row]), clean.until(space, TIMES[row]))
-        assert len(clean.until(space, TIMES[row])) > 0
+@pytest.mark.parametrize("row", [150, 231, 350])
+def test_what_comes_later_does_not_change_what_is_usual(tmp_path, row):
+    """Neither its values, nor that some are missing, nor how much it is; here that is most of the version."""
+    short = build_until(Store(tmp_path), between(TABLE, 0, 110), TIMES[109])
+
+    def usual_then(table):
+        found = usual_distances(open_version(append(Store(tmp_path), short.ref, table), threads=1))
+        return {space: found.until(space, TIMES[row]) for space in found.known_at}
+
+    clean = usual_then(TABLE)
+    assert all(len(distances) >= LEAST_SAMPLE for distances in clean.values())
+    gaps = with_missing(TABLE, [("load", row + 1), *(("flat", later) for later in range(row + 3, NUM_STEPS, 30))])
+    for table in (poisoned(TABLE, TIMES[row], seed=row), gaps, between(TABLE, 0, row + 1), between(TABLE, 0, row + 9)):
+        for space, distances in usual_then(table).items():
+            np.testing.assert_array_equal(distances, clean[space])
+
+
+def test_a_memory_that_grows_is_asked_little_more():
+    """About as many of the training part as are wanted, and as many times the logarithm of its growth."""
+    known_at = np.repeat(np.arange(50_000), 2).astype("datetime64[h]").astype("datetime64[ns]")
+    drawn = _drawn_as_known(known_at, 500, known_at[9_999])
+    np.testing.assert_array_equal(np.unique(drawn), drawn)
+    for start, end in ((0, 10_000), (10_000, 30_000), (30_000, 100_000)):
+        expected = 500 if start == 0 else 500 * np.log(end / start)
+        assert ((drawn >= start) & (drawn < end)).sum() == pytest.approx(expected, rel=0.1)
+    np.testing.assert_array_equal(_drawn_as_known(known_at[:40_000], 500, known_at[9_999]), drawn[drawn < 40_000])
+    np.testing.assert_array_equal(_drawn_as_known(known_at[:300], 500, known_at[9_999]), np.arange(300))

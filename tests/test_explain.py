@@ -346,11 +346,11 @@ def test_a_flat_window_is_explained(small):
         assert (compared == compared[0]).all()
 
 
-def test_how_close_counts_windows_up_to_the_origin(small):
+def test_how_close_counts_windows_that_were_known(small):
     usual, at = usual_distances(small.memory), TABLE.times[180]
     parts = [part for part in explained(small, row=180).parts if part.of_memory]
     by_then, by_now = (
-        [usual.share_closer(space, part.nearest, until) for space, part in zip(usual.origin, parts, strict=True)]
+        [usual.share_closer(space, part.nearest, until) for space, part in zip(usual.known_at, parts, strict=True)]
         for until in (at, TABLE.times[LAST])
     )
     assert [part.share_closer for part in parts] == by_then

@@ -268,7 +268,7 @@ def test_a_large_memory_is_asked_a_bounded_sample(memory, monkeypatch):
 
 
 def test_a_drawn_sample_is_spread_over_all_series_and_all_times(memory):
-    answers = list(drawn_searches(memory, 1, Policy.DISJOINT, 90))
+    answers = [found for _, found in drawn_searches(memory, 1, Policy.DISJOINT, 90)]
     own = [found for found in answers if found.spaces[0].scope == "own"]
     assert [str(found.queries.series_id[0]) for found in own] == list(memory.windows.series_ids)
     assert sum(len(found.queries) for found in own) == 90
