@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -66,7 +67,8 @@ RESOURCE_ERRNOS = {
 
 
 def main() -> None:
-    """Run the command line on this process's arguments, and exit."""
+    """Run the command line on this process's arguments, and exit. SIGTERM is Ctrl-C: what is half written goes."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = run(sys.argv[1:])
     try:
         typer.echo(nl=False)
