@@ -546,6 +546,8 @@ def test_alias_and_unalias(cli, document, built):
     assert cli("alias", "load", "prod", "stable")[1].splitlines()[-1].split() == ["load@stable", "load@2"]
     assert document("unalias", "load", "stable") == {"schema": "index-unalias", "alias": "load@stable"}
     assert document("show", "load@2")["aliases"] == ["prod"]
+    document("unalias", "load", "prod")
+    assert "'cli index alias load VERSION prod' makes one" in cli("unalias", "load", "prod")[2]
 
 
 @pytest.mark.parametrize(
