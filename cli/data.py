@@ -65,7 +65,8 @@ def _print_report(report: TableReport) -> None:
         note(f"and {count} more of the kind '{kind}'")
     num_faults = sum(problem.severity == "fault" for problem in report.problems)
     hidden = sum(report.unlisted.get(kind, 0) for kind in {p.kind for p in report.problems if p.severity == "fault"})
-    note("no faults" if report.ok else f"{num_faults + hidden} faults")
+    num_faults += hidden
+    note("no faults" if report.ok else "1 fault" if num_faults == 1 else f"{num_faults} faults")
 
 
 @app.command("list", epilog="Example: cli data list --json")

@@ -52,6 +52,7 @@ def write_explanation_page(path: Path, found: Explanation, step: Step, made_by: 
             rows=neighbour_rows(found, 2 * SPARK_WIDTH),
             caption="The nearest neighbours of all key spaces, nearest first in units of their key space",
             text=(0, 1, 2),
+            names=(1,),
             heading="Which past it looks at",
         ),
     ]

@@ -216,15 +216,17 @@ def evaluation_document(ref: str, result: Evaluation | RunEvaluation) -> dict[st
 
 BASELINES = {
     "memory_only": "memory alone",
-    "linear": "linear (ridge)",
+    "linear": "linear (ridge, {})",
     "seasonal_naive": "seasonal naive",
     "last_value": "last value",
 }
 
 
-def _print_scores(of: str, rows: list[list[str]], result: Evaluation | RunEvaluation, with_spaces: bool) -> None:
-    """rows: those above the baselines."""
-    named = [(label, result.baselines[name]) for name, label in BASELINES.items()]
+def _print_scores(
+    of: str, rows: list[list[str]], result: Evaluation | RunEvaluation, with_spaces: bool, *, linear: str
+) -> None:
+    """rows: those above the baselines. linear: whose linear map is one of them."""
+    named = [(label.format(linear), result.baselines[name]) for name, label in BASELINES.items()]
     named += [(f"  key space {name}", score) for name, score in result.by_space.items()] if with_spaces else []
     rows += [[name, f"{score.mse:.4f}", f"{score.mae:.4f}"] if score else [name, "-", "-"] for name, score in named]
     title = f"{of}, {result.part}: {result.num_windows:,} origins x {result.num_series} series"
@@ -233,7 +235,7 @@ def _print_scores(of: str, rows: list[list[str]], result: Evaluation | RunEvalua
 
 def print_evaluation(ref: str, result: Evaluation, with_spaces: bool) -> None:
     """The scores of the memory alone beside those of the baselines."""
-    _print_scores(ref, [], result, with_spaces)
+    _print_scores(ref, [], result, with_spaces, linear="widest view")
     note(f"standardised units; {result.seconds:.1f} s")
     if result.num_without_neighbours:
         note(
@@ -245,7 +247,8 @@ def print_evaluation(ref: str, result: Evaluation, with_spaces: bool) -> None:
 
 def print_run_evaluation(run: Path, ref: str, result: RunEvaluation, with_spaces: bool) -> None:
     """The scores of a run beside those of the baselines, and what else is known of its forecasts."""
-    _print_scores(f"{run} with {ref}", [[str(run), f"{result.mse:.4f}", f"{result.mae:.4f}"]], result, with_spaces)
+    own = [str(run), f"{result.mse:.4f}", f"{result.mae:.4f}"]
+    _print_scores(f"{run} with {ref}", [own], result, with_spaces, linear="the run's own")
     if result.direction_accuracy is not None:
         note(f"direction (up, flat or down) told right: {result.direction_accuracy:.1%} of windows")
     if result.gate is not None:

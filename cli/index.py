@@ -32,7 +32,7 @@ app = typer.Typer(
     help="Build an index from a table; list, compare, check, name and move its versions.", no_args_is_help=True
 )
 
-DAMAGED = 5
+DAMAGED, REFUSED = 5, 7
 
 Name = Annotated[str, typer.Argument(help="Name of an index.", show_default=False)]
 
@@ -149,7 +149,8 @@ def diff(
 def verify(ref: Ref, indexes_dir: IndexesDir = DEFAULT_DIR, as_json: AsJson = False) -> None:
     """Check that a version is what was published.
 
-    Every byte is compared; then counts, widths, keys and recall are. Exit code 5 if anything is not as it was.
+    Every byte is compared; then counts, widths, keys and recall are. Exit code 5 if anything is not as it was, 7 if
+    files may not be read and nothing else is wrong.
     """
     from memory_index.references import require_local
     from memory_index.versions.opening import verify_contents
@@ -164,17 +165,18 @@ def verify(ref: Ref, indexes_dir: IndexesDir = DEFAULT_DIR, as_json: AsJson = Fa
         if not problems:
             version = store.resolve(location.ref)
             problems = tuple(verify_contents(version, load_encoder=encoder_loader(version.manifest)))
+    refused = all(problem.kind == "unreadable" for problem in problems)
     if as_json:
         shown = [{"file": p.file, "message": p.message, "kind": p.kind, "hint": p.hint} for p in problems]
         print_json("index-verify", {"ref": location.ref, "ok": not problems, "problems": shown})
     elif problems:
         print_table(["file", "what is wrong", "what to do"], [[p.file, p.message, p.hint] for p in problems])
-        note(f"{location.ref} is damaged: {location.path}")
+        note(f"{location.ref} {'cannot be checked' if refused else 'is damaged'}: {location.path}")
     else:
         state = "ok: every byte as published, and its keys answer as they did"
         print_table(["version", "state"], [[location.ref, state]])
     if problems:
-        raise typer.Exit(DAMAGED)
+        raise typer.Exit(REFUSED if refused else DAMAGED)
 
 
 @app.command(epilog="Example: cli index alias load 3 prod")

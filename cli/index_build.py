@@ -33,7 +33,13 @@ def build(
     name: Annotated[
         str, typer.Option(help="Name of the index; a name that exists gets a new version.", show_default=False)
     ],
-    lookback: Annotated[int, typer.Option(help="Steps of a window that are compared.", show_default=False)],
+    lookback: Annotated[
+        int,
+        typer.Option(
+            help="Steps of a window that a forecast is made from; how many of them are compared, --views says.",
+            show_default=False,
+        ),
+    ],
     horizon: Annotated[int, typer.Option(help="Steps after them that are kept as what followed.", show_default=False)],
     split: Annotated[
         str | None,
@@ -50,7 +56,8 @@ def build(
     views: Annotated[
         str | None,
         typer.Option(
-            help="Compare the last so many steps, each by itself.", show_default="those of 96,168,336 that fit"
+            help="Compare the last so many steps of the lookback, each by itself; those before the largest are not.",
+            show_default="those of 96,168,336 that fit, or the lookback",
         ),
     ] = None,
     scopes: Annotated[

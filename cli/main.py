@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -68,7 +69,8 @@ RESOURCE_ERRNOS = {
 
 
 def main() -> None:
-    """Run the command line on this process's arguments, and exit."""
+    """Run the command line on this process's arguments, and exit. SIGTERM is Ctrl-C: what is half written goes."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     write_in_full()
     code = run(sys.argv[1:])
     for stream in filter(None, (sys.stdout, sys.stderr)):

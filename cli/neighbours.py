@@ -205,6 +205,7 @@ def _write_page(path: Path, found: Inspection, windows: StoredWindows, ref: str,
             rows=rows(found, space),
             caption=_title(found, space),
             text=(1, 2, 8),
+            names=(1,),
             heading="Neighbours, nearest first" if number == 0 else "",
         )
         for number, space in enumerate(key_spaces(found))

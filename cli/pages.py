@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.asking import write_file
+from cli.wording import short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from cli.pictures.look import Shape
+
+NAME_LENGTH = 32  # characters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,12 +36,15 @@ class PictureBlock:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableBlock:
-    """A table. rows: one cell per column; None is blank. text: numbers of the columns that are left-aligned."""
+    """A table. rows: one cell per column; None is blank. text: numbers of the columns that are left-aligned. names:
+    of those with names of series, which are shortened where they would push the others off the page.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
     caption: str
     text: tuple[int, ...] = ()
+    names: tuple[int, ...] = ()
     heading: str = ""
 
 
@@ -75,7 +81,11 @@ def _rendered(block: PictureBlock | TableBlock, number: int) -> dict[str, object
     from cli.pictures.look import themed_svg
 
     if isinstance(block, TableBlock):
-        rows = [["" if cell is None else cell for cell in row] for row in block.rows]
+        rows = [
+            ["" if cell is None else short(str(cell), NAME_LENGTH) if place in block.names else cell
+             for place, cell in enumerate(row)]
+            for row in block.rows
+        ]  # fmt: skip
         return {
             "svgs": {},
             "heading": block.heading,

@@ -17,6 +17,7 @@ FILL = (
     "error, drop (left missing; windows that touch it are not used), ffill (the last value before; knows nothing "
     "later) or interpolate (a straight line; a filled cell then knows the NEXT observed value, flattering scores there)"
 )
+COLUMNS = "Read only these variates or series: A,B. For a name with a comma in it, --ignore the others."
 
 
 def _option(flag: str, text: str) -> Any:
@@ -29,7 +30,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "time_column": (Annotated[str | None, _option("--time-column", "Column of the times.")], None),
     "id_column": (Annotated[str | None, _option("--id-column", "Long table: column that names the series.")], None),
     "value_column": (Annotated[str | None, _option("--value-column", "Long table: column of the values.")], None),
-    "columns": (Annotated[str | None, _option("--columns", "Read only these variates or series: A,B.")], None),
+    "columns": (Annotated[str | None, _option("--columns", COLUMNS)], None),
     "ignore": (
         Annotated[list[str] | None, _option("--ignore", "Leave out a column or series; may be repeated.")],
         None,

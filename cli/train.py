@@ -129,7 +129,8 @@ def _print_training(out: Path, ref: str, trained: Trained) -> None:
     result = trained.result
     steps = "none: linear map and value gate are fitted in closed form"
     if result.stopped != CLOSED_FORM:
-        steps = f"{result.steps:,} in {result.epochs} epochs, ended by {ENDED_BY[result.stopped]}"
+        epochs = "1 epoch" if result.epochs == 1 else f"{result.epochs} epochs"
+        steps = f"{result.steps:,} in {epochs}, ended by {ENDED_BY[result.stopped]}"
     rows = [
         ["run", str(out)],
         ["index", ref],

@@ -31,7 +31,9 @@ def write_usage_page(path: Path, found: Findings) -> None:
     from cli.pages import TableBlock, write_page
 
     stored, retrieved, close = _pictures(found)
-    hubs = TableBlock(columns=HUB_COLUMNS, rows=hub_rows(found), caption=_sentence(hub_line(found)), text=(0, 1, 2))
+    hubs = TableBlock(
+        columns=HUB_COLUMNS, rows=hub_rows(found), caption=_sentence(hub_line(found)), text=(0, 1, 2), names=(0,)
+    )
     write_page(
         path,
         f"{found.ref}: what it holds and how it is used",
@@ -42,7 +44,9 @@ def write_usage_page(path: Path, found: Findings) -> None:
             *([hubs] if len(found.usage.hubs) else []),
             close,
             TableBlock(columns=SPACE_COLUMNS, rows=_space_rows(found), caption="Key spaces", text=(0,)),
-            TableBlock(columns=SERIES_COLUMNS, rows=_series_rows(found), caption=_series_caption(found), text=(0,)),
+            TableBlock(
+                columns=SERIES_COLUMNS, rows=_series_rows(found), caption=_series_caption(found), text=(0,), names=(0,)
+            ),
         ],
         footer=f"{_sentence(asked_line(found))} No window is retrieved by one that shares a step with it. Skewness: "
         "third standardised moment of retrieved over expected, over stretches; 0 where as many are retrieved too often "

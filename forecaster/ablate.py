@@ -243,7 +243,7 @@ def _row(arm: Arm, scored: list[_Scored], reference: float, *, same_as: str | No
         num_seeds=len(scored),
         val_mse=fmean(each["best_val_mse"] for each in metrics),
         mse=mse,
-        mse_deviation=pstdev(each.mse for each in evaluations),
+        mse_deviation=pstdev(each.mse for each in evaluations) if len(evaluations) > 1 else None,
         against_full=mse - reference,
         mae=fmean(each.mae for each in evaluations),
         direction_accuracy=fmean(directions) if directions else None,

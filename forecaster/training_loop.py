@@ -244,10 +244,9 @@ class TrainingLoop:
 
     def why_stop(self) -> str:
         """Why the training ends after this epoch, or nothing."""
-        if self.state.epoch >= self.config.epochs:
-            return "epochs"
         if self.state.step >= self.schedule.planned_steps:
-            return "max_steps"
+            whole = self.config.epochs * self.schedule.steps_per_epoch
+            return "epochs" if self.state.step >= whole else "max_steps"
         return "patience" if self.state.epochs_without_better >= self.config.patience else ""
 
     @torch.no_grad()

@@ -93,6 +93,7 @@ def test_rows_say_what_an_arm_is_worth(once):
     assert rows["+ TAPR"]["gate"] is None
     assert rows["+ GRA-M"]["direction_accuracy"] is None
     assert rows["last value"]["num_seeds"] is None
+    assert {row["mse_deviation"] for row in rows.values()} == {None}, "a single seed deviates from nothing"
 
 
 def test_arms_of_the_same_settings_are_trained_once_and_say_so(ablated, once):

@@ -59,6 +59,8 @@ def test_check_names_fault_place_and_flag_in_text(file):
     ):
         assert part in result.stdout
     assert "2 faults" in result.stderr
+    one = call("check", file(GOOD.replace("2024-01-01 07:00,7.5,14\n", "")))
+    assert one.stderr.splitlines()[-1] == "1 fault"
 
 
 def test_check_of_a_good_file(file):

@@ -79,7 +79,7 @@ def test_evaluate_has_the_promised_keys(call):
 def test_evaluate_prints_a_table_with_the_baselines(call):
     code, out, err = call("evaluate", SAMPLE, "--index", "grid", "--split", "val", "--baselines")
     assert code == 0
-    for name in ("memory alone", "linear (ridge)", "seasonal naive", "last value", "key space joint-96"):
+    for name in ("memory alone", "linear (ridge, widest view)", "seasonal naive", "last value", "key space joint-96"):
         assert name in out
     assert "standardised units" in err
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shlex
 import shutil
 from dataclasses import replace
@@ -19,7 +21,7 @@ from memory_index.errors import UsageError
 from memory_index.splits import split_until
 from memory_index.tables.columns import ReadOptions
 from memory_index.types import KeySpace
-from memory_index.versions import factories
+from memory_index.versions import disk, factories
 from memory_index.versions.store import Store
 from memory_index.versions.version import load
 from memory_index.windows import Step
@@ -502,6 +504,23 @@ def test_verify_finds_a_flipped_byte(cli, built, tmp_path):
     assert "load@1 is damaged" in err
 
 
+def test_a_version_is_read_by_other_users_or_verify_says_that_it_may_not_be(cli, built, tmp_path, monkeypatch):
+    files = [path for path in (tmp_path / "indexes" / "load" / "000001").rglob("*") if path.is_file()]
+    assert len({path.stat().st_mode for path in files}) == 1
+
+    def refused(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(disk, "hash_file", refused)
+    code, out, _ = cli("verify", "load", "--json")
+    assert (code, json.loads(out)["ok"]) == (7, False)
+    code, out, err = cli("verify", "load")
+    assert (code, "permission denied" in out) == (7, True)
+    assert "load@1 cannot be checked" in err
+    next(path for path in files if path.suffix == ".safetensors").unlink()
+    assert cli("verify", "load")[0] == 5
+
+
 def test_verify_finds_keys_that_were_not_made_by_the_encoder(cli, built, tmp_path):
     """Every byte as published, and yet wrong: what only reading the version can tell."""
     store = Store(tmp_path / "indexes")
@@ -536,6 +555,8 @@ def test_alias_and_unalias(cli, document, built):
     assert cli("alias", "load", "prod", "stable")[1].splitlines()[-1].split() == ["load@stable", "load@2"]
     assert document("unalias", "load", "stable") == {"schema": "index-unalias", "alias": "load@stable"}
     assert document("show", "load@2")["aliases"] == ["prod"]
+    document("unalias", "load", "prod")
+    assert "'cli index alias load VERSION prod' makes one" in cli("unalias", "load", "prod")[2]
 
 
 @pytest.mark.parametrize(

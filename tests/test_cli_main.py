@@ -213,7 +213,8 @@ def test_interrupted(failing, capsys):
     assert capsys.readouterr().err == "error: interrupted\n"
 
 
-def test_interrupted_by_a_real_signal():
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_by_a_real_signal(ending):
     program = (
         "import time, cli.main as m\n"
         "def wait(arguments): print('ready', flush=True); time.sleep(60)\n"
@@ -223,7 +224,7 @@ def test_interrupted_by_a_real_signal():
     started = time.monotonic()
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"ready\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ending)
         _, shown = process.communicate(timeout=30)
     assert process.returncode == 130
     assert shown == b"error: interrupted\n"

@@ -63,7 +63,14 @@ def test_evaluate_has_the_promised_keys(made, call):
 def test_evaluate_prints_the_run_beside_the_baselines(made, call):
     code, out, err = call("evaluate", made.file, "--baselines", "--split", "val")
     assert code == 0
-    for name in (str(made.run), "memory alone", "linear (ridge)", "seasonal naive", "last value", "key space joint-48"):
+    for name in (
+        str(made.run),
+        "memory alone",
+        "linear (ridge, the run's own)",
+        "seasonal naive",
+        "last value",
+        "key space joint-48",
+    ):
         assert name in out
     for words in ("direction", "gate: ", "below q0.1", "standardised units"):
         assert words in err

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -262,6 +264,23 @@ def test_interrupted_it_says_how_to_go_on_and_nothing_is_lost(made, call, tmp_pa
     assert code == 0, err
     assert "15 in 3 epochs" in out
     assert weights_of(tmp_path / "one") == weights_of(made.run)
+
+
+def test_ended_while_neighbours_are_found_it_leaves_nothing_half_made(made, call, tmp_path):
+    """SIGTERM, as a scheduler sends it, outside the steps of a training."""
+    program = (
+        "import os, signal, forecaster.neighbour_cache as cache, cli.main as m\n"
+        "cache._make = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "m.main()"
+    )
+    arguments = [*made.train, "--out", str(tmp_path / "one"), "--neighbours-dir", str(tmp_path / "neighbours")]
+    ended = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (130, "")
+    said = one_line(ended.stderr)
+    assert said.startswith("error: interrupted (go on with: cli train ")
+    assert [path for path in (tmp_path / "neighbours").iterdir() if path.is_dir()] == []
+    again = said.strip().removeprefix("error: interrupted (go on with: cli ").removesuffix(")").split()
+    assert call(*again)[0] == 0
 
 
 def test_a_run_that_has_ended_says_so_in_one_line(made, call):

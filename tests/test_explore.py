@@ -38,7 +38,7 @@ from cli.explorer.moves import moved
 from cli.explorer.server import host_allowed, listen, look, make_app
 from cli.explorer.state import MAX_GAP, MAX_K, SCOPES, Side, State, from_address, to_address
 from cli.explorer.subject import open_subject
-from cli.explorer.words import problem, rows, sentence, warned
+from cli.explorer.words import as_csv, problem, rows, sentence, warned
 from cli.main import run
 from cli.memory_options import Indexes
 from cli.pictures.look import PALETTE
@@ -339,6 +339,21 @@ def test_names_of_series_are_no_html(small):
     windows = windows_figure(answer, small.table.step, limits=(0, 1), dark=False, with_run=True)
     assert history["layout"]["yaxis"]["title"]["text"] == "&lt;b&gt;a&lt;/b&gt; &amp; b"
     assert windows["layout"]["yaxis"]["title"]["text"].startswith("&lt;b&gt;a&lt;/b&gt; &amp; b (")
+
+
+def test_long_names_of_series_leave_room(small):
+    name = "Umspannwerk Transformator 2 Abgang Industriegebiet Nordost"
+    state = replace(start(small), series_id=name)
+    [answer] = look(small, start(small)).answers
+    named = replace(small.table, series=(replace(small.table["north"], series_id=name),))
+    neighbours = [replace(n, series_id=name) for n in answer.found.neighbours]
+    answer = replace(answer, found=replace(answer.found, series_id=name, neighbours=neighbours))
+    history = history_figure(named, state, 300, [answer], dark=False)
+    windows = windows_figure(answer, small.table.step, limits=(0, 1), dark=False, with_run=True)
+    assert history["layout"]["yaxis"]["title"]["text"] == "Umspan..ordost"
+    assert windows["layout"]["yaxis"]["title"]["text"] == "Umspan..ordost (units of the data)"
+    assert {row[2] for row in rows(answer.found)} == {"Umspannwerk T..ebiet Nordost"}
+    assert name in as_csv(answer.found)
 
 
 def test_the_fan_is_nested(small):

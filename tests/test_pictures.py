@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from memory_fixtures import built, wide_table
 
-from cli.pictures.look import beyond
+from cli.pages import TableBlock, write_page
+from cli.pictures.forecast import draw_forecast
+from cli.pictures.look import beyond, save
 from cli.pictures.neighbours import draw_neighbours, episodes
+from cli.pictures.usage import known_stretches
 from memory_index.inspection import Inspection, inspect_window
 from memory_index.local import LocalMemory
 from memory_index.versions.opening import open_version
@@ -51,3 +57,34 @@ def test_a_line_is_beyond_where_any_of_it_is() -> None:
     lines = [np.array([0.0, 1.0]), np.array([0.0, 1.1]), np.array([-0.1, 0.5]), np.array([0.0, np.nan])]
     assert beyond(lines, (0.0, 1.0)) == " (2 beyond the frame)"
     assert beyond(lines[:1], (0.0, 1.0)) == ""
+
+
+LONG = "Umspannwerk S\u00fcd Transformator 2 Abgang Industriegebiet Nordost (110 kV, gepr\u00fcft) \u5909\u96fb\u6240"
+
+
+def test_a_long_name_stays_in_its_panel_and_a_missing_glyph_is_no_warning(tmp_path: Path) -> None:
+    table = wide_table()
+    named = replace(table, series=tuple(replace(each, series_id=f"{each.series_id} {LONG}") for each in table.series))
+    ahead = table.step.range(table.series[0].times[-1], 4)[1:]
+    forecast = pd.DataFrame({"unique_id": np.repeat(named.series_ids, 3), "ds": np.tile(ahead, len(named.series))})
+    drawn = draw_forecast(named, forecast.assign(yhat=1.0), "title")
+    assert all(len(axes.get_title(loc="left")) <= 50 for axes in drawn.axes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(drawn, tmp_path / "named.png")
+
+
+def test_a_hole_in_the_history_is_not_drawn_as_known(memory: LocalMemory) -> None:
+    windows, step = memory.windows, memory.windows.step
+    values = windows.values.copy()
+    values[10:40] = np.nan
+    first, end = known_stretches(replace(windows, values=values), np.array([0]))
+    assert first.tolist() == windows.times[[0, 40]].tolist()
+    assert end.tolist() == step.add(windows.times[[9, windows.offset[1] - 1]], 1).tolist()
+    assert len(known_stretches(replace(windows, values=values), np.arange(2))[0]) == 1  # the other one has them
+
+
+def test_long_names_of_series_leave_the_table_on_its_page(tmp_path: Path) -> None:
+    table = TableBlock(columns=["series", "what"], rows=[[LONG, LONG]], caption="", text=(0, 1), names=(0,))
+    write_page(tmp_path / "page.html", "title", [], [table])
+    assert (tmp_path / "page.html").read_text().count(LONG) == 1

@@ -73,12 +73,19 @@ def test_it_learns_and_keeps_the_best_weights(tmp_path):
     assert scores[result.best_step] == result.best_val_mse
     tensors, record = read_weights(tmp_path / "run")
     assert (record.step, record.val_mse) == (result.best_step, result.best_val_mse)
+
     assert set(tensors) == set(model.state_dict())
     assert all(torch.equal(tensors[name], value) for name, value in model.state_dict().items())
     assert [progress.step for progress in seen] == list(range(1, 36))
     assert seen[-1].total_steps == 35
     assert seen[-1].eta_s == 0
     assert result.peak_rss_mb > 0
+
+
+def test_why_it_ended_is_told(tmp_path):
+    cut, whole = ({"epochs": 1, "max_steps": STEPS_PER_EPOCH + extra} for extra in (-1, 1))
+    assert train_toy(tmp_path / "cut", **cut)[1].stopped == "max_steps"
+    assert train_toy(tmp_path / "whole", **whole)[1].stopped == "epochs"
 
 
 def test_every_window_is_used_once_an_epoch_and_validation_counts_all(tmp_path):

@@ -16,8 +16,8 @@ import numpy as np
 from cli.explorer.state import State
 from cli.explorer.subject import Answer
 from cli.pictures.look import PALETTE, limits, num_shown
-from cli.pictures.neighbours import episodes
-from cli.wording import BASE_NAMES
+from cli.pictures.neighbours import SHORT, episodes
+from cli.wording import BASE_NAMES, short
 from memory_index.inspection import Inspection, NeighbourRecord
 from memory_index.tables.series import SeriesTable
 from memory_index.types import SCOPES
@@ -67,7 +67,7 @@ def history_figure(
         "hovermode": "x",
         "hoverdistance": -1,
         "xaxis": _axis(colours, type="date", range=[times[0], end], anchor="y2", title=_time_title(step)),
-        "yaxis": _axis(colours, domain=[0.4, 1], title=state.series_id, nticks=5),
+        "yaxis": _axis(colours, domain=[0.4, 1], title=short(state.series_id, SHORT), nticks=5),
         "yaxis2": _axis(
             colours,
             domain=[0, 0.34],
@@ -114,7 +114,7 @@ def windows_figure(answer: Answer, step: Step, *, limits: tuple[float, float], d
     layout = _layout(colours) | {
         "hovermode": "x unified",
         "xaxis": _axis(colours, type="date", range=[before[0], after[-1]], title=_time_title(step)),
-        "yaxis": _axis(colours, range=list(limits), title=f"{found.series_id} (units of the data)"),
+        "yaxis": _axis(colours, range=list(limits), title=f"{short(found.series_id, SHORT)} (units of the data)"),
         "shapes": [
             {"type": "line", "xref": "x", "yref": "paper", "x0": now, "x1": now, "y0": 0, "y1": 1,
              "line": {"color": colours["soft"], "width": 1}}

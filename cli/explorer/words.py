@@ -9,12 +9,13 @@ import numpy as np
 
 from cli.explorer.subject import Answer, Subject
 from cli.neighbours import warnings
-from cli.wording import IN_SAMPLE, age, minute
+from cli.wording import IN_SAMPLE, age, minute, short
 from memory_index.errors import MemoryIndexError
 from memory_index.inspection import Inspection, NeighbourRecord
 
 COLUMNS = ["#", "key space", "series", "origin", "age", "distance", "shape", "value", "weight", "match"]
 TEXT_COLUMNS = [1, 2, 3]
+NAME_LENGTH = 28  # characters of a series
 CSV_COLUMNS = ["scope", "view", "rank", "row_id", "series_id", "start", "origin", "known_at", "age_days", "distance"]
 CSV_COLUMNS += ["shape_distance", "value_distance", "weight", "match"]
 
@@ -80,7 +81,7 @@ def rows(found: Inspection) -> list[list[str]]:
         [
             str(n.rank),
             space(n),
-            n.series_id,
+            short(n.series_id, NAME_LENGTH),
             minute(n.origin),
             age(n.age_days),
             *(f"{part:.3f}" for part in (n.distance, n.shape_distance, n.value_distance, n.weight)),

@@ -19,6 +19,7 @@ from cli.pictures.look import (
     headline,
     plain,
 )
+from cli.wording import short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from memory_index.tables.series import SeriesTable
 
 MAX_PANELS = 12
+TITLE_LENGTH = 100  # characters, over all panels of a row
 
 
 def draw_forecast(table: SeriesTable, forecast: pd.DataFrame, title: str) -> Figure:
@@ -40,6 +42,7 @@ def draw_forecast(table: SeriesTable, forecast: pd.DataFrame, title: str) -> Fig
     panels = drawn.subplots(num_rows, columns, squeeze=False).ravel()
     for panel, name in zip(panels, shown, strict=False):
         _draw_series(panel, table, forecast[forecast["unique_id"] == name], name)
+        panel.set_title(short(name, TITLE_LENGTH // columns), fontsize=10, loc="left")
     for panel in panels[len(shown) :]:
         panel.set_visible(False)
     drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
@@ -68,5 +71,4 @@ def _draw_series(panel: Axes, table: SeriesTable, part: pd.DataFrame, name: str)
     panel.margins(x=0.01)
     plain(panel)
     date_axis(panel, step, "narrow")
-    panel.set_title(name, fontsize=10, loc="left")
     panel.set_ylabel("units of the data", fontsize=9)

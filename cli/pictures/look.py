@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,14 +134,17 @@ def save(drawn: Figure, path: Path) -> None:
 
 @contextmanager
 def literal(drawn: Figure) -> Iterator[None]:
-    """While the block runs, a dollar sign in a text of a figure is one, and not the beginning of a formula."""
+    """While the block runs, a dollar sign in a text of a figure is one, and not the beginning of a formula, and a name
+    in letters that the font does not have is drawn without a word.
+    """
     from matplotlib import rc_context
     from matplotlib.text import Text
 
     for text in drawn.findobj(Text):
         assert isinstance(text, Text)
         text.set_parse_math(False)
-    with rc_context({"text.parse_math": False}):  # for labels that are made only now
+    with rc_context({"text.parse_math": False}), warnings.catch_warnings():  # for labels that are made only now
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing", UserWarning)
         yield
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from cli.pictures.look import Shape
     from cli.usage_report import Findings
+    from memory_index.windows import StoredWindows
 
 SHOWN_COVERED, SHOWN_USED = 12, 8  # series with a row of their own; where there are more, some stand for the rest
 SHOWN_LABELS = 12  # hubs that say how strong they are
@@ -91,12 +92,15 @@ def _covered_rows(found: Findings) -> list[tuple[str, np.ndarray]]:
 
 
 def _coverage(parent: Figure | SubFigure, found: Findings, shape: Shape) -> None:
+    from matplotlib.dates import date2num
+
     axes, covered, rows = parent.subplots(), found.coverage, _covered_rows(found)
     edges = dates(found.windows.step, covered.edges)
     for place, (_, series) in enumerate(rows):
-        ends = np.nanmin(covered.first_value[series]), np.nanmax(covered.last_value[series])
-        first, last = dates(found.windows.step, np.array(ends))
-        axes.barh(place, last - first, left=first, height=0.84, color=BAND.light, alpha=0.45, lw=0)
+        known = [dates(found.windows.step, ends) for ends in known_stretches(found.windows, series)]
+        first, end = (date2num(each) for each in known)
+        stretches = zip(first, end - first, strict=True)
+        axes.broken_barh(list(stretches), (place - 0.42, 0.84), color=BAND.light, alpha=0.45, lw=0)
         share = np.append(covered.share[series].mean(axis=0), 0.0)
         axes.fill_between(edges, place + 0.3, place + 0.3 - 0.6 * share, step="post", color=BLUE.light, lw=0)
         num_gaps = _draw_gaps(axes, found, series, place + 0.3)
@@ -118,6 +122,15 @@ def _coverage(parent: Figure | SubFigure, found: Findings, shape: Shape) -> None
     _legend(parent, [*_coverage_legend(axes, bool(covered.gaps))], shape)
     some = "" if len(rows) == len(covered.series_ids) else f" All series, and the {len(rows) - 1} with the fewest."
     _title(parent, f"Windows that are stored, by the time of their origin; how many, on the right.{some}", shape)
+
+
+def known_stretches(windows: StoredWindows, series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First step, and the step after the last, of each stretch in which one of these series has values."""
+    parts = (slice(*windows.offset[number : number + 2]) for number in series)
+    times = np.unique(np.concatenate([windows.times[part][np.isfinite(windows.values[part])] for part in parts]))
+    after = windows.step.add(times, 1)
+    begins = np.append(True, times[1:] > after[:-1])[: len(times)]
+    return times[begins], after[np.roll(begins, -1)]
 
 
 def _draw_gaps(axes: Axes, found: Findings, series: np.ndarray, place: float) -> int:

@@ -162,9 +162,7 @@ def _note_gaps(block: Block, position: np.ndarray, grid: Grid) -> None:
     policy = grid.options.on_gap
     if policy != "error":
         done = "were left missing" if policy == "drop" else f"to be filled by {policy}"
-        grid.changes[f"steps without a row {done} (--on-gap {policy})"] += int((jump[before] - 1).sum()) * len(
-            block.series_ids
-        )
+        grid.changes[f"steps without a row {done} (--on-gap {policy})"] += int((jump[before] - 1).sum())
         return
     series_id = block.series_ids[0] if len(block.series_ids) == 1 else None
 

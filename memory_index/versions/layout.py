@@ -58,12 +58,15 @@ def parse_ref(ref: str) -> tuple[str, str]:
 SHOWN = 10  # of what there is, the newest
 
 
-def unknown(message: str, word: str, known: Collection[str]) -> NotFoundError:
-    """The error for a word that is not known, with the nearest one that is, and what there is."""
+def unknown(message: str, word: str, known: Collection[str], *, maker: str = "cli index build") -> NotFoundError:
+    """The error for a word that is not known, with the nearest one that is, and what there is.
+
+    maker: the command that makes the first one.
+    """
     nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     listed = [*known]
     shown = ", ".join(listed[-SHOWN:]) + (f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else "")
-    hint = f"there is {'only ' if len(known) == 1 else ''}{shown}" if known else "'cli index build' makes one"
+    hint = f"there is {'only ' if len(known) == 1 else ''}{shown}" if known else f"'{maker}' makes one"
     return NotFoundError(message + (f"; did you mean '{nearest[0]}'?" if nearest else ""), hint=hint)
 
 

@@ -93,9 +93,8 @@ def encoder_config(manifest: Manifest) -> EncoderConfig:
 def write_encoder(folder: Path, encoder: KeyEncoder) -> dict[str, object]:
     """Write an encoder of any kind; returns what the manifest says of it."""
     arrays = encoder.arrays | {"scale-mean": encoder.scale.mean, "scale-std": encoder.scale.std}
-    safetensors.numpy.save_file(
-        {name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / ENCODER_FILE
-    )
+    content = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    (folder / ENCODER_FILE).write_bytes(content)  # not save_file: its file would be its owner's alone
     return encoder.describe()
 
 

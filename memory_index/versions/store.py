@@ -188,7 +188,8 @@ class Store:
         with self.catalog(name):
             path = self.indexes_dir / name / ALIASES / alias
             if not path.exists():
-                raise unknown(f"{name} has no alias '{alias}'", alias, self.aliases(name))
+                maker = f"cli index alias {name} VERSION {alias}"
+                raise unknown(f"{name} has no alias '{alias}'", alias, self.aliases(name), maker=maker)
             path.unlink()
             disk.sync(path.parent)
 
