@@ -25,6 +25,8 @@ TIME_NAMES = ("ds", "date", "time", "timestamp", "datetime", "date_time", "time_
 ID_NAMES = ("unique_id", "series_id", "item_id")
 VALUE_NAMES = ("y", "value", "target")
 UNNAMED = re.compile(r"column \d+|Unnamed: \d+|__index_level_\d+__")  # ours, pandas' in CSV, pandas' in Parquet
+TIME_OF_DAY = re.compile(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?(\s*[AaPp]\.?[Mm]\.?)?|<time(32|64)\[\w+\]>")
+DATE_ONLY = re.compile(r"[^:]+|[^:]+ 00:00(:00)?")
 MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None")  # cells that hold no value
 
 FillPolicy = Literal["error", "interpolate", "ffill", "drop"]
@@ -103,6 +105,7 @@ def find_roles(raw: RawTable, options: ReadOptions, log: ProblemLog) -> Roles:
     for name in (name for name in named if name):
         require_known(name, raw.columns, log, what="column")
     names = [name for name in raw.columns if name not in options.ignore]
+    _refuse_times_of_day(raw, names, options, log)
     time = options.time_column or _find_time(raw, names, log)
     names = [name for name in names if name != time]
     if _is_long(raw, time, names, options):
@@ -136,6 +139,32 @@ def require_known(name: str, known: Collection[str], log: ProblemLog, *, what: s
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
         raise NotFoundError(f"{log.source} has no {what} '{name}'", hint=f"the nearest of {len(known)} is '{near[0]}'")
+
+
+def _refuse_times_of_day(raw: RawTable, names: list[str], options: ReadOptions, log: ProblemLog) -> None:
+    """Stop if dates that repeat stand beside times of day: each alone reads as something that it is not."""
+    clocks = [
+        name
+        for name in names
+        if name not in (options.id_column, *ID_NAMES) and _all_match(TIME_OF_DAY, raw.columns[name])
+    ]
+    dates = [
+        name
+        for name in ([options.time_column] if options.time_column else names if clocks else [])
+        if looks_like_times(raw.columns[name])
+        and _all_match(DATE_ONLY, raw.columns[name])
+        and pc.count_distinct(raw.columns[name]).as_py() < len(raw)
+    ]
+    if clocks and dates:
+        message = f"the column '{clocks[0]}' holds times of day, and '{dates[0]}' dates that repeat"
+        fix = f"join '{dates[0]}' and '{clocks[0]}' into one column, with times such as 2024-01-01 00:00"
+        log.stop(Problem(kind="time", message=message, fix=fix))
+
+
+def _all_match(pattern: re.Pattern[str], column: pa.ChunkedArray) -> bool:
+    """Whether all of the first filled cells of a column are of this form."""
+    cells = [text for cell in column.slice(0, 200).to_pylist() if cell is not None and (text := str(cell).strip())]
+    return bool(cells) and all(pattern.fullmatch(cell) for cell in cells)
 
 
 def _find_time(raw: RawTable, names: list[str], log: ProblemLog) -> str:
