@@ -202,6 +202,24 @@ def test_a_local_time_that_never_was(write):
         read_table(write(text), ReadOptions(time_zone="Europe/Berlin"))
 
 
+@pytest.mark.parametrize("step", ["15min", "30min", "h"])
+@pytest.mark.parametrize(("day", "kind"), [("2024-10-27", "conflict"), ("2024-03-31", "gap")])
+def test_an_hour_that_a_clock_change_doubles_or_drops_may_need_a_zone(write, step, day, kind):
+    times = pd.date_range(pd.Timestamp(day) - pd.Timedelta("2D"), periods=400, freq=step, tz="Europe/Berlin")
+    path = write("date,a\n" + "".join(f"{time:%Y-%m-%d %H:%M},1.{number}\n" for number, time in enumerate(times)))
+    faults = [each for each in check_table(path).problems if each.severity == "fault"]
+    assert {each.kind for each in faults} == {kind}
+    assert all("--time-zone Europe/Berlin; otherwise " in each.fix for each in faults)
+    assert read_table(path, ReadOptions(time_zone="Europe/Berlin")).series[0].values.size == 400
+
+
+@pytest.mark.parametrize("hours", [(14,), (2, 3)])
+def test_other_gaps_and_repeated_times_are_no_clock_change(write, hours):
+    report = check_table(write(hourly_without(*hours) + "2024-01-01 23:00,1,1\n"))
+    assert [each.kind for each in report.problems] == ["conflict", "gap"]
+    assert not any("--time-zone" in each.fix for each in report.problems)
+
+
 def test_parquet_keeps_its_zone(tmp_path):
     frame = pd.DataFrame(
         {"ds": pd.date_range("2024-03-30", periods=9, freq="D", tz="Europe/Berlin"), "a": np.arange(9.0)}
@@ -362,6 +380,16 @@ CASES = {
         r"several columns could be the time: date, time",
         "--time-column",
     ),
+    "dates beside times of day": (
+        "Datum,Uhrzeit,a\n" + "".join(f"0{h // 4 + 1}.01.2024,0{h % 4}:00,{h}\n" for h in range(12)),
+        r"the column 'Uhrzeit' holds times of day, and 'Datum' dates that repeat",
+        "join 'Datum' and 'Uhrzeit' into one column",
+    ),
+    "dates beside times of day, two values": (
+        "date,time,a,b\n" + "".join(f"2024-01-0{h // 4 + 1},0{h % 4}:00,{h},1\n" for h in range(12)),
+        r"the column 'time' holds times of day, and 'date' dates that repeat",
+        "join 'date' and 'time' into one column",
+    ),
     "numbers for times": (
         "date,b\nx1,2\nx2,4\n",
         r"the time column cannot be read as times: its first cell is 'x1'",
@@ -435,6 +463,21 @@ NUMBERS = [pa.array([1, 0, 1], kind) for kind in (pa.int8(), pa.uint64(), pa.flo
 def test_parquet_columns_of_every_kind_of_number(tmp_path, column):
     pq.write_table(pa.table({"date": pa.array([0, 1, 2], pa.date32()), "a": column}), tmp_path / "numbers.parquet")
     assert read_table(tmp_path / "numbers.parquet")["a"].values.tolist() == [1.0, 0.0, 1.0]
+
+
+def test_a_date_column_beside_a_time_column_of_parquet(tmp_path):
+    times = pd.date_range("2024-01-01", periods=48, freq="h")
+    table = pa.table({"date": pa.array(times.date), "clock": pa.array(times.time), "a": np.arange(48.0)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="'clock' holds times of day, and 'date' dates that repeat"):
+        read_table(tmp_path / "a.parquet")
+
+
+def test_a_time_of_day_in_a_table_of_days_is_a_remark(write):
+    text = "date,load,peak\n" + "".join(f"2024-01-{day:02d},{day},17:{day}\n" for day in range(10, 30))
+    with pytest.raises(DataError, match="the column 'peak' holds no number"):
+        read_table(write(text))
+    assert read_table(write(text), ReadOptions(ignore=("peak",))).step.frequency == "D"
 
 
 def test_large_files_are_refused_before_they_are_decoded(tmp_path, monkeypatch, write):
