@@ -639,6 +639,7 @@ def test_what_stands_still_is_a_note_and_not_a_fault(write):
     assert set(found) == {("flat", "flat"), ("constant", "still")}
     assert found["flat", "flat"].at == hours[100].isoformat()
     assert "100 steps in a row have the value 100" in found["flat", "flat"].message
+    assert '--ignore "still" if it says nothing' in found["constant", "still"].fix
     assert read_table(write(text)).series_ids == ("flat", "still")
 
 
@@ -667,6 +668,17 @@ def test_short_series_are_faults_only_if_no_series_is_long_enough(write):
     assert not none.ok
     assert [p.kind for p in none.problems] == ["short", "short"]
     assert check_table(write(text)).problems == ()
+
+
+def test_a_series_that_begins_after_the_training_part_is_a_note(write):
+    days = {"late": pd.date_range("2024-01-22", periods=9), "whole": pd.date_range("2024-01-01", periods=30)}
+    text = "unique_id,ds,y\n" + "".join(f"{name},{day.date()},{day.day}.5\n" for name in days for day in days[name])
+    report = check_table(write(text), lookback=5, horizon=3)
+    assert report.ok
+    assert [(p.kind, p.series_id) for p in report.problems] == [("short", "late")]
+    assert "of 9 steps 0 are in the training part of the split 70/10/20" in report.problems[0].message
+    assert '--ignore "late"' in report.problems[0].fix
+    assert check_table(write("date,a\n2024-01-01,1\n"), ReadOptions(step="D"), lookback=1).ok
 
 
 # --- the sample
