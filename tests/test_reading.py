@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from memory_index.errors import DataError, NotFoundError, ResourceError, UsageError
 from memory_index.tables.checking import check_table
 from memory_index.tables.columns import ReadOptions
-from memory_index.tables.reading import read_table
+from memory_index.tables.reading import read_frame, read_table
 from memory_index.tables.steps import grid_positions, infer_step
 from memory_index.windows import Step, to_ns
 
@@ -463,6 +463,24 @@ NUMBERS = [pa.array([1, 0, 1], kind) for kind in (pa.int8(), pa.uint64(), pa.flo
 def test_parquet_columns_of_every_kind_of_number(tmp_path, column):
     pq.write_table(pa.table({"date": pa.array([0, 1, 2], pa.date32()), "a": column}), tmp_path / "numbers.parquet")
     assert read_table(tmp_path / "numbers.parquet")["a"].values.tolist() == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(("name", "options"), [(None, {}), ("when", {}), ("when", {"time_column": "when"})])
+def test_an_index_of_times_is_the_time_column_of_a_frame_without_one(write, name, options):
+    frame = pd.read_csv(write(HOURLY), index_col="date", parse_dates=True).rename_axis(name)
+    table = read_frame(frame, ReadOptions(**options))
+    assert (table.step.frequency, table.series_ids) == ("h", ("load", "wind"))
+    assert np.array_equal(table.series[0].times, to_ns(frame.index))
+    other = read_frame(frame.assign(ds=frame.index + pd.Timedelta("1D")))  # a frame that has a time column keeps it
+    assert other.series[0].times[0] == np.datetime64("2024-01-02T00:00")
+    with pytest.raises(DataError, match="the column 'load' is there 2 times"):
+        read_frame(frame.rename_axis("load"))
+
+
+@pytest.mark.parametrize("wrong", [[1, 2, 3], pd.Series([1.0, 2.0]), "load.csv", None])
+def test_what_is_no_frame_is_refused_in_one_line(wrong):
+    with pytest.raises(UsageError, match=f"a table is a pandas DataFrame, not of the type {type(wrong).__name__}"):
+        read_frame(wrong)
 
 
 def test_a_date_column_beside_a_time_column_of_parquet(tmp_path):

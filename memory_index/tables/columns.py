@@ -167,21 +167,26 @@ def _all_match(pattern: re.Pattern[str], column: pa.ChunkedArray) -> bool:
     return bool(cells) and all(pattern.fullmatch(cell) for cell in cells)
 
 
-def _find_time(raw: RawTable, names: list[str], log: ProblemLog) -> str:
+def time_candidates(raw: RawTable, names: list[str]) -> list[str]:
+    """The columns that could be the time: by name, else the first if it reads as times, else by type."""
     known = [name for name in names if name.strip().lower().replace(" ", "_").replace("-", "_") in TIME_NAMES]
-    if len(known) == 1:
-        return known[0]
-    if len(known) > 1:
-        message = f"several columns could be the time: {', '.join(known)}"
+    if known:
+        return known
+    if names and looks_like_times(raw.columns[names[0]]):
+        return names[:1]
+    return [name for name in names if pa.types.is_temporal(raw.columns[name].type)]
+
+
+def _find_time(raw: RawTable, names: list[str], log: ProblemLog) -> str:
+    candidates = time_candidates(raw, names)
+    if len(candidates) > 1:
+        message = f"several columns could be the time: {', '.join(candidates)}"
         fix = "say which with --time-column, and leave out the others with --ignore"
         log.stop(Problem(kind="time", message=message, fix=fix))
-    if names and looks_like_times(raw.columns[names[0]]):
-        return names[0]
-    typed = [name for name in names if pa.types.is_temporal(raw.columns[name].type)]
-    if len(typed) != 1:
+    if not candidates:
         message = f"there is no time column among {', '.join(list(raw.columns)[:6])}"
         log.stop(Problem(kind="time", message=message, fix="name it with --time-column"))
-    return typed[0]
+    return candidates[0]
 
 
 def _is_long(raw: RawTable, time: str, names: list[str], options: ReadOptions) -> bool:

@@ -103,7 +103,7 @@ def _read_parquet(path: Path, log: ProblemLog, max_cells: int) -> RawTable:
 
 
 def frame_columns(frame: pd.DataFrame, log: ProblemLog, *, max_cells: int) -> RawTable:
-    """The columns of a DataFrame, as of a file; its index is not read. Raises `DataError`, `ResourceError`."""
+    """The columns of a DataFrame, as of a file, without its index. Raises `DataError`, `ResourceError`."""
     _refuse_too_many(len(frame), frame.shape[1], max_cells, log)
     names = [str(name) for name in frame.columns]
     if len(set(names)) < len(names):
