@@ -220,6 +220,12 @@ def test_other_gaps_and_repeated_times_are_no_clock_change(write, hours):
     assert not any("--time-zone" in each.fix for each in report.problems)
 
 
+def test_a_hint_speaks_of_offsets_only_if_some_times_have_one(write):
+    assert "offset" not in check_table(write(HOURLY + "soon,1,1\n")).problems[0].fix
+    zoned = HOURLY.replace(":00,", ":00+01:00,")
+    assert "offset" in check_table(write(zoned + "soon,1,1\n")).problems[0].fix
+
+
 def test_parquet_keeps_its_zone(tmp_path):
     frame = pd.DataFrame(
         {"ds": pd.date_range("2024-03-30", periods=9, freq="D", tz="Europe/Berlin"), "a": np.arange(9.0)}
@@ -322,6 +328,16 @@ CASES = {
         "--step",
     ),
     "not a time": (HOURLY + "soon,1,1\n", r"row 26: 'soon' is not a time", "ISO 8601"),
+    "a day's end": (
+        HOURLY + "2024-01-01 24:00,1,1\n",
+        r"row 26: '2024-01-01 24:00' is not a time",
+        "00:00 of the next day",
+    ),
+    "hardly a time": (
+        HOURLY + "".join(f"day {day},1,1\n" for day in range(40)),
+        r"row 26: 'day 0' is not a time",
+        "--time-format",
+    ),
     "no time": (HOURLY + ",1,1\n", r"row 26: the time is missing", "ISO 8601"),
     "out of range": (HOURLY + "9999-01-01 00:00,1,1\n", r"row 26: '9999-01-01 00:00' is not a time", "ISO 8601"),
     "some offsets": (
@@ -367,6 +383,7 @@ CASES = {
     ),
     "zero bytes": (HOURLY.encode() * 200 + bytes(9), r"row 5001: there are zero bytes in the text", "restore"),
     "no number": ("date,a\n2024-01-01,x\n2024-01-02,y\n", r"the column 'a' holds no number", "--ignore"),
+    "preamble": ("Netz GmbH\n\n" + HOURLY, r"row 1: the header 'Netz GmbH' has one column", "first line must name"),
     "one column": ("date\n2024-01-01\n", r"row 1: the header 'date' has one column", "commas"),
     "no header": (
         HOURLY.partition("\n")[2],
