@@ -147,7 +147,7 @@ def _note_short(table: SeriesTable, length: int, log: ProblemLog) -> None:
 
 def _note_late(table: SeriesTable, length: int, log: ProblemLog) -> None:
     """A version stores windows of the training part alone, and is refused where a series has none there."""
-    if all(len(series) < max(length, 2) for series in table.series):
+    if length == 0 or all(len(series) < max(length, 2) for series in table.series):
         return
     until = np.datetime64(split_by_name(DEFAULT_SPLIT, table.times).train_until, "ns")
     num_training = [int(np.searchsorted(series.times, until, side="right")) for series in table.series]
