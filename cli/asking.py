@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from memory_index.types import Memory
     from memory_index.versions.manifest import Manifest
     from memory_index.versions.opening import LoadEncoder
+    from memory_index.windows import Step
 
 UPDATING = "to append to it"  # for messages
 WHEN_FULL = "free some disk space, then run it again"
@@ -32,7 +33,7 @@ TABLE_SUFFIXES, PICTURE_SUFFIXES, PAGE_SUFFIXES = (".csv", ".parquet"), (".png",
 def open_with_table(ref: str, file: Path, indexes: Indexes, options: ReadOptions) -> tuple[Memory, SeriesTable, str]:
     """The memory, the table, and the full reference (`NAME@3`, or one behind an address), checked to belong together.
 
-    The table is read like the version's own data (`options_like`).
+    The table is read like the version's own data (`read_like`).
     """
     from memory_index.references import use_found
 
@@ -41,9 +42,8 @@ def open_with_table(ref: str, file: Path, indexes: Indexes, options: ReadOptions
 
 def _open_found(found: Found, file: Path, options: ReadOptions) -> tuple[Memory, SeriesTable, str]:
     from memory_index.queries import require_same_data
-    from memory_index.tables.reading import read_table
 
-    table = read_table(file, options_like(found.manifest, options))
+    table = read_like(file, found.manifest, found.ref, options)
     for done in table.notes:
         note(done)
     memory = found.open(load_encoder=encoder_loader(found.manifest))
@@ -130,13 +130,12 @@ def updated_ref(ref: str, file: Path, indexes: Indexes, options: ReadOptions) ->
     from memory_index.errors import NothingNewError
     from memory_index.queries import latest_origins
     from memory_index.references import require_local
-    from memory_index.tables.reading import read_table
     from memory_index.versions.append import append
     from memory_index.versions.store import Store
 
     require_local(ref, UPDATING)
     store, manifest = Store(indexes.folder), indexes.find(ref).manifest
-    table = read_table(file, options_like(manifest, options))
+    table = read_like(file, manifest, ref, options)
     latest_origins(table, manifest.window)
     try:
         version = append(store, ref, table, load_encoder=encoder_loader(manifest))
@@ -189,6 +188,38 @@ def encoder_loader(manifest: Manifest) -> LoadEncoder | None:
         return load_encoder(folder, manifest)
 
     return load
+
+
+def read_like(file: Path, manifest: Manifest, ref: str, options: ReadOptions) -> SeriesTable:
+    """A table, read like a version's own data (`options_like`).
+
+    Raises `IncompatibleError` for rows that lie whole on another step (they would be told as so many gaps), and what
+    `read_table` raises.
+    """
+    from memory_index.errors import DataError
+    from memory_index.queries import other_step
+    from memory_index.tables.reading import read_table
+
+    like = options_like(manifest, options)
+    try:
+        return read_table(file, like)
+    except DataError:
+        own = None if options.step else _own_step(file, like)
+        if own is None:
+            raise
+        raise other_step(file.name, own, ref, manifest.step) from None
+
+
+def _own_step(file: Path, options: ReadOptions) -> Step | None:
+    """The step of a file that has gaps, or rows beside the grid, on the step that is asked for, but not on its own."""
+    from memory_index.tables.checking import check_table
+    from memory_index.windows import Step
+
+    asked, own = check_table(file, options), check_table(file, replace(options, step=None))
+    misfit, own_misfit = ({each.kind for each in report.problems} & {"gap", "off-step"} for report in (asked, own))
+    if own.step is None or own.step == options.step or own_misfit or not misfit:
+        return None
+    return Step(frequency=own.step, time_zone=own.time_zone)
 
 
 def options_like(manifest: Manifest, options: ReadOptions) -> ReadOptions:

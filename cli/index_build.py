@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.asking import encoder_loader, names, numbers, options_like
+from cli.asking import encoder_loader, names, numbers, read_like
 from cli.common_options import AsJson, File
 from cli.index_options import DEFAULT_DIR, IndexesDir, Ref, choose_split
 from cli.output import note, print_json, progress
@@ -139,7 +139,6 @@ def append(
     it is. Where FILE overlaps what is stored, both must agree.
     """
     from memory_index.references import require_local
-    from memory_index.tables.reading import read_table
     from memory_index.versions import append as appending
     from memory_index.versions.manifest import segment_files
     from memory_index.versions.store import Store
@@ -147,9 +146,8 @@ def append(
     require_local(ref, "to append to it")
     store = Store(indexes_dir)
     manifest = store.resolve(ref).manifest
-    options = options_like(manifest, table_options)
     with progress(f"{ref}: reading {file.name} and encoding its new windows"):
-        table = read_table(file, options)
+        table = read_like(file, manifest, ref, table_options)
         limit = None if until is None else table.step.parse(until)
         version = appending.append(store, ref, table, until=limit, load_encoder=encoder_loader(manifest))
     added = version.manifest.segments[-1]

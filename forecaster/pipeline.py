@@ -14,9 +14,11 @@ import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 
 from forecaster.config import Config
@@ -56,8 +58,8 @@ class Forecaster:
     for a temporary one that goes with the object. device: `auto`, `cpu` or `cuda`. options: how tables are read.
     settings: any setting of `forecaster.config` by name.
 
-    Tables are DataFrames, long (`unique_id, ds, y`) or wide (a time column and one column per series). Raises
-    `ConfigError` for a setting that does not exist.
+    Tables are DataFrames, long (`unique_id, ds, y`) or wide (a time column and one column per series); without a time
+    column, an index of times is it. Raises `ConfigError` for a setting that does not exist.
     """
 
     def __init__(
@@ -125,7 +127,7 @@ class Forecaster:
         quantiles: tuple[float, ...] = (),
         update_memory: bool = True,
     ) -> pd.DataFrame:
-        """The next steps of every series: `unique_id, ds, yhat` and one column per quantile (`q0.1`).
+        """The next steps of every series: `unique_id, ds, yhat` and one column per quantile asked for (`q0.1`).
 
         frame: the history to go on from, default that of `fit`. update_memory: append what it holds that the memory
         does not yet; nothing is trained again. A table with series that the memory does not know needs False.
@@ -151,10 +153,11 @@ class Forecaster:
         require_same_data(table, memory.windows, trained)
         return evaluate_run(predictor, memory, table, part)
 
-    def explain(self, frame: pd.DataFrame, series_id: str, at: str) -> Explanation:
+    def explain(self, frame: pd.DataFrame, series_id: str, at: str | datetime | np.datetime64) -> Explanation:
         """The forecast of one series at one time, taken apart, by the memory that answers now.
 
-        frame: a table that holds the window. at: the last step that the forecast knows, such as `2024-09-25 23:00`.
+        frame: a table that holds the window. at: the last step that the forecast knows, such as `2024-09-25 23:00`
+        or a `pd.Timestamp`.
 
         Raises `NotFoundError` (series, time, no neighbour), `UsageError` (not a time), `RunIncompatibleError` (a model
         without the memory), `IncompatibleError` (another table).

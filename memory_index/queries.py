@@ -11,7 +11,7 @@ from memory_index.errors import DataError, IncompatibleError, NotFoundError
 from memory_index.leakage import Policy
 from memory_index.tables.series import Series, SeriesTable, differing
 from memory_index.types import Queries
-from memory_index.windows import StoredWindows, WindowSpec, cut, origin_rows
+from memory_index.windows import Step, StoredWindows, WindowSpec, cut, origin_rows
 
 BLOCK = 256  # moments asked at once
 
@@ -125,15 +125,25 @@ def require_same_data(table: SeriesTable, windows: StoredWindows, ref: str) -> N
     Series that the version does not have, and steps for which it stores no value, are not compared.
     """
     if table.step != windows.step:
-        raise IncompatibleError(
-            f"{table.source} has a step of {table.step.frequency} (time zone {table.step.time_zone}), "
-            f"{ref} of {windows.step.frequency} ({windows.step.time_zone})",
-            hint="use a version that was built on data of this step",
-        )
+        raise other_step(table.source, table.step, ref, windows.step)
     for series in table.series:
         number = windows.series_number.get(series.series_id)
         if number is not None:
             _require_same_series(series, windows, number, table.source, ref)
+
+
+def other_step(source: str, step: Step, ref: str, stored: Step) -> IncompatibleError:
+    """The error that a table and a version differ in their step, or in its time zone."""
+    of_one, of_other = step.frequency, stored.frequency
+    if step.time_zone != stored.time_zone:
+        of_one, of_other = (
+            f"{each.frequency} ({f'time zone {each.time_zone}' if each.time_zone else 'no time zone'})"
+            for each in (step, stored)
+        )
+    return IncompatibleError(
+        f"{source} has a step of {of_one}, {ref} of {of_other}",
+        hint="use a version that was built on data of this step",
+    )
 
 
 def _require_same_series(series: Series, windows: StoredWindows, number: int, source: str, ref: str) -> None:

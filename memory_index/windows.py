@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from functools import cached_property
 
 import numpy as np
@@ -77,13 +78,14 @@ class Step:
         """One time (a scalar or an array of shape []) as ISO 8601, with the table's UTC offset if it has a zone."""
         return str(self.local(np.array([time], dtype="datetime64[ns]"))[0].isoformat())
 
-    def parse(self, text: str) -> np.datetime64:
+    def parse(self, text: str | datetime | np.datetime64) -> np.datetime64:
         """A time as a person types it -> datetime64[ns], UTC or naive; without an offset it is in the table's own zone.
 
-        The year comes first: of 01/07/2017 nobody can tell which number is the month. Raises `UsageError`.
+        The year comes first: of 01/07/2017 nobody can tell which number is the month. A time of Python, pandas or numpy
+        will do as well. Raises `UsageError`.
         """
         try:
-            if not re.match(r"\s*\d{4}[-/.]?\d", text):
+            if not isinstance(text, datetime | np.datetime64) and not re.match(r"\s*\d{4}[-/.]?\d", text):
                 raise ValueError("it must begin with the year, then month and day")
             index = pd.DatetimeIndex([pd.Timestamp(text)]).as_unit("ns")
             if self.time_zone is None and index.tz is not None:

@@ -317,6 +317,17 @@ def test_a_series_without_a_window_is_named(tmp_path: Path) -> None:
     assert Store(tmp_path).names() == ()
 
 
+def test_all_series_without_a_window_are_named_with_their_flags(tmp_path: Path) -> None:
+    table = with_missing(wide_table(), [(name, row) for name in ("flat", "beat") for row in range(20, 260, 30)])
+    with pytest.raises(
+        DataError, match=r"series '(flat|beat)' has no whole window .*; nor have '(flat|beat)'$"
+    ) as caught:
+        build_until(Store(tmp_path), table, table.series[0].times[259])
+    assert '--ignore "flat"' in caught.value.hint
+    assert '--ignore "beat"' in caught.value.hint
+    assert '--ignore "load"' not in caught.value.hint
+
+
 def test_equal_data_and_settings_give_equal_fingerprints(tmp_path: Path) -> None:
     first, second = built(tmp_path, name="one"), built(tmp_path, name="two")
     assert first.manifest.fingerprint == second.manifest.fingerprint

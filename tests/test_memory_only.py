@@ -314,8 +314,10 @@ def test_a_value_that_has_arrived_since_is_no_contradiction_one_that_vanished_is
 
 
 def test_data_of_another_step_are_refused(memory):
-    with pytest.raises(IncompatibleError, match="a step of D"):
+    with pytest.raises(IncompatibleError, match=r"a step of D, m@1 of h$"):
         require_same_data(wide_table(step=Step(frequency="D")), memory.windows, "m@1")
+    with pytest.raises(IncompatibleError, match=r"a step of h \(time zone UTC\), m@1 of h \(no time zone\)$"):
+        require_same_data(wide_table(step=Step(frequency="h", time_zone="UTC")), memory.windows, "m@1")
 
 
 # One query

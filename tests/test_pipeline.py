@@ -150,7 +150,7 @@ def test_a_forecast_does_not_depend_on_steps_of_the_growth(forecaster, tmp_path)
 def test_a_forecast_can_be_taken_apart(fitted):
     forecaster, frame = fitted["wide"], wide_frame()
     made = forecaster.predict(update_memory=False).set_index("unique_id")
-    told = forecaster.explain(frame, "beat", str(frame["when"].iloc[-1]))
+    told = forecaster.explain(frame.set_index("when"), "beat", frame["when"].iloc[-1])
     np.testing.assert_array_equal(told.forecast, made.loc["beat", "yhat"].to_numpy(np.float32))
     assert len(told.neighbours) == SETTINGS["top_k"]
     with pytest.raises(NotFoundError, match="no series 'bea'"):

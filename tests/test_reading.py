@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from memory_index.errors import DataError, NotFoundError, ResourceError, UsageError
 from memory_index.tables.checking import check_table
 from memory_index.tables.columns import ReadOptions
-from memory_index.tables.reading import read_table
+from memory_index.tables.reading import read_frame, read_table
 from memory_index.tables.steps import grid_positions, infer_step
 from memory_index.windows import Step, to_ns
 
@@ -244,6 +244,30 @@ def test_days_that_begin_at_a_time_that_never_was(write):
     assert read_table(write(text)).step == Step(frequency="D")  # without the zone there is nothing to skip
 
 
+@pytest.mark.parametrize("step", ["15min", "30min", "h"])
+@pytest.mark.parametrize(("day", "kind"), [("2024-10-27", "conflict"), ("2024-03-31", "gap")])
+def test_an_hour_that_a_clock_change_doubles_or_drops_may_need_a_zone(write, step, day, kind):
+    times = pd.date_range(pd.Timestamp(day) - pd.Timedelta("2D"), periods=400, freq=step, tz="Europe/Berlin")
+    path = write("date,a\n" + "".join(f"{time:%Y-%m-%d %H:%M},1.{number}\n" for number, time in enumerate(times)))
+    faults = [each for each in check_table(path).problems if each.severity == "fault"]
+    assert {each.kind for each in faults} == {kind}
+    assert all("--time-zone Europe/Berlin; otherwise " in each.fix for each in faults)
+    assert read_table(path, ReadOptions(time_zone="Europe/Berlin")).series[0].values.size == 400
+
+
+@pytest.mark.parametrize("hours", [(14,), (2, 3)])
+def test_other_gaps_and_repeated_times_are_no_clock_change(write, hours):
+    report = check_table(write(hourly_without(*hours) + "2024-01-01 23:00,1,1\n"))
+    assert [each.kind for each in report.problems] == ["conflict", "gap"]
+    assert not any("--time-zone" in each.fix for each in report.problems)
+
+
+def test_a_hint_speaks_of_offsets_only_if_some_times_have_one(write):
+    assert "offset" not in check_table(write(HOURLY + "soon,1,1\n")).problems[0].fix
+    zoned = HOURLY.replace(":00,", ":00+01:00,")
+    assert "offset" in check_table(write(zoned + "soon,1,1\n")).problems[0].fix
+
+
 def test_parquet_keeps_its_zone(tmp_path):
     frame = pd.DataFrame(
         {"ds": pd.date_range("2024-03-30", periods=9, freq="D", tz="Europe/Berlin"), "a": np.arange(9.0)}
@@ -346,6 +370,16 @@ CASES = {
         "--step",
     ),
     "not a time": (HOURLY + "soon,1,1\n", r"row 26: 'soon' is not a time", "ISO 8601"),
+    "a day's end": (
+        HOURLY + "2024-01-01 24:00,1,1\n",
+        r"row 26: '2024-01-01 24:00' is not a time",
+        "00:00 of the next day",
+    ),
+    "hardly a time": (
+        HOURLY + "".join(f"day {day},1,1\n" for day in range(40)),
+        r"row 26: 'day 0' is not a time",
+        "--time-format",
+    ),
     "no time": (HOURLY + ",1,1\n", r"row 26: the time is missing", "ISO 8601"),
     "out of range": (HOURLY + "9999-01-01 00:00,1,1\n", r"row 26: '9999-01-01 00:00' is not a time", "ISO 8601"),
     "some offsets": (
@@ -391,6 +425,7 @@ CASES = {
     ),
     "zero bytes": (HOURLY.encode() * 200 + bytes(9), r"row 5001: there are zero bytes in the text", "restore"),
     "no number": ("date,a\n2024-01-01,x\n2024-01-02,y\n", r"the column 'a' holds no number", "--ignore"),
+    "preamble": ("Netz GmbH\n\n" + HOURLY, r"row 1: the header 'Netz GmbH' has one column", "first line must name"),
     "one column": ("date\n2024-01-01\n", r"row 1: the header 'date' has one column", "commas"),
     "no header": (
         HOURLY.partition("\n")[2],
@@ -403,6 +438,16 @@ CASES = {
         "date,time,b\n2024-01-01,00:00,4\n",
         r"several columns could be the time: date, time",
         "--time-column",
+    ),
+    "dates beside times of day": (
+        "Datum,Uhrzeit,a\n" + "".join(f"0{h // 4 + 1}.01.2024,0{h % 4}:00,{h}\n" for h in range(12)),
+        r"the column 'Uhrzeit' holds times of day, and 'Datum' dates that repeat",
+        "join 'Datum' and 'Uhrzeit' into one column",
+    ),
+    "dates beside times of day, two values": (
+        "date,time,a,b\n" + "".join(f"2024-01-0{h // 4 + 1},0{h % 4}:00,{h},1\n" for h in range(12)),
+        r"the column 'time' holds times of day, and 'date' dates that repeat",
+        "join 'date' and 'time' into one column",
     ),
     "numbers for times": (
         "date,b\nx1,2\nx2,4\n",
@@ -477,6 +522,39 @@ NUMBERS = [pa.array([1, 0, 1], kind) for kind in (pa.int8(), pa.uint64(), pa.flo
 def test_parquet_columns_of_every_kind_of_number(tmp_path, column):
     pq.write_table(pa.table({"date": pa.array([0, 1, 2], pa.date32()), "a": column}), tmp_path / "numbers.parquet")
     assert read_table(tmp_path / "numbers.parquet")["a"].values.tolist() == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(("name", "options"), [(None, {}), ("when", {}), ("when", {"time_column": "when"})])
+def test_an_index_of_times_is_the_time_column_of_a_frame_without_one(write, name, options):
+    frame = pd.read_csv(write(HOURLY), index_col="date", parse_dates=True).rename_axis(name)
+    table = read_frame(frame, ReadOptions(**options))
+    assert (table.step.frequency, table.series_ids) == ("h", ("load", "wind"))
+    assert np.array_equal(table.series[0].times, to_ns(frame.index))
+    other = read_frame(frame.assign(ds=frame.index + pd.Timedelta("1D")))  # a frame that has a time column keeps it
+    assert other.series[0].times[0] == np.datetime64("2024-01-02T00:00")
+    with pytest.raises(DataError, match="the column 'load' is there 2 times"):
+        read_frame(frame.rename_axis("load"))
+
+
+@pytest.mark.parametrize("wrong", [[1, 2, 3], pd.Series([1.0, 2.0]), "load.csv", None])
+def test_what_is_no_frame_is_refused_in_one_line(wrong):
+    with pytest.raises(UsageError, match=f"a table is a pandas DataFrame, not of the type {type(wrong).__name__}"):
+        read_frame(wrong)
+
+
+def test_a_date_column_beside_a_time_column_of_parquet(tmp_path):
+    times = pd.date_range("2024-01-01", periods=48, freq="h")
+    table = pa.table({"date": pa.array(times.date), "clock": pa.array(times.time), "a": np.arange(48.0)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="'clock' holds times of day, and 'date' dates that repeat"):
+        read_table(tmp_path / "a.parquet")
+
+
+def test_a_time_of_day_in_a_table_of_days_is_a_remark(write):
+    text = "date,load,peak\n" + "".join(f"2024-01-{day:02d},{day},17:{day}\n" for day in range(10, 30))
+    with pytest.raises(DataError, match="the column 'peak' holds no number"):
+        read_table(write(text))
+    assert read_table(write(text), ReadOptions(ignore=("peak",))).step.frequency == "D"
 
 
 def test_large_files_are_refused_before_they_are_decoded(tmp_path, monkeypatch, write):
@@ -649,6 +727,7 @@ def test_what_stands_still_is_a_note_and_not_a_fault(write):
     assert set(found) == {("flat", "flat"), ("constant", "still")}
     assert found["flat", "flat"].at == hours[100].isoformat()
     assert "100 steps in a row have the value 100" in found["flat", "flat"].message
+    assert '--ignore "still" if it says nothing' in found["constant", "still"].fix
     assert read_table(write(text)).series_ids == ("flat", "still")
 
 
@@ -677,6 +756,17 @@ def test_short_series_are_faults_only_if_no_series_is_long_enough(write):
     assert not none.ok
     assert [p.kind for p in none.problems] == ["short", "short"]
     assert check_table(write(text)).problems == ()
+
+
+def test_a_series_that_begins_after_the_training_part_is_a_note(write):
+    days = {"late": pd.date_range("2024-01-22", periods=9), "whole": pd.date_range("2024-01-01", periods=30)}
+    text = "unique_id,ds,y\n" + "".join(f"{name},{day.date()},{day.day}.5\n" for name in days for day in days[name])
+    report = check_table(write(text), lookback=5, horizon=3)
+    assert report.ok
+    assert [(p.kind, p.series_id) for p in report.problems] == [("short", "late")]
+    assert "of 9 steps 0 are in the training part of the split 70/10/20" in report.problems[0].message
+    assert '--ignore "late"' in report.problems[0].fix
+    assert check_table(write("date,a\n2024-01-01,1\n"), ReadOptions(step="D"), lookback=1).ok
 
 
 # --- the sample

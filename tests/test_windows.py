@@ -67,6 +67,21 @@ def test_steps_forward_and_back(name: str) -> None:
     assert step.add(times[:0], 3).shape == (0,)
 
 
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
+def test_a_time_may_be_text_or_one_of_python_pandas_or_numpy(zone: str | None) -> None:
+    step = Step(frequency="h", time_zone=zone)
+    expected = np.datetime64("2022-12-24" if zone is None else "2022-12-23T23:00", "ns")
+    day = pd.Timestamp("2022-12-24")
+    for time in ("2022-12-24", day, day.to_pydatetime(), day.to_datetime64()):
+        assert step.parse(time) == expected
+    aware = pd.Timestamp("2022-12-24", tz="Europe/Berlin")
+    if zone is None:
+        with pytest.raises(UsageError, match="it has a UTC offset, but the table's times have none"):
+            step.parse(aware)
+    else:
+        assert step.parse(aware) == expected
+
+
 def test_a_day_in_a_time_zone_may_have_23_hours() -> None:
     step, times = grid_of("days in a time zone")
     assert not step.is_fixed

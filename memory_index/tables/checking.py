@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from memory_index.errors import DataError
+from memory_index.splits import DEFAULT_SPLIT, split_by_name
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.reading import assemble
@@ -82,7 +83,7 @@ def check_table(
     """Read a file and report every fault and note, at most `problems.MAX_LISTED` of a kind.
 
     lookback, horizon: steps of the windows that the table is meant for; a series with fewer steps is a
-    note, and a fault if no series is long enough.
+    note, and a fault if no series is long enough; one with fewer in the training part of the default split is a note.
 
     Raises `NotFoundError`, `UsageError` and `ResourceError` as `read_table` does, but not `DataError`.
     """
@@ -141,12 +142,36 @@ def _note_short(table: SeriesTable, length: int, log: ProblemLog) -> None:
         )
 
     log.add_at(range(len(short)), len(short), problem_at, kind="short")
+    _note_late(table, length, log)
+
+
+def _note_late(table: SeriesTable, length: int, log: ProblemLog) -> None:
+    """A version stores windows of the training part alone, and is refused where a series has none there."""
+    if length == 0 or all(len(series) < max(length, 2) for series in table.series):
+        return
+    until = np.datetime64(split_by_name(DEFAULT_SPLIT, table.times).train_until, "ns")
+    num_training = [int(np.searchsorted(series.times, until, side="right")) for series in table.series]
+    late = [n for n, series in enumerate(table.series) if num_training[n] < length <= len(series)]
+
+    def problem_at(place: int) -> Problem:
+        series = table.series[late[place]]
+        return Problem(
+            kind="short",
+            series_id=series.series_id,
+            at=table.step.isoformat(series.times[0]),
+            message=f"of {len(series)} steps {num_training[late[place]]} are in the training part of the split "
+            f"{DEFAULT_SPLIT}, but a window needs {length}",
+            fix=f'leave it out with --ignore "{series.series_id}", or choose a larger training part (--split, --until)',
+            severity="note",
+        )
+
+    log.add_at(range(len(late)), len(late), problem_at, kind="short")
 
 
 def _note_flat(series: Series, table: SeriesTable, log: ProblemLog) -> None:
     known = series.values[~np.isnan(series.values)]
     if len(known) > 1 and (known == known[0]).all():
-        fix = "nothing to do; its windows match flat windows only"
+        fix = f'leave it out with --ignore "{series.series_id}" if it says nothing: all its windows are alike'
         message = f"the series is constant: {known[0]:g}"
         log.add(Problem(kind="constant", series_id=series.series_id, message=message, fix=fix, severity="note"))
         return

@@ -25,6 +25,8 @@ TIME_NAMES = ("ds", "date", "time", "timestamp", "datetime", "date_time", "time_
 ID_NAMES = ("unique_id", "series_id", "item_id")
 VALUE_NAMES = ("y", "value", "target")
 UNNAMED = re.compile(r"column \d+|Unnamed: \d+|__index_level_\d+__")  # ours, pandas' in CSV, pandas' in Parquet
+TIME_OF_DAY = re.compile(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?(\s*[AaPp]\.?[Mm]\.?)?|<time(32|64)\[\w+\]>")
+DATE_ONLY = re.compile(r"[^:]+|[^:]+ 00:00(:00)?")
 MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None")  # cells that hold no value
 
 FillPolicy = Literal["error", "interpolate", "ffill", "drop"]
@@ -103,6 +105,7 @@ def find_roles(raw: RawTable, options: ReadOptions, log: ProblemLog) -> Roles:
     for name in (name for name in named if name):
         require_known(name, raw.columns, log, what="column")
     names = [name for name in raw.columns if name not in options.ignore]
+    _refuse_times_of_day(raw, names, options, log)
     time = options.time_column or _find_time(raw, names, log)
     names = [name for name in names if name != time]
     if _is_long(raw, time, names, options):
@@ -138,21 +141,52 @@ def require_known(name: str, known: Collection[str], log: ProblemLog, *, what: s
         raise NotFoundError(f"{log.source} has no {what} '{name}'", hint=f"the nearest of {len(known)} is '{near[0]}'")
 
 
-def _find_time(raw: RawTable, names: list[str], log: ProblemLog) -> str:
+def _refuse_times_of_day(raw: RawTable, names: list[str], options: ReadOptions, log: ProblemLog) -> None:
+    """Stop if dates that repeat stand beside times of day: each alone reads as something that it is not."""
+    clocks = [
+        name
+        for name in names
+        if name not in (options.id_column, *ID_NAMES) and _all_match(TIME_OF_DAY, raw.columns[name])
+    ]
+    dates = [
+        name
+        for name in ([options.time_column] if options.time_column else names if clocks else [])
+        if looks_like_times(raw.columns[name])
+        and _all_match(DATE_ONLY, raw.columns[name])
+        and pc.count_distinct(raw.columns[name]).as_py() < len(raw)
+    ]
+    if clocks and dates:
+        message = f"the column '{clocks[0]}' holds times of day, and '{dates[0]}' dates that repeat"
+        fix = f"join '{dates[0]}' and '{clocks[0]}' into one column, with times such as 2024-01-01 00:00"
+        log.stop(Problem(kind="time", message=message, fix=fix))
+
+
+def _all_match(pattern: re.Pattern[str], column: pa.ChunkedArray) -> bool:
+    """Whether all of the first filled cells of a column are of this form."""
+    cells = [text for cell in column.slice(0, 200).to_pylist() if cell is not None and (text := str(cell).strip())]
+    return bool(cells) and all(pattern.fullmatch(cell) for cell in cells)
+
+
+def time_candidates(raw: RawTable, names: list[str]) -> list[str]:
+    """The columns that could be the time: by name, else the first if it reads as times, else by type."""
     known = [name for name in names if name.strip().lower().replace(" ", "_").replace("-", "_") in TIME_NAMES]
-    if len(known) == 1:
-        return known[0]
-    if len(known) > 1:
-        message = f"several columns could be the time: {', '.join(known)}"
+    if known:
+        return known
+    if names and looks_like_times(raw.columns[names[0]]):
+        return names[:1]
+    return [name for name in names if pa.types.is_temporal(raw.columns[name].type)]
+
+
+def _find_time(raw: RawTable, names: list[str], log: ProblemLog) -> str:
+    candidates = time_candidates(raw, names)
+    if len(candidates) > 1:
+        message = f"several columns could be the time: {', '.join(candidates)}"
         fix = "say which with --time-column, and leave out the others with --ignore"
         log.stop(Problem(kind="time", message=message, fix=fix))
-    if names and looks_like_times(raw.columns[names[0]]):
-        return names[0]
-    typed = [name for name in names if pa.types.is_temporal(raw.columns[name].type)]
-    if len(typed) != 1:
+    if not candidates:
         message = f"there is no time column among {', '.join(list(raw.columns)[:6])}"
         log.stop(Problem(kind="time", message=message, fix="name it with --time-column"))
-    return typed[0]
+    return candidates[0]
 
 
 def _is_long(raw: RawTable, time: str, names: list[str], options: ReadOptions) -> bool:

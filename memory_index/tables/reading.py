@@ -17,8 +17,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memory_index.errors import DataError
-from memory_index.tables.columns import MISSING, ReadOptions, Roles, find_roles, require_known
+from memory_index.errors import DataError, UsageError
+from memory_index.tables.columns import MISSING, ReadOptions, Roles, find_roles, require_known, time_candidates
 from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.regular import Block, Grid, regular
 from memory_index.tables.series import SeriesTable
@@ -46,10 +46,14 @@ def read_table(path: str | Path, options: ReadOptions | None = None) -> SeriesTa
 
 
 def read_frame(frame: pd.DataFrame, options: ReadOptions | None = None) -> SeriesTable:
-    """A DataFrame, wide or long, read just as `read_table` reads a file; its index is not read.
+    """A DataFrame, wide or long, read just as `read_table` reads a file.
 
-    Raises what `read_table` raises.
+    An index of times is the time column of a frame that has no other, named as it is, or `ds`; else the index is not
+    read. Raises what `read_table` raises, and `UsageError` for what is no DataFrame.
     """
+    if not isinstance(frame, pd.DataFrame):
+        hint = "series.to_frame() makes one; a file is read with pandas.read_csv or memory_index.read_table"
+        raise UsageError(f"a table is a pandas DataFrame, not of the type {type(frame).__name__}", hint=hint)
     log = ProblemLog(source="the table")
     table, _ = assemble(frame, options or ReadOptions(), log)
     log.raise_faults()
@@ -74,8 +78,11 @@ def assemble(source: Path | pd.DataFrame, options: ReadOptions, log: ProblemLog)
     Faults go to the log and are worked around where possible. Raises what `read_table` raises, but for faults that do
     not hinder reading on.
     """
-    read = frame_columns if isinstance(source, pd.DataFrame) else read_columns
-    raw = _without_blank_rows(read(source, log, max_cells=options.max_cells), log)  # type: ignore[arg-type]
+    if isinstance(source, pd.DataFrame):
+        raw = _frame_columns(source, options, log)
+    else:
+        raw = read_columns(source, log, max_cells=options.max_cells)
+    raw = _without_blank_rows(raw, log)
     roles = find_roles(raw, options, log)
     times, zone = parse_times(
         raw.columns[roles.time],
@@ -106,6 +113,19 @@ def assemble(source: Path | pd.DataFrame, options: ReadOptions, log: ProblemLog)
     return SeriesTable(step=step, layout=roles.layout, series=tuple(series), source=log.source, notes=log.notes), len(
         raw
     )
+
+
+def _frame_columns(frame: pd.DataFrame, options: ReadOptions, log: ProblemLog) -> RawTable:
+    """The columns of a DataFrame; its index of times is the first of them if no other can be the time."""
+    raw = frame_columns(frame, log, max_cells=options.max_cells)
+    named = options.time_column
+    if not isinstance(frame.index, pd.DatetimeIndex) or named in raw.columns:
+        return raw
+    names = [name for name in raw.columns if name not in options.ignore]
+    if named is None and time_candidates(raw, names):
+        return raw
+    whole = frame.reset_index(names=str(frame.index.name or "ds"), allow_duplicates=True)
+    return frame_columns(whole, log, max_cells=options.max_cells)
 
 
 def _without_blank_rows(raw: RawTable, log: ProblemLog) -> RawTable:

@@ -6,7 +6,7 @@ Whatever is found is noted as a fault unless `ReadOptions` says how to resolve i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,6 +19,8 @@ from memory_index.tables.steps import grid_positions
 from memory_index.windows import Step
 
 FILL_FIX = "drop, ffill or interpolate"
+CLOCKS_FIX = "if these are local times and clocks were changed, name their zone: --time-zone Europe/Berlin; otherwise "
+NIGHT = 4  # clocks are changed before this hour of the day
 
 
 @dataclass(kw_only=True)
@@ -116,10 +118,18 @@ def _one_row_per_time(block: Block, grid: Grid) -> Block:
     if policy == "error":
         later, earlier = block.values[:, extra], block.values[:, extra - 1]
         same = ((later == earlier) | (np.isnan(later) & np.isnan(earlier))).all(axis=0)
+        twice = block.times[extra]
         what = "the time is there twice, with {} values (before in row {})"
         for kind, chosen, word in (("duplicate", extra[same], "the same"), ("conflict", extra[~same], "different")):
-            rows = {int(place): what.format(word, block.row_number[place - 1]) for place in chosen[:100]}
-            _note_rows(block, chosen, grid, kind, rows, "keep one with --on-duplicate first, last or mean")
+
+            def message_at(place: int, word: str = word) -> str:
+                return what.format(word, block.row_number[place - 1])
+
+            def fix_at(place: int) -> str:
+                same_hour = twice[twice.astype("datetime64[h]") == block.times[place].astype("datetime64[h]")]
+                return _clocks_fix(same_hour, grid) + "keep one with --on-duplicate first, last or mean"
+
+            _note_rows(block, chosen, grid, kind, message_at, fix_at)
     else:
         grid.changes[f"rows with a time that was there already were resolved by --on-duplicate {policy}"] += len(extra)
     if policy == "mean":
@@ -135,8 +145,8 @@ def _note_rows(
     places: np.ndarray,
     grid: Grid,
     kind: str,
-    message: str | dict[int, str],
-    fix: str,
+    message: str | Callable[[int], str],
+    fix: str | Callable[[int], str],
     *,
     note: bool = False,
 ) -> None:
@@ -148,8 +158,8 @@ def _note_rows(
             series_id=series_id,
             at=grid.step.isoformat(block.times[place]),
             row=int(block.row_number[place]),
-            message=message if isinstance(message, str) else message[place],
-            fix=fix,
+            message=message if isinstance(message, str) else message(place),
+            fix=fix if isinstance(fix, str) else fix(place),
             severity="note" if note else "fault",
         )
 
@@ -177,10 +187,23 @@ def _note_gaps(block: Block, position: np.ndarray, grid: Grid) -> None:
             at=at,
             row=int(block.row_number[place]),
             message=message,
-            fix=f"--on-gap {FILL_FIX}",
+            fix=f"{_clocks_fix(missing, grid)}--on-gap {FILL_FIX}",
         )
 
     grid.log.add_at(before, len(before), problem_at, kind="gap")
+
+
+def _clocks_fix(times: np.ndarray, grid: Grid) -> str:
+    """What to do first about times that are there twice or not at all, if they may be the hour of a clock change.
+
+    times: datetime64[ns] [n], ascending. Empty unless they are the whole steps of one hour of a night without a zone.
+    """
+    hour = times[0].astype("datetime64[h]")
+    if grid.step.time_zone is not None or hour.astype(np.int64) % 24 >= NIGHT:
+        return ""
+    whole = grid.step.range(hour.astype("datetime64[ns]"), len(times) + 1)
+    an_hour = whole[-1] - whole[0] == np.timedelta64(1, "h")
+    return CLOCKS_FIX if an_hour and np.array_equal(times, whole[:-1]) else ""
 
 
 def _note_missing(block: Block, values: np.ndarray, position: np.ndarray, grid: Grid) -> np.ndarray:

@@ -103,7 +103,7 @@ def _read_parquet(path: Path, log: ProblemLog, max_cells: int) -> RawTable:
 
 
 def frame_columns(frame: pd.DataFrame, log: ProblemLog, *, max_cells: int) -> RawTable:
-    """The columns of a DataFrame, as of a file; its index is not read. Raises `DataError`, `ResourceError`."""
+    """The columns of a DataFrame, as of a file, without its index. Raises `DataError`, `ResourceError`."""
     _refuse_too_many(len(frame), frame.shape[1], max_cells, log)
     names = [str(name) for name in frame.columns]
     if len(set(names)) < len(names):
@@ -212,8 +212,9 @@ def _header(content: bytes, log: ProblemLog) -> tuple[list[str], str, int]:
     delimiter = max(DELIMITERS, key=text.count)  # the first wins a tie
     names = [name.strip() for name in next(csv.reader([text], delimiter=delimiter))]
     if len(names) < 2:
+        fix = "the first line must name the columns, separated by commas: remove what stands above it"
         message = f"the header '{text[:60]}' has one column, but a time and at least one value are needed"
-        log.stop(Problem(kind="header", row=number + 1, message=message, fix="separate the columns by commas"))
+        log.stop(Problem(kind="header", row=number + 1, message=message, fix=fix))
     if all(_looks_like_a_value(name) for name in names):
         message = f"the first line '{text[:60]}' is data, not a header"
         log.stop(

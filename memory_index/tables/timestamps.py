@@ -31,6 +31,7 @@ DATE_FORMATS = (
     "%m-%d-%Y",
 )
 CLOCK_FORMATS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", "T%H:%M", "T%H:%M:%S")
+END_OF_DAY = re.compile(r"\d[ T]24:00")
 OFFSET = r"\d:\d\d(?::\d\d(?:\.\d+)?)?\s*(?P<offset>Z|[+-]\d\d(?::?\d\d)?)$"  # a UTC offset after a time of day
 
 
@@ -65,15 +66,20 @@ def parse_times(
             )
         )
     problem_rows = np.isnat(local)
-    _note_bad_times(column, problem_rows, row_number, log, "is not a time")
+    form = "as ISO 8601" if offsets is None else "as ISO 8601 with its UTC offset"
+    fix = f"write this time {form}, or remove the row"
+    if pa.types.is_string(column.type) and 2 * problem_rows.sum() > len(local):
+        fix = "name their format with --time-format (such as '%d/%m/%Y %H:%M'), or the right column with --time-column"
+    _note_bad_times(column, problem_rows, row_number, log, "is not a time", fix)
     if offsets is not None:
         without = np.isnat(offsets) & ~problem_rows
-        _note_bad_times(column, without, row_number, log, "has no UTC offset, but other rows have one")
+        _note_bad_times(column, without, row_number, log, "has no UTC offset, but other rows have one", fix)
         return local - offsets, time_zone or zone
     if time_zone is not None and zone is None:
         times = _localized(local, time_zone, step)
         what = f"does not name one moment in {time_zone}: daylight saving begins or ends there"
-        _note_bad_times(column, np.isnat(times) & ~problem_rows, row_number, log, what)
+        fix = "correct this time or remove the row, or write all times as ISO 8601 with their UTC offsets"
+        _note_bad_times(column, np.isnat(times) & ~problem_rows, row_number, log, what, fix)
         return times, time_zone
     return local, time_zone or zone
 
@@ -188,13 +194,13 @@ def _localized(local: np.ndarray, time_zone: str, frequency: str | None) -> np.n
 
 
 def _note_bad_times(
-    column: pa.ChunkedArray, bad: np.ndarray, row_number: np.ndarray, log: ProblemLog, what: str
+    column: pa.ChunkedArray, bad: np.ndarray, row_number: np.ndarray, log: ProblemLog, what: str, fix: str
 ) -> None:
     def problem_at(place: int) -> Problem:
         cell = column[place].as_py()
         message = f"'{cell}' {what}" if cell not in (None, "") else "the time is missing"
-        fix = "write this time as ISO 8601 with its UTC offset, or remove the row"
-        return Problem(kind="time", row=int(row_number[place]), message=message, fix=fix)
+        midnight = "write the end of a day as 00:00 of the next day" if END_OF_DAY.search(str(cell)) else fix
+        return Problem(kind="time", row=int(row_number[place]), message=message, fix=midnight)
 
     log.add_at(np.flatnonzero(bad), int(bad.sum()), problem_at, kind="time")
 

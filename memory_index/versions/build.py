@@ -186,17 +186,21 @@ def cut_table(table: SeriesTable, rows: list[int]) -> SeriesTable:
 
 
 def require_windows(table: SeriesTable, origins: list[np.ndarray], window: WindowSpec) -> None:
-    """Raise `DataError` for a series without a single whole window in the training part."""
-    for series, rows in zip(table.series, origins, strict=True):
-        if len(rows) == 0:
-            missing = int(np.isnan(series.values).sum())
-            raise DataError(
-                f"{table.source}: series '{series.series_id}' has no whole window of "
-                f"{window.lookback} + {window.horizon} steps in its training part of {len(series)} steps"
-                + (f", {missing} of them missing" if missing else ""),
-                hint="choose a shorter --lookback or --horizon, a larger training part, "
-                "or leave the series out (--ignore)",
-            )
+    """Raise `DataError`, naming all of them, if there are series without one whole window in the training part."""
+    without = [series for series, rows in zip(table.series, origins, strict=True) if len(rows) == 0]
+    if not without:
+        return
+    first, others = without[0], [f"'{series.series_id}'" for series in without[1:]]
+    missing = int(np.isnan(first.values).sum())
+    flags = " ".join(f'--ignore "{series.series_id}"' for series in without)
+    raise DataError(
+        f"{table.source}: series '{first.series_id}' has no whole window of "
+        f"{window.lookback} + {window.horizon} steps in its training part of {len(first)} steps"
+        + (f", {missing} of them missing" if missing else "")
+        + (f"; nor have {', '.join(others)}" if others else ""),
+        hint="choose a shorter --lookback or --horizon, a larger training part"
+        + (f", or leave out what is too short: {flags}" if len(without) < len(table.series) else ""),
+    )
 
 
 def coarse_notes(table: SeriesTable) -> tuple[str, ...]:
