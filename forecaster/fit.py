@@ -116,7 +116,7 @@ def train_run(
     while neighbours are found; progress: after each step; note: with what a person should know.
 
     Raises `IncompatibleError` (lookback or horizon longer than the version's; a table that it was not built on; a run
-    that belongs to something else), `DataError` (no validation part), and what `train` raises.
+    that belongs to something else), `DataError` (no validation part), and what `begun_run` and `train` raise.
     """
     check_fits(config, memory, table)
     require_same_data(table, memory.windows, ref)
