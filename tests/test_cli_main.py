@@ -241,16 +241,23 @@ def test_reader_that_goes_away_is_no_traceback():
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+ONE_TEXT = "import typer, cli.main as m\nm._invoke = lambda _: typer.echo('x' * 999, nl=False)\nm.main()"
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
-    ("arguments", "code"),
-    [(["data", "list"], 7), (["data", "list", "--json"], 7), (["data", "check", "no", "--json"], 4)],
+    ("command", "code"),
+    [
+        (["-c", ONE_TEXT], 7),
+        (["-m", "cli", "data", "list", "--json"], 7),
+        (["-m", "cli", "data", "check", "no", "--json"], 4),
+    ],
 )
-def test_output_that_cannot_be_written_whole_is_one_line_on_stderr(arguments, code, unbuffered, tmp_path):
+def test_output_that_cannot_be_written_whole_is_one_line_on_stderr(command, code, unbuffered, tmp_path):
     most = 100
     with (tmp_path / "full").open("wb") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "cli", *arguments],
+            [sys.executable, *command],
             stdout=full,
             stderr=subprocess.PIPE,
             timeout=60,
