@@ -139,10 +139,12 @@ def updated_ref(ref: str, file: Path, indexes: Indexes, options: ReadOptions) ->
     latest_origins(table, manifest.window)
     try:
         version = append(store, ref, table, load_encoder=encoder_loader(manifest))
-    except NothingNewError:
-        note(f"{file} holds nothing that {ref} does not know")
+    except NothingNewError as error:
+        note(f"{ref} stays as it is: {error}")
         return ref
     note(f"appended {file} to {ref}: {version.ref}, {version.manifest.segments[-1].num_rows:,} new windows")
+    for said in version.manifest.built.notes:
+        note(f"note: {said}")
     return version.ref
 
 

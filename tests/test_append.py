@@ -29,6 +29,7 @@ from memory_fixtures import (
     compact,
     known_until,
     open_version,
+    part,
     queries_at,
     ragged_table,
     rebuilt_with_same_encoder,
@@ -38,7 +39,7 @@ from memory_fixtures import (
     with_values,
 )
 
-from memory_index.errors import DataError, IncompatibleError, UsageError
+from memory_index.errors import DataError, IncompatibleError, NothingNewError, UsageError
 from memory_index.versions.opening import verify_contents
 
 HOUR = np.timedelta64(1, "h")
@@ -106,6 +107,24 @@ def test_only_the_new_rows_are_needed(tmp_path: Path) -> None:
         tail = append(Store(tmp_path), version.ref, between(wide_table(), start, NUM_STEPS))
         assert tail.manifest.data_sha256 == whole.manifest.data_sha256
         assert tail.manifest.files == whole.manifest.files
+
+
+def ends(table: SeriesTable, *rows: int) -> SeriesTable:
+    return replace(table, series=tuple(part(series, 0, row) for series, row in zip(table.series, rows, strict=True)))
+
+
+def test_a_version_of_whole_moments_grows_as_far_as_all_series_go(tmp_path: Path) -> None:
+    store, version = Store(tmp_path), built(tmp_path)
+    for rows, far in [((300, 290, 310), 290), ((320, 330, 325), 320), ((NUM_STEPS,) * 3, NUM_STEPS)]:
+        version = append(store, version.ref, ends(wide_table(), *rows))
+        [waiting] = version.manifest.built.notes or [""]
+        assert ("later steps of the others are appended when it has them too" in waiting) == (far < NUM_STEPS)
+        memory = open_version(version)
+        assert memory.windows.times[-1] == wide_table().times[far - 1]
+        assert_like_a_rebuild(tmp_path / f"{far}", memory, between(wide_table(), 0, far), wide_table())
+    stuck = built(tmp_path / "stuck")
+    with pytest.raises(NothingNewError, match="series 'flat' ends at 2021-03-11T19:00:00: later steps"):
+        append(Store(tmp_path / "stuck"), stuck.ref, ends(wide_table(), 300, NUM_TRAINING, 300))
 
 
 def test_ragged_series_grow_apart(tmp_path: Path) -> None:

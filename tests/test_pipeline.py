@@ -121,7 +121,8 @@ def test_newer_steps_are_taken_in_and_used(forecaster):
     first = forecaster.predict(longer)
     memory = forecaster.memory
     assert memory.manifest.num_rows > before.manifest.num_rows
-    assert memory.windows.times.max() == wide_table(LONGER).times[-1]
+    num_early = 6 if memory.manifest.layout == "long" else 0  # steps that one series lacks: whole moments are compared
+    assert memory.windows.times.max() == wide_table(LONGER - num_early).times[-1]
     assert (first["yhat"] != without["yhat"]).any()
     exactly(forecaster.predict(longer), first)  # nothing is new any more
     assert forecaster.memory.manifest.fingerprint == memory.manifest.fingerprint

@@ -9,7 +9,7 @@ import numpy as np
 
 from memory_index.errors import IncompatibleError, NothingNewError
 from memory_index.tables.series import Series, SeriesTable, differing
-from memory_index.versions.build import built_since, segment_record, with_recall
+from memory_index.versions.build import built_since, segment_record, steps_until, with_recall
 from memory_index.versions.opening import LoadEncoder, plan_of, read_encoder, read_series
 from memory_index.versions.segments import SERIES_FILE, write_indexes, write_segment
 from memory_index.versions.store import Store
@@ -28,7 +28,8 @@ def append(
     """A new version with what has happened since.
 
     table: the whole history or only new rows; where it overlaps what is stored, both must agree. until: use only
-    steps that are known by this time (UTC or naive). Cost and disk are in proportion to what is new.
+    steps that are known by this time (UTC or naive). A version with the scope `joint` takes the steps that all series
+    have. Cost and disk are in proportion to what is new.
 
     Raises `IncompatibleError` (other series, step, a gap, or an overlap that differs: names the first cell),
     `NothingNewError`, `NotFoundError` if the version is removed meanwhile.
@@ -41,12 +42,10 @@ def append(
         with removal_named(parent):
             stored = read_series(parent.path, manifest)
         joined = join_new_rows(stored, table, until=until, delay=manifest.window.known_delay)
-        if manifest.joint == "built" and not joined.shares_times:
-            raise IncompatibleError(
-                f"{table.source} does not bring all series to the same time, and this version compares whole moments "
-                "(scope 'joint')",
-                hint="append the same steps of every series, or build a version without the scope 'joint'",
-            )
+        notes = late_values(stored, table)
+        if manifest.joint == "built":
+            joined, waiting = whole_moments(stored, joined)
+            notes += waiting
         with removal_named(parent):
             encoder, plan = read_encoder(parent.path, manifest, load_encoder), plan_of(manifest)
         staging.adopt(parent, *sorted({path.split("/")[0] for path in manifest.files}))
@@ -70,7 +69,7 @@ def append(
         )
         if set(factories.values()) != {"Flat"}:  # an exact scan has nothing to measure
             child = with_recall(staging.path, child, encoder)
-        built = dataclasses.replace(built_since(started, table.source), notes=late_values(stored, table))
+        built = dataclasses.replace(built_since(started, table.source), notes=notes)
         return staging.publish(dataclasses.replace(child, built=built))
 
 
@@ -100,6 +99,25 @@ def join_new_rows(stored: SeriesTable, table: SeriesTable, *, until: np.datetime
             hint="append a file with later rows" + ("" if until is None else ", or choose a later --until"),
         )
     return dataclasses.replace(stored, series=tuple(joined), source=table.source)
+
+
+def whole_moments(stored: SeriesTable, joined: SeriesTable) -> tuple[SeriesTable, tuple[str, ...]]:
+    """The steps that all series have, and a note if some have more: these wait, or their moments would never be whole.
+
+    Raises `NothingNewError` if no step is new for all of them.
+    """
+    if joined.shares_times:
+        return joined, ()
+    behind = min(joined.series, key=lambda series: series.times[-1])
+    waiting = (
+        f"series '{behind.series_id}' ends at {joined.step.isoformat(behind.times[-1])}: later steps of the others are "
+        "appended when it has them too, since this version compares whole moments (scope 'joint')"
+    )
+    if behind.times[-1] <= stored.times[-1]:
+        raise NothingNewError(
+            f"{joined.source}: {waiting}", hint="append steps of all series, or build a version without that scope"
+        )
+    return steps_until(joined, behind.times[-1]), (waiting,)
 
 
 def require_same_kind(stored: SeriesTable, table: SeriesTable) -> None:
