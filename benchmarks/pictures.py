@@ -39,12 +39,12 @@ def images(page: Path = GUIDE) -> list[str]:
     return re.findall(r"\]\(images/([^)]+)\)", page.read_text(encoding="utf-8"))
 
 
-def run_commands(folder: Path) -> None:
-    """Run the guide's commands in a folder that has the sample as `load.csv`. Raises `CalledProcessError`."""
+def run_commands(folder: Path, page: Path = GUIDE) -> None:
+    """Run a page's commands in a folder that gets the sample as `load.csv`. Raises `CalledProcessError`."""
     shutil.copy(ROOT / "datasets" / "sample.csv", folder / "load.csv")
     start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from cli.main import main; main()"
     program = shlex.join([sys.executable, "-c", start])
-    for command in commands():
+    for command in commands(page):
         line = re.sub("^cli ", lambda _: f"{program} ", command)
         # In a shell, because the commands quote their arguments.
         subprocess.run(line, shell=True, cwd=folder, check=True, timeout=TIMEOUT, capture_output=True, text=True)  # noqa: S602

@@ -214,7 +214,7 @@ BAD_TABLES = {
     "a missing value in the context": (with_hole, ["--on-nan", "drop"], 3, "4 steps before the origin"),
     "a short history": (lambda: frame(LOOKBACK - 1), [], 3, f"the last {LOOKBACK}"),
     "another value": (lambda: frame().assign(north=1.0), [], 6, "is 1.0, but m@1 was built on"),
-    "another step": (lambda: frame().iloc[::2], [], 3, "step"),
+    "another step": (lambda: frame().iloc[::2], [], 6, "has a step of 2h, m@1 of h"),
 }
 
 

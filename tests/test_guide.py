@@ -1,22 +1,44 @@
-"""The guide does what it says: its commands run in their order and draw its pictures, and so does the notebook."""
+"""The guide and the README do what they say: their commands run in order and draw pictures. So does the notebook."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nbformat
+import pytest
 
 from benchmarks import pictures
 
 
-def test_the_commands_of_the_guide_draw_its_pictures(tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the commands of the guide have run."""
+    path = tmp_path_factory.mktemp("guide")
+    pictures.run_commands(path)
+    return path
+
+
+def test_the_commands_of_the_guide_draw_its_pictures(folder):
     assert len(pictures.commands()) > 10
-    pictures.run_commands(tmp_path)
     drawn = {name for name in pictures.images() if name != "explore.png"}  # the page's: see test_explore_browser.py
-    assert drawn == {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == {path.name for path in folder.glob("*.png")}
     for name in drawn:
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
         assert (pictures.IMAGES / name).is_file(), f"{name}: run 'make pictures'"
-    assert (tmp_path / "explanation.html").stat().st_size > 100_000
-    assert (tmp_path / "elsewhere" / "run" / "card.md").is_file()
+    assert (folder / "explanation.html").stat().st_size > 100_000
+    assert (folder / "elsewhere" / "run" / "card.md").is_file()
+
+
+def test_the_commands_of_the_readme_run_in_order(folder, tmp_path, repository):
+    """On the same data as the guide's, so that the neighbours of its windows need not be found again."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / ".neighbours").symlink_to(folder / "runs" / ".neighbours")
+    found = {path.name for path in (folder / "runs" / ".neighbours").iterdir()}
+    assert len(pictures.commands(repository / "README.md")) == 5
+    pictures.run_commands(tmp_path, repository / "README.md")
+    for made in ("neighbours.png", "forecast.csv", "forecast.png"):
+        assert (tmp_path / made).stat().st_size > 1000
+    assert {path.name for path in (tmp_path / "runs" / ".neighbours").iterdir()} == found
 
 
 def test_the_notebook_runs(tmp_path):

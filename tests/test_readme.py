@@ -1,9 +1,8 @@
-"""The README does what it says: its commands run as they stand, its snippet runs, its files exist."""
+"""The README does what it says: its snippet runs, its files exist; its commands are run by `test_guide.py`."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,35 +16,6 @@ from memory_index.tables.catalog import shipped
 @pytest.fixture(scope="module")
 def readme(repository: Path) -> str:
     return (repository / "README.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A folder with the sample under the name that the README uses."""
-    path = tmp_path_factory.mktemp("reader")
-    shutil.copy(shipped("sample.csv"), path / "load.csv")
-    return path
-
-
-def run(command: str, folder: Path, repository: Path) -> str:
-    """One line of a shell, with `cli` meaning this checkout's."""
-    start = f"import sys; sys.path.insert(0, '{repository}'); from cli.main import main; main()"
-    program = f'{sys.executable} -c "{start}"'
-    line = re.sub(r"(^|&& )cli ", lambda match: f"{match[1]}{program} ", command)
-    # In a shell, because the README quotes arguments and joins commands by &&.
-    done = subprocess.run(line, shell=True, cwd=folder, capture_output=True, text=True, timeout=280)  # noqa: S602
-    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-    return done.stdout
-
-
-def test_the_commands_for_own_data_run_in_order(readme, folder, repository):
-    blocks = re.findall(r"```console\n(.*?)```", readme, flags=re.DOTALL)
-    commands = [line for block in blocks for line in block.splitlines() if line.startswith("cli ")]
-    assert len(commands) == 5
-    for command in commands:
-        run(command, folder, repository)
-    for made in ("neighbours.png", "forecast.csv", "forecast.png"):
-        assert (folder / made).stat().st_size > 1000
 
 
 def test_the_python_snippet_runs(readme, tmp_path, repository):
