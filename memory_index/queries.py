@@ -10,10 +10,11 @@ import numpy as np
 from memory_index.errors import DataError, IncompatibleError, NotFoundError
 from memory_index.leakage import Policy
 from memory_index.tables.series import Series, SeriesTable, differing
-from memory_index.types import Queries
+from memory_index.types import MAX_JOINT_SERIES, Queries
 from memory_index.windows import Step, StoredWindows, WindowSpec, cut, origin_rows
 
-BLOCK = 256  # moments asked at once
+BLOCK = 256  # moments asked at once, of tables of many series fewer
+MAX_WINDOWS = 16384  # asked at once: a window's neighbours take some 10 kB
 
 
 class QueryBlock(NamedTuple):
@@ -38,26 +39,32 @@ def query_blocks(
     known: Collection[str],
     block: int = BLOCK,
 ) -> Iterator[QueryBlock]:
-    """All windows of a table, in blocks of up to `block` moments.
+    """All windows of a table, in blocks of up to `block` moments and about `MAX_WINDOWS` windows.
 
     origins: origin rows per series. known: series that the memory has. They are asked together (so that the joint
     scope can answer) at every time at which all of them have a whole *context*; all other windows are asked series by
     series. Nothing later may decide that: a gap in the future of one series, or steps that only some of them have yet,
-    would change what is asked for another.
+    would change what is asked for another. More series than the joint scope takes are asked together where all of them
+    are asked for: nobody else needs the others.
     """
-    numbers = [n for n, series in enumerate(table.series) if series.series_id in set(known)]
+    there = set(known)
+    numbers = [n for n, series in enumerate(table.series) if series.series_id in there]
     every = WindowSpec(lookback=spec.lookback, horizon=spec.horizon)
     asked = [series.times[rows] for series, rows in zip(table.series, origins, strict=True)]
     together = np.unique(np.concatenate([asked[n] for n in numbers])) if numbers else np.empty(0, "datetime64[ns]")
-    for series in (table.series[n] for n in numbers):
-        whole = series.times[origin_rows(series.values, every, with_future=False)]
+    for n in numbers:
+        whole = asked[n]
+        if len(numbers) <= MAX_JOINT_SERIES:
+            whole = table.series[n].times[origin_rows(table.series[n].values, every, with_future=False)]
         together = np.intersect1d(together, whole, assume_unique=True)
     alone = [np.setdiff1d(times, together) if n in numbers else times for n, times in enumerate(asked)]
     groups = [(np.array(numbers, dtype=np.int64), together), *((np.array([n]), times) for n, times in enumerate(alone))]
     values = [series.values.astype(np.float32) for series in table.series]
+    is_wanted = [np.isin(np.arange(len(s)), rows) for s, rows in zip(table.series, origins, strict=True)]
     for members, times in groups:
-        for start in range(0, len(times), block):
-            part = times[start : start + block]
+        size = max(1, min(block, MAX_WINDOWS // max(1, len(members))))
+        for start in range(0, len(times), size):
+            part = times[start : start + size]
             rows = np.stack([np.searchsorted(table.series[n].times, part) for n in members], axis=1)  # [B, N]
             first = rows - spec.lookback + 1
             queries = Queries(
@@ -66,7 +73,7 @@ def query_blocks(
                 series_id=np.array([table.series[n].series_id for n in members]),
                 policy=policy,
             )
-            wanted = np.stack([np.isin(rows[:, i], origins[n]) for i, n in enumerate(members)], axis=1)
+            wanted = np.stack([is_wanted[n][rows[:, i]] for i, n in enumerate(members)], axis=1)
             yield QueryBlock(queries, members, rows, wanted)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Scope = Literal["own", "joint", "pooled"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+MAX_JOINT_SERIES = 64  # of the scope joint: beyond, whole moments are hardly ever alike
 
 
 class KeySpace(NamedTuple):

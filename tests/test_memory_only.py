@@ -22,7 +22,7 @@ from memory_fixtures import (
     wide_table,
 )
 
-from memory_index import baselines
+from memory_index import baselines, queries
 from memory_index.coverage import coverage
 from memory_index.errors import DataError, IncompatibleError, NotFoundError
 from memory_index.inspection import inspect_window
@@ -213,6 +213,28 @@ def test_missing_values_leave_windows_out_and_nothing_else(memory, table):
     whole, some = evaluate(memory, table), evaluate(memory, holed)
     assert some.num_scored < whole.num_scored
     assert some.num_windows == whole.num_windows  # the other series still have all of theirs
+
+
+def test_a_block_of_many_series_has_fewer_moments(table, monkeypatch):
+    monkeypatch.setattr(queries, "MAX_WINDOWS", 10)
+    blocks = [*query_blocks(table, [np.arange(40, 60)] * 3, WINDOW, Policy.CAUSAL, known=table.series_ids)]
+    assert [block.row.shape for block in blocks] == [(3, 3)] * 6 + [(2, 3)]
+    monkeypatch.setattr(queries, "MAX_WINDOWS", 2)
+    blocks = [*query_blocks(table, [np.arange(40, 43)] * 3, WINDOW, Policy.CAUSAL, known=table.series_ids)]
+    assert [block.row.shape for block in blocks] == [(1, 3)] * 3
+
+
+def test_more_series_than_the_joint_scope_takes_are_asked_for_nothing_else(table, monkeypatch):
+    """Else the last steps of thousands of series that end apart would ask for all of them each."""
+    origins = [np.array([60, 70]), np.array([60, 71]), np.array([60, 72])]
+
+    def asked() -> list[tuple[int, ...]]:
+        blocks = query_blocks(table, origins, WINDOW, Policy.CAUSAL, known=table.series_ids)
+        return [block.row.shape for block in blocks]
+
+    assert asked() == [(4, 3)]
+    monkeypatch.setattr(queries, "MAX_JOINT_SERIES", 2)
+    assert asked() == [(1, 3), (1, 1), (1, 1), (1, 1)]
 
 
 def test_query_blocks_ask_every_window_once(table):

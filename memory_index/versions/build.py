@@ -22,7 +22,7 @@ from memory_index.local import LocalMemory
 from memory_index.measure import recall_at_10, temperatures
 from memory_index.splits import Split
 from memory_index.tables.series import COARSE_FIX, Series, SeriesTable, coarse
-from memory_index.types import SCOPES, KeySpace, Scope
+from memory_index.types import MAX_JOINT_SERIES, SCOPES, KeySpace, Scope
 from memory_index.versions.factories import check_factory, choose_factory
 from memory_index.versions.manifest import FORMAT, BuildRecord, Manifest, SegmentRecord, SpaceRecord
 from memory_index.versions.opening import read_memory, write_encoder
@@ -31,7 +31,6 @@ from memory_index.versions.store import Store
 from memory_index.versions.version import Version
 from memory_index.windows import WindowSpec, check_views, origin_rows
 
-MAX_JOINT_SERIES = 64  # beyond, whole moments are hardly ever alike
 DEFAULT_VIEWS = EncoderConfig().views
 FIRST_SEGMENT = "segment-0"
 FitEncoder = Callable[..., KeyEncoder]  # called like `fit_encoder`
