@@ -26,7 +26,7 @@ demo: install  ## run the main job end to end on the embedded sample
 	$(BIN)/cli demo
 
 test: install  ## run the tests, at most 10 minutes on 2 cores
-	$(PYTEST) -n $(WORKERS) --maxprocesses 8 --dist loadfile
+	$(PYTEST) -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 check: install  ## linter, formatter, type checker, then the tests
 	$(BIN)/ruff check .

@@ -353,16 +353,17 @@ def test_what_is_not_published_by_the_end_of_its_part_fits_nothing(tmp_path):
             TABLE, series=tuple(replace(s, values=np.where(changed, s.values + 9.0, s.values)) for s in TABLE.series)
         )
 
-    plain = train_small(memory, tmp_path / "plain")
-    late = train_small(memory, tmp_path / "late", garbled(252, 336), neighbours_dir=tmp_path / "others")
+    plain = train_small(memory, tmp_path / "plain", **WITHOUT_NETWORK)
+    late = train_small(
+        memory, tmp_path / "late", garbled(252, 336), neighbours_dir=tmp_path / "others", **WITHOUT_NETWORK
+    )
     assert plain.num_validation_windows == late.num_validation_windows == 3 * (336 - 24 - 252 - WINDOW.horizon + 1)
     assert plain.result.best_val_mse == late.result.best_val_mse
     factors = [(run / "intervals.safetensors").read_bytes() for run in (tmp_path / "plain", tmp_path / "late")]
     assert factors[0] == factors[1]
     assert plain.num_training_windows == 3 * (252 - 24 - WINDOW.length + 1)
-    train_small(memory, tmp_path / "early", garbled(0, 252), neighbours_dir=tmp_path / "more", use_network=False)
-    train_small(memory, tmp_path / "gate", neighbours_dir=tmp_path / "neighbours", use_network=False)
-    assert_same_weights(weights_of(tmp_path / "early"), weights_of(tmp_path / "gate"))
+    train_small(memory, tmp_path / "early", garbled(0, 252), neighbours_dir=tmp_path / "more", **WITHOUT_NETWORK)
+    assert_same_weights(weights_of(tmp_path / "early"), weights_of(tmp_path / "plain"))
 
 
 def test_a_series_that_the_version_does_not_have_is_not_trained_on(small, tmp_path):
