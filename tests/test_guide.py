@@ -41,7 +41,6 @@ def test_the_commands_of_the_readme_run_in_order(folder, tmp_path, repository):
     assert {path.name for path in (tmp_path / "runs" / ".neighbours").iterdir()} == found
 
 
-@pytest.mark.soak
 def test_the_notebook_runs(tmp_path):
     notebook = pictures.run_notebook(tmp_path)
     nbformat.validate(notebook)
