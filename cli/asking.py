@@ -149,9 +149,7 @@ def updated_ref(ref: str, file: Path, indexes: Indexes, options: ReadOptions) ->
 
 
 def tell_series(table: SeriesTable, manifest: Manifest, ref: str, known: Collection[str], *, to: str) -> None:
-    """Say which series of a table are not known `to` a run or version, and which it lacks that whole moments are made
-    of.
-    """
+    """Say which series are new `to` a run or version, and which a table lacks that whole moments are made of."""
     if new := [name for name in table.series_ids if name not in known]:
         note(f"{_some(new)}: new to {to}, forecast like the other series, from windows of all of them")
     lacking = [name for name in manifest.series_ids if name not in table.series_ids]

@@ -17,7 +17,7 @@ from forecaster.config import ModelConfig
 from forecaster.neighbours import Condensed, condense, neighbour_tensors
 from forecaster.types import Batch
 from memory_index.leakage import Policy
-from memory_index.queries import BLOCK, QueryBlock, query_blocks
+from memory_index.queries import QueryBlock, query_blocks
 from memory_index.tables.series import SeriesTable
 from memory_index.types import KeySpace, Memory, Neighbours
 from memory_index.windows import StoredWindows, WindowSpec, cut
@@ -106,8 +106,8 @@ def live_blocks(
     spec, manifest = memory.windows.spec, memory.manifest
     spaces = manifest.key_spaces
     whole = WindowSpec(lookback=spec.lookback, horizon=config.horizon)
-    moments = min(BLOCK, max(1, LIVE_WINDOWS // len(table.series)))
-    for asked in query_blocks(table, origins, whole, Policy.CAUSAL, known=manifest.series_ids, block=moments):
+    known_ids = manifest.series_ids
+    for asked in query_blocks(table, origins, whole, Policy.CAUSAL, known=known_ids, max_windows=LIVE_WINDOWS):
         context = asked.queries.context  # [B, N, L of the version]
         found = memory.search(asked.queries, k) if config.use_gram else None
         condensed = None if found is None else condense(found, spaces, horizon=config.horizon)

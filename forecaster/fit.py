@@ -120,10 +120,12 @@ def train_run(
     """
     check_fits(config, memory, table)
     require_same_data(table, memory.windows, ref)
-    table = trained_series(table, memory.manifest, note)
     backbone = place_backbone(config, device)
-    record = run_record(table, memory, ref, config, backbone, device)
     accelerator = make_accelerator(device, config.train.precision, llm_width=backbone.width if backbone else 0)
+    if not accelerator.is_main_process:
+        note = _unsaid
+    table = trained_series(table, memory.manifest, note)
+    record = run_record(table, memory, ref, config, backbone, device)
     # Before there is a run: settings that make no model must not leave a folder behind.
     with rng.preserved(accelerator.device):
         torch.manual_seed(config.train.seed)
@@ -178,6 +180,10 @@ def train_run(
         if accelerator.is_main_process:
             run = finish_run(run, figures)
         return _trained(run, figures, is_main=accelerator.is_main_process, is_new=True)
+
+
+def _unsaid(text: str) -> None:
+    """What every process would note is noted by the main one."""
 
 
 def ended_training(run: Run, *, is_main: bool = True) -> Trained | None:

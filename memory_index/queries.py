@@ -38,8 +38,9 @@ def query_blocks(
     *,
     known: Collection[str],
     block: int = BLOCK,
+    max_windows: int = MAX_WINDOWS,
 ) -> Iterator[QueryBlock]:
-    """All windows of a table, in blocks of up to `block` moments and about `MAX_WINDOWS` windows.
+    """All windows of a table, in blocks of up to `block` moments and `max_windows` windows, but at least one moment.
 
     origins: origin rows per series. known: series that the memory has. They are asked together (so that the joint
     scope can answer) at every time at which all of them have a whole *context*; all other windows are asked series by
@@ -62,7 +63,7 @@ def query_blocks(
     values = [series.values.astype(np.float32) for series in table.series]
     is_wanted = [np.isin(np.arange(len(s)), rows) for s, rows in zip(table.series, origins, strict=True)]
     for members, times in groups:
-        size = max(1, min(block, MAX_WINDOWS // max(1, len(members))))
+        size = max(1, min(block, max_windows // max(1, len(members))))
         for start in range(0, len(times), size):
             part = times[start : start + size]
             rows = np.stack([np.searchsorted(table.series[n].times, part) for n in members], axis=1)  # [B, N]

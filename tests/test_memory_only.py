@@ -215,13 +215,11 @@ def test_missing_values_leave_windows_out_and_nothing_else(memory, table):
     assert some.num_windows == whole.num_windows  # the other series still have all of theirs
 
 
-def test_a_block_of_many_series_has_fewer_moments(table, monkeypatch):
-    monkeypatch.setattr(queries, "MAX_WINDOWS", 10)
-    blocks = [*query_blocks(table, [np.arange(40, 60)] * 3, WINDOW, Policy.CAUSAL, known=table.series_ids)]
-    assert [block.row.shape for block in blocks] == [(3, 3)] * 6 + [(2, 3)]
-    monkeypatch.setattr(queries, "MAX_WINDOWS", 2)
-    blocks = [*query_blocks(table, [np.arange(40, 43)] * 3, WINDOW, Policy.CAUSAL, known=table.series_ids)]
-    assert [block.row.shape for block in blocks] == [(1, 3)] * 3
+@pytest.mark.parametrize(("max_windows", "shapes"), [(10, [(3, 3)] * 6 + [(2, 3)]), (2, [(1, 3)] * 20)])
+def test_a_block_of_many_series_has_fewer_moments(table, max_windows, shapes):
+    origins, known = [np.arange(40, 60)] * 3, table.series_ids
+    blocks = query_blocks(table, origins, WINDOW, Policy.CAUSAL, known=known, max_windows=max_windows)
+    assert [block.row.shape for block in blocks] == shapes
 
 
 def test_more_series_than_the_joint_scope_takes_are_asked_for_nothing_else(table, monkeypatch):
