@@ -13,7 +13,7 @@ import typer
 from cli.asking import names, open_with_table, write_file
 from cli.common_options import AsJson, Device, IndexedFile, NeighboursDir
 from cli.memory_options import Indexes, IndexRef, asks_memory
-from cli.output import jsonable, note, print_json, print_table, progress
+from cli.output import note, print_json, print_table, progress
 from cli.setting_options import StatedSettings, settings, states_full_model
 from cli.table_options import reads_table
 from cli.training_shown import TrainingShown
@@ -145,5 +145,7 @@ def _print(rows: list[Row], title: str) -> None:
 
 def _json(document: Mapping[str, object]) -> bytes:
     import json
+
+    from memory_index.documents import jsonable
 
     return (json.dumps({"schema": "ablate", **jsonable(document)}, indent=1) + "\n").encode()

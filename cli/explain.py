@@ -13,7 +13,6 @@ from cli.common_options import AsJson, Device
 from cli.explanation_page import write_explanation_page
 from cli.explanation_report import (
     NETWORK_COLUMNS,
-    document,
     headline,
     neighbour_columns,
     neighbour_rows,
@@ -84,7 +83,7 @@ def explain(
     made_by = f"{run} with {opened.ref}"
     if as_json:
         made = {"run": run, "ref": opened.ref, "fingerprint": opened.memory.manifest.fingerprint, "file": str(file)}
-        print_json("explain", made | document(found, step))
+        print_json("explain", made | found.to_document(step))
     else:
         _print(found, made_by)
     if plot is not None:

@@ -17,7 +17,6 @@ from forecaster_fixtures import TABLE, make_small
 
 from cli.main import run
 from cli.memory_options import Indexes
-from cli.output import jsonable
 
 ROW = 450
 AT = str(frame()["date"].iloc[ROW])
@@ -299,7 +298,8 @@ def kinds(made, without, tmp_path_factory):
     """Explanations of every kind, with the step of their table."""
     from cli.asking import open_run_with_table
     from forecaster.explain import explain
-    from memory_index.tables.columns import ReadOptions
+    from memory_index.documents import jsonable
+from memory_index.tables.columns import ReadOptions
 
     odd = made.folder / "odd.csv"
     frame().assign(west=frame()["north"] * -3000 + 7).to_csv(odd, index=False)
@@ -336,7 +336,7 @@ def test_every_kind_of_explanation_can_be_told(kinds, kind):
     from cli import explanation_report as explain
 
     found, step = kinds[kind]
-    assert json.dumps(jsonable(explain.document(found, step)), allow_nan=False)
+    assert json.dumps(jsonable(found.to_document(step)), allow_nan=False)
     assert explain.headline(found)
     rows = explain.part_rows(found)
     assert {len(row) for row in rows} == {len(explain.part_columns(found))}

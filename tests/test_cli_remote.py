@@ -16,10 +16,10 @@ from cli.explorer.state import Side
 from cli.explorer.subject import open_subject, start_state
 from cli.main import run
 from cli.memory_options import Indexes
-from cli.output import jsonable
 from cli.pictures.look import WIDTHS, figure, headline
 from forecaster.records import seal, unseal
 from forecaster.run import CONFIG
+from memory_index.documents import jsonable
 from memory_index.access import Token
 from memory_index.service import remote
 from memory_index.tables.columns import ReadOptions
