@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from starlette.requests import ClientDisconnect, Request
@@ -172,7 +172,7 @@ class Turns:
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting, self._free = max_waiting, asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
-        self.num_waiting = self.num_at_work = 0
+        self.num_waiting, self.is_at_work = 0, False
 
     async def take(self, work: Callable[[float], T], wait_s: float, is_gone: Callable[[], Awaitable[bool]]) -> T:
         """What the work returns or raises. work: is given the seconds that were waited.
@@ -196,12 +196,16 @@ class Turns:
         try:
             if await is_gone():
                 raise ClientDisconnect
-            self.num_at_work += 1
-            done = asyncio.get_running_loop().run_in_executor(self._thread, work, time.monotonic() - since)
-            done.add_done_callback(lambda _: setattr(self, "num_at_work", self.num_at_work - 1))
-            return await done
+            self.is_at_work = True
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._done, work, since)
         finally:
             self._free.release()
+
+    def _done(self, work: Callable[[float], T], since: float) -> T:
+        try:
+            return work(time.monotonic() - since)
+        finally:
+            self.is_at_work = False  # not before, though nobody may wait for it any more
 
     def close(self) -> None:
         """Begin nothing any more. What has begun goes on: a search cannot be broken off."""
@@ -244,6 +248,21 @@ class App:
     report: told of every call when it is over. page: of the metrics.
     """
 
+    ROUTES: ClassVar = {
+        ("GET", "/healthz"): "healthz",
+        ("GET", "/readyz"): "readyz",
+        ("GET", "/metrics"): "metrics",
+        ("GET", "/openapi.json"): "openapi",
+        ("GET", "/docs"): "docs",
+        ("GET", "/v1/indexes"): "list",
+        ("GET", "/v1/indexes/{ref}"): "open",
+        ("GET", "/v1/indexes/{ref}/files/{path:path}"): "get",
+        ("POST", "/v1/indexes/{ref}/search"): "search",
+        ("POST", "/v1/runs/{run}/forecast"): "forecast",
+        ("POST", "/v1/runs/{run}/explain"): "explain",
+        ("", "/{path:path}"): "unknown",
+    }
+
     def __init__(
         self,
         hosting: Hosting,
@@ -261,21 +280,7 @@ class App:
         self.num_under_way = 0
         self.turns, self.budget = Turns(settings.max_waiting), Budget(settings.max_held)
         self._reading = ThreadPoolExecutor(2, thread_name_prefix="read")
-        endpoints: list[tuple[str, str, str, Answer]] = [
-            ("GET", "/healthz", "healthz", self._healthz),
-            ("GET", "/readyz", "readyz", self._readyz),
-            ("GET", "/metrics", "metrics", self._metrics),
-            ("GET", "/openapi.json", "openapi", self._openapi),
-            ("GET", "/docs", "docs", self._docs),
-            ("GET", "/v1/indexes", "list", self._list),
-            ("GET", "/v1/indexes/{ref}", "open", self._open),
-            ("GET", "/v1/indexes/{ref}/files/{path:path}", "get", self._file),
-            ("POST", "/v1/indexes/{ref}/search", "search", self._search),
-            ("POST", "/v1/runs/{run}/forecast", "forecast", self._by_run),
-            ("POST", "/v1/runs/{run}/explain", "explain", self._by_run),
-            ("", "/{path:path}", "unknown", self._unknown),
-        ]
-        routes = [Route(path, Endpoint(self, verb, name, answer)) for verb, path, name, answer in endpoints]
+        routes = [Route(path, Endpoint(self, verb, name)) for (verb, path), name in self.ROUTES.items()]
         self.asgi = Router(routes, redirect_slashes=False)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -346,7 +351,7 @@ class App:
         }
         return Reply(JSON, json.dumps(opened).encode())
 
-    async def _file(self, request: Request, call: Call, take: Take) -> Reply:
+    async def _get(self, request: Request, call: Call, take: Take) -> Reply:
         hosted, path = self._hosted(request.path_params["ref"], call), request.path_params["path"]
         if path not in hosted.files:
             raise NotFoundError(f"{hosted.ref} has no file '{path[:200]}' that a client needs")
@@ -385,6 +390,11 @@ class App:
             return write(self._found(hosted, question, until))
 
         return Reply(kind, await self._in_turn(request, call, hosted, answered, question.wait_s))
+
+    async def _forecast(self, request: Request, call: Call, take: Take) -> Reply:
+        return await self._by_run(request, call, take)
+
+    _explain = _forecast
 
     async def _by_run(self, request: Request, call: Call, take: Take) -> Reply:
         run = self.runs.get(request.path_params["run"])
@@ -475,8 +485,8 @@ Answer = Callable[[Request, Call, Take], Awaitable[Reply]]
 class Endpoint:
     """One kind of call, as an ASGI application: admitted, answered or refused, and told."""
 
-    def __init__(self, app: App, verb: str, name: str, answer: Answer) -> None:
-        self.app, self.verb, self.name, self.answer = app, verb, name, answer
+    def __init__(self, app: App, verb: str, name: str) -> None:
+        self.app, self.verb, self.name = app, verb, name
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request."""
@@ -504,7 +514,8 @@ class Endpoint:
             if self.verb not in ("", request.method) and (self.verb, request.method) != ("GET", "HEAD"):
                 error = UsageError(f"{request.url.path[:100]} is asked with {self.verb}, not with {request.method[:10]}")
                 raise RefusedError(405, error)
-            return await self.answer(request, call, take)
+            answer: Answer = getattr(self.app, f"_{self.name}")
+            return await answer(request, call, take)
         except ClientDisconnect:
             raise
         except Exception as raised:  # noqa: BLE001 - a client is told of every failure, and the server goes on

@@ -175,7 +175,7 @@ class Service:
     @property
     def has_leftovers(self) -> bool:
         """Whether a search goes on after `close`, which nothing can break off but the end of the process."""
-        return self.app.turns.num_at_work > 0
+        return self.app.turns.is_at_work
 
     def _report(self, call: Call) -> None:
         self._metrics.call(call)

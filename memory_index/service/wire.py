@@ -386,11 +386,10 @@ def value_of(document: Mapping[str, Any], name: str, kind: type[T]) -> T:
     """An entry of a document: a whole number has 63 bits, a float is finite. Raises `UsageError`."""
     value = document.get(name)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is float and is_number and abs(value) < 1e18:
-        return float(value)  # type: ignore[return-value]
-    if not isinstance(value, kind) or (kind is int and not (is_number and abs(value) < 2**62)):
+    is_number = is_number and abs(value) < 2**62  # which nan is not
+    if not isinstance(value, (int, float) if kind is float else kind) or (kind in (int, float) and not is_number):
         raise UsageError(f"'{name[:40]}' must be {_KINDS[kind]}")
-    return value
+    return kind(value)  # type: ignore[call-arg]
 
 
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list"} | {
