@@ -530,11 +530,14 @@ class Endpoint:
         headers = {"content-type": reply.kind, "content-length": str(size), **reply.headers}
         headers |= {"connection": "close"} if is_unread or self.app.is_draining else {}
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        now, stall_s = asyncio.get_running_loop().time, self.app.settings.stall_s
+        until = now() + stall_s + size / LEAST_RATE
         try:
-            async with asyncio.timeout(self.app.settings.stall_s + size / LEAST_RATE):
+            async with asyncio.timeout(stall_s) as limit:
                 await send({"type": "http.response.start", "status": reply.status, "headers": raw})
                 async for piece in pieces or _pieces(reply.content):
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    limit.reschedule(min(now() + stall_s, until))
         except TimeoutError:
             call.status = "unread"
             request.scope["state"]["connection"].cut("an answer was not read", is_told=False)
