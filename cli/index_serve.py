@@ -51,7 +51,7 @@ def serve(
     from memory_index.service.serving import Service
 
     access = None if milvus_token_file is None else read_access(milvus_token_file, None)
-    answering = _served_runs(runs or [], refs, device)
+    answering = served_runs(runs or [], refs, device)
     refs = [*dict.fromkeys([*refs, *(run.ref for run in answering.values())])]
     place: dict[str, Any] = {"access": access, "loader_for": encoder_loader, "note": note}
     service = Service(indexes_dir, refs, settings, runs=answering, **place)
@@ -84,7 +84,7 @@ def _tell(service: Service, *, as_json: bool) -> None:
     note("Ctrl-C ends it")
 
 
-def _served_runs(folders: list[Path], refs: list[str], device: str) -> dict[str, ServedRun]:
+def served_runs(folders: list[Path], refs: list[str], device: str) -> dict[str, ServedRun]:
     """The runs by the names that they are asked by: those of their folders. torch is loaded only if there is one."""
     from memory_index.errors import UsageError
 

@@ -363,8 +363,7 @@ class _Service:
     def _refusal(self, status: int, content: bytes) -> Exception:
         told = wire.read_error(content)
         if told is not None:
-            hint = "--token-file FILE" if status == 401 else told.hint
-            return type(told)(f"{self.address}: {told}", hint=hint)
+            return type(told)(f"{self.address}: {told}", hint=told.hint)
         kind = BusyError if status in (429, 502, 503, 504) else ServiceError  # of a proxy
         return kind(f"{self.address} answers with status {status}", hint="is it a service of this program?")
 

@@ -413,8 +413,9 @@ def require_at_most(what: str, found: int, most: int, hint: str = "ask in parts"
 
 
 def write_error(error: MemoryIndexError) -> bytes:
-    """An error as it travels."""
-    told = {"kind": type(error).__name__, "message": str(error)[:MAX_TOLD], "hint": error.hint[:MAX_TOLD]}
+    """An error as it travels: by the name of its class, or of the nearest one that every client knows."""
+    kind = next(each.__name__ for each in type(error).__mro__ if each.__name__ in vars(errors))
+    told = {"kind": kind, "message": str(error)[:MAX_TOLD], "hint": error.hint[:MAX_TOLD]}
     return json.dumps({"error": told}).encode()
 
 
