@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from memory_index.service.app import ServedRun
     from memory_index.service.serving import Service, Settings
 
+
 @serves
 def serve(
     refs: Annotated[

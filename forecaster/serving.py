@@ -2,10 +2,10 @@
 
     {"history": [{"unique_id": "load", "ds": "2024-09-25T23:00", "y": 12.3}, ...], "quantiles": [0.1, 0.5, 0.9]}
 
-`history` is a long or wide table, row by row, or column by column; null is a missing cell. `future` and `static` are the
-places of what is known of the steps ahead and of each series; a run without covariates takes neither. An Arrow stream
-is the history alone, and so is CSV; what else there is to say then stands in the address (`?quantiles=0.1,0.9`). It is
-read as `cli forecast` reads a file, and forecast by the same functions, bit for bit.
+`history` is a long or wide table, row by row, or column by column; null is a missing cell. `future` and `static` are
+the places of what is known of the steps ahead and of each series; a run without covariates takes neither. An Arrow
+stream is the history alone, and so is CSV; the rest then stands in the address (`?quantiles=0.1,0.9`). A history is read
+as `cli forecast` reads a file, and forecast by the same functions, bit for bit.
 """
 
 from __future__ import annotations
@@ -77,7 +77,12 @@ class Served:
         require_same_memory(self.run, memory.manifest, ref, newer=ref != self.trained)
         table = read_history(asked.history, memory.manifest, question)
         require_same_data(table, memory.windows, ref)
-        made = {"run": self.run.path.name, "ref": ref, "fingerprint": memory.manifest.fingerprint, "notes": table.notes}
+        made: dict[str, Any] = {
+            "run": self.run.path.name,
+            "ref": ref,
+            "fingerprint": memory.manifest.fingerprint,
+            "notes": table.notes,
+        }
         if question.action == "explain":
             at = table.step.parse(asked.at)
             found = explain(self.predictor, memory, table, asked.series, at, levels=asked.levels)
@@ -151,22 +156,17 @@ def _frame(history: Any) -> pd.DataFrame:
 
 
 def _from_arrow(question: RunQuestion) -> pd.DataFrame:
-    batches, cells, most = [], 0, question.limits.max_message // CELL_BYTES
-    for batch in read_batches(question.body):
-        cells += batch.num_rows * batch.num_columns
-        if cells > most or not all(_is_plain(kind) for kind in batch.schema.types):
-            raise UsageError(f"a history has at most {most:,} cells of numbers, times and texts", hint="send fewer rows")
-        batches.append(batch)
+    batches = list(read_batches(question.body))
+    cells, most = (
+        sum(batch.num_rows * batch.num_columns for batch in batches),
+        question.limits.max_message // CELL_BYTES,
+    )
+    if cells > most:
+        raise UsageError(f"a history has at most {most:,} cells, not {cells:,}", hint="send fewer rows")
     if not batches:
         raise UsageError("the message holds no rows")
     frame: pd.DataFrame = pa.Table.from_batches(batches).to_pandas()
     return frame
-
-
-def _is_plain(kind: pa.DataType) -> bool:
-    types = pa.types
-    is_text = types.is_string(kind) or types.is_large_string(kind)
-    return bool(is_text or types.is_integer(kind) or types.is_floating(kind) or types.is_temporal(kind))
 
 
 def read_history(history: pd.DataFrame | bytes, manifest: Manifest, question: RunQuestion) -> SeriesTable:

@@ -15,15 +15,18 @@ from memory_index.errors import IncompatibleError, MemoryIndexError, UsageError
 
 
 def read_batches(content: bytes, schema: pa.Schema | None = None) -> Iterator[pa.RecordBatch]:
-    """The batches of an Arrow stream, checked; they lie in `content`. schema: that it must have.
+    """The batches of an Arrow stream, checked; they lie in `content`.
 
-    Compressed batches are refused before they are read: a few kB may say that they are gigabytes. Raises as `unpack`.
+    schema: that it must have; None takes any of numbers, times and texts (a column without values has no bytes, and may
+    say that it is of any length). Raises `UsageError` for what is malformed, `IncompatibleError` for another schema.
     """
     try:
         reader = pa.ipc.MessageReader.open_stream(content)
         found = pa.ipc.read_schema(reader.read_next_message())
         if schema is not None and found != schema:
             raise IncompatibleError(f"such a message has the columns {', '.join(schema.names)}")
+        if schema is None and not all(_is_plain(kind) for kind in found.types):
+            raise UsageError("a table has columns of numbers, times and texts", hint="send others as one of these")
         for message in reader:
             if message.type != "record batch":
                 raise UsageError(f"a message holds batches, and no {message.type[:40]}")
@@ -36,6 +39,11 @@ def read_batches(content: bytes, schema: pa.Schema | None = None) -> Iterator[pa
         if isinstance(error, MemoryIndexError):
             raise
         raise UsageError("the message is malformed: it must be an Arrow IPC stream") from error
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(is_text or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind))
 
 
 def _is_compressed(metadata: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""A whole service on this machine, `cli index serve` in a process of its own, and what clients and operators do to it."""
+"""A whole service on this machine, `cli index serve` in a process of its own, and what clients do to it."""
 
 from __future__ import annotations
 

@@ -298,8 +298,7 @@ def kinds(made, without, tmp_path_factory):
     """Explanations of every kind, with the step of their table."""
     from cli.asking import open_run_with_table
     from forecaster.explain import explain
-    from memory_index.documents import jsonable
-from memory_index.tables.columns import ReadOptions
+    from memory_index.tables.columns import ReadOptions
 
     odd = made.folder / "odd.csv"
     frame().assign(west=frame()["north"] * -3000 + 7).to_csv(odd, index=False)
@@ -334,6 +333,7 @@ from memory_index.tables.columns import ReadOptions
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_explanation_can_be_told(kinds, kind):
     from cli import explanation_report as explain
+    from memory_index.documents import jsonable
 
     found, step = kinds[kind]
     assert json.dumps(jsonable(found.to_document(step)), allow_nan=False)

@@ -15,7 +15,6 @@ from memory_index import Access, open_memory, versions
 from memory_index.access import Token, read_access, read_tokens
 from memory_index.errors import MemoryIndexError, NotFoundError, ResourceError, UsageError
 from memory_index.references import find, is_address, require_local, use_found
-from memory_index.service.remote import Address, parse_address
 from memory_index.tables import reading
 from memory_index.versions import opening
 from memory_index.versions.compact import compact

@@ -5,7 +5,6 @@ That its answers are those of the version, and most of the lies that it finds, i
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal

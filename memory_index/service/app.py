@@ -24,11 +24,10 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
-import numpy as np
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route, Router
 
@@ -129,9 +128,11 @@ class RunQuestion(NamedTuple):
 
 
 class ServedRun(Protocol):
-    """A trained run; `forecaster/serving.py` has them. ref: the version that it asks unless another is named."""
+    """A trained run; `forecaster/serving.py` has them."""
 
-    ref: str
+    @property
+    def ref(self) -> str:
+        """The version that it asks unless another is named."""
 
     def answer(self, question: RunQuestion, memory: Memory, ref: str) -> tuple[str, bytes]:
         """What kind of answer, and the answer. memory, ref: the version to be asked. Raises `MemoryIndexError`."""
@@ -336,7 +337,9 @@ class App:
         raise NotFoundError(f"there is nothing at {request.url.path[:100]}", hint="/docs says what there is")
 
     async def _list(self, request: Request, call: Call, take: Take) -> Reply:
-        return _document({"indexes": self.hosting.versions(), "runs": {name: run.ref for name, run in self.runs.items()}})
+        return _document(
+            {"indexes": self.hosting.versions(), "runs": {name: run.ref for name, run in self.runs.items()}}
+        )
 
     async def _open(self, request: Request, call: Call, take: Take) -> Reply:
         hosted = self._hosted(request.path_params["ref"], call)
@@ -512,7 +515,9 @@ class Endpoint:
             if self.name not in OPEN_TO_ALL:
                 self.app.admit(request, call)
             if self.verb not in ("", request.method) and (self.verb, request.method) != ("GET", "HEAD"):
-                error = UsageError(f"{request.url.path[:100]} is asked with {self.verb}, not with {request.method[:10]}")
+                error = UsageError(
+                    f"{request.url.path[:100]} is asked with {self.verb}, not with {request.method[:10]}"
+                )
                 raise RefusedError(405, error)
             answer: Answer = getattr(self.app, f"_{self.name}")
             return await answer(request, call, take)

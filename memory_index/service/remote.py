@@ -71,7 +71,9 @@ def parse_address(address: str) -> Address:
     service, _, ref = address.rpartition("/")
     with suppress(ValueError, httpx.InvalidURL):
         parts, url = urlsplit(service), httpx.URL(service)
-        is_plain = not (parts.username or parts.query or parts.fragment or parts.netloc.endswith(":") or "@" in parts.netloc)
+        is_plain = not (
+            parts.username or parts.query or parts.fragment or parts.netloc.endswith(":") or "@" in parts.netloc
+        )
         if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.host and is_plain and ref:
             return Address(service, ref)
     raise UsageError(f"'{address}' is not the address of a version", hint=ADDRESS_HINT)
@@ -324,7 +326,11 @@ class _Service:
         headers = {} if content is None else {"content-type": wire.ARROW}
         try:
             with self._http().stream(
-                "GET" if content is None else "POST", self.address + path, content=content, headers=headers, timeout=left_s
+                "GET" if content is None else "POST",
+                self.address + path,
+                content=content,
+                headers=headers,
+                timeout=left_s,
             ) as answer:
                 num_bytes = 0
                 is_well = answer.status_code == 200
@@ -333,7 +339,7 @@ class _Service:
                     (into.write if into is not None and is_well else read.extend)(chunk)
                     if time.monotonic() > until:
                         raise httpx.ReadTimeout("the answer takes too long")
-                    if num_bytes > most and is_well or num_bytes > MAX_OPENING:  # whatever it is, it is not the answer
+                    if (num_bytes > most and is_well) or num_bytes > MAX_OPENING:  # not the answer
                         break
                 status = answer.status_code
         except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError) as error:

@@ -1,4 +1,4 @@
-"""How a service does: metrics, and a log of who asked what. Neither holds a value of the data or the name of a series."""
+"""How a service does: metrics, and a log of who asked what. Neither has a value of the data or a series' name."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class AccessLog(WatchedFileHandler):
             self.handleError(record)
         self._is_well = not self._failed
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: D102, N802 - the name that logging calls
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
         self._failed = True
         if self._is_well:
             self._note(f"lines of {self.baseFilename} are lost: {sys.exc_info()[1]}")

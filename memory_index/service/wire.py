@@ -203,7 +203,9 @@ def _question(document: Mapping[str, Any], queries: Queries, k: int, num_spaces:
             name: None if asked.get(name) is None else np.datetime64(value_of(asked, name, int), "ns")
             for name in ("after", "before")
         }
-        where = Filter(series_id=_list(asked, "series_id", str, most=max(num_spaces, len(queries.series_id), 8192)), **times)
+        where = Filter(
+            series_id=_list(asked, "series_id", str, most=max(num_spaces, len(queries.series_id), 8192)), **times
+        )
     return Question(
         queries=queries,
         k=k,
@@ -372,7 +374,9 @@ def unpack(content: bytes, schema: pa.Schema) -> tuple[list[np.ndarray], dict[st
 
 def read_document(content: bytes) -> dict[str, Any]:
     """A JSON object. Raises `UsageError`."""
-    require_at_most("bytes of JSON", len(content), MAX_DOCUMENT, hint="ask for fewer series, or send the values as Arrow")
+    require_at_most(
+        "bytes of JSON", len(content), MAX_DOCUMENT, hint="ask for fewer series, or send the values as Arrow"
+    )
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -384,7 +388,7 @@ def read_document(content: bytes) -> dict[str, Any]:
 
 def value_of(document: Mapping[str, Any], name: str, kind: type[T]) -> T:
     """An entry of a document: a whole number has 63 bits, a float is finite. Raises `UsageError`."""
-    value = document.get(name)
+    value: Any = document.get(name)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     is_number = is_number and abs(value) < 2**62  # which nan is not
     if not isinstance(value, (int, float) if kind is float else kind) or (kind in (int, float) and not is_number):
