@@ -26,7 +26,7 @@ from forecaster.model.shortcut import ShortcutSettings
 from forecaster.model.tapr import TaprSettings
 from forecaster.model.value_gate import GateSettings
 from forecaster.retrieval.cross_fit import CrossFitSettings
-from forecaster.retrieval.neighbour_cache import RetrievalSettings
+from forecaster.retrieval.neighbours import RetrievalSettings
 from forecaster.training.checkpoint import CheckpointSettings
 from forecaster.training.optimizer import OptimizerSettings
 from forecaster.training.schedule import ScheduleSettings

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from forecaster.bounds import at_least
 from forecaster.retrieval.cache_folder import damage_of, making, new_array, publish, staged
 from forecaster.retrieval.cross_fit import admit_origins, time_blocks, trial_memory
 from forecaster.retrieval.neighbours import SLOTS, Condensed, condense
@@ -38,22 +37,6 @@ from memory_index.windows import StoredWindows, WindowSpec
 FORMAT = 3
 ARRAYS = (*Condensed._fields, "series", "origin_row", "fold")
 CHECKED = 65536  # windows whose neighbours are checked against the leak rule at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrievalSettings:
-    """Which windows are asked in training, and what for.
-
-    memory_k: neighbours per key space that make the memory's forecast. policy: which windows training may see as
-    neighbours; evaluation is always `causal`. train_stride: steps between the origins of two training windows.
-    """
-
-    memory_k: int = 50
-    policy: Policy = Policy.DISJOINT
-    train_stride: int = 1
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "memory_k", "train_stride")
 
 
 @dataclass(frozen=True, kw_only=True)
