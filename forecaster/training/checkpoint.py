@@ -18,8 +18,9 @@ from torch import Tensor
 
 from forecaster.bounds import at_least
 from forecaster.errors import RunDamagedError, RunIncompatibleError
-from forecaster.runs.records import RESTORE, first_difference, pack, refusals_named, seal, sha256_of, unpack, unseal
+from forecaster.runs.records import RESTORE, first_difference, pack, read_recorded, refusals_named, seal, unpack, unseal
 from memory_index import files
+from memory_index.files import sha256_of
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model.safetensors"
@@ -149,11 +150,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         file = path / name
         if not file.is_file():
             raise RunDamagedError(f"{file} is missing", hint=RESTORE)
-        with refusals_named(file):
-            content = file.read_bytes()
-        if sha256_of(content) != document["files"][name]:
-            raise RunDamagedError(f"{file} is not what was written", hint=RESTORE)
-        tensors[name] = unpack(content, file)
+        tensors[name] = unpack(read_recorded(file, document["files"][name]), file)
     return Checkpoint(
         state=_state(document),
         model=tensors[MODEL],
