@@ -4,7 +4,7 @@
 
 `history` is a long or wide table, row by row, or column by column; null is a missing cell. `future` and `static` are
 the places of what is known of the steps ahead and of each series; a run without covariates takes neither. An Arrow
-stream is the history alone, and so is CSV; the rest then stands in the address (`?quantiles=0.1,0.9`). A history is read
+stream is the history alone, and so is CSV; the rest then stands in the address (`?quantiles=0.1,0.9`). A table is read
 as `cli forecast` reads a file, and forecast by the same functions, bit for bit.
 """
 
@@ -23,18 +23,18 @@ import pyarrow as pa
 
 from forecaster.explain import explain
 from forecaster.forecast import forecast
-from forecaster.intervals import require_calibrated
 from forecaster.predictor import Predictor, load_predictor, require_same_memory
-from forecaster.run import Run, open_run
+from forecaster.runs.intervals import require_calibrated
+from forecaster.runs.run import Run, open_run
 from memory_index.arrow_streams import read_batches
 from memory_index.documents import jsonable
 from memory_index.errors import DataError, UsageError
+from memory_index.memory import Memory
 from memory_index.queries import require_same_data
 from memory_index.references import MILVUS_SCHEMES, OLD_SCHEMES, SERVICE_SCHEMES
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.reading import read_frame, read_table
 from memory_index.tables.series import SeriesTable
-from memory_index.types import Memory
 from memory_index.versions.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def read_asked(question: RunQuestion) -> Asked:
     """What a request asks. Raises `UsageError`."""
     document: dict[str, Any] = dict(question.query)
     if question.kind == "application/json":
-        from memory_index.service.wire import read_document
+        from memory_index.service.messages import read_document
 
         document |= read_document(question.body)
         history: Any = _frame(document.get("history"))

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from memory_index.errors import MemoryIndexError, NotFoundError, UsageError
-from memory_index.versions.disk import refusals_named
+from memory_index.files import refusals_named
 
 LEAST_TOKEN = 16  # characters
 MAX_FILE_BYTES = 1 << 20

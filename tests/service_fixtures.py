@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from cli.asking import encoder_loader
+from cli.opening import encoder_loader
 from memory_index.access import Access
 from memory_index.service.remote import RemoteMemory
 from memory_index.service.serving import Service, Settings

@@ -28,7 +28,7 @@ from service_fixtures import (
 )
 
 from cli.main import app, run
-from cli.serve_options import OPTIONS
+from cli.options import SERVE_OPTIONS
 from memory_index.errors import BusyError, ServiceError
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
@@ -141,7 +141,7 @@ def test_help_states_the_defaults_that_are():
     defaults |= {"max_message_mb": settings.limits.max_message // MEGABYTE}
     defaults |= {"max_memory_mb": settings.max_held // MEGABYTE}
     options = {option.name: option for option in typer.main.get_command(app).commands["index"].commands["serve"].params}
-    for name in OPTIONS:
+    for name in SERVE_OPTIONS:
         stated = options[name].show_default
         if isinstance(stated, str):
             assert stated == str(defaults[name]), name

@@ -23,7 +23,7 @@ import pytest
 from memory_fixtures import NUM_TRAINING, assert_same, built, open_version, queries_at, wide_table
 from service_fixtures import CERTIFICATES, PATIENCE_S, served, whole_service
 
-from cli.memory_options import Indexes
+from cli.options import Indexes
 from memory_index.access import Access
 from memory_index.errors import BusyError, NotFoundError, ServiceError, UsageError
 from memory_index.leakage import Policy

@@ -49,11 +49,12 @@ from memory_index.errors import (
 )
 from memory_index.leakage import LeakError, Policy
 from memory_index.local import LocalMemory
-from memory_index.service import remote, wire
-from memory_index.service.app import App, Budget, Turns
+from memory_index.service import messages, remote, wire
+from memory_index.service.app import App
 from memory_index.service.hosted import Hosting
 from memory_index.service.remote import RemoteMemory
 from memory_index.service.serving import Service, Settings
+from memory_index.service.turns import Budget, Turns
 from memory_index.service.wire import Limits, Question
 from memory_index.types import Filter, Queries
 from memory_index.versions.store import Store
@@ -333,7 +334,8 @@ def test_files_that_are_not_those_of_the_version(folder, monkeypatch):
     def hash_file(path):
         written.append(path.stat().st_size)
 
-    monkeypatch.setattr(remote, "disk", SimpleNamespace(hash_file=hash_file, refusals_named=remote.disk.refusals_named))
+    counted = SimpleNamespace(hash_file=hash_file, refusals_named=remote.files.refusals_named)
+    monkeypatch.setattr(remote, "files", counted)
 
     file = App._get
 
@@ -735,7 +737,7 @@ DOCUMENTS: list[tuple[bytes | dict[str, object], str]] = [
     (b"[" * 100_000, "is not JSON"),
     (b"[1]", "is not a JSON object"),
     (b'{"k": ' + b"9" * 5000 + b"}", "is not JSON"),
-    (b" " * (wire.MAX_DOCUMENT + 1), "bytes of JSON: 4,194,305 in one question"),
+    (b" " * (messages.MAX_DOCUMENT + 1), "bytes of JSON: 4,194,305 in one question"),
     ({"series_id": None}, "'series_id' must be a list"),
     ({"series_id": []}, "at least one series"),
     ({"series_id": ["x" * 1001, "b", "c"]}, "at most 1000 characters"),

@@ -23,14 +23,14 @@ from cli_fixtures import Made, make
 from explore_fixtures import AT
 from service_fixtures import PATIENCE_S, page, wait_until, whole_service
 
-from cli.index_serve import served_runs
+from cli.commands.index_serve import served_runs
 from cli.main import run
-from forecaster.records import seal, unseal
-from forecaster.run import CONFIG
+from forecaster.runs.records import seal, unseal
+from forecaster.runs.run import CONFIG
 from forecaster.serving import Served
 from memory_index.errors import ServiceError
-from memory_index.service.app import TimedMemory
 from memory_index.service.serving import Service
+from memory_index.service.turns import TimedMemory
 from memory_index.service.wire import ARROW, Limits
 
 JSON = "application/json"

@@ -19,7 +19,7 @@ from memory_index.access import Access, KnownTokens, Token
 from memory_index.errors import NotFoundError, ServiceError, UsageError
 from memory_index.local import LocalMemory
 from memory_index.service import serving, status
-from memory_index.service.app import REFUSED, Call
+from memory_index.service.calls import REFUSED, Call
 from memory_index.service.hosted import Hosting
 from memory_index.service.remote import RemoteMemory
 from memory_index.service.serving import Service, Settings

@@ -20,98 +20,40 @@ import hmac
 import json
 import os
 import time
-import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.routing import Route, Router
 
 from memory_index.access import Token
 from memory_index.errors import (
     BusyError,
     IncompatibleError,
-    MemoryIndexError,
     NotFoundError,
-    ResourceError,
     ServiceError,
     UsageError,
 )
 from memory_index.leakage import Policy
+from memory_index.memory import Memory
+from memory_index.neighbours import Neighbours
 from memory_index.queries import BLOCK
 from memory_index.service import wire
+from memory_index.service.calls import LEAST_RATE, PIECE, REFUSED, Call, Endpoint, RefusedError, Reply, Take, too_large
 from memory_index.service.hosted import Hosted, Hosting
+from memory_index.service.turns import Budget, TimedMemory, Turns, require_time
 from memory_index.service.wire import ARROW, CSV, JSON, Limits, Question
-from memory_index.types import Memory, Neighbours
 
 if TYPE_CHECKING:
     from memory_index.service.serving import Settings
 
-PIECE = 256 << 10  # bytes that are sent at once
-LEAST_RATE = 65536  # bytes per second that a message must come or be read at
-LINGER_S, LINGER_BYTES = 1.0, 4 << 20  # for a client to read why it is refused, while it still sends
-REFUSED = "refused"  # status of a call that showed no known token
 TOKEN_HINT = "--token-file FILE with a token of the service's own file"
 TIMES_AS_LARGE = 16  # a table that is read, beside the bytes that it came as
-OPEN_TO_ALL = ("healthz", "readyz", "openapi", "docs")
-STATUS = {  # by class of error, the most special first
-    BusyError: 503,
-    ServiceError: 500,
-    NotFoundError: 404,
-    IncompatibleError: 409,
-    UsageError: 400,
-    ResourceError: 507,
-    MemoryIndexError: 422,
-}
 
 T = TypeVar("T")
-
-
-class RefusedError(Exception):
-    """An error that has a status of its own in HTTP."""
-
-    def __init__(self, status: int, error: MemoryIndexError) -> None:
-        super().__init__(str(error))
-        self.status, self.error = status, error
-
-
-class Reply(NamedTuple):
-    """What is answered. content: bytes, or pieces of them with their total number."""
-
-    kind: str
-    content: bytes | tuple[int, AsyncIterator[bytes]]
-    status: int = 200
-    headers: Mapping[str, str] = {}
-
-
-@dataclass(kw_only=True, slots=True)
-class Call:
-    """One call, as the log and the metrics tell it: what was asked, never a value or the name of a series.
-
-    caller: name of the token, empty without one. status: `ok`, or the class of the error; http: the same as a number.
-    moments, num_series, k: of a question. waited_s: for a turn. bytes_in, bytes_out: of the bodies.
-    """
-
-    method: str
-    caller: str = ""
-    peer: str = ""
-    ref: str = ""
-    fingerprint: str = ""
-    run: str = ""
-    policy: str = ""
-    moments: int = 0
-    num_series: int = 0
-    k: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    waited_s: float = 0.0
-    seconds: float = 0.0
-    status: str = "ok"
-    http: int = 200
 
 
 class RunQuestion(NamedTuple):
@@ -136,110 +78,6 @@ class ServedRun(Protocol):
 
     def answer(self, question: RunQuestion, memory: Memory, ref: str) -> tuple[str, bytes]:
         """What kind of answer, and the answer. memory, ref: the version to be asked. Raises `MemoryIndexError`."""
-
-
-class TimedMemory:
-    """A memory that is not asked any more once the time of a request is over."""
-
-    def __init__(self, memory: Memory, until: float) -> None:
-        self._memory, self._until = memory, until
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._memory, name)
-
-    def search(self, *arguments: Any, **options: Any) -> Neighbours:
-        """See `Memory.search`."""
-        require_time(self._until)
-        return self._memory.search(*arguments, **options)
-
-
-def require_time(until: float) -> None:
-    """Raise `RefusedError` when it is later (`time.monotonic`)."""
-    if time.monotonic() > until:
-        error = ServiceError(
-            "the question takes longer than this service allows", hint="ask for fewer moments or series at once"
-        )
-        raise RefusedError(504, error)
-
-
-class Turns:
-    """One piece of work at a time, in one thread, in the order it was asked for; at most `max_waiting` wait.
-
-    One search uses all cores well; several at a time would finish later, each of them. All is done in one thread:
-    FAISS and NumPy keep a team of threads for each thread that calls them, and the teams of many callers on busy cores
-    made a search ten times as long.
-    """
-
-    def __init__(self, max_waiting: int) -> None:
-        self._max_waiting, self._free = max_waiting, asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
-        self.num_waiting, self.is_at_work = 0, False
-
-    async def take(self, work: Callable[[float], T], wait_s: float, is_gone: Callable[[], Awaitable[bool]]) -> T:
-        """What the work returns or raises. work: is given the seconds that were waited.
-
-        Raises `BusyError` if it would wait longer than `wait_s`, or if too many wait already, and `ClientDisconnect`
-        if nobody waits for the answer any more when its turn has come.
-        """
-        if self._free.locked() and self.num_waiting >= self._max_waiting:
-            raise BusyError(f"the service is busy: {self.num_waiting} questions wait already", hint="ask later")
-        since = time.monotonic()
-        self.num_waiting += 1
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._free.acquire()
-        except TimeoutError:
-            raise BusyError(
-                f"the service is busy: no turn within {wait_s:.1f} s", hint="ask later, or less at once"
-            ) from None
-        finally:
-            self.num_waiting -= 1
-        try:
-            if await is_gone():
-                raise ClientDisconnect
-            self.is_at_work = True
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._done, work, since)
-        finally:
-            self._free.release()
-
-    def _done(self, work: Callable[[float], T], since: float) -> T:
-        try:
-            return work(time.monotonic() - since)
-        finally:
-            self.is_at_work = False  # not before, though nobody may wait for it any more
-
-    def close(self) -> None:
-        """Begin nothing any more. What has begun goes on: a search cannot be broken off."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-class Budget:
-    """Bytes that all requests together may hold; what one needs beyond that is told to come again.
-
-    A single request is always let in: what it may need is bounded by `Limits`.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most, self._held = most, 0
-
-    @contextmanager
-    def share(self) -> Iterator[Callable[[int], None]]:
-        """A function that counts so many bytes more, until the block ends. Raises `BusyError`."""
-        mine = 0
-
-        def take(num_bytes: int) -> None:
-            nonlocal mine
-            if self._held > mine and self._held + num_bytes > self._most:
-                raise BusyError(
-                    f"the service is busy: {self._held >> 20} MB of questions are held already", hint="ask later"
-                )
-            self._held += num_bytes
-            mine += num_bytes
-
-        try:
-            yield take
-        finally:
-            self._held -= mine
 
 
 class App:
@@ -464,7 +302,7 @@ class App:
         most, said = self.limits.max_message, request.headers.get("content-length")
         length = int(said) if said is not None else most  # the server has seen that it is a number
         if length > most:
-            raise RefusedError(413, _too_large(length, most))
+            raise RefusedError(413, too_large(length, most))
         take(length)
         body, until = bytearray(), asyncio.get_running_loop().time() + self.settings.stall_s
         try:
@@ -472,7 +310,7 @@ class App:
                 async for chunk in request.stream():
                     body += chunk
                     if len(body) > most:
-                        raise RefusedError(413, _too_large(len(body), most))
+                        raise RefusedError(413, too_large(len(body), most))
                     limit.reschedule(until + len(body) / LEAST_RATE)
         except TimeoutError:
             error = ServiceError("the body of the request came too slowly", hint="ask for less at once")
@@ -481,112 +319,5 @@ class App:
         return kind, bytes(body)
 
 
-Take = Callable[[int], None]
-Answer = Callable[[Request, Call, Take], Awaitable[Reply]]
-
-
-class Endpoint:
-    """One kind of call, as an ASGI application: admitted, answered or refused, and told."""
-
-    def __init__(self, app: App, verb: str, name: str) -> None:
-        self.app, self.verb, self.name = app, verb, name
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One request."""
-        request = Request(scope, receive)
-        call = Call(method=self.name, peer=":".join(map(str, scope.get("client") or ())))
-        started = time.perf_counter()
-        self.app.num_under_way += 1
-        try:
-            with self.app.budget.share() as take:
-                try:
-                    reply = await self._answered(request, call, take)
-                except ClientDisconnect:
-                    call.status = "gone"
-                    return
-                await self._send(request, call, reply, send)
-        finally:
-            self.app.num_under_way -= 1
-            call.seconds = time.perf_counter() - started
-            self.app.report(call)
-
-    async def _answered(self, request: Request, call: Call, take: Take) -> Reply:
-        try:
-            if self.name not in OPEN_TO_ALL:
-                self.app.admit(request, call)
-            if self.verb not in ("", request.method) and (self.verb, request.method) != ("GET", "HEAD"):
-                error = UsageError(
-                    f"{request.url.path[:100]} is asked with {self.verb}, not with {request.method[:10]}"
-                )
-                raise RefusedError(405, error)
-            answer: Answer = getattr(self.app, f"_{self.name}")
-            return await answer(request, call, take)
-        except ClientDisconnect:
-            raise
-        except Exception as raised:  # noqa: BLE001 - a client is told of every failure, and the server goes on
-            return _refusal(raised, call)
-
-    async def _send(self, request: Request, call: Call, reply: Reply, send: Any) -> None:
-        """Send a reply, cutting off whoever does not read it. A body that was not read is read on for a moment."""
-        size, pieces = (len(reply.content), None) if isinstance(reply.content, bytes) else reply.content
-        call.http, call.bytes_out = reply.status, size
-        has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-        is_unread = has_body and not call.bytes_in
-        headers = {"content-type": reply.kind, "content-length": str(size), **reply.headers}
-        headers |= {"connection": "close"} if is_unread or self.app.is_draining else {}
-        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        now, stall_s = asyncio.get_running_loop().time, self.app.settings.stall_s
-        until = now() + stall_s + size / LEAST_RATE
-        try:
-            async with asyncio.timeout(stall_s) as limit:
-                await send({"type": "http.response.start", "status": reply.status, "headers": raw})
-                async for piece in pieces or _pieces(reply.content):
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-                    limit.reschedule(min(now() + stall_s, until))
-        except TimeoutError:
-            call.status = "unread"
-            request.scope["state"]["connection"].cut("an answer was not read", is_told=False)
-            return
-        if is_unread and "expect" not in request.headers:
-            await _linger(request)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _pieces(content: Any) -> AsyncIterator[bytes]:
-    for start in range(0, len(content), PIECE):
-        yield content[start : start + PIECE]
-
-
-async def _linger(request: Request) -> None:
-    """Read on for a moment: a connection that is closed on a client that still sends takes the answer with it."""
-    num_bytes = 0
-    with suppress(TimeoutError):
-        async with asyncio.timeout(LINGER_S):
-            while num_bytes < LINGER_BYTES:
-                message = await request.receive()
-                num_bytes += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
-
-
 def _document(found: Mapping[str, Any], status: int = 200) -> Reply:
     return Reply(JSON, json.dumps(found).encode(), status)
-
-
-def _too_large(num_bytes: int, most: int) -> UsageError:
-    return UsageError(f"a message of {num_bytes:,} bytes: at most {most:,} are taken", hint="ask in parts")
-
-
-def _refusal(raised: Exception, call: Call) -> Reply:
-    """The reply to what failed. What is not ours is told to whoever keeps the service, not to the client."""
-    error: Exception = raised.error if isinstance(raised, RefusedError) else raised
-    if isinstance(error, MemoryError):
-        error = ResourceError("the question needs more memory than the service may use", hint="ask in smaller parts")
-    elif not isinstance(error, MemoryIndexError):
-        traceback.print_exception(error)
-        error = ServiceError("the service has failed on this question; its log says how")
-    call.status = call.status if call.status == REFUSED else type(error).__name__
-    status = next(each for kind, each in STATUS.items() if isinstance(error, kind))
-    status = raised.status if isinstance(raised, RefusedError) else status
-    headers = {"retry-after": "1"} if status == 503 else {"www-authenticate": "Bearer"} if status == 401 else {}
-    return Reply(JSON, wire.write_error(error), status, headers)

@@ -102,7 +102,8 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=5,
         )
         super().__init__(config)
-        self._ssl, self._own = ssl, {"says": says, "most": most, "stall_s": stall_s}
+        self._ssl = ssl
+        self._own: dict[str, Any] = {"says": says, "most": most, "stall_s": stall_s}
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, with little time for a TLS handshake: connections are counted only after it."""
@@ -117,7 +118,9 @@ class Server(uvicorn.Server):
         wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
         if soft != resource.RLIM_INFINITY and soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        handshake = {"ssl_handshake_timeout": HEADER_S, "ssl_shutdown_timeout": 1.0} if self._ssl else {}
+        handshake: dict[str, Any] = (
+            {"ssl_handshake_timeout": HEADER_S, "ssl_shutdown_timeout": 1.0} if self._ssl else {}
+        )
         for listening in sockets or ():
             self.servers.append(
                 await loop.create_server(made, sock=listening, ssl=self._ssl, backlog=1024, **handshake)

@@ -26,15 +26,17 @@ import httpx
 import numpy as np
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
+from memory_index import files
 from memory_index.access import Access
 from memory_index.encoder import DualKeyEncoder
 from memory_index.errors import BusyError, IncompatibleError, ServiceError, UsageError, VerificationError
-from memory_index.local import require_counts, require_lookback, spaces_asked
+from memory_index.memory import require_counts, require_lookback, spaces_asked
+from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale
 from memory_index.service import wire
+from memory_index.service.messages import read_error
 from memory_index.service.wire import Limits, Question
-from memory_index.types import Filter, KeySpace, Neighbours, Queries, Scope
-from memory_index.versions import disk
+from memory_index.types import Filter, KeySpace, Queries, Scope
 from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest, manifest_from_json
 from memory_index.versions.opening import ENCODER_FILE, read_arrays, stored_windows
@@ -223,7 +225,7 @@ class RemoteMemory:
                 if path.rpartition("/")[2] in names:
                     target = folder / path
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    with disk.refusals_named(target, option="", when_full=WHEN_FULL):
+                    with files.refusals_named(target, option="", when_full=WHEN_FULL):
                         with target.open("wb") as file:
                             self._service.ask(
                                 f"/v1/indexes/{self.fingerprint}/files/{quote(path)}",
@@ -231,7 +233,7 @@ class RemoteMemory:
                                 most=record.bytes,
                                 into=file,
                             )
-                        if disk.hash_file(target) != record:
+                        if files.hash_file(target) != record:
                             raise VerificationError(
                                 f"{self.address.service} sent a {path} that is not the one of {self.ref}",
                                 hint="check the service: cli index verify, where its folder is",
@@ -367,7 +369,7 @@ class _Service:
             return self._client
 
     def _refusal(self, status: int, content: bytes) -> Exception:
-        told = wire.read_error(content)
+        told = read_error(content)
         if told is not None:
             return type(told)(f"{self.address}: {told}", hint=told.hint)
         kind = BusyError if status in (429, 502, 503, 504) else ServiceError  # of a proxy

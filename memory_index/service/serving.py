@@ -17,7 +17,8 @@ from typing import Any
 from memory_index.access import Access, Certificate, KnownTokens
 from memory_index.errors import MemoryIndexError, ServiceError, UsageError
 from memory_index.listening import is_loopback, listen_on, shown
-from memory_index.service.app import App, Call, ServedRun
+from memory_index.service.app import App, ServedRun
+from memory_index.service.calls import Call
 from memory_index.service.connections import Server
 from memory_index.service.hosted import KEPT_S, Hosting, LoaderFor
 from memory_index.service.status import AccessLog, Metrics

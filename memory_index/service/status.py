@@ -17,8 +17,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from memory_index.errors import NotFoundError, UsageError
-from memory_index.service.app import REFUSED, Call
-from memory_index.versions.disk import refusals_named
+from memory_index.files import refusals_named
+from memory_index.service.calls import REFUSED, Call
 
 LINES_PER_S = 20  # of the log on who was not let in, or cut off; more would let anybody fill the disk
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # borders of the histograms

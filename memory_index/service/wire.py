@@ -12,27 +12,26 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.lib.stride_tricks import sliding_window_view
 
-from memory_index import errors
 from memory_index.arrow_streams import read_batches
 from memory_index.documents import jsonable
 from memory_index.errors import MemoryIndexError, ServiceError, UsageError
 from memory_index.inspection import neighbour_records
 from memory_index.leakage import Policy
-from memory_index.types import Filter, KeySpace, Neighbours, Queries, Scope
+from memory_index.neighbours import Neighbours
+from memory_index.service.messages import list_of, read_document, require_at_most, value_of
+from memory_index.types import Filter, KeySpace, Queries, Scope
 from memory_index.windows import Step, StoredWindows
 
 PROTOCOL = 2
 ARROW, JSON, CSV = "application/vnd.apache.arrow.stream", "application/json", "text/csv"
 BESIDE = b"document"  # key of the JSON document in the metadata of a schema
 MAX_NAME = 1000  # characters of the name of a series
-MAX_DOCUMENT = 4 << 20  # bytes of JSON; read into Python objects it is many times as large
-MAX_TOLD = 300  # characters of an error: what clients have sent may be repeated in it
 SLOT_BYTES, SPACE_BYTES = 20, 16  # of an answer, per neighbour and per key space
 QUESTION = pa.schema([pa.field("values", pa.list_(pa.float32())), pa.field("origin", pa.list_(pa.timestamp("ns")))])
 ANSWER = pa.schema(
@@ -46,8 +45,6 @@ ANSWER = pa.schema(
     ]
 )
 SLOT_COLUMNS = ("row", "distance", "shape_distance", "value_distance")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,7 +180,7 @@ def _asked(
     """The names of the series, k and the policy, within the limits."""
     num_windows = len(value_of(document, "series_id", list)) * num_moments
     require_at_most("windows", num_windows, limits.max_windows)
-    names = _list(document, "series_id", str, most=limits.max_windows) or ()
+    names = list_of(document, "series_id", str, most=limits.max_windows) or ()
     if not names or max(len(name) for name in names) > MAX_NAME:
         raise UsageError(f"a question names at least one series, each with at most {MAX_NAME} characters")
     k = value_of(document, "k", int)
@@ -204,13 +201,13 @@ def _question(document: Mapping[str, Any], queries: Queries, k: int, num_spaces:
             for name in ("after", "before")
         }
         where = Filter(
-            series_id=_list(asked, "series_id", str, most=max(num_spaces, len(queries.series_id), 8192)), **times
+            series_id=list_of(asked, "series_id", str, most=max(num_spaces, len(queries.series_id), 8192)), **times
         )
     return Question(
         queries=queries,
         k=k,
-        scopes=_list(document, "scopes", str, most=num_spaces),  # type: ignore[arg-type]  # the memory says which
-        views=_list(document, "views", int, most=num_spaces),
+        scopes=list_of(document, "scopes", str, most=num_spaces),  # type: ignore[arg-type]  # the memory says which
+        views=list_of(document, "views", int, most=num_spaces),
         where=where,
         min_gap=value_of(document, "min_gap", int),
         wait_s=value_of(document, "wait_s", float),
@@ -370,66 +367,3 @@ def unpack(content: bytes, schema: pa.Schema) -> tuple[list[np.ndarray], dict[st
             raise UsageError("a message has a missing value (null)")
         arrays.append(values.to_numpy(zero_copy_only=True))
     return arrays, read_document((batches[0].schema.metadata or {}).get(BESIDE, b""))
-
-
-def read_document(content: bytes) -> dict[str, Any]:
-    """A JSON object. Raises `UsageError`."""
-    require_at_most(
-        "bytes of JSON", len(content), MAX_DOCUMENT, hint="ask for fewer series, or send the values as Arrow"
-    )
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UsageError("what was sent is not JSON") from error
-    if not isinstance(document, dict):
-        raise UsageError("what was sent is not a JSON object")
-    return document
-
-
-def value_of(document: Mapping[str, Any], name: str, kind: type[T]) -> T:
-    """An entry of a document: a whole number has 63 bits, a float is finite. Raises `UsageError`."""
-    value: Any = document.get(name)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    is_number = is_number and abs(value) < 2**62  # which nan is not
-    if not isinstance(value, (int, float) if kind is float else kind) or (kind in (int, float) and not is_number):
-        raise UsageError(f"'{name[:40]}' must be {_KINDS[kind]}")
-    return kind(value)  # type: ignore[call-arg]
-
-
-_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list"} | {
-    dict: "an object"
-}
-
-
-def _list(document: Mapping[str, Any], name: str, kind: type[T], *, most: int) -> tuple[T, ...] | None:
-    """A list of at most so many entries of one kind, or null."""
-    if document.get(name) is None:
-        return None
-    values: list[Any] = value_of(document, name, list)
-    require_at_most(f"'{name}'", len(values), most, hint="name fewer")
-    return tuple(value_of({name: value}, name, kind) for value in values)
-
-
-def require_at_most(what: str, found: int, most: int, hint: str = "ask in parts") -> None:
-    """Raise `UsageError` for what is beyond a limit."""
-    if found > most:
-        raise UsageError(f"{what}: {found:,} in one question, but this service allows {most:,}", hint=hint)
-
-
-def write_error(error: MemoryIndexError) -> bytes:
-    """An error as it travels: by the name of its class, or of the nearest one that every client knows."""
-    kind = next(each.__name__ for each in type(error).__mro__ if each.__name__ in vars(errors))
-    told = {"kind": kind, "message": str(error)[:MAX_TOLD], "hint": error.hint[:MAX_TOLD]}
-    return json.dumps({"error": told}).encode()
-
-
-def read_error(content: bytes) -> MemoryIndexError | None:
-    """The error in an answer; None if there is none of ours."""
-    try:
-        told = json.loads(content)["error"]
-        kind = vars(errors).get(told["kind"])
-        if not (isinstance(kind, type) and issubclass(kind, MemoryIndexError)):  # one that this program does not have
-            kind = ServiceError
-        return kind(str(told["message"]), hint=str(told["hint"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
