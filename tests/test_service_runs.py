@@ -288,7 +288,7 @@ def test_examples_of_the_documentation_work_as_typed(made, service, tmp_path, re
     assert len(lines) >= 4
     for line in lines:
         for old, new in place.items():
-            line = line.replace(old, new).replace("feeder_north", "north").replace("2024-09-25 23:00", AT)
+            line = line.replace(old, new).replace("feeder_north", "north").replace("2024-09-25T23:00", AT.replace(" ", "T"))
         words = shlex.split(line.replace("\\\n", " "))
         done = subprocess.run([*words, "-s", "--fail-with-body"], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, line + done.stdout + done.stderr

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,8 @@ from cli.output import note, print_json
 if TYPE_CHECKING:
     from memory_index.service.app import ServedRun
     from memory_index.service.serving import Service, Settings
+
+NEEDED = ("starlette", "uvicorn", "prometheus_client")
 
 
 @serves
@@ -47,6 +50,12 @@ def serve(
     are answered.
     """
     from memory_index.access import read_access
+    from memory_index.errors import ResourceError
+
+    if missing := [each for each in NEEDED if find_spec(each) is None]:
+        raise ResourceError(
+            f"a service needs {', '.join(missing)}, which is not installed", hint="pip install 'gram-forecaster[serve]'"
+        )
     from memory_index.service.serving import Service
 
     access = None if milvus_token_file is None else read_access(milvus_token_file, None)
