@@ -17,7 +17,7 @@ RUN pip install -c constraints.txt --extra-index-url https://download.pytorch.or
     && mkdir -p /data/indexes /data/runs \
     && chown -R gram:gram /data
 
-USER gram
+USER 1000:1000
 WORKDIR /data
 VOLUME ["/data/indexes", "/data/runs"]
 EXPOSE 8815

@@ -2,8 +2,8 @@
 
     python -m benchmarks.service_forecasts --data-dir datasets
 
-A client posts the last rows of the file as CSV, again and again, and the same table is forecast in this process in turn,
-by the functions that the service calls. Every answer is compared with the first one, and that with `cli forecast`.
+A client posts the last rows of the file as CSV, again and again; the same table is forecast in this process in turn, by
+the functions that the service calls. Every answer of both is compared with the first.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ def measured(file: Path, indexes: Path, run: Path, turns: int) -> list[Figure]:
     beside = f"in this process p50 {own_ms[0]:.0f} ms, p95 {own_ms[1]:.0f} ms; {turns} turns, CSV of {ROWS:,} rows"
     return [
         Figure(
-            "a forecast of 7 series, 96 steps, over HTTP", f"p50 {theirs[0]:.0f} ms, p95 {theirs[1]:.0f} ms", "p50 under 100 ms", beside
+            "a forecast of 7 series, 96 steps, over HTTP",
+            f"p50 {theirs[0]:.0f} ms, p95 {theirs[1]:.0f} ms",
+            "p50 under 100 ms",
+            beside,
         )
     ]
 

@@ -23,7 +23,7 @@ from cli.output import note
 
 if TYPE_CHECKING:
     from memory_index.references import FoundVersion
-    from memory_index.service.serving import Settings
+    from memory_index.service.settings import Settings
     from memory_index.tables.columns import ReadOptions
 
 
@@ -266,7 +266,7 @@ def serves(command: Callable[..., None]) -> Callable[..., None]:
     """
 
     def record(given: dict[str, Any]) -> Settings:
-        from memory_index.service.serving import Settings
+        from memory_index.service.settings import Settings
         from memory_index.service.wire import Limits
 
         stated = {name: value for name, value in given.items() if value is not None}

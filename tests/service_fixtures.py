@@ -21,7 +21,8 @@ import psutil
 from cli.opening import encoder_loader
 from memory_index.access import Access
 from memory_index.service.remote import RemoteMemory
-from memory_index.service.serving import Service, Settings
+from memory_index.service.serving import Service
+from memory_index.service.settings import Settings
 from memory_index.types import Queries
 
 CERTIFICATES = Path(__file__).parent / "certificates"

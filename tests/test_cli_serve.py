@@ -32,7 +32,7 @@ from cli.options import SERVE_OPTIONS
 from memory_index.errors import BusyError, ServiceError
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
-from memory_index.service.serving import Settings
+from memory_index.service.settings import Settings
 from memory_index.types import Queries
 from memory_index.versions.store import Store
 

@@ -22,7 +22,8 @@ from memory_index.service import serving, status
 from memory_index.service.calls import REFUSED, Call
 from memory_index.service.hosted import Hosting
 from memory_index.service.remote import RemoteMemory
-from memory_index.service.serving import Service, Settings
+from memory_index.service.serving import Service
+from memory_index.service.settings import Settings
 from memory_index.service.status import LINES_PER_S, AccessLog
 from memory_index.types import Queries
 from memory_index.versions.store import Store

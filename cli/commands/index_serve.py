@@ -19,7 +19,8 @@ from cli.output import note, print_json
 
 if TYPE_CHECKING:
     from memory_index.service.app import ServedRun
-    from memory_index.service.serving import Service, Settings
+    from memory_index.service.serving import Service
+    from memory_index.service.settings import Settings
 
 NEEDED = ("starlette", "uvicorn", "prometheus_client")
 

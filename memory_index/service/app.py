@@ -22,9 +22,10 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.routing import Route, Router
@@ -44,11 +45,9 @@ from memory_index.queries import BLOCK
 from memory_index.service import wire
 from memory_index.service.calls import LEAST_RATE, PIECE, REFUSED, Call, Endpoint, RefusedError, Reply, Take, too_large
 from memory_index.service.hosted import Hosted, Hosting
+from memory_index.service.settings import Settings
 from memory_index.service.turns import Budget, TimedMemory, Turns, require_time
 from memory_index.service.wire import ARROW, CSV, JSON, Limits, Question
-
-if TYPE_CHECKING:
-    from memory_index.service.serving import Settings
 
 TOKEN_HINT = "--token-file FILE with a token of the service's own file"
 TIMES_AS_LARGE = 16  # a table that is read, beside the bytes that it came as
@@ -115,7 +114,7 @@ class App:
     ) -> None:
         self.hosting, self.settings, self.limits = hosting, settings, settings.limits
         self.tokens, self.report, self.runs, self.metrics, self.status = tokens, report, runs, metrics, status
-        self.is_draining = False
+        self.is_draining, self.stall_s = False, settings.stall_s
         self.num_under_way = 0
         self.turns, self.budget = Turns(settings.max_waiting), Budget(settings.max_held)
         self._reading = ThreadPoolExecutor(2, thread_name_prefix="read")
@@ -125,6 +124,10 @@ class App:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request."""
         await self.asgi(scope, receive, send)
+
+    def share(self) -> AbstractContextManager[Take]:
+        """See `Budget.share`."""
+        return self.budget.share()
 
     def close(self) -> None:
         """Begin nothing any more."""

@@ -9,9 +9,9 @@ import asyncio
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -26,9 +26,6 @@ from memory_index.errors import (
 )
 from memory_index.service import messages
 from memory_index.service.wire import JSON
-
-if TYPE_CHECKING:
-    from memory_index.service.app import App
 
 PIECE = 256 << 10  # bytes that are sent at once
 LEAST_RATE = 65536  # bytes per second that a message must come or be read at
@@ -93,10 +90,25 @@ Take = Callable[[int], None]  # counts bytes that are held
 Answer = Callable[[Request, Call, Take], Awaitable[Reply]]
 
 
+class Host(Protocol):
+    """What all calls of an application share. stall_s: to take an answer, beside the time that its size needs."""
+
+    is_draining: bool
+    num_under_way: int
+    stall_s: float
+    report: Callable[[Call], None]
+
+    def share(self) -> AbstractContextManager[Take]:
+        """What a call counts the bytes with that it holds."""
+
+    def admit(self, request: Request, call: Call) -> None:
+        """Raises `RefusedError` for whoever may not ask."""
+
+
 class Endpoint:
     """One kind of call, as an ASGI application: admitted, answered or refused, and told."""
 
-    def __init__(self, app: App, verb: str, name: str) -> None:
+    def __init__(self, app: Host, verb: str, name: str) -> None:
         self.app, self.verb, self.name = app, verb, name
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -106,7 +118,7 @@ class Endpoint:
         started = time.perf_counter()
         self.app.num_under_way += 1
         try:
-            with self.app.budget.share() as take:
+            with self.app.share() as take:
                 try:
                     reply = await self._answered(request, call, take)
                 except ClientDisconnect:
@@ -143,7 +155,7 @@ class Endpoint:
         headers = {"content-type": reply.kind, "content-length": str(size), **reply.headers}
         headers |= {"connection": "close"} if is_unread or self.app.is_draining else {}
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        now, stall_s = asyncio.get_running_loop().time, self.app.settings.stall_s
+        now, stall_s = asyncio.get_running_loop().time, self.app.stall_s
         until = now() + stall_s + size / LEAST_RATE
         try:
             async with asyncio.timeout(stall_s) as limit:

@@ -71,7 +71,9 @@ def read_error(content: bytes) -> MemoryIndexError | None:
     try:
         told = json.loads(content)["error"]
         kind = vars(errors).get(told["kind"])
-        if not (isinstance(kind, type) and issubclass(kind, MemoryIndexError)):  # one that this program does not have
+        if (
+            not (isinstance(kind, type) and issubclass(kind, MemoryIndexError)) or kind is MemoryIndexError
+        ):  # one that this program does not have
             kind = ServiceError
         return kind(str(told["message"]), hint=str(told["hint"]))
     except (ValueError, KeyError, TypeError, RecursionError):
