@@ -14,14 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cli import index_build, main
-from cli.version_report import describe_bytes
+from cli import main
+from cli.commands import index_build
+from cli.reports.version_report import describe_bytes
 from memory_index.encoder import EncoderConfig
 from memory_index.errors import UsageError
 from memory_index.splits import split_until
 from memory_index.tables.columns import ReadOptions
 from memory_index.types import KeySpace
-from memory_index.versions import disk, factories, key_files
+from memory_index.versions import factories, key_files
 from memory_index.versions.store import Store
 from memory_index.versions.version import load
 from memory_index.windows import Step
@@ -288,7 +289,7 @@ def test_the_sample_can_be_built(document, repository):
         (["--factory", ""], 2, "'' is not a FAISS factory string"),
         (["--factory", "PQ7"], 2, "multiple of the number of subquantizers"),
         (["--factory", "IVF0,Flat"], 2, "no lists"),
-        (["--factory", "IVF4096,Flat"], 2, "needs 159,744 keys to be trained on, but own-24 has 884"),
+        (["--factory", "IVF4096,Flat"], 2, "needs 159,744 keys to be trained on, but own-48 has 442"),
         (["--factory", "IVF2,PQ4x12", "--scopes", "pooled"], 2, "needs 159,744 keys to be trained on"),
         (["--name", "a/b"], 2, "cannot be the name of an index"),
         (["--columns", "nroth"], 4, "nroth"),
@@ -314,8 +315,8 @@ def test_a_factory_that_is_asked_for_is_built_and_says_where_it_is_not_used(docu
     found = document("build", table, "--name", "load", *SHAPE, "--factory", "HNSW32")
     assert found["factory"] == "HNSW32"
     scanned = "asked for; groups of up to {} keys are scanned all the same, which is faster and exact"
-    assert {space["reason"] for space in found["spaces"] if space["scope"] == "own"} == {scanned.format(442)}
-    assert {space["reason"] for space in found["spaces"] if space["scope"] == "pooled"} == {scanned.format(884)}
+    assert {space["reason"] for space in found["spaces"] if space["scope"] == "own"} == {scanned.format(221)}
+    assert {space["reason"] for space in found["spaces"] if space["scope"] == "pooled"} == {scanned.format(442)}
     folder = tmp_path / "indexes" / "load" / "000001" / "segment-0"
     assert len(list(folder.glob("keys-*.faiss"))) == len(found["spaces"]) > 2
     for path in folder.glob("keys-*.faiss"):
@@ -520,7 +521,7 @@ def test_a_version_is_read_by_other_users_or_verify_says_that_it_may_not_be(cli,
     def refused(path: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    monkeypatch.setattr(disk, "hash_file", refused)
+    monkeypatch.setattr(files, "hash_file", refused)
     code, out, _ = cli("verify", "load", "--json")
     assert (code, json.loads(out)["ok"]) == (7, False)
     code, out, err = cli("verify", "load")

@@ -30,9 +30,9 @@ from memory_fixtures import (
 )
 
 from memory_index.errors import UsageError, VerificationError
+from memory_index.files import write_array
 from memory_index.search import KeyGroup, Ranges
 from memory_index.types import KeySpace
-from memory_index.versions.disk import write_array
 from memory_index.versions.opening import verify_contents
 from memory_index.versions.version import verify
 
@@ -207,7 +207,7 @@ def test_what_is_no_file_of_keys_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for content in (b"", whole[:100], whole[:-4], whole + b"more", b"x" * 500, whole[:4] + b"\xff" * 300):
         path.write_bytes(content)
-        with pytest.raises(VerificationError, match="is not a FAISS index file|holds an index, but not its keys"):
+        with pytest.raises(VerificationError, match=r"is not a FAISS index file|holds an index, but not its keys"):
             key_files.read_keys(tmp_path, SPACE)
     faiss.write_index(faiss.index_factory(8, "SQ8"), str(path))
     with pytest.raises(VerificationError, match="but not its keys"):
@@ -238,9 +238,7 @@ def as_format_1(folder: Path, groups: dict[KeySpace, list[KeyGroup]], factory: s
 
 
 @pytest.mark.parametrize("factory", ["Flat", "HNSW16"])
-def test_a_segment_of_format_1_answers_and_grows(
-    factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_segment_of_format_1_answers_and_grows(factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_indexes(monkeypatch)
     store, new = Store(tmp_path), built(tmp_path, factory=factory)
     with store.staging("old") as staging:

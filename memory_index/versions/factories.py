@@ -34,7 +34,10 @@ def choose_factory(requested: str, sizes: np.ndarray) -> tuple[str, str]:
     if largest <= MAX_EXACT_ROWS:
         reason = f"exact scan: at most {largest:,} keys in a group, and up to {MAX_EXACT_ROWS:,} it is fastest"
         return EXACT, reason
-    return EXACT, f"exact scan: a group has at most {largest:,} of {total:,} keys, too few for one graph over all of them"
+    return (
+        EXACT,
+        f"exact scan: a group has at most {largest:,} of {total:,} keys, too few for one graph over all of them",
+    )
 
 
 def gains(size: int, total: int, scanned: int) -> bool:

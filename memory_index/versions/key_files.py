@@ -19,9 +19,10 @@ scanned.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import faiss
 import numpy as np
@@ -40,7 +41,8 @@ LENGTH = struct.Struct("<Q")  # of the array that follows, in float32
 NUMBER = 4  # bytes of a float32, and what its address should be a multiple of
 
 
-class KeyFile(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeyFile:
     """An opened file. keys: float32 [n, E], mapped. index: over all of them, None where they are scanned.
 
     whole: what the index is a part of, and lives as long as.
@@ -160,9 +162,9 @@ def _index_of_format_1(path: Path) -> FaissIndex | None:
 def _open(folder: Path, space: KeySpace) -> KeyFile:
     path = keys_path(folder, space)
     if path.suffix == ARRAY_SUFFIX:
-        return KeyFile(np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray))
+        return KeyFile(keys=np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray))
     flat = _open_flat(path)
-    return _open_index(path) if flat is None else KeyFile(flat)
+    return _open_index(path) if flat is None else KeyFile(keys=flat)
 
 
 def _open_flat(path: Path) -> np.ndarray | None:
@@ -195,7 +197,7 @@ def _open_index(path: Path) -> KeyFile:
         raise VerificationError(f"{path} holds an index, but not its keys", hint=hint)
     if isinstance(index, faiss.IndexRefine):
         index = faiss.downcast_index(index.base_index)
-    return KeyFile(np.asarray(_InPlace(whole, storage)), index, whole)
+    return KeyFile(keys=np.asarray(_InPlace(whole, storage)), index=index, whole=whole)
 
 
 def _storage(index: faiss.Index) -> faiss.Index | None:
