@@ -67,7 +67,7 @@ def build(
         int,
         typer.Option(help="Steps until a stored value is published; queries know their own context."),
     ] = 0,
-    factory: Annotated[str, typer.Option(help="auto, Flat (exact), or a FAISS factory string.")] = "auto",
+    factory: Annotated[str, typer.Option(help="auto, Flat (exact), or a FAISS factory string, for example HNSW32 or IVF1024,SQ8.")] = "auto",
     shape_weight: Annotated[
         float | None,
         typer.Option(help="Weight of the shape against level and spread, 0 to 1.", show_default="0.9"),
