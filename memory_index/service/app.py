@@ -191,7 +191,7 @@ class App:
             "limits": asdict(self.limits),
             "causal_only": self.settings.causal_only,
             "answered_by": hosted.memory.answered_by,
-            "manifest": asdict(hosted.memory.manifest),
+            "manifest": hosted.memory.manifest.to_document(),
         }
         return Reply(JSON, json.dumps(opened).encode())
 
