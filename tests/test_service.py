@@ -1085,6 +1085,7 @@ def test_the_log_tells_who_asked_what_without_names_or_values(folder, tmp_path):
             client.sendall(b"nonsense\r\n\r\n")
             assert b"400" in client.recv(1000)
         wait_until(lambda: "does not speak HTTP" in log.read_text())
+        assert page(service.address, "/readyz").status_code == page(service.address, "/metrics").status_code == 200
         log.rename(tmp_path / "rotated")
         memory.search(some(), 3)
     lines = [json.loads(line) for line in (tmp_path / "rotated").read_text().splitlines()]
@@ -1094,6 +1095,7 @@ def test_the_log_tells_who_asked_what_without_names_or_values(folder, tmp_path):
     told = [asked[name] for name in ("ref", "policy", "moments", "num_series", "k", "http")]
     assert told == ["small@1", "causal", len(some()), 3, 3, 200]
     assert asked["peer"].startswith("127.0.0.1:")
+    assert {line["method"] for line in lines if "method" in line} == {"open", "get", "search"}
     assert 1000 < asked["bytes_in"] < some().context.nbytes  # consecutive moments: no value twice
     text = (tmp_path / "rotated").read_text()
     assert not any(name in text for name in ('"load"', "unheard-of", "flat", "beat"))

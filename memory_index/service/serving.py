@@ -24,6 +24,7 @@ from memory_index.service.settings import Settings
 from memory_index.service.status import AccessLog, Metrics
 
 LOOK_S = 2.0  # how often tokens, aliases and the certificate are looked at
+PROBES = ("healthz", "readyz", "metrics")  # asked all the time: not told in the log unless they fail
 END_S = 10.0  # for connections and calls to end that have been told to
 
 Note = Callable[[str], None]
@@ -140,7 +141,7 @@ class Service:
 
     def _report(self, call: Call) -> None:
         self._metrics.call(call)
-        if self._log is not None:
+        if self._log is not None and not (call.method in PROBES and call.status == "ok"):
             self._log.call(call)
 
     def _cut_off(self, peer: str, reason: str) -> None:
