@@ -10,7 +10,7 @@ the width was chosen: docs/experiments.md.
 from __future__ import annotations
 
 import math
-from collections.abc import (Mapping, Sequence)
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +18,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from forecaster.errors import (RunDamagedError, RunNotFoundError)
+from forecaster.errors import RunDamagedError, RunNotFoundError
 from forecaster.retrieval.neighbours import Condensed
-from forecaster.runs.records import (RESTORE, refusals_named, seal, sha256_of, unseal)
+from forecaster.runs.records import RESTORE, refusals_named, seal, sha256_of, unseal
+from memory_index import files
 from memory_index.errors import UsageError
 from memory_index.types import KeySpace
-from memory_index import files
-from memory_index.windows import (StoredWindows, cut)
+from memory_index.windows import StoredWindows, cut
 
 LEVELS = np.array([0.005, *np.arange(1, 100) / 100, 0.025, 0.975, 0.995])
 LEVELS.sort()

@@ -17,7 +17,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from forecaster.errors import (RunDamagedError, RunIncompatibleError)
+from forecaster.errors import RunDamagedError, RunIncompatibleError
 from memory_index import files
 
 # Of all documents of a run together. 2: fitted to neighbours' futures that the linear map has moved; 3: intervals have
