@@ -196,7 +196,8 @@ class Tally:
 
         Raises `DataError` if nothing was observed in any future.
         """
-        scores = {name: added.score() for name, added in self.sums.items()}
+        names = dict.fromkeys([self.arm, *BASELINES, *self.sums])  # in the order in which they are shown
+        scores = {name: self.sums[name].score() for name in names if name in self.sums}
         if scores[self.arm]["mse"] is None:
             raise DataError(
                 f"{self.table.source}: no value is known after any origin of the {part} part",

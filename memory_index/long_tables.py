@@ -6,6 +6,7 @@ Columns are those of the field: `unique_id, ds, yhat`, one column per quantile (
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -50,7 +51,7 @@ class ForecastWriter:
     """
 
     def __init__(self, file: IO[bytes], table: SeriesTable, *, as_parquet: bool, made_by: dict[str, Any]) -> None:
-        """made_by: kept in a Parquet file's metadata, as the forecasts of `cli forecast` are."""
+        """made_by: kept inside a Parquet file, where pandas finds it as `attrs`; as `cli forecast` does."""
         self.file, self.table, self.as_parquet, self.made_by = file, table, as_parquet, made_by
         self.waiting: list[pa.Table] = []
         self.num_waiting = self.num_rows = 0
@@ -105,7 +106,7 @@ class ForecastWriter:
         }
         for q, level in enumerate(block.levels):
             columns[f"q{level:g}"] = pa.array(block.quantiles[b, n, :, q].ravel())
-        return pa.table(columns).replace_schema_metadata({key: str(value) for key, value in self.made_by.items()})
+        return pa.table(columns).replace_schema_metadata({"PANDAS_ATTRS": json.dumps(self.made_by)})
 
 
 @contextmanager

@@ -23,8 +23,8 @@ class Actual(NamedTuple):
 
     future: float64 [W, H], NaN where nothing was observed. weight: float64 [W, H], what each cell counts; 0 where
     nothing was observed. series: int64 [W], numbers in the table. last: float32 [W], last value of the context.
-    unit: float64 [W], training standard deviation of the series. naive_absolute, naive_squared: float64 [W], mean
-    absolute and squared error of the seasonal naive forecast in sample (`scaling.NaiveErrors`), NaN where there is none.
+    unit: float64 [W], training standard deviation of the series. naive_absolute, naive_squared: float64 [W], errors of
+    the seasonal naive forecast in sample (`scaling.NaiveErrors`), NaN where it has none.
     """
 
     future: np.ndarray

@@ -10,6 +10,7 @@ import re
 import resource
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,6 @@ import pytest
 
 from cli.main import run
 from cli.targets import write_file
-from memory_index import files
 from memory_index.tables.catalog import shipped
 
 AT = "2024-09-25 23:00"
@@ -168,7 +168,7 @@ def test_what_cannot_be_replaced_is_written_in_place(tmp_path, monkeypatch):
     def busy(*_):
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
-    monkeypatch.setattr(files, "replace", busy)
+    monkeypatch.setattr(Path, "replace", busy)
     write_file(mounted, b"new")
     assert mounted.read_bytes() == b"new"
 
