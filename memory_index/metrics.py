@@ -51,7 +51,17 @@ class Cells:
     @cached_property
     def future(self) -> np.ndarray:
         """float64 [W, H]."""
-        return np.where(self.actual.weight > 0, self.actual.future, 0.0)
+        return self.actual.future if self.is_whole else np.where(self.actual.weight > 0, self.actual.future, 0.0)
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether each cell counts once."""
+        return bool((self.actual.weight == 1).all())
+
+    @cached_property
+    def weight_sums(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each window [W], and of each step [H]."""
+        return self.actual.weight.sum(axis=1), self.actual.weight.sum(axis=0)
 
     @cached_property
     def error(self) -> np.ndarray:
@@ -73,7 +83,7 @@ class Cells:
         return loss * (2 / len(self.levels))
 
 
-Statistic = Callable[[Cells], np.ndarray]  # -> [W, H], or [W, 1] for one that is the same at every step
+Statistic = Callable[[Cells], np.ndarray]  # -> [W, H]; of `defined` also [W, 1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,16 +239,21 @@ class _Sums:
         self.by_series, self.by_step = np.zeros((2, self.num_series)), np.zeros((2, self.horizon))
 
     def add(self, metric: Metric, cells: Cells) -> None:
-        weight, series = cells.actual.weight, cells.actual.series
+        weight, is_whole, sums = cells.actual.weight, cells.is_whole, cells.weight_sums
+        value = metric.statistic(cells)
         if metric.defined is not None:
             defined = np.broadcast_to(metric.defined(cells), weight.shape)
-            self.left_out += int(((weight > 0) & ~defined).sum())
-            weight = np.where(defined, weight, 0.0)
-        value = np.where(weight > 0, metric.statistic(cells) * weight, 0.0)
-        size = weight if metric.over is None else metric.over(cells) * weight
-        for part, found in enumerate((value, size)):
-            np.add.at(self.by_series[part], series, found.sum(axis=1))
-            self.by_step[part] += found.sum(axis=0)
+            if not defined.all():
+                self.left_out += int(((weight > 0) & ~defined).sum())
+                weight, is_whole = np.where(defined, weight, 0.0), False
+                sums = weight.sum(axis=1), weight.sum(axis=0)
+        value = value if is_whole else np.where(weight > 0, value * weight, 0.0)
+        if metric.over is not None:
+            size = metric.over(cells) * weight
+            sums = size.sum(axis=1), size.sum(axis=0)
+        for part, (of_windows, of_steps) in enumerate(((value.sum(axis=1), value.sum(axis=0)), sums)):
+            np.add.at(self.by_series[part], cells.actual.series, of_windows)
+            self.by_step[part] += of_steps
 
 
 class ScoreSum:

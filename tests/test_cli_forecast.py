@@ -120,6 +120,7 @@ def almost_full():
 
 
 FORECAST = ("forecast", SAMPLE, "--index", "grid", "--columns", "wind")
+EVALUATE = ("evaluate", SAMPLE, "--index", "grid", "--columns", "wind", "--every", "24h")
 
 
 @pytest.mark.parametrize(
@@ -127,6 +128,8 @@ FORECAST = ("forecast", SAMPLE, "--index", "grid", "--columns", "wind")
     [
         ((*FORECAST, "--out"), "f.csv"),
         ((*FORECAST, "--out"), "f.parquet"),
+        ((*EVALUATE, "--out"), "e.csv"),
+        ((*EVALUATE, "--out"), "e.parquet"),
         ((*FORECAST, "--plot"), "f.svg"),
         ((*NEIGHBOURS, "--html"), "n.html"),
     ],
@@ -305,6 +308,13 @@ def test_mistakes_of_neighbours_are_one_line(call, name):
         (("forecast", SAMPLE, "--index", "grid", "--on-empty", "zero"), 2, "last-value"),
         (("evaluate", SAMPLE, "--index", "grid", "--split", "tset"), 2, "train, val or test"),
         (("evaluate", SAMPLE, "--index", "grid", "--split", "train"), 4, "no admissible neighbour"),
+        (("evaluate", SAMPLE, "--index", "grid", "--out", "x.txt"), 2, ".csv or .parquet"),
+        (("evaluate", SAMPLE, "--index", "grid", "--by", "day"), 2, "choose series or step"),
+        (("evaluate", SAMPLE, "--index", "grid", "--scaled-by", "test"), 2, "choose training or origin"),
+        (("evaluate", SAMPLE, "--index", "grid", "--quantiles", "0.1,2"), 2, "--quantiles"),
+        (("evaluate", SAMPLE, "--index", "grid", "--every", "90min"), 2, "--every 1h"),
+        (("evaluate", SAMPLE, "--index", "grid", "--at", "23:30"), 2, "choose --at"),
+        (("evaluate", SAMPLE, "--index", "grid", "--at", "late"), 2, "for example --at 23:00"),
     ],
 )
 def test_mistakes_of_forecast_and_evaluate_are_one_line(call, command, expected, text, tmp_path, monkeypatch):
