@@ -9,6 +9,7 @@ import numpy as np
 
 from memory_index.errors import IncompatibleError, NothingNewError
 from memory_index.tables.series import Series, SeriesTable, differing
+from memory_index.tables.steps import same_step
 from memory_index.versions.build import built_since, segment_record, steps_until, with_recall
 from memory_index.versions.opening import LoadEncoder, plan_of, read_encoder, read_series
 from memory_index.versions.segments import SERIES_FILE, write_indexes, write_segment
@@ -122,7 +123,7 @@ def whole_moments(stored: SeriesTable, joined: SeriesTable) -> tuple[SeriesTable
 
 def require_same_kind(stored: SeriesTable, table: SeriesTable) -> None:
     """Raise `IncompatibleError` unless a table has the step and the series of a version."""
-    if table.step != stored.step:
+    if not same_step(table.step, stored.step, table.series[0].times[0]):
         ours, theirs = (
             f"{step.frequency}" + (f" in {step.time_zone}" if step.time_zone else "")
             for step in (stored.step, table.step)
