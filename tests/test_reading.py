@@ -89,7 +89,11 @@ def test_interleaved_rows_of_a_long_table_are_not_out_of_order(write):
 
 
 @given(
-    values=st.lists(st.lists(st.floats(-2.0**120, 2.0**120, width=32, allow_subnormal=False), min_size=3, max_size=3), min_size=3, max_size=20),
+    values=st.lists(
+        st.lists(st.floats(-(2.0**120), 2.0**120, width=32, allow_subnormal=False), min_size=3, max_size=3),
+        min_size=3,
+        max_size=20,
+    ),
     frequency=st.sampled_from(["h", "15min", "D", "W-MON", "MS", "YE-DEC"]),
     parquet=st.booleans(),
 )

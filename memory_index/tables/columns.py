@@ -206,7 +206,9 @@ def time_candidates(raw: RawTable, names: list[str]) -> list[str]:
 
 def _find_time(raw: RawTable, names: list[str], options: ReadOptions, log: ProblemLog) -> str:
     candidates = time_candidates(raw, names)
-    numeric = [name for name in names if name not in (*ID_NAMES, *id_columns(raw, options)) and are_numbers(raw.columns[name])]
+    numeric = [
+        name for name in names if name not in (*ID_NAMES, *id_columns(raw, options)) and are_numbers(raw.columns[name])
+    ]
     if not candidates and (options.time_unit or options.time_start):
         candidates = numeric[:1]
     if len(candidates) > 1:
@@ -217,7 +219,7 @@ def _find_time(raw: RawTable, names: list[str], options: ReadOptions, log: Probl
         message = f"there is no time column among {', '.join(list(raw.columns)[:6])}"
         fix = "name it with --time-column"
         if numeric and (said := told_by_size(raw.columns[numeric[0]])):
-            fix += f"; {said[0]}: --time-column \"{numeric[0]}\" {said[1]}"
+            fix += f'; {said[0]}: --time-column "{numeric[0]}" {said[1]}'
         log.stop(Problem(kind="time", message=message, fix=fix))
     return candidates[0]
 

@@ -91,7 +91,7 @@ def _column(column: pd.Series, name: str, log: ProblemLog) -> pa.ChunkedArray:
     if isinstance(column.dtype, pd.PeriodDtype):
         column = column.dt.to_timestamp()
     elif isinstance(column.dtype, pd.SparseDtype):
-        column = column.sparse.to_dense()
+        column = pd.Series(np.asarray(column), index=column.index)
     try:
         array = pa.array(column, from_pandas=True)
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
@@ -111,11 +111,13 @@ def _of_objects(column: pd.Series, name: str, log: ProblemLog) -> pa.Array:
             message = f"the column '{name}' holds a whole number that float64 cannot hold"
             log.stop(Problem(kind="column", message=message, fix=fix))
     if all(isinstance(cell, pd.Period) for cell in filled):
-        return pa.array(pd.to_datetime([None if cell is None else cell.to_timestamp() for cell in cells]))
+        return pa.array([None if cell is None else cell.to_timestamp() for cell in cells], pa.timestamp("ns"))
     plain = (str, int, float, Decimal, np.number, np.datetime64)
     if not all(isinstance(cell, plain) or hasattr(cell, "isoformat") for cell in filled):
         odd = next(cell for cell in filled if not isinstance(cell, plain) and not hasattr(cell, "isoformat"))
-        message = f"the column '{name}' holds values of the type {type(odd).__name__}, which are neither numbers nor text"
+        message = (
+            f"the column '{name}' holds values of the type {type(odd).__name__}, which are neither numbers nor text"
+        )
         log.stop(Problem(kind="column", message=message, fix="convert the column to numbers, times or text"))
     return pa.array([None if cell is None else _text(cell) for cell in cells], pa.string())
 

@@ -67,7 +67,7 @@ def _calendar(wall: pd.DatetimeIndex) -> tuple[str, str] | None:
     """
     if len(wall) < 4:
         return None
-    days = np.unique(np.round(np.diff(to_ns(wall).astype(np.int64)) / ONE_DAY).astype(np.int64))
+    days = np.unique(np.round(np.diff(to_ns(wall).astype(np.float64)) / ONE_DAY)).astype(int)
     shortest, longest = int(days.min()), int(days.max())
     of_month = np.unique(wall.day)
     if 28 <= shortest and longest <= 31 and len(of_month) == 1:
@@ -80,7 +80,7 @@ def _calendar(wall: pd.DatetimeIndex) -> tuple[str, str] | None:
             "they are periods of 4 and 5 weeks, as in a 4-4-5 calendar",
             "resample the data to weeks or months, and name these with --step if they are not found",
         )
-    per_month = pd.Series(wall.year * 12 + wall.month).value_counts().iloc[:].max()
+    per_month = pd.Series(wall.year * 12 + wall.month).value_counts().max()
     if 13 <= shortest and longest <= 18 and per_month == 2:
         found = _half_months(wall)
         named = f"name it: --step {found}" if found else "name it with --step (SMS or SME)"
@@ -101,9 +101,7 @@ def _half_months(wall: pd.DatetimeIndex) -> str | None:
     return None
 
 
-def _refuse_mixed(
-    blocks: Sequence[Block], longest: Block, distinct: np.ndarray, step: Step, log: ProblemLog
-) -> None:
+def _refuse_mixed(blocks: Sequence[Block], longest: Block, distinct: np.ndarray, step: Step, log: ProblemLog) -> None:
     """Raise `DataError` for a series that is regular by itself, but on another step than the longest."""
     usual = float(np.median(np.diff(distinct).astype(np.int64)))
     for block in blocks:

@@ -102,7 +102,9 @@ def _by_distance(
     """
     decided = np.zeros(len(start), dtype=bool)
     inner = single & (start > 0) & (last < len(early) - 1)
-    inner &= (group[np.maximum(start - 1, 0)] == group[start]) & (group[np.minimum(last + 1, len(early) - 1)] == group[last])
+    inner &= (group[np.maximum(start - 1, 0)] == group[start]) & (
+        group[np.minimum(last + 1, len(early) - 1)] == group[last]
+    )
     if not inner.any():
         return chosen, decided
     distances, counts = np.unique(np.abs(np.diff(early.astype(np.int64))), return_counts=True)

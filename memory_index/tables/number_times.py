@@ -51,9 +51,7 @@ def calendar_text(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     return text if pc.all(pc.match_substring_regex(text, CALENDAR_DIGITS)).as_py() else None
 
 
-def number_times(
-    column: pa.ChunkedArray, options: ReadOptions, log: ProblemLog
-) -> tuple[np.ndarray, str | None]:
+def number_times(column: pa.ChunkedArray, options: ReadOptions, log: ProblemLog) -> tuple[np.ndarray, str | None]:
     """(times as datetime64[ns] [n], NaT where a cell is none; their zone: UTC for counts since 1970).
 
     Raises `DataError` where no option says what the numbers mean, `UsageError` for options that do not go together.
@@ -76,9 +74,7 @@ def number_times(
     return _since(np.datetime64(0, "ns"), np.round(_floats(column) * UNITS[time_unit]), 1), "UTC"
 
 
-def _running(
-    numbers: np.ma.MaskedArray | None, time_start: str, options: ReadOptions, log: ProblemLog
-) -> np.ndarray:
+def _running(numbers: np.ma.MaskedArray | None, time_start: str, options: ReadOptions, log: ProblemLog) -> np.ndarray:
     if options.step is None:
         raise UsageError(f"--time-start {time_start} needs the step that the numbers count", hint="name it with --step")
     counted = step_of(options.step, options.time_zone)
@@ -89,7 +85,9 @@ def _running(
     lowest, highest = int(numbers.min()), int(numbers.max())
     if highest - min(lowest, 0) > LONGEST:
         message = f"running numbers go from {lowest} to {highest}, more than {LONGEST} steps"
-        log.stop(Problem(kind="time", message=message, fix="say what they count instead: --time-unit s, ms, us, ns or excel"))
+        log.stop(
+            Problem(kind="time", message=message, fix="say what they count instead: --time-unit s, ms, us, ns or excel")
+        )
     first = counted.add(np.array([start]), min(lowest, 0))[0]
     times = counted.range(first, max(highest, 0) - min(lowest, 0) + 1)
     return np.where(numbers.mask, np.datetime64("NaT"), times[numbers.filled(0) - min(lowest, 0)])

@@ -135,11 +135,10 @@ def _marks(column: pa.ChunkedArray, unreadable: np.ndarray, options: ReadOptions
         return f"are like '{marked[0]}', which --decimal \"{options.decimal}\" does not read", f"{plain}" + (
             f', or with --decimal "{other}"' if _reads(marked, other) else ""
         )
-    comma, point = _reads(marked, ","), _reads(marked, ".")
-    both = [each for each in ("," if comma else "", "." if point else "") if each]
+    both = [mark for mark in (",", ".") if _reads(marked, mark)]
     if len(both) == 2:
         return shown, (
-            f"{plain}, or say what they mean: --decimal \",\" if '{marked[0]}' has a decimal comma, --decimal \".\" if it "
+            f'{plain}, or say what they mean: --decimal "," if \'{marked[0]}\' has a decimal comma, --decimal "." if it '
             "has a separator of thousands"
         )
     return shown, plain + (f', or have them read with --decimal "{both[0]}"' if both else "")
@@ -160,7 +159,7 @@ def _note_thousands(column: pa.ChunkedArray, name: str, roles: Roles, cells: Cel
         return
     if all(re.fullmatch(r"[+-]?\d{1,3}", text) for text in texts if "." not in text):
         message = f"'{pointed[0]}' in the column '{name}' was read as {float(pointed[0]):.15g}"
-        fix = f"if it means {pointed[0].replace('.', '')}, have points read as separators of thousands: --decimal \",\""
+        fix = f'if it means {pointed[0].replace(".", "")}, have points read as separators of thousands: --decimal ","'
         series_id = None if roles.id else name
         cells.log.add(Problem(kind="thousands", series_id=series_id, message=message, fix=fix, severity="note"))
 

@@ -15,7 +15,16 @@ LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = float(np.finfo(np.float32).tiny)  # smaller numbers lose digits, the smallest all of them
 HUGE = 1e20  # from here on a power of ten, or the largest number of a type, is no measurement
 CODES = frozenset(
-    [-32768.0, 32767.0, 65535.0, -2147483648.0, 2147483647.0, 4294967295.0, -9223372036854775808.0, 9223372036854775807.0]
+    [
+        -32768.0,
+        32767.0,
+        65535.0,
+        -2147483648.0,
+        2147483647.0,
+        4294967295.0,
+        -9223372036854775808.0,
+        9223372036854775807.0,
+    ]
     + [9.96920996838687e36, float(np.finfo(np.float32).max), float(np.finfo(np.float64).max)]
 )
 MAX_CODES = 3  # different codes of one series

@@ -178,9 +178,11 @@ def _series_codes(raw: RawTable, ids: tuple[str, ...], log: ProblemLog) -> tuple
     for part in parts:
         nameless |= np.asarray(pc.fill_null(pc.equal(part, ""), True).to_numpy())
     codes, names = pd.factorize(text.to_pandas().mask(nameless))
-    if len(parts) > 1 and len(pd.DataFrame({n: p.to_pandas() for n, p in enumerate(parts)})[~nameless].drop_duplicates()) > len(names):
-        message = f"names of series made of {' and '.join(ids)} with a / between them are not different"
-        log.stop(Problem(kind="series", message=message, fix="join these columns into one that names each series"))
+    if len(parts) > 1:
+        frame = pd.DataFrame({number: part.to_pandas() for number, part in enumerate(parts)})
+        if len(frame[~nameless].drop_duplicates()) > len(names):
+            message = f"names of series made of {' and '.join(ids)} with a / between them are not different"
+            log.stop(Problem(kind="series", message=message, fix="join these columns into one that names each series"))
     unnamed = np.flatnonzero(codes < 0)
 
     def problem_at(place: int) -> Problem:

@@ -84,12 +84,12 @@ def same_step(one: Step, other: Step, at: np.datetime64) -> bool:
     if one.time_zone != other.time_zone:
         return False
     if one.is_fixed and other.is_fixed:
-        return bool(one.add(at[None], 1)[0] == other.add(at[None], 1)[0])
+        return bool(one.add(np.array([at]), 1)[0] == other.add(np.array([at]), 1)[0])
     try:
-        counted = [step.range(at, NUM_COMPARED) for step in (one, other)]
+        ours, theirs = one.range(at, NUM_COMPARED), other.range(at, NUM_COMPARED)
     except (DataError, pd.errors.OutOfBoundsDatetime):
         return False
-    return np.array_equal(*counted)
+    return np.array_equal(ours, theirs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

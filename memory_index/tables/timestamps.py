@@ -162,9 +162,7 @@ def _parse_text(column: pa.ChunkedArray, log: ProblemLog, time_format: str | Non
         offsets = np.array([length[each] if each else none for each in (*found, None)], dtype="timedelta64[ns]")[codes]
         zone = zone_name(length[distinct[0]]) or "UTC" if len(set(length.values())) == 1 else "UTC"
         if len(set(length.values())) > 1:
-            message = (
-                f"the times have {len(distinct)} UTC offsets ({', '.join(distinct[:4])}) and are counted in UTC"
-            )
+            message = f"the times have {len(distinct)} UTC offsets ({', '.join(distinct[:4])}) and are counted in UTC"
             fix = "for steps of a day or more, name their zone with --time-zone"
             log.add(Problem(kind="mixed-offsets", message=message, fix=fix, severity="note"))
     cells = pc.replace_substring_regex(texts, r"(:\d\d),(\d+)$", r"\1.\2").to_pandas()
