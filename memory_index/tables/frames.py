@@ -20,7 +20,7 @@ SERIES_NAME, TIME_NAME = "unique_id", "ds"
 
 
 def arrow_table(source: Any) -> pa.Table | None:
-    """A table of another library than pandas, by what it offers: `to_arrow`, the Arrow stream or the dataframe protocol.
+    """A table of another library than pandas, by what it offers: `to_arrow`, an Arrow stream, the dataframe protocol.
 
     None if it offers none of them. Raises `UsageError` for what offers one and cannot keep it.
     """

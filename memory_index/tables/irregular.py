@@ -1,4 +1,4 @@
-"""Times without a step that can be counted on: what to call them, and what to do. Gaps of a regular step are `regular.py`.
+"""Times without a step that can be counted on: what to call them, what to do. Gaps of a regular step are `regular.py`.
 
 A step that was found, and not named, must fill half of its grid: months stamped on the 15th are not days with thirty
 gaps after each.
@@ -55,7 +55,7 @@ def _described(times: np.ndarray, time_zone: str | None, fit: Fit | None) -> tup
         num = int(on.max()) + 1
         return (
             f"{none}: '{frequency}' fits best, but {int((on >= 0).sum())} of its {num} steps have a row",
-            f"if that is the step, say so: --step {frequency}; else name another with --step, or resample the data to one",
+            f"if that is the step, say so: --step {frequency}; else name another with --step, or resample the data",
         )
     return none, "name the step with --step (a pandas frequency), or resample the data to one"
 
@@ -70,22 +70,22 @@ def _calendar(wall: pd.DatetimeIndex) -> tuple[str, str] | None:
     days = np.unique(np.round(np.diff(to_ns(wall).astype(np.float64)) / ONE_DAY)).astype(int)
     shortest, longest = int(days.min()), int(days.max())
     of_month = np.unique(wall.day)
-    if 28 <= shortest and longest <= 31 and len(of_month) == 1:
+    if shortest >= 28 and longest <= 31 and len(of_month) == 1:
         return (
             f"they are months that are stamped on day {of_month[0]}",
             "write the first day of each month instead and read it with --step MS, or resample the data to a step",
         )
-    if 28 <= shortest and longest <= 35 and (days % 7 == 0).all():
+    if shortest >= 28 and longest <= 35 and (days % 7 == 0).all():
         return (
             "they are periods of 4 and 5 weeks, as in a 4-4-5 calendar",
             "resample the data to weeks or months, and name these with --step if they are not found",
         )
     per_month = pd.Series(wall.year * 12 + wall.month).value_counts().max()
-    if 13 <= shortest and longest <= 18 and per_month == 2:
+    if shortest >= 13 and longest <= 18 and per_month == 2:
         found = _half_months(wall)
         named = f"name it: --step {found}" if found else "name it with --step (SMS or SME)"
         return "they are half months", f"{named}, or resample the data to a step"
-    if 8 <= shortest and longest <= 11 and len(of_month) == 3 and per_month == 3:
+    if shortest >= 8 and longest <= 11 and len(of_month) == 3 and per_month == 3:
         shown = ", ".join(str(day) for day in of_month)
         return f"they are thirds of months, stamped on the days {shown}", "resample the data to days, weeks or months"
     return None

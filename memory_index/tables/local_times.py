@@ -60,8 +60,9 @@ def _told_apart(local: np.ndarray, first: np.ndarray, second: np.ndarray, groups
     use_late = np.where(ascending[run], behind, ~behind)
     chosen = np.where(use_late, late, early)
     clear = known & (num_back == 1) & _only_once(group[start], day[start])
-    alone = known & (num_back == 0)
-    chosen, decided = _by_distance(chosen, early, late, group, start, last, alone & (start == last))
+    is_late, decided = _by_distance(early, late, group, start, last)
+    decided &= known & (num_back == 0) & _only_once(group[start], day[start])
+    chosen = np.where(twice & decided[run], np.where(is_late[run], late, early), chosen)
     clear |= decided
     chosen = np.where(twice & ~clear[run], np.datetime64("NaT"), chosen)
     result = first.copy()
@@ -88,32 +89,22 @@ def _only_once(group: np.ndarray, day: np.ndarray) -> np.ndarray:
 
 
 def _by_distance(
-    chosen: np.ndarray,
-    early: np.ndarray,
-    late: np.ndarray,
-    group: np.ndarray,
-    start: np.ndarray,
-    last: np.ndarray,
-    single: np.ndarray,
+    early: np.ndarray, late: np.ndarray, group: np.ndarray, start: np.ndarray, last: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A time of that hour that stands alone: the moment that is a usual step away from both rows beside it.
+    """Which hour a run without a jump is of: the one that is a usual step away from the rows beside it.
 
-    With steps of two hours the clock shows 00:00, 02:00, 03:00. Returns (chosen, decided: bool [runs]).
+    With steps of two hours the clock shows 00:00, 02:00, 03:00; or a series begins or ends within the hour.
+    Returns (whether it is the second hour, whether only one of the two fits), bool [runs].
     """
-    decided = np.zeros(len(start), dtype=bool)
-    inner = single & (start > 0) & (last < len(early) - 1)
-    inner &= (group[np.maximum(start - 1, 0)] == group[start]) & (
-        group[np.minimum(last + 1, len(early) - 1)] == group[last]
-    )
-    if not inner.any():
-        return chosen, decided
     distances, counts = np.unique(np.abs(np.diff(early.astype(np.int64))), return_counts=True)
-    usual, place = distances[counts.argmax()], start[inner]
+    usual = distances[counts.argmax()] if len(distances) else 0
     fits = []
-    for moment in (early[place], late[place]):
-        gaps = [np.abs((moment - early[beside]).astype(np.int64)) for beside in (place - 1, place + 1)]
-        fits.append((gaps[0] == usual) & (gaps[1] == usual))
-    chosen = chosen.copy()
-    chosen[place] = np.where(fits[1], late[place], early[place])
-    decided[inner] = fits[0] != fits[1]
-    return chosen, decided
+    for moment in (early, late):
+        fit = np.ones(len(start), dtype=bool)
+        for own, beside in ((start, start - 1), (last, last + 1)):
+            there = (beside >= 0) & (beside < len(early))
+            beside = np.clip(beside, 0, len(early) - 1)
+            there &= group[beside] == group[own]
+            fit &= ~there | (np.abs((moment[own] - early[beside]).astype(np.int64)) == usual)
+        fits.append(fit)
+    return fits[1], fits[0] != fits[1]

@@ -1,4 +1,4 @@
-"""Numbers as times: counts since 1970, serial days of a spreadsheet, running numbers. Read only if an option says which.
+"""Numbers as times: counts since 1970, days of a spreadsheet, running numbers. Read only if an option says which.
 
 Without one the table is refused, with the option that its numbers look like.
 """
@@ -60,7 +60,8 @@ def number_times(column: pa.ChunkedArray, options: ReadOptions, log: ProblemLog)
         return _running(_exact(column), options.time_start, options, log), options.time_zone
     if (time_unit := options.time_unit) is None:
         numbers = _floats(column)
-        shown = f" from {np.nanmin(numbers):.15g} to {np.nanmax(numbers):.15g}" if np.isfinite(numbers).any() else ""
+        lowest, highest = (f"{each:.6f}".rstrip("0").rstrip(".") for each in (np.nanmin(numbers), np.nanmax(numbers)))
+        shown = f" from {lowest} to {highest}"
         fix, said = "name the right one with --time-column, or write times as ISO 8601", told_by_size(column)
         if said is not None:
             fix = f"{said[0]}: {said[1]}; else {fix}"

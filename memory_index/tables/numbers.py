@@ -1,7 +1,7 @@
 """Cells of a column of values -> float64. A cell that is no number is a fault, told in the terms of what it looks like.
 
-Numbers are written with a decimal point unless `ReadOptions.decimal` says so: of 1,001 nobody can tell whether it is just
-above one or a thousand and one.
+Numbers are written with a decimal point unless `ReadOptions.decimal` says otherwise: of 1,001 nobody can tell whether
+it is just above one or a thousand and one.
 """
 
 from __future__ import annotations
@@ -53,14 +53,7 @@ def numbers(raw: RawTable, name: str, roles: Roles, cells: Cells) -> tuple[np.nd
         cells.log.add(Problem(kind="decimal", series_id=series_id, row=row, message=message, fix=marks[1]))
         return None if np.isnan(values).all() else (values, unreadable)
     if np.isnan(values).all():
-        cell = column[int(unreadable.argmax())].as_py()
-        what = f"holds no number (its first text is '{cell}')" if unreadable.any() else "is empty"
-        fix = f'leave it out with --ignore "{name}"' if not roles.id else "name the right one with --value-column"
-        if UNIT.fullmatch(str(cell).strip()) and any(digit in str(cell) for digit in "0123456789"):
-            fix = "write the number alone in each cell"
-        series_id = name if not roles.id else None
-        message = f"the column '{name}' {what}"
-        cells.log.add(Problem(kind="column", series_id=series_id, message=message, fix=fix))
+        cells.log.add(_no_number(column, name, roles, unreadable))
         return None
 
     def problem_at(place: int) -> Problem:
@@ -81,6 +74,17 @@ def numbers(raw: RawTable, name: str, roles: Roles, cells: Cells) -> tuple[np.nd
     return values, unreadable
 
 
+def _no_number(column: pa.ChunkedArray, name: str, roles: Roles, unreadable: np.ndarray) -> Problem:
+    """The fault of a column without a number: empty, or another kind of column."""
+    cell = str(column[int(unreadable.argmax())].as_py()).strip()
+    fix = "name the right one with --value-column" if roles.id else f'leave it out with --ignore "{name}"'
+    if UNIT.fullmatch(cell):
+        fix = "write the number alone in each cell"
+    what = f"holds no number (its first text is '{cell}')" if unreadable.any() else "is empty"
+    series_id = None if roles.id else name
+    return Problem(kind="column", series_id=series_id, message=f"the column '{name}' {what}", fix=fix)
+
+
 def _converted(column: pa.ChunkedArray, options: ReadOptions) -> tuple[np.ndarray, np.ndarray]:
     """(float64 [n], NaN where missing; bool [n], text that is no number)."""
     decimal = options.decimal if pa.types.is_string(column.type) else None
@@ -99,7 +103,7 @@ def _converted(column: pa.ChunkedArray, options: ReadOptions) -> tuple[np.ndarra
 
 
 def _with_points(text: pd.Series, decimal: str) -> pd.Series:
-    """Numbers with this decimal mark and whole groups of three digits, as Python writes them; other text is no number."""
+    """Numbers with this decimal mark and whole groups of three digits, as Python writes them; other text is none."""
     group = "." if decimal == "," else ","
     between = re.escape(group) + SPACES
     whole = rf"[+-]?(?:\d+|\d{{1,3}}(?:[{between}]\d{{3}})+)?"
@@ -138,8 +142,8 @@ def _marks(column: pa.ChunkedArray, unreadable: np.ndarray, options: ReadOptions
     both = [mark for mark in (",", ".") if _reads(marked, mark)]
     if len(both) == 2:
         return shown, (
-            f'{plain}, or say what they mean: --decimal "," if \'{marked[0]}\' has a decimal comma, --decimal "." if it '
-            "has a separator of thousands"
+            f'{plain}, or say what \'{marked[0]}\' has: --decimal "," for a decimal comma, --decimal "." for a '
+            "separator of thousands"
         )
     return shown, plain + (f', or have them read with --decimal "{both[0]}"' if both else "")
 

@@ -14,19 +14,8 @@ from memory_index.tables.series import Series
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = float(np.finfo(np.float32).tiny)  # smaller numbers lose digits, the smallest all of them
 HUGE = 1e20  # from here on a power of ten, or the largest number of a type, is no measurement
-CODES = frozenset(
-    [
-        -32768.0,
-        32767.0,
-        65535.0,
-        -2147483648.0,
-        2147483647.0,
-        4294967295.0,
-        -9223372036854775808.0,
-        9223372036854775807.0,
-    ]
-    + [9.96920996838687e36, float(np.finfo(np.float32).max), float(np.finfo(np.float64).max)]
-)
+CODES = frozenset(float(2**bits) for bits in (15, 31, 63)) | frozenset(float(2**bits - 1) for bits in (15, 16, 31, 32))
+NETCDF = 9.96920996838687e36  # its default of floating numbers
 MAX_CODES = 3  # different codes of one series
 
 
@@ -48,10 +37,10 @@ def note_ranges(series: tuple[Series, ...], log: ProblemLog) -> None:
 def is_code(value: float) -> bool:
     """Whether a number is one that programs write for "no value": all nines, a limit of a type, a huge power of ten."""
     size = abs(value)
-    if size in CODES or float(np.float32(size)) in CODES if size <= LARGEST else True:
+    if size in CODES or size >= LARGEST or np.float32(size) == np.float32(NETCDF):
         return True
     if size >= HUGE:
-        return bool(np.isclose(np.log10(size), np.round(np.log10(size)), atol=1e-6))
+        return bool(np.isclose(np.log10(size), np.round(np.log10(size)), rtol=0, atol=1e-6))
     text = f"{size:.6g}"
     return len(text) > 1 and set(text) <= {"9", "."}
 

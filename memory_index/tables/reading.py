@@ -37,9 +37,9 @@ def read_table(path: str | Path, options: ReadOptions | None = None) -> SeriesTa
     """Read a CSV or Parquet file, told apart by its content.
 
     The result has float64 values on a regular grid and datetime64[ns] times (UTC if zoned); series that cover the same
-    steps share one array of times. A series ends with its last value: empty cells behind it are steps that are not there
-    yet. What was done to the file on request (filled, sorted, left out), and what is no fault but worth a look, is in
-    `SeriesTable.notes`.
+    steps share one array of times. A series ends with its last value: empty cells behind it are steps that are not
+    there yet. What was done to the file on request (filled, sorted, left out), and what is no fault but worth a look,
+    is in `SeriesTable.notes`.
 
     Raises `DataError` for the first fault in the file (file, series, time stamp, row, and the flag that
     resolves it), `NotFoundError` (no such file or column), `UsageError` (an option) and `ResourceError`
@@ -187,7 +187,7 @@ def _series_codes(raw: RawTable, ids: tuple[str, ...], log: ProblemLog) -> tuple
 
     def problem_at(place: int) -> Problem:
         column = "' and '".join(ids)
-        fix = "fill in the name, or remove the row"
+        fix = "fill in the name"
         return Problem(
             kind="unnamed", row=int(raw.row_number[place]), message=f"the row names no series in '{column}'", fix=fix
         )

@@ -258,7 +258,7 @@ def _note_missing(block: Block, values: np.ndarray, position: np.ndarray, grid: 
             if kind == "too large":
                 value = repr(float(block.values[number[each], place[each]]))
                 message = f"the value {value} is too large for float32 ({LARGEST:.3g}), in which windows are kept"
-                fix = f"if it means no value: --missing {value}"
+                fix = f"if it means no value: --missing {value}, or --on-nan {FILL_FIX} for all such cells"
             return Problem(
                 kind=kind.replace(" ", "-"),
                 series_id=block.series_ids[number[each]],

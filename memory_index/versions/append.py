@@ -81,7 +81,9 @@ def join_new_rows(stored: SeriesTable, table: SeriesTable, *, until: np.datetime
     for old in stored.series:
         new = table[old.series_id]
         require_overlap(old, new, table, stored.step)
+        held = np.flatnonzero(np.isfinite(new.values))
         keep = new.times > old.times[-1]
+        keep[int(held[-1]) + 1 if len(held) else 0 :] = False  # empty cells behind the last value are not there yet
         if until is not None:
             keep &= stored.step.add(new.times, delay) <= until
         num_new += int(keep.sum())
