@@ -78,6 +78,8 @@ def _no_number(column: pa.ChunkedArray, name: str, roles: Roles, unreadable: np.
     """The fault of a column without a number: empty, or another kind of column."""
     cell = str(column[int(unreadable.argmax())].as_py()).strip()
     fix = "name the right one with --value-column" if roles.id else f'leave it out with --ignore "{name}"'
+    if not roles.id and 2 <= pc.count_distinct(column).as_py() <= len(column) // 2:
+        fix = f'if it names the series of each row: --id-column "{name}"; else {fix}'
     if UNIT.fullmatch(cell):
         fix = "write the number alone in each cell"
     what = f"holds no number (its first text is '{cell}')" if unreadable.any() else "is empty"

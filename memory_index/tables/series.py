@@ -92,7 +92,8 @@ def coarse(series: Series) -> str:
     """
     known = series.values[np.isfinite(series.values)]
     deviation = float(known.std()) if len(known) else 0.0
-    apart = float(np.spacing(np.float32(np.abs(known).max(initial=0))))
+    largest = np.float32(np.abs(known).max(initial=0))
+    apart = float(largest - np.nextafter(largest, np.float32(0)))
     if apart <= MAX_COARSENESS * deviation or deviation == 0:
         return ""
     return (
