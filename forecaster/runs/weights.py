@@ -13,8 +13,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
-from forecaster.runs.records import RESTORE, pack, refusals_named, seal, sha256_of, unpack, unseal
+from forecaster.runs.records import RESTORE, pack, refusals_named, seal, unpack, unseal
 from memory_index import files
+from memory_index.files import sha256_of
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_RECORD = "model.json"
