@@ -181,7 +181,7 @@ def alternatives(advice):
         flag, text = match[1].replace("-", "_"), match[2].strip('"')
         values = CHOICES.split(text) if flag in ("on_gap", "on_nan", "on_duplicate") else [text]
         if text == "NAME":
-            values = re.search(r"one of ([^)]*)\)", advice)[1].split(", ")
+            values = re.search(r"one of ([^);]*)", advice)[1].split(", ")
         if end is not None and advice[end : match.start()].strip() == "" and match[1] != "ignore":
             found = [*found[:-1], *({**found[-1], flag: value} for value in values)]
         else:

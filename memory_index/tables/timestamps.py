@@ -19,6 +19,7 @@ from memory_index.errors import UsageError
 from memory_index.tables.local_times import localized
 from memory_index.tables.number_times import are_numbers, calendar_text, number_times
 from memory_index.tables.offsets import DIRECTIVE, offset_length, split_offsets, without_offset, zone_name
+from memory_index.tables.period_names import first_day
 from memory_index.tables.problems import Problem, ProblemLog
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ DATE_FORMATS = (
     "%d-%b-%Y",
     "%d %b %Y",
     "%a, %d %b %Y",
+    "%b %Y",
+    "%b-%Y",
+    "%B %Y",
 )
 CLOCK_FORMATS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", "T%H:%M", "T%H:%M:%S")
 ZONE_WORDS = (
@@ -166,6 +170,8 @@ def _parse_text(column: pa.ChunkedArray, log: ProblemLog, time_format: str | Non
             fix = "for steps of a day or more, name their zone with --time-zone"
             log.add(Problem(kind="mixed-offsets", message=message, fix=fix, severity="note"))
     cells = pc.replace_substring_regex(texts, r"(:\d\d),(\d+)$", r"\1.\2").to_pandas()
+    if time_format is None:
+        cells = cells.map(first_day)
     local = _ns_or_nat(_parse(cells, time_format or _find_format(cells, log)))
     return Wall(np.append(local, np.datetime64("NaT", "ns"))[codes], zone, offsets)
 
@@ -225,6 +231,6 @@ def looks_like_times(column: pa.ChunkedArray) -> bool:
     first = next((cell.strip() for cell in column.slice(0, 100).to_pylist() if cell and cell.strip()), "")
     if re.fullmatch(r"[+-]?\d*\.?\d*", first):
         return bool(re.fullmatch(r"(19|20)\d\d(\d{4})?", first))  # a year, or YYYYMMDD
-    cell = pd.Series([without_offset(first)])
+    cell = pd.Series([first_day(without_offset(first))])
     formats = ("ISO8601", *(date + clock for date, clock in product(DATE_FORMATS, CLOCK_FORMATS)))
     return any(not np.isnat(_parse(cell, each)).all() for each in formats)
