@@ -218,10 +218,22 @@ def _find_time(raw: RawTable, names: list[str], options: ReadOptions, log: Probl
     if not candidates:
         message = f"there is no time column among {', '.join(list(raw.columns)[:6])}"
         fix = "name it with --time-column"
-        if numeric and (said := told_by_size(raw.columns[numeric[0]])):
+        if (line := _header_below(raw)) is not None:
+            fix = f"the names of the columns seem to stand in row {line}: remove the rows above it"
+        elif numeric and (said := told_by_size(raw.columns[numeric[0]])):
             fix += f'; {said[0]}: --time-column "{numeric[0]}" {said[1]}'
         log.stop(Problem(kind="time", message=message, fix=fix))
     return candidates[0]
+
+
+def _header_below(raw: RawTable) -> int | None:
+    """The row of a file with a preamble that holds the names of its columns: times begin below it."""
+    first = next(iter(raw.columns.values())).slice(0, 40)
+    if not pa.types.is_string(first.type):
+        return None
+    timely = [looks_like_times(pa.chunked_array([[cell or ""]])) for cell in first.to_pylist()]
+    begin = next((place for place, is_time in enumerate(timely) if is_time and all(timely[place:])), 0)
+    return int(raw.row_number[begin - 1]) if begin else None
 
 
 def _is_long(raw: RawTable, time: str, names: list[str], options: ReadOptions) -> bool:

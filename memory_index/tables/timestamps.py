@@ -66,8 +66,12 @@ class TimeColumn:
         def problem_at(place: int) -> Problem:
             cell = self.column[place].as_py()
             message = f"'{cell}' {what}" if cell not in (None, "") else "the time is missing"
-            midnight = "write the end of a day as 00:00 of the next day" if END_OF_DAY.search(str(cell)) else fix
-            return Problem(kind="time", row=int(self.row_number[place]), message=message, fix=midnight)
+            todo = fix
+            if END_OF_DAY.search(str(cell)):
+                todo = "write the end of a day as 00:00 of the next day"
+            elif cell and not any(character.isdigit() for character in str(cell)):
+                todo = f"remove the row if it is a total or a remark; else {fix}"
+            return Problem(kind="time", row=int(self.row_number[place]), message=message, fix=todo)
 
         self.log.add_at(np.flatnonzero(bad), int(bad.sum()), problem_at, kind="time")
 
