@@ -1,4 +1,4 @@
-"""Long tables without a column called `unique_id`: which columns name the series is told, and nothing is thrown away."""
+"""Long tables without a column called `unique_id`: which columns name the series is told, nothing is thrown away."""
 
 from __future__ import annotations
 

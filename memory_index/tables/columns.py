@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.tables.keys import refuse_rows_of_series
-from memory_index.tables.number_times import EXCEL, UNITS, are_numbers, told_by_size
+from memory_index.tables.number_times import EXCEL, UNITS, TimeOptions, are_numbers, told_by_size
 from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.table_files import RawTable
 from memory_index.tables.timestamps import looks_like_times
@@ -98,6 +98,17 @@ class ReadOptions:
             )
         if self.max_cells < 1:
             raise UsageError(f"--max-cells is {self.max_cells}, but must be at least 1")
+
+    @property
+    def of_times(self) -> TimeOptions:
+        """Those that say how the time column is to be read."""
+        return TimeOptions(
+            time_format=self.time_format,
+            time_zone=self.time_zone,
+            time_unit=self.time_unit,
+            time_start=self.time_start,
+            step=self.step,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,7 +220,7 @@ def _find_time(raw: RawTable, names: list[str], options: ReadOptions, log: Probl
     numeric = [
         name for name in names if name not in (*ID_NAMES, *id_columns(raw, options)) and are_numbers(raw.columns[name])
     ]
-    if not candidates and (options.time_unit or options.time_start):
+    if not candidates and options.of_times.as_numbers:
         candidates = numeric[:1]
     if len(candidates) > 1:
         message = f"several columns could be the time: {', '.join(candidates)}"

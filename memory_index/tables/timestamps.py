@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,10 @@ import pyarrow.compute as pc
 
 from memory_index.errors import UsageError
 from memory_index.tables.local_times import localized
-from memory_index.tables.number_times import are_numbers, calendar_text, number_times
+from memory_index.tables.number_times import TimeOptions, are_numbers, calendar_text, number_times
 from memory_index.tables.offsets import DIRECTIVE, offset_length, split_offsets, without_offset, zone_name
 from memory_index.tables.period_names import first_day
 from memory_index.tables.problems import Problem, ProblemLog
-
-if TYPE_CHECKING:
-    from memory_index.tables.columns import ReadOptions
 
 DATE_FORMATS = (
     "%Y-%m-%d",
@@ -57,7 +54,7 @@ class TimeColumn:
     column: pa.ChunkedArray
     row_number: np.ndarray
     groups: np.ndarray
-    options: ReadOptions
+    options: TimeOptions
     log: ProblemLog
 
     def note_bad(self, bad: np.ndarray, what: str, fix: str) -> None:
@@ -122,8 +119,7 @@ def _read(times: TimeColumn) -> Wall:
     if pa.types.is_temporal(column.type):
         zone = getattr(column.type, "tz", None)
         return Wall(_ns_or_nat(_typed(column)), f"UTC{zone}" if zone and zone[0] in "+-" else zone)
-    asked = options.time_unit is not None or options.time_start is not None
-    if asked or (options.time_format is None and are_numbers(column)):
+    if options.as_numbers or (options.time_format is None and are_numbers(column)):
         return Wall(*number_times(column, options, log))
     if not pa.types.is_string(column.type) and not are_numbers(column):
         fix = "name the right one with --time-column, or write times as ISO 8601"
@@ -133,7 +129,7 @@ def _read(times: TimeColumn) -> Wall:
 
 def _fix_of_unread(times: TimeColumn, unread: np.ndarray, offset: str) -> str:
     options = times.options
-    if options.time_unit is not None or options.time_start is not None:
+    if options.as_numbers:
         return "correct this cell: the others are numbers"
     if 2 * unread.sum() <= len(unread):
         return f"write this time as ISO 8601{offset}"
