@@ -66,6 +66,11 @@ class Served:
     run: Run
     predictor: Predictor
 
+    @property
+    def folder(self) -> Path:
+        """Where the run lies, which clients are not told."""
+        return self.run.path
+
     def answer(self, question: RunQuestion, memory: Memory, ref: str) -> tuple[str, bytes]:
         """The forecast as JSON, CSV or an Arrow stream, or the explanation as JSON.
 
@@ -103,7 +108,7 @@ def open_served(folder: Path, refs: Sequence[str], *, device: str = "auto") -> S
 
     Raises what `open_run` and `load_predictor` raise.
     """
-    run = open_run(folder)
+    run = open_run(folder.absolute())
     trained = run.record.index.ref
     if trained.startswith((*SERVICE_SCHEMES, *OLD_SCHEMES, *MILVUS_SCHEMES)):
         trained = trained.rpartition("/")[2]

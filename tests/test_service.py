@@ -34,8 +34,9 @@ from memory_fixtures import (
     queries_at,
     wide_table,
 )
-from service_fixtures import CERTIFICATES, PATIENCE_S, page, served, wait_until, whole_service
+from service_fixtures import CERTIFICATES, PATIENCE_S, page, refresh, served, wait_until, whole_service
 
+from memory_index import remote
 from memory_index.access import Access, read_access
 from memory_index.errors import (
     BusyError,
@@ -49,10 +50,10 @@ from memory_index.errors import (
 )
 from memory_index.leakage import LeakError, Policy
 from memory_index.local import LocalMemory
-from memory_index.service import messages, remote, wire
+from memory_index.remote import RemoteMemory
+from memory_index.service import messages, wire
 from memory_index.service.app import App
 from memory_index.service.hosted import Hosting
-from memory_index.service.remote import RemoteMemory
 from memory_index.service.serving import Service
 from memory_index.service.settings import Settings
 from memory_index.service.turns import Budget, Turns
@@ -194,9 +195,9 @@ def test_a_large_batch_is_asked_in_parts(folder, local, monkeypatch):
 def _recording(asked: list[int]) -> Callable[..., object]:
     original = App._found
 
-    def search(self, hosted, question, until):
+    def search(self, memory, question):
         asked.append(len(question.queries))
-        return original(self, hosted, question, until)
+        return original(self, memory, question)
 
     return search
 
@@ -426,10 +427,10 @@ def test_old_versions_are_let_go_when_nobody_asks_them(tmp_path):
     append(Store(tmp_path), first.ref, between(wide_table(), 0, 300))
     with hosting.using(old):
         time.sleep(0.15)
-        hosting.refresh()
+        refresh(hosting)
         assert hosting.open(old.fingerprint) is old
     time.sleep(0.15)
-    hosting.refresh()
+    refresh(hosting)
     assert old.files == {}
     with pytest.raises(ServiceError, match="no longer served"):
         hosting.open(old.fingerprint)
@@ -446,7 +447,7 @@ def test_a_damaged_new_version_changes_nothing(tmp_path, local):
         shutil.copytree(second.path, tmp_path / "copy")
         (tmp_path / "copy" / keys.relative_to(second.path)).write_bytes(b"nonsense")
         (tmp_path / "copy").rename(tmp_path / "small" / "000003")
-        wait_until(lambda: service.hosting.troubles())
+        wait_until(lambda: service.status()["troubles"])
         found = page(service.address, "/readyz")
         assert (found.status_code, found.json()["versions"]) == (200, {"small@latest": "small@2"})
         assert "small@latest" in found.json()["troubles"]
@@ -712,10 +713,10 @@ def test_bytes_that_are_held_have_an_end():
 def test_a_question_too_many_is_asked_again(folder, local, monkeypatch):
     inside, go_on, search = threading.Event(), threading.Event(), App._found
 
-    def slow(self, hosted, asked, until):
+    def slow(self, memory, asked):
         inside.set()
         go_on.wait(PATIENCE_S)
-        return search(self, hosted, asked, until)
+        return search(self, memory, asked)
 
     monkeypatch.setattr(App, "_found", slow)
     with served(folder, ["small"], max_held=1) as service, ThreadPoolExecutor(1) as pool:
@@ -894,11 +895,11 @@ def test_a_few_windows_may_be_asked_in_json(address, local):
 def test_a_busy_service_is_asked_again(folder, local, monkeypatch):
     answer, calls = App._found, []
 
-    def busy(self, hosted, asked, until):
+    def busy(self, memory, asked):
         calls.append(1)
         if len(calls) < 4:
             raise BusyError("the service is busy", hint="ask later")
-        return answer(self, hosted, asked, until)
+        return answer(self, memory, asked)
 
     monkeypatch.setattr(App, "_found", busy)
     with served(folder, ["small"]) as service:
@@ -913,7 +914,7 @@ def test_a_busy_service_is_asked_again(folder, local, monkeypatch):
 
 
 def _raising(error: Exception, calls: list[int] | None = None) -> Callable[..., object]:
-    def refuse(self, hosted, asked, until):
+    def refuse(self, memory, asked):
         if calls is not None:
             calls.append(1)
         raise error
@@ -944,9 +945,9 @@ def test_a_defect_is_told_to_whoever_keeps_the_service(folder, monkeypatch, capf
 def test_a_service_that_says_nothing_is_not_waited_for(folder, monkeypatch):
     release, search = threading.Event(), App._found
 
-    def hang(self, hosted, asked, until):
+    def hang(self, memory, asked):
         release.wait(PATIENCE_S)
-        return search(self, hosted, asked, until)
+        return search(self, memory, asked)
 
     monkeypatch.setattr(App, "_found", hang)
     with served(folder, ["small"]) as service:
@@ -978,10 +979,10 @@ def test_a_port_behind_which_nobody_is(accepts):
 def test_a_drain_answers_what_is_under_way_and_nothing_else(folder, local, monkeypatch):
     inside, go_on, search = threading.Event(), threading.Event(), App._found
 
-    def slow(self, hosted, asked, until):
+    def slow(self, memory, asked):
         inside.set()
         go_on.wait(PATIENCE_S)
-        return search(self, hosted, asked, until)
+        return search(self, memory, asked)
 
     monkeypatch.setattr(App, "_found", slow)
     with whole_service(folder) as service, ThreadPoolExecutor(2) as pool:
@@ -1007,7 +1008,7 @@ def test_a_drain_answers_what_is_under_way_and_nothing_else(folder, local, monke
 def test_a_search_without_end_does_not_hold_the_end_up(folder, monkeypatch):
     inside, go_on = threading.Event(), threading.Event()
 
-    def slow(self, hosted, asked, until):
+    def slow(self, memory, asked):
         inside.set()
         go_on.wait(PATIENCE_S)
         raise ServiceError("nobody hears this")
@@ -1106,11 +1107,11 @@ def test_the_log_tells_who_asked_what_without_names_or_values(folder, tmp_path):
 def test_a_question_that_nobody_waits_for_is_not_searched(folder, local, monkeypatch):
     searched, inside, go_on, search = [], threading.Event(), threading.Event(), App._found
 
-    def slow(self, hosted, asked, until):
+    def slow(self, memory, asked):
         searched.append(asked.k)
         inside.set()
         go_on.wait(PATIENCE_S)
-        return search(self, hosted, asked, until)
+        return search(self, memory, asked)
 
     monkeypatch.setattr(App, "_found", slow)
     with whole_service(folder) as service, ThreadPoolExecutor(2) as pool:

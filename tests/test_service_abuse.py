@@ -20,8 +20,8 @@ from memory_fixtures import NUM_TRAINING, assert_same, built, open_version, quer
 from service_fixtures import CERTIFICATES, PATIENCE_S, Serving, cli_serving, page, raw, wait_until, whole_service
 
 from memory_index.local import LocalMemory
+from memory_index.remote import RemoteMemory
 from memory_index.service import connections, wire
-from memory_index.service.remote import RemoteMemory
 from memory_index.service.serving import Service
 from memory_index.service.wire import Question
 from memory_index.types import Queries

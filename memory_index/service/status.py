@@ -80,9 +80,9 @@ class AccessLog(WatchedFileHandler):
 
 
 class Metrics:
-    """Counts calls for Prometheus. gauges: what each reads, by name."""
+    """Counts calls for Prometheus. gauges: by name, what each says and reads."""
 
-    def __init__(self, gauges: dict[str, tuple[str, Callable[[], float]]]) -> None:
+    def __init__(self, **gauges: tuple[str, Callable[[], float]]) -> None:
         self.registry = CollectorRegistry()
         own: dict[str, Any] = {"registry": self.registry, "namespace": "memory"}
         self._calls = Counter("calls", "Calls, by method and how they ended", ["method", "status"], **own)

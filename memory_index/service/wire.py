@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -20,31 +20,24 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from memory_index.arrow_streams import read_batches
 from memory_index.documents import jsonable
-from memory_index.errors import MemoryIndexError, ServiceError, UsageError
+from memory_index.errors import UsageError
 from memory_index.inspection import neighbour_records
 from memory_index.leakage import Policy
 from memory_index.neighbours import Neighbours
 from memory_index.service.messages import list_of, read_document, require_at_most, value_of
-from memory_index.types import Filter, KeySpace, Queries, Scope
-from memory_index.windows import Step, StoredWindows
+from memory_index.types import Filter, Queries, Scope
+from memory_index.windows import Step
 
 PROTOCOL = 2
 ARROW, JSON, CSV = "application/vnd.apache.arrow.stream", "application/json", "text/csv"
 BESIDE = b"document"  # key of the JSON document in the metadata of a schema
 MAX_NAME = 1000  # characters of the name of a series
 SLOT_BYTES, SPACE_BYTES = 20, 16  # of an answer, per neighbour and per key space
-QUESTION = pa.schema([pa.field("values", pa.list_(pa.float32())), pa.field("origin", pa.list_(pa.timestamp("ns")))])
-ANSWER = pa.schema(
-    [
-        pa.field("row", pa.list_(pa.int64())),
-        pa.field("distance", pa.list_(pa.float32())),
-        pa.field("shape_distance", pa.list_(pa.float32())),
-        pa.field("value_distance", pa.list_(pa.float32())),
-        pa.field("query_location", pa.list_(pa.float64())),
-        pa.field("query_spread", pa.list_(pa.float64())),
-    ]
-)
 SLOT_COLUMNS = ("row", "distance", "shape_distance", "value_distance")
+ANSWER_TYPES = dict.fromkeys(SLOT_COLUMNS, pa.float32()) | {"row": pa.int64()}
+ANSWER_TYPES |= dict.fromkeys(("query_location", "query_spread"), pa.float64())
+QUESTION = pa.schema([("values", pa.list_(pa.float32())), ("origin", pa.list_(pa.timestamp("ns")))])
+ANSWER = pa.schema([(name, pa.list_(kind)) for name, kind in ANSWER_TYPES.items()])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,16 +59,6 @@ class Limits:
             if not getattr(self, field.name) > 0:
                 raise UsageError(f"{field.name} is {getattr(self, field.name)}, but must be above 0")
 
-    def moments(self, *, num_series: int, lookback: int, slots_per_window: int) -> int:
-        """How many moments of so many series one question may have; 0 if not even one."""
-        window_bytes = 4 * lookback + 16
-        room = self.max_message // 8 * 7  # what is left for the document beside the windows
-        return min(
-            self.max_windows // num_series,
-            room // (window_bytes * num_series),
-            self.max_slots // (slots_per_window * num_series),
-        )
-
 
 class Question(NamedTuple):
     """The arguments of one `Memory.search`. wait_s: how long whoever asks will wait."""
@@ -89,30 +72,28 @@ class Question(NamedTuple):
     wait_s: float
 
 
-def answer_bytes(num_windows: int, num_spaces: int, k: int) -> int:
-    """How large an answer is, but for what stands beside it."""
-    return num_windows * num_spaces * (k * SLOT_BYTES + SPACE_BYTES)
-
-
 # Questions
 
 
 def write_question(question: Question) -> bytes:
-    """A question as it travels."""
-    queries = question.queries
-    stretch, where = _stretch(queries.context), question.where
-    document = {
+    """A question as it travels. What is named twice is said once."""
+    queries, where = question.queries, question.where
+    stretch = _stretch(queries.context)
+    document: dict[str, Any] = {
         "series_id": [str(name) for name in queries.series_id],
         "lookback": queries.context.shape[2],
         "consecutive": stretch is not None,
         "policy": queries.policy.value,
         "k": int(question.k),
-        "scopes": _each_once(question.scopes),
-        "views": _each_once(question.views and [int(view) for view in question.views]),
-        "where": None if where is None else {"series_id": _each_once(where.series_id)} | _times(where),
+        "scopes": question.scopes and list(dict.fromkeys(question.scopes)),
+        "views": question.views and list(dict.fromkeys(map(int, question.views))),
+        "where": where and {"series_id": where.series_id and list(dict.fromkeys(where.series_id))},
         "min_gap": int(question.min_gap),
         "wait_s": question.wait_s,
     }
+    for name in ("after", "before"):
+        if (time := getattr(where, name, None)) is not None:
+            document["where"] |= {name: int(time.astype("datetime64[ns]").astype(np.int64))}
     return pack(QUESTION, [queries.context if stretch is None else stretch, queries.origin], document)
 
 
@@ -128,18 +109,6 @@ def _stretch(context: np.ndarray) -> np.ndarray | None:
     return np.concatenate([context[0], context[1:, :, -1].T], axis=1)
 
 
-def _each_once(entries: Sequence[Any] | None) -> list[Any] | None:
-    return None if entries is None else list(dict.fromkeys(entries))
-
-
-def _times(where: Filter) -> dict[str, Any]:
-    times = {"after": where.after, "before": where.before}
-    return {
-        name: None if time is None else int(time.astype("datetime64[ns]").astype(np.int64))
-        for name, time in times.items()
-    }
-
-
 def read_question(content: bytes, limits: Limits, num_spaces: int) -> Question:
     """The question in an Arrow stream, checked. Windows of consecutive moments share their memory.
 
@@ -147,95 +116,99 @@ def read_question(content: bytes, limits: Limits, num_spaces: int) -> Question:
     `IncompatibleError` for other columns, and what `Queries` raises.
     """
     (values, origin), document = unpack(content, QUESTION)
-    num_series = len(value_of(document, "series_id", list))  # before they are gone through, as all lists: it takes time
-    shape = (len(origin), num_series, value_of(document, "lookback", int))
-    require_at_most("bytes of windows", 4 * math.prod(shape), limits.max_message)
-    names, k, policy = _asked(document, max(len(origin), 1), limits, num_spaces)
-    context = _contexts(values, shape, is_consecutive=value_of(document, "consecutive", bool))
-    return _question(document, Queries(context=context, origin=origin, series_id=names, policy=policy), k, num_spaces)
+
+    def contexts(num_series: int) -> np.ndarray:
+        lookback, is_consecutive = value_of(document, "lookback", int), value_of(document, "consecutive", bool)
+        shape, length = (len(origin), num_series, lookback), len(origin) + lookback - 1
+        require_at_most("bytes of windows", 4 * math.prod(shape), limits.max_message)
+        expected = num_series * length if is_consecutive else math.prod(shape)
+        if lookback < 1 or len(values) != expected or (is_consecutive and not len(origin)):
+            raise UsageError(f"{len(values)} values are not {len(origin)} moments of {num_series} series")
+        if not is_consecutive:
+            return values.reshape(shape)
+        return sliding_window_view(values.reshape(num_series, length), lookback, axis=1).swapaxes(0, 1)
+
+    return _question(document, origin, contexts, limits, num_spaces)
 
 
 def read_json_question(content: bytes, limits: Limits, num_spaces: int, step: Step) -> Question:
     """One moment asked in JSON: `context` is a list of numbers for each series, or the numbers of the only one, null
-    for a missing cell; `origin` is ISO 8601, as a person types it. Raises as `read_question` does.
+    for a missing cell; times are ISO 8601, as a person types them. Raises as `read_question` does.
     """
     document = {"k": 10, "min_gap": 0, "wait_s": limits.max_seconds} | read_document(content)
-    names, k, policy = _asked(document, 1, limits, num_spaces)
-    try:
-        context = np.array(document.get("context"), dtype=np.float32)
-    except (ValueError, TypeError) as error:
-        raise UsageError("'context' must be numbers, for each series as many") from error
-    context = context.reshape((1,) * (3 - context.ndim) + context.shape) if context.ndim in (1, 2) else context
+
+    def contexts(num_series: int) -> np.ndarray:
+        try:
+            context = np.array(document.get("context"), dtype=np.float32)
+        except (ValueError, TypeError) as error:
+            raise UsageError("'context' must be numbers, for each series as many") from error
+        return context.reshape((1,) * (3 - context.ndim) + context.shape) if context.ndim in (1, 2) else context
+
     origin = np.array([step.parse(value_of(document, "origin", str))])
-    where = document.get("where")
-    if isinstance(where, dict):
+    if isinstance(where := document.get("where"), dict):
         times = {name: step.parse(where[name]) for name in ("after", "before") if isinstance(where.get(name), str)}
         document["where"] = where | {name: int(time.astype(np.int64)) for name, time in times.items()}
-    return _question(document, Queries(context=context, origin=origin, series_id=names, policy=policy), k, num_spaces)
+    return _question(document, origin, contexts, limits, num_spaces)
 
 
-def _asked(
-    document: Mapping[str, Any], num_moments: int, limits: Limits, num_spaces: int
-) -> tuple[np.ndarray, int, Policy]:
-    """The names of the series, k and the policy, within the limits."""
-    num_windows = len(value_of(document, "series_id", list)) * num_moments
+def _question(
+    document: Mapping[str, Any],
+    origin: np.ndarray,
+    contexts: Callable[[int], np.ndarray],
+    limits: Limits,
+    num_spaces: int,
+) -> Question:
+    """The question of a document. contexts: the windows of so many series, asked once all is known to be in limits.
+
+    How long a list is comes before what is in it, which takes time to go through.
+    """
+    num_windows = len(value_of(document, "series_id", list)) * max(len(origin), 1)
     require_at_most("windows", num_windows, limits.max_windows)
     names = list_of(document, "series_id", str, most=limits.max_windows) or ()
-    if not names or max(len(name) for name in names) > MAX_NAME:
+    if not names or max(map(len, names)) > MAX_NAME:
         raise UsageError(f"a question names at least one series, each with at most {MAX_NAME} characters")
-    k = value_of(document, "k", int)
+    k, policy, where = value_of(document, "k", int), value_of(document, "policy", str), None
     require_at_most("k", k, limits.max_k)
     require_at_most("windows x key spaces x k", num_windows * num_spaces * max(k, 0), limits.max_slots)
-    policy = value_of(document, "policy", str)
     if policy not in set(Policy):
         raise UsageError(f"policy must be {' or '.join(Policy)}, not '{policy[:40]}'")
-    return np.array(names), k, Policy(policy)
-
-
-def _question(document: Mapping[str, Any], queries: Queries, k: int, num_spaces: int) -> Question:
-    where = None
     if document.get("where") is not None:
         asked = value_of(document, "where", dict)
         times = {
-            name: None if asked.get(name) is None else np.datetime64(value_of(asked, name, int), "ns")
+            name: np.datetime64(value_of(asked, name, int), "ns")
             for name in ("after", "before")
+            if asked.get(name) is not None
         }
-        where = Filter(
-            series_id=list_of(asked, "series_id", str, most=max(num_spaces, len(queries.series_id), 8192)), **times
-        )
+        where = Filter(series_id=list_of(asked, "series_id", str, most=max(len(names), 8192)), **times)
     return Question(
-        queries=queries,
-        k=k,
-        scopes=list_of(document, "scopes", str, most=num_spaces),  # type: ignore[arg-type]  # the memory says which
-        views=list_of(document, "views", int, most=num_spaces),
-        where=where,
-        min_gap=value_of(document, "min_gap", int),
-        wait_s=value_of(document, "wait_s", float),
+        Queries(context=contexts(len(names)), origin=origin, series_id=np.array(names), policy=Policy(policy)),
+        k,
+        list_of(document, "scopes", str, most=num_spaces),  # type: ignore[arg-type]  # the memory says which
+        list_of(document, "views", int, most=num_spaces),
+        where,
+        value_of(document, "min_gap", int),
+        value_of(document, "wait_s", float),
     )
 
 
-def _contexts(values: np.ndarray, shape: tuple[int, int, int], *, is_consecutive: bool) -> np.ndarray:
-    """The windows [B, N, L] in the values of a question."""
-    num_moments, num_series, lookback = shape
-    length = num_moments + lookback - 1
-    expected = num_series * length if is_consecutive else math.prod(shape)
-    if lookback < 1 or len(values) != expected or (is_consecutive and not num_moments):
-        raise UsageError(f"{len(values)} values are not {num_moments} moments of {num_series} series")
-    if not is_consecutive:
-        return values.reshape(shape)
-    return sliding_window_view(values.reshape(num_series, length), lookback, axis=1).swapaxes(0, 1)
+def some_of(queries: Queries, moments: slice) -> Queries:
+    """The queries of some moments. Windows that share their memory become windows of their own, for the same sums in
+    the same order."""
+    return replace(queries, context=np.ascontiguousarray(queries.context[moments]), origin=queries.origin[moments])
 
 
 # Answers
 
 
+def answer_bytes(num_windows: int, num_spaces: int, k: int) -> int:
+    """How large an answer is, but for what stands beside it."""
+    return num_windows * num_spaces * (k * SLOT_BYTES + SPACE_BYTES)
+
+
 def write_answer(neighbours: Neighbours) -> bytes:
-    """An answer as it travels."""
-    document = {
-        "fingerprint": neighbours.fingerprint,
-        "spaces": [list(space) for space in neighbours.spaces],
-        "k": neighbours.row.shape[3],
-    }
+    """An answer as it travels. How it is read is told in `memory_index/remote.py`."""
+    spaces, k = [list(space) for space in neighbours.spaces], neighbours.row.shape[3]
+    document = {"fingerprint": neighbours.fingerprint, "spaces": spaces, "k": k}
     return pack(ANSWER, [getattr(neighbours, name) for name in ANSWER.names], document)
 
 
@@ -252,98 +225,23 @@ def write_json_answer(neighbours: Neighbours) -> bytes:
     return json.dumps(document | {"series": told}).encode()
 
 
-def read_answer(
-    content: bytes,
-    question: Question,
-    spaces: tuple[KeySpace, ...],
-    temperature: Mapping[KeySpace, float],
-    linear_maps: Mapping[int, np.ndarray],
-    fingerprint: str,
-    windows: StoredWindows,
-) -> Neighbours:
-    """The neighbours in an answer, which check themselves against the leak rule.
-
-    spaces: what must be answered, in order; a service does not decide it. Raises `ServiceError` for an answer that is
-    not one to this question, of this version; `LeakError`.
-    """
-    try:
-        arrays, document = unpack(content, ANSWER)
-        found, k = str(document["fingerprint"]), document["k"]
-        answered = tuple((scope, view) for scope, view in document["spaces"])
-    except (ValueError, KeyError, TypeError, MemoryIndexError) as error:
-        raise ServiceError("the service gave an answer that cannot be read; it was discarded") from error
-    if found != fingerprint:
-        raise ServiceError(
-            f"the service answered from another version ({found[:12]}, not "
-            f"{fingerprint[:12]}); the answer was discarded"
-        )
-    queries, columns = question.queries, dict(zip(ANSWER.names, arrays, strict=True))
-    shape = (*queries.context.shape[:2], len(spaces))
-    if k != question.k or answered != spaces:
-        raise ServiceError("the service gave an answer to another question; it was discarded")
-    for name in ANSWER.names:
-        expected = (*shape, k) if name in SLOT_COLUMNS else shape
-        if len(columns[name]) != math.prod(expected):
-            raise ServiceError("the service gave half an answer; it was discarded")
-        columns[name] = columns[name].reshape(expected)
-    _require_an_answer(columns)
-    return Neighbours(
-        queries=queries,
-        spaces=spaces,
-        temperature=np.array([temperature[space] for space in spaces], dtype=np.float32),
-        linear_maps=linear_maps,
-        windows=windows,
-        fingerprint=fingerprint,
-        **columns,
-    )
-
-
-def _require_an_answer(columns: Mapping[str, np.ndarray]) -> None:
-    """Raise `ServiceError` unless neighbours are in order, each there once, with nothing but numbers."""
-    row, distance = columns["row"], columns["distance"]
-    used, ascending = row >= 0, np.sort(row, axis=-1)
-    with np.errstate(invalid="ignore"):  # inf - inf
-        is_sorted = (distance[..., 1:] >= distance[..., :-1]).all()
-    is_answer = (
-        is_sorted
-        and not ((ascending[..., 1:] == ascending[..., :-1]) & (ascending[..., 1:] >= 0)).any()
-        and ((row == -1) == ~used).all()
-        and all((np.isfinite(columns[name]) == used).all() for name in SLOT_COLUMNS[1:])
-        and all(np.isfinite(columns[name]).all() for name in ("query_location", "query_spread"))
-        and not any((columns[name] < 0).any() for name in SLOT_COLUMNS[1:])
-        and (columns["query_spread"] > 0).all()
-    )
-    if not is_answer:
-        raise ServiceError("the service gave an answer that no search gives; it was discarded")
-
-
 def joined(parts: list[Neighbours], queries: Queries) -> Neighbours:
     """The answers to some moments after the other, as the answer to all of them."""
     if len(parts) == 1:
         return parts[0]
-    names = (*SLOT_COLUMNS, "query_location", "query_spread")
-    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ANSWER.names}
     return replace(parts[0], queries=queries, **arrays)
-
-
-def some_of(queries: Queries, moments: slice) -> Queries:
-    """The queries of some moments. Windows that share their memory become windows of their own, for the same sums in
-    the same order."""
-    return replace(queries, context=np.ascontiguousarray(queries.context[moments]), origin=queries.origin[moments])
 
 
 # Their form
 
 
 def pack(schema: pa.Schema, columns: Sequence[np.ndarray], document: Mapping[str, Any]) -> bytes:
-    """Whole arrays as the one line of an Arrow stream, with a document beside them."""
+    """Whole arrays as the one line of an Arrow stream, with a document beside them. Nothing is copied before."""
     lines = []
     for values, field in zip(columns, schema, strict=True):
-        entries = pa.Array.from_buffers(
-            field.type.value_type, values.size, [None, pa.py_buffer(np.ascontiguousarray(values))]
-        )
-        ends = pa.py_buffer(np.array([0, values.size], dtype=np.int32))
-        lines.append(pa.Array.from_buffers(field.type, 1, [None, ends], children=[entries]))
+        entries = pa.array(np.ascontiguousarray(values).reshape(-1), field.type.value_type, from_pandas=False)
+        lines.append(pa.ListArray.from_arrays([0, len(entries)], entries, type=field.type))
     batch = pa.RecordBatch.from_arrays(lines, schema=schema.with_metadata({BESIDE: json.dumps(document)}))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
