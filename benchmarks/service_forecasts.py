@@ -23,7 +23,7 @@ from benchmarks.speed.service import serving
 from forecaster.serving import open_served
 from memory_index.references import open_memory
 from memory_index.service.app import RunQuestion
-from memory_index.service.wire import Limits
+from memory_index.wire import Limits
 
 ROWS, TURNS = 2000, 60
 

@@ -30,6 +30,7 @@ from memory_index.arrow_streams import read_batches
 from memory_index.documents import jsonable
 from memory_index.errors import DataError, UsageError
 from memory_index.memory import Memory
+from memory_index.messages import read_document
 from memory_index.queries import require_same_data
 from memory_index.references import MILVUS_SCHEMES, OLD_SCHEMES, SERVICE_SCHEMES
 from memory_index.tables.columns import ReadOptions
@@ -121,8 +122,6 @@ def read_asked(question: RunQuestion) -> Asked:
     """What a request asks. Raises `UsageError`."""
     document: dict[str, Any] = dict(question.query)
     if question.kind == "application/json":
-        from memory_index.service.messages import read_document
-
         document |= read_document(question.body)
         history: Any = _frame(document.get("history"))
     else:

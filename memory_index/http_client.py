@@ -14,8 +14,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_bef
 
 from memory_index.access import Access
 from memory_index.errors import BusyError, MemoryIndexError, ServiceError
-from memory_index.service.messages import read_error
-from memory_index.service.wire import ARROW
+from memory_index.messages import read_error
+from memory_index.wire import ARROW
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0  # between two attempts; doubled each time, and drawn
 TELL_S = 2.0  # of asking in vain, before it is said that it goes on

@@ -3,7 +3,7 @@
 Manifest and limits come when it is opened; windows, series and linear maps (hashed, as when a version on disk is
 opened) with the first answer, once per fingerprint and process. From then on row ids and distances travel, nothing
 else. What a service answers checks itself against the leak rule here, as every answer does. How questions travel is
-told in `service/wire.py`, how a service is reached in `http_client.py`.
+told in `wire.py`, how a service is reached in `http_client.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 import numpy as np
 
-from memory_index import files
+from memory_index import files, wire
 from memory_index.access import Access
 from memory_index.encoder import DualKeyEncoder
 from memory_index.errors import IncompatibleError, MemoryIndexError, ServiceError, UsageError, VerificationError
@@ -32,14 +32,13 @@ from memory_index.http_client import IS_IT_OURS, HttpClient
 from memory_index.memory import require_counts, require_lookback, spaces_asked
 from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale
-from memory_index.service import wire
-from memory_index.service.wire import Limits, Question
 from memory_index.types import Filter, KeySpace, Queries, Scope
 from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest, manifest_from_json
 from memory_index.versions.opening import ENCODER_FILE, read_arrays, stored_windows
 from memory_index.versions.segments import SERIES_FILE, WINDOWS_FILE
 from memory_index.windows import StoredWindows
+from memory_index.wire import Limits, Question
 
 OPEN_S = 5.0  # to reach a service for the first time: longer is a wrong address
 BESIDE_BYTES = 64 << 10  # of an answer, beside its arrays

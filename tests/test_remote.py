@@ -24,18 +24,17 @@ from memory_fixtures import NUM_TRAINING, assert_same, built, open_version, quer
 from service_fixtures import CERTIFICATES, PATIENCE_S, served, whole_service
 
 from cli.options import Indexes
-from memory_index import http_client
+from memory_index import http_client, wire
 from memory_index.access import Access
 from memory_index.errors import BusyError, NotFoundError, ServiceError, UsageError
 from memory_index.http_client import HttpClient
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
 from memory_index.remote import Address, RemoteMemory, parse_address
-from memory_index.service import wire
 from memory_index.service.app import App
-from memory_index.service.wire import Limits, Question
 from memory_index.types import Filter, Queries
 from memory_index.versions.store import Store
+from memory_index.wire import Limits, Question
 
 ORIGINS = range(NUM_TRAINING - 10, NUM_TRAINING + 20)
 

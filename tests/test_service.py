@@ -10,6 +10,7 @@ import asyncio
 import json
 import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -36,7 +37,7 @@ from memory_fixtures import (
 )
 from service_fixtures import CERTIFICATES, PATIENCE_S, page, refresh, served, wait_until, whole_service
 
-from memory_index import remote
+from memory_index import messages, remote, wire
 from memory_index.access import Access, read_access
 from memory_index.errors import (
     BusyError,
@@ -51,15 +52,15 @@ from memory_index.errors import (
 from memory_index.leakage import LeakError, Policy
 from memory_index.local import LocalMemory
 from memory_index.remote import RemoteMemory
-from memory_index.service import messages, wire
 from memory_index.service.app import App
 from memory_index.service.hosted import Hosting
+from memory_index.service.refusals import Places
 from memory_index.service.serving import Service
 from memory_index.service.settings import Settings
 from memory_index.service.turns import Budget, Turns
-from memory_index.service.wire import Limits, Question
 from memory_index.types import Filter, Queries
 from memory_index.versions.store import Store
+from memory_index.wire import Limits, Question
 
 ORIGINS = range(NUM_TRAINING - 10, NUM_TRAINING + 30)
 OTHER_REFS = ["small@2", "other@1", "small", "small@latest", "small@1@1", "", "small@" + "9" * 90_000]
@@ -853,6 +854,22 @@ def test_calls_that_make_no_sense(address, local, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("/data/runs/load was trained against load@1", "load was trained against load@1"),
+        ("/data/indexes/load/000001/keys.faiss: no space", "load/000001/keys.faiss: no space"),
+        (f"{tempfile.gettempdir()}/forecast-x1y2/history.csv, line 3", "history.csv, line 3"),
+        ("trained against milvus:/srv/keys.db/load@1", "trained against load@1"),
+        ("there is nothing at /v1/indexes/load/x", "there is nothing at /v1/indexes/load/x"),
+    ],
+)
+def test_an_error_names_no_place_of_the_server(said, told):
+    places = Places([Path("/data/indexes"), Path("/data/runs"), Path("/data")])
+    [error] = json.loads(messages.write_error(UsageError(said, hint=said), places.without)).values()
+    assert (error["message"], error["hint"]) == (told, told)
+
+
 def test_a_few_windows_may_be_asked_in_json(address, local):
     """The same neighbours; null is a missing cell."""
     queries = some(origins=range(NUM_TRAINING, NUM_TRAINING + 1))
@@ -1076,6 +1093,7 @@ def test_every_route_is_documented(address):
 
 def test_the_log_tells_who_asked_what_without_names_or_values(folder, tmp_path):
     log = tmp_path / "access.log"
+    remote._windows.clear()  # so that it is fetched
     with whole_service(folder, access_log=log, causal_only=True) as service:
         memory = RemoteMemory(f"{service.address}/small")
         memory.search(some(), 3)

@@ -19,18 +19,18 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from starlette.requests import Request
 
+from memory_index import wire
 from memory_index.errors import BusyError, IncompatibleError, NotFoundError, ServiceError
 from memory_index.leakage import Policy
 from memory_index.memory import Memory
 from memory_index.neighbours import Neighbours
 from memory_index.queries import BLOCK
-from memory_index.service import wire
 from memory_index.service.calls import PIECE, Call, Calls, Reply, Take
 from memory_index.service.hosted import Hosted, Hosting
 from memory_index.service.refusals import RefusedError
 from memory_index.service.settings import Settings
 from memory_index.service.turns import TimedMemory, Turns
-from memory_index.service.wire import ARROW, CSV, JSON, Limits, Question
+from memory_index.wire import ARROW, CSV, JSON, Limits, Question
 
 TIMES_AS_LARGE = 16  # a table that is read, beside the bytes that it came as
 HERE = Path(__file__).parent

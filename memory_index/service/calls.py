@@ -17,13 +17,13 @@ from typing import Any, ClassVar, NamedTuple
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route, Router
 
+from memory_index import messages
 from memory_index.access import Token
 from memory_index.errors import ServiceError, UsageError
-from memory_index.service import messages
 from memory_index.service.refusals import Places, RefusedError, refusal, too_large
 from memory_index.service.settings import Settings
 from memory_index.service.turns import Budget
-from memory_index.service.wire import JSON
+from memory_index.wire import JSON
 
 PIECE = 256 << 10  # bytes that are sent at once
 LEAST_RATE = 65536  # bytes per second that a message must come or be read at

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -41,7 +40,6 @@ class AccessLog(WatchedFileHandler):
             super().__init__(path, encoding="utf-8")
         self.setFormatter(logging.Formatter("%(message)s"))
         self._note, self._is_well, self._failed = note, True, False
-        self._limiting = threading.Lock()
         self._second = self._num_limited = 0
 
     def call(self, call: Call) -> None:
@@ -52,15 +50,14 @@ class AccessLog(WatchedFileHandler):
 
     def line(self, told: dict[str, Any], *, is_limited: bool = True) -> None:
         """Any line. is_limited: only so many a second; a later one says how many were left out."""
-        with self._limiting:
-            if is_limited:
-                second = int(time.monotonic())
-                if second != self._second:
-                    told = told | {"left_out": max(self._num_limited - LINES_PER_S, 0)}
-                    self._second, self._num_limited = second, 0
-                self._num_limited += 1
-                if self._num_limited > LINES_PER_S:
-                    return
+        if is_limited:
+            second = int(time.monotonic())
+            if second != self._second:
+                told = told | {"left_out": max(self._num_limited - LINES_PER_S, 0)}
+                self._second, self._num_limited = second, 0
+            self._num_limited += 1
+            if self._num_limited > LINES_PER_S:
+                return
         text = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds")} | told)
         self.handle(logging.LogRecord("access", logging.INFO, "", 0, text, None, None))
 

@@ -23,8 +23,8 @@ from memory_index.documents import jsonable
 from memory_index.errors import UsageError
 from memory_index.inspection import neighbour_records
 from memory_index.leakage import Policy
+from memory_index.messages import list_of, read_document, require_at_most, value_of
 from memory_index.neighbours import Neighbours
-from memory_index.service.messages import list_of, read_document, require_at_most, value_of
 from memory_index.types import Filter, Queries, Scope
 from memory_index.windows import Step
 
