@@ -175,17 +175,6 @@ show(typer.main.get_command(main.app), [])
     assert loaded & HEAVY == set()
 
 
-def test_model_library_loads_from_the_repository_root():
-    # The folder datasets/ makes transformers believe that the library of that name is installed.
-    program = """
-from transformers import AutoConfig, AutoModel
-config = AutoConfig.for_model("gpt2", n_layer=1, n_head=2, n_embd=8, n_positions=16, vocab_size=32)
-model = AutoModel.from_config(config)
-assert sum(parameter.numel() for parameter in model.parameters()) > 0
-"""
-    assert {"torch", "transformers"} <= _loaded_by(program)
-
-
 def test_data_folders_hold_no_python():
     assert [_name(path) for folder in ("datasets", "indexes") for path in (ROOT / folder).rglob("*.py")] == []
 
