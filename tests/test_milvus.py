@@ -696,9 +696,9 @@ def test_a_publisher_that_was_killed_is_gone_on_from(share: float, smaller: Vers
 
 def test_of_two_publishers_one_is_told(smaller: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address, outcomes = f"milvus:{tmp_path / 'm.db'}", []
-    connect(address)
-    monkeypatch.setattr(lease, "SETTLE_S", 0.2)
-    monkeypatch.setattr(lease, "LEASE_S", 2.0)
+    connection = connect(address)
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    monkeypatch.setattr(lease, "LEASE_S", 120.0)
 
     def attempt() -> None:
         try:
@@ -709,7 +709,8 @@ def test_of_two_publishers_one_is_told(smaller: Version, tmp_path: Path, monkeyp
     threads = [threading.Thread(target=attempt) for _ in range(2)]
     for thread in threads:
         thread.start()
-        time.sleep(0.05)
+        while thread.is_alive() and not collections.exists(connection, first_name(smaller)):
+            time.sleep(0.01)
     for thread in threads:
         thread.join()
     loaded = [outcome for outcome in outcomes if isinstance(outcome, int)]
