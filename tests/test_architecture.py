@@ -191,13 +191,17 @@ def test_every_package_is_in_the_wheel_and_typed():
 def _unpickling(path: Path) -> Iterator[str]:
     yield from _imported(_tree(path)) & UNPICKLERS
     for call in (node for node in ast.walk(_tree(path)) if isinstance(node, ast.Call)):
-        function = ast.unparse(call.func)
-        options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        unsafe = function.endswith(("read_pickle", "to_pickle"))
-        unsafe |= any(options.get(name, "False") != "False" for name in ("allow_pickle", "trust_remote_code"))
-        unsafe |= function == "torch.load" and options.get("weights_only") != "True"
+        options = {keyword.arg: keyword.value for keyword in call.keywords}
+        is_load = isinstance(call.func, ast.Attribute) and call.func.attr == "load"
+        unsafe = isinstance(call.func, ast.Attribute) and call.func.attr in ("read_pickle", "to_pickle")
+        unsafe |= any(_said(options.get(name)) != "False" for name in ("allow_pickle", "trust_remote_code"))
+        unsafe |= is_load and ast.unparse(call.func) == "torch.load" and _said(options.get("weights_only")) != "True"
         if unsafe:
-            yield f"{function}, line {call.lineno}"
+            yield f"{ast.unparse(call.func)}, line {call.lineno}"
+
+
+def _said(value: ast.expr | None) -> str:
+    return "False" if value is None else ast.unparse(value)
 
 
 def test_nothing_unpickles():
