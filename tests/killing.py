@@ -46,7 +46,7 @@ def run_together(errand: Callable[..., Any], *arguments: tuple[Any, ...]) -> lis
 
 def do_errand(answer: Connection, begin: Any, errand: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """In the new process: what `run_together` asks for."""
-    begin.wait(60)
+    begin.wait(600)
     try:
         found = errand(*arguments)
     except Exception as error:  # noqa: BLE001 - it is the answer

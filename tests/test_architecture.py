@@ -67,7 +67,7 @@ def _loaded_by(program: str, **options) -> set[str]:
     """Top-level modules that a fresh interpreter has loaded after `program`, started in the repository root."""
     reported = program + "\nimport json, sys; print('\\n' + json.dumps(sorted({n.split('.')[0] for n in sys.modules})))"
     done = subprocess.run(
-        [sys.executable, "-c", reported], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True, **options
+        [sys.executable, "-c", reported], cwd=ROOT, capture_output=True, text=True, timeout=600, check=True, **options
     )
     return set(json.loads(done.stdout.splitlines()[-1]))
 
