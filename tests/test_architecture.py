@@ -158,6 +158,12 @@ def test_memory_index_loads_no_model_library():
     assert loaded & {"torch", "transformers", "accelerate", "forecaster", "cli"} == set()
 
 
+def test_packages_load_their_modules_when_they_are_needed():
+    loaded = _loaded_by("import memory_index.errors, forecaster.errors")
+    assert {"memory_index", "forecaster"} <= loaded
+    assert loaded & HEAVY == set()
+
+
 def test_help_of_every_command_loads_nothing_heavy():
     program = """
 import typer
