@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import httpx
 import numpy as np
@@ -36,6 +37,7 @@ from memory_fixtures import (
     wide_table,
 )
 from service_fixtures import CERTIFICATES, PATIENCE_S, page, refresh, served, wait_until, whole_service
+from starlette.requests import ClientDisconnect
 
 from memory_index import messages, remote, wire
 from memory_index.access import Access, read_access
@@ -132,6 +134,29 @@ def post(address: str, content: bytes, kind: str = wire.ARROW, **headers: str) -
         return client.post(
             f"{service}/v1/indexes/{ref}/search", content=content, headers={"content-type": kind, **headers}
         )
+
+
+class Held(NamedTuple):
+    """Searches of a service: what is asked, that one is under way, and what lets it go on."""
+
+    asked: list[int]
+    inside: threading.Event
+    go_on: threading.Event
+
+
+@pytest.fixture
+def held(monkeypatch) -> Held:
+    """Every search waits until it is let go."""
+    held, search = Held([], threading.Event(), threading.Event()), App._found
+
+    def slow(self, memory, asked):
+        held.asked.append(asked.k)
+        held.inside.set()
+        held.go_on.wait(PATIENCE_S)
+        return search(self, memory, asked)
+
+    monkeypatch.setattr(App, "_found", slow)
+    return held
 
 
 # The same answers
@@ -674,7 +699,7 @@ def test_turns_have_an_order_and_an_end():
             await turns.take(note(-3), PATIENCE_S, is_here)
         go_on.set()
         await asyncio.gather(held, *waiting)
-        with pytest.raises(remote_gone()):
+        with pytest.raises(ClientDisconnect):
             await vanished
 
         def fail(waited: float) -> None:
@@ -687,12 +712,6 @@ def test_turns_have_an_order_and_an_end():
         turns.close()
 
     asyncio.run(play())
-
-
-def remote_gone() -> type[Exception]:
-    from starlette.requests import ClientDisconnect
-
-    return ClientDisconnect
 
 
 def test_bytes_that_are_held_have_an_end():
@@ -711,22 +730,14 @@ def test_bytes_that_are_held_have_an_end():
     assert budget._held == 0
 
 
-def test_a_question_too_many_is_asked_again(folder, local, monkeypatch):
-    inside, go_on, search = threading.Event(), threading.Event(), App._found
-
-    def slow(self, memory, asked):
-        inside.set()
-        go_on.wait(PATIENCE_S)
-        return search(self, memory, asked)
-
-    monkeypatch.setattr(App, "_found", slow)
+def test_a_question_too_many_is_asked_again(folder, local, held):
     with served(folder, ["small"], max_held=1) as service, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(RemoteMemory(f"{service}/small").search, some(), 3)
-        inside.wait(PATIENCE_S)
+        held.inside.wait(PATIENCE_S)
         with pytest.raises(ServiceError, match="MB of questions are held already; gave up"):
             RemoteMemory(f"{service}/small", access=Access(deadline_s=0.5)).search(some(), 3)
         assert page(service, "/healthz").status_code == 200  # answered while there is a search
-        go_on.set()
+        held.go_on.set()
         assert_same(answer.result(PATIENCE_S), local.search(some(), 3))
         assert_same(RemoteMemory(f"{service}/small").search(some(), 3), local.search(some(), 3))
 
@@ -959,21 +970,14 @@ def test_a_defect_is_told_to_whoever_keeps_the_service(folder, monkeypatch, capf
     assert "of no use to a client" in capfd.readouterr().err
 
 
-def test_a_service_that_says_nothing_is_not_waited_for(folder, monkeypatch):
-    release, search = threading.Event(), App._found
-
-    def hang(self, memory, asked):
-        release.wait(PATIENCE_S)
-        return search(self, memory, asked)
-
-    monkeypatch.setattr(App, "_found", hang)
+def test_a_service_that_says_nothing_is_not_waited_for(folder, held):
     with served(folder, ["small"]) as service:
         memory, started = RemoteMemory(f"{service}/small", access=Access(deadline_s=1)), time.monotonic()
         with pytest.raises(ServiceError, match="did not answer in time; gave up after") as gave_up:
             memory.search(some(), 3)
         assert 0.9 < time.monotonic() - started < 10
         _is_readable(gave_up.value)
-        release.set()
+        held.go_on.set()
 
 
 @pytest.mark.parametrize("accepts", [True, False])
@@ -993,22 +997,14 @@ def test_a_port_behind_which_nobody_is(accepts):
 # Its end
 
 
-def test_a_drain_answers_what_is_under_way_and_nothing_else(folder, local, monkeypatch):
-    inside, go_on, search = threading.Event(), threading.Event(), App._found
-
-    def slow(self, memory, asked):
-        inside.set()
-        go_on.wait(PATIENCE_S)
-        return search(self, memory, asked)
-
-    monkeypatch.setattr(App, "_found", slow)
+def test_a_drain_answers_what_is_under_way_and_nothing_else(folder, local, held):
     with whole_service(folder) as service, ThreadPoolExecutor(2) as pool:
         memory = RemoteMemory(f"{service.address}/small")
         other = RemoteMemory(f"{service.address}/small", access=Access(deadline_s=1))
         other.windows, other.scale  # noqa: B018 - fetched before
         assert page(service.address, "/readyz").status_code == 200
         answer = pool.submit(memory.search, some(), 3)
-        inside.wait(PATIENCE_S)
+        held.inside.wait(PATIENCE_S)
         closing = pool.submit(service.close)
         wait_until(lambda: service.app.is_draining)
         found = page(service.address, "/readyz")
@@ -1016,29 +1012,21 @@ def test_a_drain_answers_what_is_under_way_and_nothing_else(folder, local, monke
         assert page(service.address, "/healthz").status_code == 200
         with pytest.raises(ServiceError, match="is about to end; gave up after"):
             other.search(some(), 3)
-        go_on.set()
+        held.go_on.set()
         assert_same(answer.result(PATIENCE_S), local.search(some(), 3))
         closing.result(PATIENCE_S)
         assert not service.has_leftovers
 
 
-def test_a_search_without_end_does_not_hold_the_end_up(folder, monkeypatch):
-    inside, go_on = threading.Event(), threading.Event()
-
-    def slow(self, memory, asked):
-        inside.set()
-        go_on.wait(PATIENCE_S)
-        raise ServiceError("nobody hears this")
-
-    monkeypatch.setattr(App, "_found", slow)
+def test_a_search_without_end_does_not_hold_the_end_up(folder, held):
     notes: list[str] = []
     with ThreadPoolExecutor(2) as pool, whole_service(folder, grace_s=0.2, notes=notes) as service:
         asked = pool.submit(RemoteMemory(f"{service.address}/small", access=Access(deadline_s=3)).search, some(), 3)
-        inside.wait(PATIENCE_S)
+        held.inside.wait(PATIENCE_S)
         service.close()
         assert service.has_leftovers
         assert any("they are given up" in note for note in notes)
-        go_on.set()
+        held.go_on.set()
         with pytest.raises(ServiceError):
             asked.result(PATIENCE_S)
 
@@ -1122,30 +1110,21 @@ def test_the_log_tells_who_asked_what_without_names_or_values(folder, tmp_path):
     assert json.loads(log.read_text().splitlines()[0])["method"] == "search"
 
 
-def test_a_question_that_nobody_waits_for_is_not_searched(folder, local, monkeypatch):
-    searched, inside, go_on, search = [], threading.Event(), threading.Event(), App._found
-
-    def slow(self, memory, asked):
-        searched.append(asked.k)
-        inside.set()
-        go_on.wait(PATIENCE_S)
-        return search(self, memory, asked)
-
-    monkeypatch.setattr(App, "_found", slow)
+def test_a_question_that_nobody_waits_for_is_not_searched(folder, local, held):
     with whole_service(folder) as service, ThreadPoolExecutor(2) as pool:
         patient = RemoteMemory(f"{service.address}/small")
         answer = pool.submit(patient.search, some(), 3)
-        inside.wait(PATIENCE_S)
+        held.inside.wait(PATIENCE_S)
         asked = wire.write_question(question(some(), 7)._replace(wait_s=PATIENCE_S))
         with httpx.Client(trust_env=False, timeout=0.5) as client, pytest.raises(httpx.ReadTimeout):
             client.post(
                 f"{service.address}/v1/indexes/small/search", content=asked, headers={"content-type": wire.ARROW}
             )
         time.sleep(0.3)
-        go_on.set()
+        held.go_on.set()
         assert_same(answer.result(PATIENCE_S), local.search(some(), 3))
         patient.search(some(), 4)
-    assert searched == [3, 4]
+    assert held.asked == [3, 4]
 
 
 def test_many_that_ask_at_once(folder, local):
