@@ -126,19 +126,12 @@ def squared_distances(keys: np.ndarray, queries: np.ndarray, rows: np.ndarray) -
 
 def pair_distances(keys: np.ndarray, queries: np.ndarray, query: np.ndarray, row: np.ndarray) -> np.ndarray:
     """The same of m pairs: float32 [m] from queries[query] to keys[row], both int64 [m]."""
+    queries, query, row = (np.ascontiguousarray(each) for each in (queries, query, row))
     result = np.empty(len(query), dtype=np.float32)
     if len(query):
-        pointer = faiss.swig_ptr
+        pointers = [faiss.swig_ptr(each) for each in (queries, query, np.asarray(keys), row, result)]
         with faiss_threads(1):
-            faiss.pairwise_indexed_L2sqr(
-                keys.shape[1],
-                len(query),
-                pointer(queries),
-                pointer(query),
-                pointer(np.asarray(keys)),
-                pointer(row),
-                pointer(result),
-            )
+            faiss.pairwise_indexed_L2sqr(keys.shape[1], len(query), *pointers)
     return result
 
 

@@ -20,10 +20,10 @@ from benchmarks.report import Figure
 from benchmarks.speed.brute_force import Keys, RawWindows, brute_force, normalised
 from benchmarks.speed.stage import WINDOW, Stage
 from benchmarks.speed.turns import Times, in_turns, medians, ratio
+from memory_index.exact_scan import squared_distances
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
 from memory_index.queries import query_blocks
-from memory_index.search import squared_distances
 from memory_index.splits import part_origins
 from memory_index.tables.series import SeriesTable
 from memory_index.threads import one_blas_thread
