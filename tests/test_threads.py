@@ -1,4 +1,4 @@
-"""Threads of the libraries below: held while a search runs its own, and put back after."""
+"""How many threads there are: of the libraries below, held while a search runs its own, and of our own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import faiss
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from memory_index import threads
-from memory_index.threads import Workers, faiss_threads, num_cores, one_blas_thread
+from memory_index import cores
+from memory_index.cores import num_cores
+from memory_index.threads import Workers, faiss_threads, one_blas_thread
 
 
 def blas_threads() -> set[int]:
@@ -91,8 +92,8 @@ def test_faiss_threads_are_those_of_the_caller():
 @pytest.fixture
 def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Make the files of control groups, and a process that is bound to eight cores."""
-    monkeypatch.setattr(threads, "CGROUPS_OF_PROCESS", tmp_path / "of-process")
-    monkeypatch.setattr(threads, "CGROUPS", tmp_path / "mounted")
+    monkeypatch.setattr(cores, "CGROUPS_OF_PROCESS", tmp_path / "of-process")
+    monkeypatch.setattr(cores, "CGROUPS", tmp_path / "mounted")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
@@ -160,7 +161,7 @@ def test_omp_num_threads_is_respected(
 
 
 def test_without_files_of_control_groups_the_affinity_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(threads, "CGROUPS_OF_PROCESS", tmp_path / "none")
+    monkeypatch.setattr(cores, "CGROUPS_OF_PROCESS", tmp_path / "none")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert num_cores() == len(os.sched_getaffinity(0))
 

@@ -5,7 +5,6 @@ This file knows the fields and how they are read and written; which folder they 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, fields
@@ -14,20 +13,13 @@ from typing import Any
 import numpy as np
 
 from memory_index.errors import IncompatibleError, VerificationError
+from memory_index.files import FileRecord, sha256_of
 from memory_index.splits import Split
 from memory_index.types import KeySpace, Scope
 from memory_index.windows import Step, WindowSpec
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/"  # how a file begins that Git LFS has not fetched
 FORMAT = 1  # of the version folder; every older number stays readable for ever (tests/golden)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileRecord:
-    """One file of a version: its hash (sha256, hexadecimal) and its size in bytes."""
-
-    sha256: str
-    bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +95,7 @@ class Manifest:
         """sha256 of the canonical JSON of everything but `built`."""
         document = asdict(self)
         del document["built"]
-        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+        return sha256_of(json.dumps(document, sort_keys=True).encode())
 
     @property
     def key_spaces(self) -> tuple[KeySpace, ...]:

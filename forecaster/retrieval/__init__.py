@@ -1,0 +1,1 @@
+"""From the answers of a memory to tensors: live, cached, cross-fitted."""
