@@ -69,6 +69,7 @@ bench: install peers  ## measure the figures of docs/benchmarks.md (DATA_DIR hol
 	$(BIN)/python -m benchmarks.capacity --plot docs/images/capacity.png
 	$(BIN)/python -m benchmarks.milvus_speed
 	$(BIN)/python -m benchmarks.leak_audit
+	$(BIN)/python -m benchmarks.exact_search --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.explore_speed --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.llm_speed
 	$(BIN)/python -m benchmarks.accuracy --data-dir $(DATA_DIR) --work-dir runs/accuracy --plot docs/images/accuracy.png

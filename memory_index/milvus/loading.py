@@ -20,7 +20,7 @@ from memory_index.milvus import collections
 from memory_index.milvus.collections import KEY, KNOWN_AT, ROW, SERIES
 from memory_index.milvus.connection import FIRST_PAUSE_S, LONGEST_PAUSE_S, Connection
 from memory_index.types import KeySpace
-from memory_index.versions.segments import read_keys
+from memory_index.versions.key_files import read_keys
 from memory_index.versions.version import Version
 
 BATCH_BYTES = 4 << 20  # of keys in one insert: some thousand rows; servers take 64 MiB
