@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
 
+from memory_index.cores import num_cores
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.leakage import TimeSpans, require_admissible
 from memory_index.products import project
-from memory_index.threads import one_blas_thread
+from memory_index.threads import Workers, one_blas_thread
 from memory_index.types import KeySpace, Queries
 from memory_index.windows import StoredWindows, cut
 
@@ -161,7 +163,7 @@ def aligned_futures(neighbours: Neighbours) -> np.ndarray:
     b, n, v, k = neighbours.row.shape
     result = np.empty((b, n, v, k, neighbours.windows.spec.horizon), dtype=np.float32)
     for number, space in enumerate(neighbours.spaces):
-        for chunk in _chunks(neighbours, space):
+        for chunk in _chunks(b, n, k * _num_steps(neighbours, space)):
             result[*chunk, number] = _aligned(neighbours, chunk, number)
     return np.where(neighbours.valid[..., None], result, np.float32(np.nan))
 
@@ -172,15 +174,31 @@ def space_forecasts(neighbours: Neighbours) -> np.ndarray:
 
     The map is linear, so the mean of what it makes of K differences is what it makes of their mean.
     """
-    b, n, v, _ = neighbours.row.shape
+    b, n, v, k = neighbours.row.shape
     weight = weights(neighbours)
     result = np.empty((b, n, v, neighbours.windows.spec.horizon), dtype=np.float32)
-    for number, space in enumerate(neighbours.spaces):
-        for chunk in _chunks(neighbours, space):
-            standard = _standard_windows(neighbours, chunk, number)
+
+    def run(task: tuple[int, Chunk]) -> None:
+        number, (moments, series) = task
+        num_moments, num_series = moments.stop - moments.start, series.stop - series.start
+        width = _num_steps(neighbours, neighbours.spaces[number])
+        mean = np.empty((num_moments, num_series, 1, width), dtype=np.float32)
+        for inner in _chunks(num_moments, num_series, k * width):
+            chunk = _within(moments, inner[0]), _within(series, inner[1])
             # One small sum for each window: what comes out does not depend on how many there are.
-            mean = np.einsum("bnk,bnkw->bnw", weight[*chunk, number], standard)
-            result[*chunk, number] = _moved(neighbours, chunk, number, mean[:, :, None])[:, :, 0]
+            standard = _standard_windows(neighbours, chunk, number)
+            mean[*inner, 0] = np.einsum("bnk,bnkw->bnw", weight[*chunk, number], standard)
+        result[moments, series, number] = _moved(neighbours, (moments, series), number, mean)[:, :, 0]
+
+    # The map multiplies whole blocks of rows (`products.project`), so many means are moved at once.
+    _workers().run(
+        run,
+        (
+            (number, chunk)
+            for number, space in enumerate(neighbours.spaces)
+            for chunk in _chunks(b, n, _num_steps(neighbours, space))
+        ),
+    )
     return np.where(np.any(neighbours.valid, axis=3)[..., None], result, np.float32(np.nan))
 
 
@@ -213,7 +231,7 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
     b, n, v, k = neighbours.row.shape
     weight = weights(neighbours).reshape(b, n, v * k)
     result = np.empty((b, n, neighbours.windows.spec.horizon, len(levels)), dtype=np.float32)
-    for chunk in _chunks(neighbours, *neighbours.spaces):
+    for chunk in _chunks(b, n, k * sum(_num_steps(neighbours, space) for space in neighbours.spaces)):
         values = np.concatenate([_aligned(neighbours, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
         result[chunk] = _weighted_quantiles(values, weight[chunk][..., None], levels)
     return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)
@@ -298,17 +316,31 @@ def _weighted_quantiles(values: np.ndarray, weight: np.ndarray, levels: tuple[fl
     return np.stack(result, axis=-1)
 
 
-def _chunks(neighbours: Neighbours, *spaces: KeySpace) -> list[Chunk]:
-    """Moments, and where one has many series parts of a moment, of at most `CHUNK_VALUES` values each or one query.
+def _num_steps(neighbours: Neighbours, space: KeySpace) -> int:
+    """Of a neighbour's window in a key space: its view and the horizon."""
+    return space.view + neighbours.windows.spec.horizon
 
-    Values of the neighbours' windows in these key spaces.
+
+def _chunks(b: int, n: int, values: int) -> list[Chunk]:
+    """Of b moments of n series: moments, and where one has many series parts of a moment.
+
+    Of at most `CHUNK_VALUES` values each, or one query. values: of one query.
     """
-    b, n, _, k = neighbours.row.shape
-    of_query = max(1, k * sum(space.view + neighbours.windows.spec.horizon for space in spaces))
-    num_queries = max(1, CHUNK_VALUES // of_query)
+    num_queries = max(1, CHUNK_VALUES // max(1, values))
     moments, series = max(1, num_queries // max(1, n)), min(max(1, n), num_queries)
     return [
-        (slice(moment, moment + moments), slice(first, first + series))
+        (slice(moment, min(moment + moments, b)), slice(first, min(first + series, n)))
         for moment in range(0, b, moments)
         for first in range(0, n, series)
     ]
+
+
+def _within(outer: slice, inner: slice) -> slice:
+    """A part of a part."""
+    return slice(outer.start + inner.start, outer.start + inner.stop)
+
+
+@cache
+def _workers() -> Workers:
+    """Threads that make forecasts, as many as can run at once."""
+    return Workers(num_cores())
