@@ -14,6 +14,7 @@ from memory_index.errors import DataError, UsageError
 from memory_index.leakage import Policy
 from memory_index.memory import Memory
 from memory_index.metrics import Score, ScoreSum
+from memory_index.missing import last_known
 from memory_index.neighbours import OnEmpty, mean_over_spaces, require_neighbours, with_last_value
 from memory_index.queries import BLOCK, QueryBlock, futures_of, latest_origins, query_blocks
 from memory_index.scaling import fit_scale
@@ -86,12 +87,12 @@ def evaluate(
     """
     started, options = time.perf_counter(), options or MemoryOptions()
     spec, manifest = memory.windows.spec, memory.manifest
-    origins = require_origins(table, spec, manifest.split, part)
+    origins = require_origins(table, spec, manifest.split, part, views=memory.windows.views)
     total = sum(len(rows) for rows in origins)
     unit = standard_units(dict(zip(manifest.series_ids, memory.scale.std, strict=True)), table, manifest.split)
     sums: dict[str, ScoreSum] = {}
     without, done, first_origin = 0, 0, np.datetime64("NaT", "ns")
-    for asked in query_blocks(table, origins, spec, Policy.CAUSAL, known=manifest.series_ids, block=block):
+    for asked in query_blocks(table, origins, spec, Policy.CAUSAL, known=manifest.series_ids, views=memory.windows.views, block=block):
         future = futures_of(table, asked, spec.horizon)
         forecasts, empty = block_forecasts(memory, asked, options)
         forecasts |= baseline_forecasts(asked.queries.context, spec.horizon, table.step)
@@ -129,7 +130,7 @@ def block_forecasts(memory: Memory, block: QueryBlock, options: MemoryOptions) -
     if options.on_empty == "error":
         require_neighbours(neighbours, found)
     by_space = neighbours.space_forecasts()
-    filled = np.where(np.isnan(by_space), block.queries.context[:, :, None, -1:], by_space)
+    filled = np.where(np.isnan(by_space), last_known(block.queries.context)[:, :, None], by_space)
     forecasts = {str(space): filled[:, :, number] for number, space in enumerate(neighbours.spaces)}
     forecasts["memory_only"] = with_last_value(neighbours, mean_over_spaces(by_space), "last-value")
     return forecasts, int((~found).sum())
@@ -169,7 +170,7 @@ def forecast(
     spec = memory.windows.spec
     origins, known = latest_origins(table, spec), memory.manifest.series_ids
     parts: dict[int, pd.DataFrame] = {}
-    for block in query_blocks(table, origins, spec, Policy.CAUSAL, known=known):
+    for block in query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=memory.windows.views):
         neighbours = memory.search(block.queries, options.k, scopes=options.scopes, views=options.views)
         if options.on_empty == "error":
             require_neighbours(neighbours, np.any(neighbours.valid, axis=(2, 3)) | ~block.wanted)

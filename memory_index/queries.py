@@ -37,26 +37,27 @@ def query_blocks(
     policy: Policy,
     *,
     known: Collection[str],
+    views: tuple[int, ...] = (),
     block: int = BLOCK,
     max_windows: int = MAX_WINDOWS,
 ) -> Iterator[QueryBlock]:
     """All windows of a table, in blocks of up to `block` moments and `max_windows` windows, but at least one moment.
 
-    origins: origin rows per series. known: series that the memory has. They are asked together (so that the joint
-    scope can answer) at every time at which all of them have a whole *context*; all other windows are asked series by
-    series. Nothing later may decide that: a gap in the future of one series, or steps that only some of them have yet,
+    origins: origin rows per series. known: series that the memory has, views: those of the memory. They are asked
+    together (so that the joint scope can answer) at every time at which all of them have a *context* that is usable
+    under a view; all other windows are asked series by series. Nothing later may decide that: a gap in the future of one series, or steps that only some of them have yet,
     would change what is asked for another. More series than the joint scope takes are asked together where all of them
     are asked for: nobody else needs the others.
     """
     there = set(known)
     numbers = [n for n, series in enumerate(table.series) if series.series_id in there]
-    every = WindowSpec(lookback=spec.lookback, horizon=spec.horizon)
+    every = spec.scored()
     asked = [series.times[rows] for series, rows in zip(table.series, origins, strict=True)]
     together = np.unique(np.concatenate([asked[n] for n in numbers])) if numbers else np.empty(0, "datetime64[ns]")
     for n in numbers:
         whole = asked[n]
         if len(numbers) <= MAX_JOINT_SERIES:
-            whole = table.series[n].times[origin_rows(table.series[n].values, every, with_future=False)]
+            whole = table.series[n].times[origin_rows(table.series[n].values, every, views=views, with_future=False)]
         together = np.intersect1d(together, whole, assume_unique=True)
     alone = [np.setdiff1d(times, together) if n in numbers else times for n, times in enumerate(asked)]
     groups = [(np.array(numbers, dtype=np.int64), together), *((np.array([n]), times) for n, times in enumerate(alone))]

@@ -114,17 +114,19 @@ def split_until(until: str, val_until: str | None, times: np.ndarray, step: Step
     )
 
 
-def part_origins(table: SeriesTable, spec: WindowSpec, split: Split, part: str, *, delay: int = 0) -> list[np.ndarray]:
+def part_origins(
+    table: SeriesTable, spec: WindowSpec, split: Split, part: str, *, delay: int = 0, views: tuple[int, ...] = ()
+) -> list[np.ndarray]:
     """Origin rows of every window whose whole future lies in one part, per series (int64 arrays).
 
-    Stride 1; the lookback may reach back into the part before (docs/method.md). Windows with missing values are
-    left out. delay: steps after which a value is published; with it, only windows that are known by the part's end.
+    Stride 1; the lookback may reach back into the part before (docs/method.md). Windows of which too much is missing
+    are left out (`windows.origin_rows`). views: those of the memory. delay: steps after which a value is published; with it, only windows that are known by the part's end.
     """
     before, until = split.bounds(part)
-    every = WindowSpec(lookback=spec.lookback, horizon=spec.horizon)
+    every = spec.scored()
     chosen = []
     for series in table.series:
-        rows = origin_rows(series.values, every)
+        rows = origin_rows(series.values, every, views=views)
         future_end, future_start = series.times[rows + spec.horizon], series.times[rows + 1]
         keep = table.step.add(future_end, delay) <= until
         if before is not None:
@@ -134,10 +136,10 @@ def part_origins(table: SeriesTable, spec: WindowSpec, split: Split, part: str, 
 
 
 def require_origins(
-    table: SeriesTable, spec: WindowSpec, split: Split, part: str, *, delay: int = 0
+    table: SeriesTable, spec: WindowSpec, split: Split, part: str, *, delay: int = 0, views: tuple[int, ...] = ()
 ) -> list[np.ndarray]:
     """What `part_origins` gives. Raises `DataError` if that is no window at all."""
-    origins = part_origins(table, spec, split, part, delay=delay)
+    origins = part_origins(table, spec, split, part, delay=delay, views=views)
     if not any(len(rows) for rows in origins):
         raise DataError(
             f"{table.source} has no whole window of {spec.lookback} + {spec.horizon} steps in the {part} part "

@@ -72,7 +72,7 @@ def build(
     encoder = encoder or EncoderConfig(views=default_views(window.lookback))
     check_views(encoder.views, window)
     training = stored_part(table, split.train_until, window)
-    origins = [origin_rows(series.values, window) for series in training.series]
+    origins = [origin_rows(series.values, window, views=encoder.views) for series in training.series]
     require_windows(training, origins, window)
     joint = joint_refusal(training, origins)
     scopes = choose_scopes(scopes, joint)

@@ -125,7 +125,11 @@ class Manifest:
 
     def to_document(self) -> dict[str, Any]:
         """The fields by name, without those that are at their default."""
+        window = asdict(self.window)
+        if self.window.max_missing == 0:  # whole windows only, as before there was a choice
+            del window["max_missing"]
         return _without_defaults(self) | {
+            "window": window,
             "spaces": [_without_defaults(record) for record in self.spaces],
             "segments": [_without_defaults(record) for record in self.segments],
         }
@@ -231,7 +235,7 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
         return Manifest(
             **{
                 **document,
-                "window": WindowSpec(**document["window"]),
+                "window": WindowSpec(**{"max_missing": 0.0, **document["window"]}),
                 "step": Step(**document["step"]),
                 "series_ids": tuple(document["series_ids"]),
                 "spaces": tuple(SpaceRecord(**record) for record in document["spaces"]),
