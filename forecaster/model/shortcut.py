@@ -8,16 +8,29 @@ values are a few percent too good, and a mix that is trained on them trusts them
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from forecaster.bounds import above_zero
 from memory_index.windows import cut
 
 CHUNK = 4096  # windows handled at once
 BASES = ("linear", "last_value")  # M = 2, in this order
 NO_BASE = ("window_mean",)  # M = 1: what the network adds to where there is no shortcut
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortcutSettings:
+    """ridge: penalty of the linear map, relative to the mean square of a normalised window (docs/experiments.md)."""
+
+    use_shortcut: bool = True
+    ridge: float = 0.1
+
+    def __post_init__(self) -> None:
+        above_zero(self, "ridge")
 
 
 def fit_linear(

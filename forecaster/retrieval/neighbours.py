@@ -9,19 +9,38 @@ for one does not depend on what else was asked. How neighbours are found is not 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 
+from forecaster.bounds import at_least
 from forecaster.errors import ConfigError
 from forecaster.model.types import NeighbourTensors
 from memory_index.errors import IncompatibleError
+from memory_index.leakage import Policy
 from memory_index.neighbours import Neighbours
 from memory_index.types import KeySpace
 from memory_index.windows import StoredWindows, cut
 
 SLOTS = 10  # nearest rows kept of each window: the largest `top_k` that the sensitivity runs ask for
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalSettings:
+    """Which windows are asked in training, and what for.
+
+    memory_k: neighbours per key space that make the memory's forecast. policy: which windows training may see as
+    neighbours; evaluation is always `causal`. train_stride: steps between the origins of two training windows.
+    """
+
+    memory_k: int = 50
+    policy: Policy = Policy.DISJOINT
+    train_stride: int = 1
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "memory_k", "train_stride")
 
 
 class Condensed(NamedTuple):
