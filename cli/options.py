@@ -163,7 +163,12 @@ def _text(flag: str, text: str) -> Any:
 TABLE_OPTIONS: dict[str, tuple[Any, Any]] = {
     "layout": (Annotated[str | None, _text("--layout", "wide or long; detected if not given.")], None),
     "time_column": (Annotated[str | None, _text("--time-column", "Column of the times.")], None),
-    "id_column": (Annotated[str | None, _text("--id-column", "Long table: column that names the series.")], None),
+    "id_column": (
+        Annotated[
+            str | None, _text("--id-column", "Long table: column that names the series, or several: store,item.")
+        ],
+        None,
+    ),
     "value_column": (Annotated[str | None, _text("--value-column", "Long table: column of the values.")], None),
     "columns": (Annotated[str | None, _text("--columns", COLUMNS)], None),
     "ignore": (
@@ -171,12 +176,27 @@ TABLE_OPTIONS: dict[str, tuple[Any, Any]] = {
         None,
     ),
     "missing": (Annotated[list[str] | None, _text("--missing", "A cell that means no value, such as -999.")], None),
+    "decimal": (
+        Annotated[
+            str | None,
+            _text("--decimal", "Decimal mark of a CSV file, ',' or '.'; the other one separates thousands then."),
+        ],
+        None,
+    ),
     "step": (
         Annotated[str | None, _text("--step", "pandas frequency (h, 15min, D, B, MS); found if not given.")],
         None,
     ),
     "time_format": (Annotated[str | None, _text("--time-format", "strptime format, such as %d/%m/%Y %H:%M.")], None),
     "time_zone": (Annotated[str | None, _text("--time-zone", "Zone of the times, such as Europe/Berlin.")], None),
+    "time_unit": (
+        Annotated[str | None, _text("--time-unit", "Times are numbers: s, ms, us or ns since 1970 (UTC), or excel.")],
+        None,
+    ),
+    "time_start": (
+        Annotated[str | None, _text("--time-start", "Times are numbers that count steps: the time of the number 0.")],
+        None,
+    ),
     "on_gap": (Annotated[str, _text("--on-gap", f"Rows that are not there: {FILL}.")], "error"),
     "on_nan": (Annotated[str, _text("--on-nan", "Cells without a finite value: as --on-gap.")], "error"),
     "on_duplicate": (Annotated[str, _text("--on-duplicate", "Repeated times: error, first, last or mean.")], "error"),
@@ -206,7 +226,7 @@ def reading_flags(options: ReadOptions) -> list[str]:
         if value == field.default:
             continue
         values = value if isinstance(value, tuple) else (value,)
-        values = (",".join(values),) if field.name == "columns" else values
+        values = (",".join(values),) if field.name in ("columns", "id_column") else values
         flags += [part for each in values for part in (f"--{field.name.replace('_', '-')}", str(each))]
     return flags
 

@@ -20,7 +20,10 @@ from memory_index.leakage import TimeSpans
 from memory_index.missing import MAX_MISSING, filled, missing_before
 
 DAY = pd.Timedelta(days=1)
-CALENDAR_SEASONS = {"D": 7, "B": 5, "W": 52, "M": 12, "Q": 4}  # by the letter that a pandas frequency begins with
+# Steps in a week (days) or a year, by the rule that a pandas frequency follows, business days or not.
+CALENDAR_SEASONS = {"D": 7, "B": 5, "C": 5, "W": 52, "SMS": 24, "SME": 24}
+CALENDAR_SEASONS |= dict.fromkeys(("MS", "ME", "BMS", "BME", "CBMS", "CBME"), 12)
+CALENDAR_SEASONS |= dict.fromkeys(("QS", "QE", "BQS", "BQE"), 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +123,16 @@ class Step:
 
         None where the step has no usual season (yearly steps, or steps that do not divide a day).
         """
-        letter = self.frequency.lstrip("0123456789")[:1]
         if self.is_fixed:
             length = pd.Timedelta(self.add(np.zeros(1, dtype="datetime64[ns]"), 1)[0].astype("timedelta64[ns]"))
             if length < DAY:
                 return int(DAY / length) if DAY % length == pd.Timedelta(0) else None
             return 7 if length == DAY else 52 if length == 7 * DAY else None
-        return CALENDAR_SEASONS.get(letter) if self.frequency[:1] == letter else None
+        rule, num = self.offset.rule_code.split("-")[0], self.offset.n
+        if rule == "D" and num % 7 == 0:
+            rule, num = "W", num // 7
+        season = CALENDAR_SEASONS.get(rule)
+        return season // num if season and season % num == 0 and season > num else None
 
     def _counted(self, clock: pd.DatetimeIndex) -> np.ndarray:
         """The moments of steps, datetime64[ns] [n]. Raises `DataError` for one that the zone's clock skips."""
