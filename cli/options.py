@@ -149,7 +149,7 @@ def asks_memory(command: Callable[..., None]) -> Callable[..., None]:
 
 
 FILL = (
-    "error, drop (left missing; windows that touch it are not used), ffill (the last value before; knows nothing "
+    "keep (it stays missing and counts for nothing), error, drop (windows that touch it are not used), ffill (the last value before; knows nothing "
     "later) or interpolate (a straight line; a filled cell then knows the NEXT observed value, flattering scores there)"
 )
 COLUMNS = "Read only these variates or series: A,B. For a name with a comma in it, --ignore the others."
@@ -197,8 +197,8 @@ TABLE_OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[str | None, _text("--time-start", "Times are numbers that count steps: the time of the number 0.")],
         None,
     ),
-    "on_gap": (Annotated[str, _text("--on-gap", f"Rows that are not there: {FILL}.")], "error"),
-    "on_nan": (Annotated[str, _text("--on-nan", "Cells without a finite value: as --on-gap.")], "error"),
+    "on_gap": (Annotated[str, _text("--on-gap", f"Rows that are not there: {FILL}.")], "keep"),
+    "on_nan": (Annotated[str, _text("--on-nan", "Cells without a value: as --on-gap.")], "keep"),
     "on_duplicate": (Annotated[str, _text("--on-duplicate", "Repeated times: error, first, last or mean.")], "error"),
     "max_cells": (Annotated[int | None, _text("--max-cells", "Refuse larger files.")], None),
 }

@@ -1,8 +1,8 @@
 """Missing cells: how much of a window may be missing, and the fill that keys and linear maps read instead.
 
 A missing cell stays missing (NaN) in series, queries and futures. What compares windows reads `filled` contexts: each
-missing cell is the mean of its phase of the season in the context, plus the distance of the nearest known cells from
-theirs, interpolated in between. Everything in it is a cell of the context itself, so that a stored window and a query
+missing cell is the mean of its phase of the season in the context, plus how far the known cells at both edges of the gap
+are from theirs, interpolated in between. Everything in it is a cell of the context itself, so that a stored window and a query
 are filled alike and no fill knows anything later than its window's origin (docs/method.md).
 """
 
@@ -21,7 +21,7 @@ def has_missing(windows: np.ndarray) -> bool:
 def filled(context: np.ndarray, season: int | None) -> np.ndarray:
     """Contexts [..., L] with a value in every cell; the array itself where nothing is missing.
 
-    season: steps of the usual season (`baselines.season_length`); without one, or with less than two of it in the
+    season: steps of the usual season (`Step.season`); without one, or with less than two of it in the
     context, all cells are of one phase. A context without any value is filled with 0. What comes out for one context
     does not depend on the others, bit for bit.
     """
@@ -57,8 +57,7 @@ def _filled(context: np.ndarray, missing: np.ndarray, season: int | None) -> np.
     """float64 [n, L], each with a missing cell, and bool [n, L] -> the same without missing cells."""
     known = np.where(missing, 0.0, context)
     usual = _phase_means(known, ~missing, season)
-    away = np.where(missing, 0.0, known - usual)
-    return np.where(missing, usual + _interpolated(away, missing), known)
+    return np.where(missing, usual + _between_edges(np.where(missing, 0.0, known - usual), missing, season), known)
 
 
 def _phase_means(known: np.ndarray, there: np.ndarray, season: int | None) -> np.ndarray:
@@ -80,17 +79,29 @@ def _phase_means(known: np.ndarray, there: np.ndarray, season: int | None) -> np
     return np.tile(means, -(-length // season))[:, -length:]
 
 
-def _interpolated(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
-    """A straight line between the known cells before and after each cell; beyond the first and last, their value."""
-    num, length = values.shape
+def _between_edges(away: np.ndarray, missing: np.ndarray, season: int | None) -> np.ndarray:
+    """A straight line over each gap from what is usual at its one edge to what is at the other; [n, L], 0 elsewhere.
+
+    At an edge that is the mean of the known cells on a stretch as long as the gap, at most a season: one cell says
+    little of three days. A gap without an edge on one side keeps the other's. away: [n, L], 0 where missing.
+    """
+    num, length = away.shape
     step = np.arange(length)
     before = np.maximum.accumulate(np.where(missing, -1, step), axis=1)
     after = np.minimum.accumulate(np.where(missing, length, step)[:, ::-1], axis=1)[:, ::-1]
     row, cell = np.nonzero(missing)
-    low, high = before[row, cell], after[row, cell]
-    low, high = np.where(low < 0, high, low), np.where(high >= length, low, high)
-    low, high = np.minimum(low, length - 1), np.maximum(high, 0)  # of a context without any value
-    part = np.where(high > low, (cell - low) / np.maximum(high - low, 1), 0.0)
-    result = np.zeros_like(values)
-    result[row, cell] = values[row, low] * (1 - part) + values[row, high] * part
+    first, last = before[row, cell], after[row, cell]  # the known cells next to the gap
+    reach = np.minimum(last - first - 1, season or 1)
+    total = np.concatenate([np.zeros((num, 1)), np.cumsum(away, axis=1)], axis=1)
+    count = np.concatenate([np.zeros((num, 1), dtype=np.int64), np.cumsum(~missing, axis=1)], axis=1)
+
+    def mean(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        start, end = np.clip(start, 0, length), np.clip(end, 0, length)
+        return (total[row, end] - total[row, start]) / np.maximum(count[row, end] - count[row, start], 1)
+
+    low, high = mean(first + 1 - reach, first + 1), mean(last, last + reach)
+    low, high = np.where(first < 0, high, low), np.where(last >= length, low, high)
+    part = (cell - first) / (last - first)
+    result = np.zeros_like(away)
+    result[row, cell] = low * (1 - part) + high * part
     return result

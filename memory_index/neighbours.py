@@ -16,11 +16,11 @@ import numpy as np
 
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.leakage import TimeSpans, require_admissible
-from memory_index.missing import filled, last_known
+from memory_index.missing import last_known
 from memory_index.products import project
 from memory_index.threads import one_blas_thread
 from memory_index.types import KeySpace, Queries
-from memory_index.windows import StoredWindows
+from memory_index.windows import StoredWindows, cut
 
 OnEmpty = Literal["error", "last-value"]  # what becomes of a query that has no neighbour
 
@@ -184,7 +184,7 @@ def space_forecasts(neighbours: Neighbours) -> np.ndarray:
             # One small sum for each window: what comes out does not depend on how many there are.
             mean = np.einsum("bnk,bnkw->bnw", weight[*chunk, number], standard)
             part = _moved(query, mean[:, :, None], neighbours.linear_maps[space.view])[:, :, 0]
-            holes = np.isnan(part).any(axis=-1)
+            holes = np.isnan(mean).any(axis=-1)
             if holes.any():  # each neighbour by itself, since steps are means over different ones
                 moved = _moved(query.take(holes), standard[holes], neighbours.linear_maps[space.view])
                 known = _mean_of_known(moved, weight[*chunk, number][holes])
@@ -258,7 +258,10 @@ def require_neighbours(neighbours: Neighbours, found: np.ndarray) -> None:
 
 
 class _Query(NamedTuple):
-    """Queries in their own location and spread under one view: z [..., 1, view], location and spread [..., 1, 1]."""
+    """Queries in their own location and spread under one view: z [..., 1, view], location and spread [..., 1, 1].
+
+    z is NaN where a cell is missing.
+    """
 
     z: np.ndarray
     location: np.ndarray
@@ -270,12 +273,11 @@ class _Query(NamedTuple):
 
 
 def _query_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> _Query:
-    """The queries of a chunk as one key space reads them: filled where a cell is missing."""
+    """The queries of a chunk in the location and spread that they have in one key space."""
     location, spread = (
         part[*chunk, number, None, None] for part in (neighbours.query_location, neighbours.query_spread)
     )
-    context = filled(neighbours.queries.context[chunk], neighbours.windows.step.season)
-    window = context[:, :, None, -neighbours.spaces[number].view :]
+    window = neighbours.queries.context[*chunk, None, -neighbours.spaces[number].view :]
     return _Query((window - location) / spread, location, spread)
 
 
@@ -288,10 +290,13 @@ def _aligned(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
 def _moved(query: _Query, standard: np.ndarray, linear_map: np.ndarray) -> np.ndarray:
     """Futures as they would follow the query, raw units, float64 [..., K, H].
 
-    standard: [..., K, view + H], as of `_standard_windows`, or means of such windows.
+    standard: [..., K, view + H], as of `_standard_windows`, or means of such windows. A cell that either misses moves
+    nothing: there is no difference to be told.
     """
     view = query.z.shape[-1]
     difference = query.z - standard[..., :view]
+    if (missing := np.isnan(difference)).any():
+        difference = np.where(missing, 0.0, difference)
     return query.location + query.spread * (standard[..., view:] + project(difference, linear_map))
 
 
@@ -313,20 +318,20 @@ def _by_maps(neighbours: Neighbours, chunk: Chunk) -> np.ndarray:
 
 def _by_map(query: _Query, neighbours: Neighbours, number: int) -> np.ndarray:
     """What the linear map of one key space makes of queries, float64 [..., H], raw units."""
-    view = neighbours.spaces[number].view
-    nothing = np.zeros((*query.z.shape[:-1], view + neighbours.windows.spec.horizon))
-    return _moved(query, nothing, neighbours.linear_maps[view])[..., 0, :]
+    linear_map = neighbours.linear_maps[neighbours.spaces[number].view]
+    z = np.where(np.isnan(query.z), 0.0, query.z)
+    return (query.location + query.spread * project(z, linear_map))[..., 0, :]
 
 
 def _standard_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
     """Each neighbour of one key space in its own location and spread, float32 [b, N, K, view + H].
 
-    The last `view` steps of its filled context, then its future, NaN where missing; 0 in unused slots.
+    The last `view` steps of its context, then its future; NaN where missing, 0 in unused slots.
     """
     view, windows = neighbours.spaces[number].view, neighbours.windows
     found, place = neighbours.row[*chunk, number], windows.views.index(view)
     row = np.maximum(found, 0)
-    standard = windows.filled_windows(row, view, windows.spec.horizon)
+    standard = cut(windows.values, windows.origin_position[row] - view + 1, view + windows.spec.horizon)
     standard -= windows.location[row, place][..., None]
     standard /= windows.spread[row, place][..., None]
     standard[found < 0] = 0

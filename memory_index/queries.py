@@ -53,7 +53,7 @@ def query_blocks(
     there = set(known)
     numbers = [n for n, series in enumerate(table.series) if series.series_id in there]
     members_of_moment = set(numbers)
-    every = spec.scored()
+    every = table.rule(spec).scored()
     asked = [series.times[rows] for series, rows in zip(table.series, origins, strict=True)]
     together = np.unique(np.concatenate([asked[n] for n in numbers])) if numbers else np.empty(0, "datetime64[ns]")
     for n in numbers:

@@ -124,7 +124,7 @@ def part_origins(
     are left out (`windows.origin_rows`). views: those of the memory. delay: steps after which a value is published; with it, only windows that are known by the part's end.
     """
     before, until = split.bounds(part)
-    every = spec.scored()
+    every = table.rule(spec).scored()
     chosen = []
     for series in table.series:
         rows = origin_rows(series.values, every, views=views)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from memory_index.errors import NotFoundError
-from memory_index.windows import Step
+from memory_index.windows import Step, WindowSpec
 
 MAX_COARSENESS = 0.01  # of a standard deviation: rounding is then a hundred-thousandth of the variance
 COARSE_FIX = "subtract a level from it first, and add that to its forecasts"
@@ -21,8 +21,7 @@ class Series:
     """One univariate sequence on a regular grid.
 
     times: datetime64[ns] [T], consecutive steps without a gap, UTC when the table has a time zone.
-    values: float64 [T], raw units; NaN only where the reader was told to `drop` gaps or missing values,
-    and then no window that touches one is stored or asked for.
+    values: float64 [T], raw units; NaN where missing.
     """
 
     series_id: str
@@ -42,6 +41,11 @@ class SeriesTable:
     series: tuple[Series, ...]
     source: str  # file name, for messages
     notes: tuple[str, ...] = ()  # what the reader did on request (sorted, filled, left out), or found worth a look
+    whole_windows: bool = False  # whether windows that touch a missing cell are left out, as `drop` asks
+
+    def rule(self, spec: WindowSpec) -> WindowSpec:
+        """The shape of windows, and how much of one may be missing: nothing where the table was read with `drop`."""
+        return replace(spec, max_missing=0.0) if self.whole_windows else spec
 
     def __getitem__(self, series_id: str) -> Series:
         """One series. Raises `NotFoundError` that names the nearest known series."""
