@@ -76,6 +76,7 @@ NeighboursDir = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 # Of commands that ask a run, or a memory alone.
+REF = "NAME, NAME@3, NAME@alias or an address"
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of a run that 'cli train' made.")]
 RunLlm = Annotated[
     str | None,
@@ -85,6 +86,33 @@ RunLlm = Annotated[
     ),
 ]
 RunDevice = Annotated[str, typer.Option(help="With --run: auto, cpu or cuda.")]
+
+Index = Annotated[
+    str | None,
+    typer.Option(
+        "--index",
+        metavar="REF",
+        help=f"{REF}; with --run a newer version of the run's own, or where that lies now.",
+    ),
+]
+MemoryK = Annotated[
+    int | None,
+    typer.Option(help="Without --run: neighbours per key space that make the forecast.", min=1, show_default="50"),
+]
+Scopes = Annotated[str | None, typer.Option(help="Without --run: own,joint,pooled. Default: all that can be asked.")]
+Views = Annotated[str | None, typer.Option(help="Without --run: compare only the last so many steps, as 96,336.")]
+OnEmpty = Annotated[
+    str | None,
+    typer.Option(
+        help="Without --run: a window without neighbours is an error, or its last-value.", show_default="error"
+    ),
+]
+
+# Which origins.
+Every = Annotated[
+    str | None, typer.Option(help="Only origins this far apart on the clock, as 24h or 7d.", show_default="every step")
+]
+At = Annotated[str | None, typer.Option(help="And at this time of day, in the table's time zone, as 23:00.")]
 
 
 # Of `cli index`
@@ -99,7 +127,6 @@ IndexesDir = Annotated[Path, typer.Option("--indexes-dir", help="Folder of the i
 # Where a memory is found
 
 
-REF = "NAME, NAME@3, NAME@alias or an address"
 IndexRef = Annotated[str, typer.Option("--index", metavar="REF", help=f"{REF}.", show_default=False)]
 TOKEN_FILE = typer.Option("--token-file", help="For an address: file with the token to show.")
 TLS_CA = typer.Option("--tls-ca", help="For an address: PEM file of the authority to believe.")
