@@ -33,6 +33,8 @@ OF_NETWORK = frozenset((
 WITH_NETWORK = {"use_network": True, "use_tapr": True, "use_llm": True}
 
 MAX_FOLDS = 127  # blocks of time are numbered in int8
+MAX_WORK = 3e12  # operations: about five minutes on two cores (docs/experiments.md)
+LEAST_WHERE_STATED = {"num_folds": 1, "train_stride": 1, "val_stride": 1, "gate_shrinkage": 0, "max_steps": 1}
 
 PromptLayout = Literal["spec", "cached"]
 Precision = Literal["auto", "float32", "bf16"]
@@ -50,7 +52,9 @@ class ModelConfig:
     many layers, None for all. prompt_layout: `spec` (trend, retrieval, text, patches) or `cached` (text first).
     vocabulary_mapping: learn prototypes as a map over the whole vocabulary, as the original does. description: of the
     data, for the prompt. spread_floor: least spread of a window, relative to its series' training standard deviation.
-    ridge: penalty of the linear shortcut, relative to the mean square of a normalised window (docs/experiments.md).
+    ridge: penalty of the linear shortcut, relative to the mean square of a normalised window; None chooses it, with what
+    it shrinks to and how far it looks, by cross-validation (`training/linear_maps.py`). season: steps of the seasonal
+    naive part; None takes the usual one of the table's step, 1 leaves the part out.
     """
 
     lookback: int
@@ -75,7 +79,8 @@ class ModelConfig:
     vocabulary_mapping: bool = False
     description: str = ""
     spread_floor: float = 0.3
-    ridge: float = 0.1
+    ridge: float | None = None
+    season: int | None = None
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "horizon", "patch_length", "patch_stride", "d_model", "d_ff", "num_heads", "num_prototypes")
@@ -83,9 +88,11 @@ class ModelConfig:
         _at_least(self, 1, "top_k")
         if self.llm_layers is not None:
             _at_least(self, 1, "llm_layers")
+        if self.season is not None:
+            _at_least(self, 1, "season")
         for name in ("spread_floor", "ridge"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but must be above 0")
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ConfigError(f"{name} is {value}, but must be above 0")
         if not 2 <= self.n_scales <= 4:
             raise ConfigError(f"n_scales is {self.n_scales}, but must be 2, 3 or 4")
         if not 0 <= self.dropout < 1:
@@ -125,13 +132,15 @@ class TrainConfig:
     """How the model is trained.
 
     memory_k: neighbours per key space that make the memory's forecast. policy: which windows training may see as
-    neighbours; evaluation is always `causal`. num_folds: contiguous blocks of time for cross-fitting what feeds the
-    model in training; 1 fits on everything. train_stride: steps between the origins of two training windows.
+    neighbours; evaluation is always `causal`. num_folds: blocks of time for cross-fitting what feeds the model in
+    training; None takes what the table allows (`retrieval/folds.py`), 1 fits on everything. train_stride, val_stride:
+    steps between the origins of two training or validation windows; None takes what `max_work` allows. max_work:
+    operations that finding the neighbours of all these windows may take (`training/plan.py`).
     batch_size: windows of one optimizer step, over all processes, before accumulation. learning_rate: inside the
     network; head_learning_rate: of the last step from the network to its forecast, so much slower because the
     forecast is a residual on the shortcut (docs/experiments.md); gate_learning_rate: of the value gate of a network
     without shortcut; everywhere else it is fitted in closed form. gate_shrinkage: how strongly that fit is held at
-    half linear map, half memory (`fit_gate.py`). patience: epochs without a better validation MSE before it stops.
+    half linear map, half memory; None chooses it by cross-validation (`fit_gate.py`). patience: epochs without a better validation MSE before it stops.
     aux_warmup_steps: the auxiliary losses' weight rises from 0 to 1 over so many. gate_pull: sign of the confident-gate
     term of L_ret; +1 pulls a confident gate towards 0.5, -1 away from it. save_steps: optimizer steps between two
     checkpoints.
@@ -139,8 +148,10 @@ class TrainConfig:
 
     memory_k: int = 50
     policy: Policy = Policy.DISJOINT
-    num_folds: int = 3
-    train_stride: int = 1
+    num_folds: int | None = None
+    train_stride: int | None = None
+    val_stride: int | None = None
+    max_work: float = MAX_WORK
     epochs: int = 3
     max_steps: int | None = None
     batch_size: int = 224
@@ -148,7 +159,7 @@ class TrainConfig:
     learning_rate: float = 2e-4
     head_learning_rate: float = 2e-5
     gate_learning_rate: float = 0.03
-    gate_shrinkage: float = 0.01
+    gate_shrinkage: float | None = None
     weight_decay: float = 0.01
     clip: float = 1.0
     patience: int = 1
@@ -163,24 +174,15 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "memory_k", "num_folds", "train_stride", "epochs", "batch_size", "accumulation", "patience")
+        _at_least(self, 1, "memory_k", "epochs", "batch_size", "accumulation", "patience")
         _at_least(self, 1, "save_steps", "save_total_limit")
-        _at_least(
-            self,
-            0,
-            "aux_warmup_steps",
-            "seed",
-            "weight_decay",
-            "gate_shrinkage",
-            "lambda_trend",
-            "lambda_retrieval",
-            "lambda_ref",
-        )
-        if self.num_folds > MAX_FOLDS:
+        _at_least(self, 0, "aux_warmup_steps", "seed", "weight_decay", "lambda_trend", "lambda_retrieval", "lambda_ref")
+        for name, least in LEAST_WHERE_STATED.items():
+            if getattr(self, name) is not None:
+                _at_least(self, least, name)
+        if self.num_folds is not None and self.num_folds > MAX_FOLDS:
             raise ConfigError(f"num_folds is {self.num_folds}, but must be at most {MAX_FOLDS}")
-        if self.max_steps is not None:
-            _at_least(self, 1, "max_steps")
-        for name in ("learning_rate", "head_learning_rate", "gate_learning_rate", "clip"):
+        for name in ("learning_rate", "head_learning_rate", "gate_learning_rate", "clip", "max_work"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but must be above 0")
         if self.gate_pull not in (-1, 1):

@@ -21,7 +21,7 @@ from forecaster.config import ModelConfig
 from forecaster.gram import AdaptiveKnowledgeGating, RetrievalAugmentedPrompt
 from forecaster.llm_path import LlmPath
 from forecaster.patching import PatchEmbedding, instance_norm
-from forecaster.shortcut import BASES, NO_BASE, LinearShortcut
+from forecaster.shortcut import NO_BASE, LinearShortcut
 from forecaster.tapr import Tapr, TrendResidual
 from forecaster.types import GatingOutput, ModelOutput, NeighbourTensors, TrendOutput
 from forecaster.value_gate import ValueGate
@@ -80,8 +80,8 @@ class ForecastModel(nn.Module):
                 self.retrieval_prompt = RetrievalAugmentedPrompt(d_model, backbone.width)
         elif config.use_network:
             self.patch_head = PatchHead(config.num_patches, d_model, horizon, config.dropout)
-        self.shortcut = LinearShortcut(config.lookback, horizon) if config.use_shortcut else None
-        self.base_names = BASES if config.use_shortcut else NO_BASE
+        self.shortcut = LinearShortcut(config.lookback, horizon, config.season) if config.use_shortcut else None
+        self.base_names = NO_BASE if self.shortcut is None else self.shortcut.names
         self.value_gate = ValueGate(len(self.base_names), num_spaces if config.use_gram else 0, horizon)
 
     def forward(

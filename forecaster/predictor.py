@@ -21,7 +21,6 @@ from forecaster.model import ForecastModel
 from forecaster.neighbours import Condensed
 from forecaster.placement import place_backbone, resolve_device
 from forecaster.run import Run
-from forecaster.shortcut import BASES
 from forecaster.types import Batch, ModelOutput
 from forecaster.weights import WEIGHTS, load_into
 from memory_index.types import Memory
@@ -88,7 +87,7 @@ def predict(model: ForecastModel, batch: Batch) -> Predicted:
     directions = [output.trend.direction.argmax(dim=1) for output in outputs if output.trend is not None]
     return Predicted(
         forecast=_joined([output.forecast for output in outputs]),
-        linear=_joined([output.bases[:, BASES.index("linear")] for output in outputs]) if model.shortcut else None,
+        linear=_joined([output.bases[:, model.base_names.index("linear")] for output in outputs]) if model.shortcut else None,
         gate=_joined([output.gate for output in outputs]),
         feature_gate=_joined(gatings) if gatings else None,
         direction=_joined(directions) if directions else None,
