@@ -25,11 +25,11 @@ import torch
 
 from benchmarks.data_sets import CHOSEN_ON, DataSet, present
 from benchmarks.report import machine
-from forecaster.batches import CachedWindows
 from forecaster.config import Config
-from forecaster.fit import fit_closed_form, run_record, windows_of
-from forecaster.intervals import FLOOR, expected_width, neighbour_scale, prior_windows, series_factors
-from forecaster.model import ForecastModel
+from forecaster.model.model import ForecastModel
+from forecaster.retrieval.batches import CachedWindows
+from forecaster.runs.intervals import FLOOR, expected_width, neighbour_scale, prior_windows, series_factors
+from forecaster.training.fit import fit_closed_form, run_record, windows_of
 from memory_index import Store, WindowSpec, build, open_memory, read_table, split_by_name
 
 LOOKBACK = 512

@@ -118,7 +118,7 @@ def serve(form: str, model: Path) -> None:
 
 def training_step(form: str, model: Path) -> tuple[Any, int]:
     """What does one step of a form, and how many positions the language model sees per window."""
-    from forecaster.patching import PatchEmbedding
+    from forecaster.model.patching import PatchEmbedding
 
     torch.manual_seed(0)
     z = torch.randn(NUM_WINDOWS, LOOKBACK).cumsum(dim=1)
@@ -149,9 +149,9 @@ def training_step(form: str, model: Path) -> tuple[Any, int]:
 
 
 def _path(form: str, model: Path, z: Tensor) -> tuple[nn.Module, int]:
-    from forecaster.backbone import load_backbone
     from forecaster.config import ModelConfig
-    from forecaster.llm_path import LlmPath
+    from forecaster.language_models.loading import load_backbone
+    from forecaster.model.llm_path import LlmPath
 
     num_patches = (LOOKBACK - 16) // 8 + 2
     if form == "straightforward":

@@ -26,7 +26,7 @@ from memory_index.local import LocalMemory
 from memory_index.measure import without_indexes
 from memory_index.milvus.publish import publish, remove
 from memory_index.milvus.searching import open_milvus
-from memory_index.types import Neighbours
+from memory_index.neighbours import Neighbours
 from memory_index.versions.opening import open_version
 from memory_index.versions.store import Store
 

@@ -34,12 +34,12 @@ import torch
 
 from benchmarks.data_sets import CHOSEN_ON, DataSet, present
 from benchmarks.report import machine
-from forecaster.batches import CachedWindows
 from forecaster.config import Config
-from forecaster.cross_fit import off_block, time_blocks
-from forecaster.fit import run_record, windows_of
-from forecaster.fit_gate import Quadratic, fit_logits, horizon_steps, prior_shares
-from forecaster.value_gate import hat_functions
+from forecaster.model.value_gate import hat_functions
+from forecaster.retrieval.batches import CachedWindows
+from forecaster.retrieval.cross_fit import off_block, time_blocks
+from forecaster.training.fit import run_record, windows_of
+from forecaster.training.fit_gate import Quadratic, fit_logits, horizon_steps, prior_shares
 from memory_index import Store, WindowSpec, build, open_memory, read_table, split_by_name
 from memory_index.errors import DataError
 from memory_index.windows import cut

@@ -30,11 +30,13 @@ import numpy as np
 from benchmarks.report import Figure, run_cli, show
 from benchmarks.speed.service import require_same
 from memory_index.leakage import Policy
+from memory_index.memory import Memory
+from memory_index.neighbours import Neighbours
 from memory_index.queries import query_blocks
 from memory_index.references import open_memory
 from memory_index.tables.catalog import shipped
 from memory_index.tables.reading import read_table
-from memory_index.types import Memory, Neighbours, Queries
+from memory_index.types import Queries
 from memory_index.windows import origin_rows
 
 LOOKBACK, HORIZON, CLIENTS = 96, 24, 8

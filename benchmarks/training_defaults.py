@@ -29,14 +29,14 @@ import torch
 from benchmarks.data_sets import CHOSEN_ON, DataSet, present
 from benchmarks.memory_defaults import WINDOW
 from benchmarks.report import machine
-from forecaster.batches import CachedWindows
 from forecaster.config import Config
-from forecaster.cross_fit import off_block
-from forecaster.fit import batch_loss, fit_closed_form, run_record, windows_of
-from forecaster.fit_gate import fit_value_gate
-from forecaster.model import ForecastModel
-from forecaster.placement import place_backbone
-from forecaster.train import train
+from forecaster.language_models.placement import place_backbone
+from forecaster.model.model import ForecastModel
+from forecaster.retrieval.batches import CachedWindows
+from forecaster.retrieval.cross_fit import off_block
+from forecaster.training.fit import batch_loss, fit_closed_form, run_record, windows_of
+from forecaster.training.fit_gate import fit_value_gate
+from forecaster.training.train import train
 from memory_index import Memory, SeriesTable, Store, build, open_memory, read_table, split_by_name
 
 NO_LLM = {"use_network": True, "use_llm": False}

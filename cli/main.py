@@ -21,14 +21,15 @@ from typing import Annotated
 
 import typer
 
-from cli import __version__, data, index
-from cli.ablate import ablate
-from cli.demo import demo
-from cli.explain import explain
-from cli.explore import explore
-from cli.forecast import evaluate, forecast
+from cli import __version__
+from cli.commands import data, index
+from cli.commands.ablate import ablate
+from cli.commands.demo import demo
+from cli.commands.explain import explain
+from cli.commands.explore import explore
+from cli.commands.forecast import evaluate, forecast
+from cli.commands.train import train
 from cli.output import last_note, print_json, write_in_full
-from cli.train import train
 
 app = typer.Typer(
     name="cli",
@@ -108,7 +109,7 @@ def _invoke(arguments: list[str]) -> int:
     """Parse and run. Not `app()`: it would turn errors into output and exit codes of its own."""
     command = typer.main.get_command(app)
     try:
-        with command.make_context("cli", arguments) as context:
+        with command.make_context("cli", arguments, obj=run) as context:
             command.invoke(context)
     except typer.Exit as error:
         return error.exit_code

@@ -5,7 +5,7 @@
     Forecaster(horizon=48).fit(history).predict()
 
 Public names are loaded when they are first asked for: a forecast does not pay for what only training needs. Read
-`types.py` first, then `model.py`, `gram.py`, `tapr.py`, `pipeline.py`.
+`model/types.py` first, then `model/model.py`, `model/gram.py`, `model/tapr.py`, `pipeline.py`.
 """
 
 from importlib import import_module
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     )
     from forecaster.evaluate import RunEvaluation
     from forecaster.explain import Explanation
-    from forecaster.fit import Trained, train_run
-    from forecaster.pattern_encoder import load_encoder
+    from forecaster.learned_keys.pattern_encoder import load_encoder
     from forecaster.pipeline import Forecaster
     from forecaster.predictor import Predictor, load_predictor
-    from forecaster.run import Run, open_run
+    from forecaster.runs.run import Run, open_run
+    from forecaster.training.fit import Trained, train_run
 
 _HOMES = {
     "BackboneNotFoundError": "errors",
@@ -35,16 +35,16 @@ _HOMES = {
     "Explanation": "explain",
     "Forecaster": "pipeline",
     "Predictor": "predictor",
-    "Run": "run",
+    "Run": "runs.run",
     "RunDamagedError": "errors",
     "RunEvaluation": "evaluate",
     "RunIncompatibleError": "errors",
     "RunNotFoundError": "errors",
-    "Trained": "fit",
-    "load_encoder": "pattern_encoder",
+    "Trained": "training.fit",
+    "load_encoder": "learned_keys.pattern_encoder",
     "load_predictor": "predictor",
-    "open_run": "run",
-    "train_run": "fit",
+    "open_run": "runs.run",
+    "train_run": "training.fit",
 }
 
 __all__ = [

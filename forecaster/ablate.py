@@ -19,17 +19,17 @@ from forecaster.ablation_table import FULL, HEADINGS, Row
 from forecaster.config import ALONE, Config
 from forecaster.errors import ConfigError
 from forecaster.evaluate import Distribution, RunEvaluation, evaluate
-from forecaster.fit import check_fits, train_run
-from forecaster.neighbour_cache import part_windows
+from forecaster.model.tapr import require_scales_fit
 from forecaster.predictor import load_predictor
-from forecaster.records import refusals_named, seal, unseal
-from forecaster.run import open_run
-from forecaster.tapr import require_scales_fit
-from forecaster.train import Progress
+from forecaster.retrieval.neighbour_cache import part_windows
+from forecaster.runs.records import refusals_named, seal, unseal
+from forecaster.runs.run import open_run
+from forecaster.training.fit import check_fits, train_run
+from forecaster.training.train import TrainingProgress
+from memory_index import files
+from memory_index.memory import Memory
 from memory_index.metrics import Score
 from memory_index.tables.series import SeriesTable
-from memory_index.types import Memory
-from memory_index.versions import disk
 from memory_index.versions.build import steps_until
 
 EVALUATION = "evaluation.json"  # in the folder of an arm, written when it has been scored
@@ -134,7 +134,7 @@ class Watch(Protocol):
     def neighbours(self, done: float, total: float | None) -> None:
         """While the neighbours of its windows are found."""
 
-    def step(self, progress: Progress) -> None:
+    def step(self, progress: TrainingProgress) -> None:
         """After each step of its training."""
 
     def ends(self, what: str, evaluation: RunEvaluation) -> None:
@@ -227,7 +227,7 @@ def _scored(
             return run.metrics, _evaluation(stored["evaluation"])
     evaluation = evaluate(load_predictor(run, device=device), memory, table, part)
     with refusals_named(path):
-        disk.replace(path, seal({**what, "evaluation": dataclasses.asdict(evaluation)}))
+        files.replace(path, seal({**what, "evaluation": dataclasses.asdict(evaluation)}))
     return run.metrics, evaluation
 
 

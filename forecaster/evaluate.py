@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from forecaster.batches import LiveBlock, live_blocks
+from forecaster.model.tapr import labels, trend_change
 from forecaster.predictor import Predicted, Predictor
-from forecaster.tapr import labels, trend_change
+from forecaster.retrieval.batches import LiveBlock, live_blocks
 from memory_index.baselines import baseline_forecasts
-from memory_index.combine import mean_over_spaces
+from memory_index.memory import Memory
 from memory_index.memory_only import BASELINES, standard_units
 from memory_index.metrics import Score, ScoreSum
+from memory_index.neighbours import mean_over_spaces
 from memory_index.queries import futures_of
 from memory_index.splits import num_moments, require_origins
 from memory_index.tables.series import SeriesTable
-from memory_index.types import Memory
 from memory_index.windows import WindowSpec
 
 COVERAGE_LEVELS = (0.1, 0.5, 0.9)

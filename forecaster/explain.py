@@ -13,23 +13,19 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from forecaster.batches import MODEL_BATCH, live_blocks
 from forecaster.errors import RunIncompatibleError
-from forecaster.model import ForecastModel
-from forecaster.neighbours import Condensed
+from forecaster.model.model import ForecastModel
+from forecaster.model.tapr import POOL
+from forecaster.model.types import GatingOutput, ModelOutput, TrendOutput
 from forecaster.predictor import Predictor, output_of
-from forecaster.tapr import POOL
-from forecaster.types import GatingOutput, ModelOutput, TrendOutput
+from forecaster.retrieval.batches import MODEL_BATCH, live_blocks
+from forecaster.retrieval.neighbours import Condensed
 from memory_index.closeness import UsualDistances, closeness, nearest_distances, usual_distances
-from memory_index.inspection import (
-    NeighbourRecord,
-    actual_after,
-    neighbour_records,
-    one_origin,
-    require_neighbours,
-)
+from memory_index.inspection import NeighbourRecord, actual_after, neighbour_records, one_origin, require_neighbours
+from memory_index.memory import Memory
+from memory_index.neighbours import Neighbours
 from memory_index.tables.series import SeriesTable
-from memory_index.types import KeySpace, Memory, Neighbours
+from memory_index.types import KeySpace
 
 DIRECTIONS = ("up", "flat", "down")
 MAGNITUDES = ("strong up", "weak up", "weak down", "strong down")

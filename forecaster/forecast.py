@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from forecaster.batches import live_blocks
 from forecaster.predictor import Predictor
+from forecaster.retrieval.batches import live_blocks
+from memory_index.memory import Memory
 from memory_index.memory_only import forecast_rows
 from memory_index.queries import latest_origins
 from memory_index.tables.series import SeriesTable
-from memory_index.types import Memory
 
 
 def forecast(

@@ -26,11 +26,11 @@ from forecaster.errors import RunNotFoundError
 from forecaster.evaluate import RunEvaluation
 from forecaster.evaluate import evaluate as evaluate_run
 from forecaster.explain import Explanation, explain
-from forecaster.fit import train_run
 from forecaster.forecast import forecast
-from forecaster.pattern_encoder import load_encoder
+from forecaster.learned_keys.pattern_encoder import load_encoder
 from forecaster.predictor import Predictor, load_predictor, require_same_memory
-from forecaster.run import Run, open_run, run_exists
+from forecaster.runs.run import Run, open_run, run_exists
+from forecaster.training.fit import train_run
 from memory_index.closeness import UsualDistances, usual_distances
 from memory_index.errors import NotFoundError, NothingNewError, UsageError
 from memory_index.local import LocalMemory

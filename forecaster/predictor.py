@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forecaster.backbone import check_reference
-from forecaster.batches import LiveBlock, parts_of
 from forecaster.config import Config
 from forecaster.errors import RunIncompatibleError
-from forecaster.intervals import Intervals, expected_width, read_intervals
-from forecaster.model import ForecastModel
-from forecaster.neighbours import Condensed
-from forecaster.placement import place_backbone, resolve_device
-from forecaster.run import Run
-from forecaster.types import Batch, ModelOutput
-from forecaster.weights import WEIGHTS, load_into
-from memory_index.types import Memory
+from forecaster.language_models.backbone import check_reference
+from forecaster.language_models.placement import place_backbone, resolve_device
+from forecaster.model.model import ForecastModel
+from forecaster.model.types import Batch, ModelOutput
+from forecaster.retrieval.batches import LiveBlock, parts_of
+from forecaster.retrieval.neighbours import Condensed
+from forecaster.runs.intervals import Intervals, expected_width, read_intervals
+from forecaster.runs.run import Run
+from forecaster.runs.weights import WEIGHTS, load_into
+from memory_index.memory import Memory
 from memory_index.versions.manifest import Manifest
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from memory_index.errors import NotFoundError, UsageError
-from memory_index.versions.disk import refusals_named
+from memory_index.files import refusals_named
 
 LEAST_TOKEN = 16  # characters
 MAX_FILE_BYTES = 1 << 20

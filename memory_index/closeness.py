@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from memory_index.measure import searches_as_known
-from memory_index.types import KeySpace, Memory, Neighbours
+from memory_index.memory import Memory
+from memory_index.neighbours import Neighbours
+from memory_index.types import KeySpace
 
 UNUSUAL = 0.95  # from this share of usual distances below a query's on, it has no close analogue
 SAMPLE = 512  # windows of the training part asked in each scope, about; see `searches_as_known`

@@ -11,10 +11,12 @@ import numpy as np
 from memory_index.closeness import UsualDistances, closeness, nearest_distances
 from memory_index.errors import NotFoundError
 from memory_index.leakage import Policy
+from memory_index.memory import Memory
 from memory_index.memory_only import MEMORY_K
+from memory_index.neighbours import Neighbours
 from memory_index.queries import origin_at, query_blocks
 from memory_index.tables.series import Series, SeriesTable
-from memory_index.types import Filter, KeySpace, Memory, Neighbours, Scope
+from memory_index.types import Filter, KeySpace, Scope
 from memory_index.windows import WindowSpec
 
 FAN = (0.1, 0.25, 0.75, 0.9)  # quantiles of what followed the neighbours

@@ -2,7 +2,7 @@
 
 Which key spaces are asked and how the answer is put together is told here. One key space over all segments is
 `key_spaces.py`, the nearest keys of one group `search.py`, the leak rule `leakage.py`; the result checks itself in
-`types.py`.
+`neighbours.py`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from memory_index.encoder import Encoded, KeyEncoder
-from memory_index.errors import IncompatibleError, NotFoundError, UsageError
 from memory_index.key_spaces import BLOCK, KeySpaceSearch, Segment
+from memory_index.memory import require_counts, require_lookback, spaces_asked
+from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale, WindowStatistics
 from memory_index.threads import one_blas_thread
-from memory_index.types import SCOPES, Filter, KeySpace, Neighbours, Queries, Scope
+from memory_index.types import Filter, KeySpace, Queries, Scope
 from memory_index.versions.manifest import Manifest
 from memory_index.windows import StoredWindows
 
@@ -154,81 +155,3 @@ class LocalMemory:
             windows=self.windows,
             fingerprint=self.fingerprint,
         )
-
-
-def spaces_asked(
-    manifest: Manifest,
-    windows: StoredWindows,
-    queries: Queries,
-    scopes: tuple[Scope, ...] | None,
-    views: tuple[int, ...] | None,
-    where: Filter | None,
-) -> tuple[KeySpace, ...]:
-    """The key spaces that a question is answered from, in the version's order; see `Memory.search`.
-
-    Raises if one that was asked for cannot be served. Whoever asks another machine knows by it what must come back.
-    """
-    where = where or Filter()
-    for name in where.series_id or ():
-        if name not in windows.series_number:
-            known = ", ".join(windows.series_ids[:8])
-            raise NotFoundError(f"the filter's series '{name}' is not in this memory", hint=f"it has {known}")
-    built = manifest.scopes
-    series = windows.numbers_of(queries.series_id)
-    refused = {scope: _refusal(scope, manifest, windows, queries, series, where) for scope in SCOPES}
-    if scopes is None:
-        scopes = tuple(scope for scope in built if not refused[scope])
-        if not scopes:
-            raise NotFoundError(next(reason for scope in built if (reason := refused[scope])))
-    if not scopes:
-        raise UsageError("at least one scope is needed", hint=f"choose {', '.join(SCOPES)}")
-    for scope in scopes:
-        if scope not in SCOPES:
-            raise UsageError(f"unknown scope '{scope}'", hint=f"choose {', '.join(SCOPES)}")
-        if refused[scope]:
-            raise IncompatibleError(f"scope '{scope}' cannot be served: {refused[scope]}")
-    if views == ():
-        raise UsageError("no view is asked for", hint=f"choose from {list(windows.views)}, or leave views out")
-    for view in views or ():
-        if view not in windows.views:
-            raise IncompatibleError(f"this memory has no view of {view} steps", hint=f"it has {list(windows.views)}")
-    chosen = views or windows.views
-    return tuple(space for space in manifest.key_spaces if space.scope in scopes and space.view in chosen)
-
-
-def _refusal(
-    scope: Scope, manifest: Manifest, windows: StoredWindows, queries: Queries, series: np.ndarray, where: Filter
-) -> str:
-    """Why a scope cannot answer these queries; empty if it can."""
-    known = windows.series_ids
-    unseen = [str(queries.series_id[n]) for n in np.flatnonzero(series < 0)]
-    if scope not in manifest.scopes:
-        return (
-            f"this memory was built without it ({manifest.joint})"
-            if scope == "joint"
-            else "this memory was built without it"
-        )
-    if scope != "pooled" and unseen:
-        listed = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-        return f"series '{unseen[0]}' is not in this memory, which has {listed}"
-    if scope == "joint" and not np.array_equal(np.sort(series), np.arange(len(known))):
-        return f"it compares all {len(known)} series of a moment, but the query has {len(series)}"
-    if scope != "pooled" and where.series_id is not None:
-        return "a filter by series needs the scope 'pooled'"
-    return ""
-
-
-def require_lookback(queries: Queries, windows: StoredWindows) -> None:
-    """Raise `IncompatibleError` unless the queries are as long as the stored windows' contexts."""
-    lookback = windows.spec.lookback
-    if queries.context.shape[2] != lookback:
-        raise IncompatibleError(
-            f"the query has a lookback of {queries.context.shape[2]} steps, but this memory's windows have {lookback}",
-            hint=f"give the last {lookback} steps, or build a version with another --lookback",
-        )
-
-
-def require_counts(k: int, min_gap: int) -> None:
-    """Raise `UsageError` unless these can be searched with; see `Memory.search`."""
-    if k < 1 or min_gap < 0:
-        raise UsageError(f"k must be at least 1 and min_gap at least 0, not {k} and {min_gap}")

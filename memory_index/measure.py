@@ -14,7 +14,9 @@ import numpy as np
 from memory_index.key_spaces import Segment
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
-from memory_index.types import KeySpace, Memory, Neighbours, Queries, Scope
+from memory_index.memory import Memory
+from memory_index.neighbours import Neighbours
+from memory_index.types import KeySpace, Queries, Scope
 from memory_index.windows import StoredWindows
 
 SAMPLE = 256  # windows asked per scope

@@ -10,15 +10,16 @@ import numpy as np
 import pandas as pd
 
 from memory_index.baselines import baseline_forecasts
-from memory_index.combine import OnEmpty, mean_over_spaces, require_neighbours, with_last_value
 from memory_index.errors import DataError, UsageError
 from memory_index.leakage import Policy
+from memory_index.memory import Memory
 from memory_index.metrics import Score, ScoreSum
+from memory_index.neighbours import OnEmpty, mean_over_spaces, require_neighbours, with_last_value
 from memory_index.queries import BLOCK, QueryBlock, futures_of, latest_origins, query_blocks
 from memory_index.scaling import fit_scale
 from memory_index.splits import Split, num_moments, require_origins
 from memory_index.tables.series import SeriesTable
-from memory_index.types import Memory, Scope
+from memory_index.types import Scope
 
 BASELINES = ("last_value", "seasonal_naive", "linear", "memory_only")  # what a forecast is scored beside
 MEMORY_K = 50  # neighbours per key space that make the memory's forecast (docs/experiments.md)

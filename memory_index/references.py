@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 
 from memory_index.access import Access
 from memory_index.errors import NotFoundError, UsageError
-from memory_index.types import Memory
+from memory_index.memory import Memory
 from memory_index.versions.manifest import Manifest
 from memory_index.versions.opening import LoadEncoder, open_version
 from memory_index.versions.store import Store
@@ -37,7 +37,7 @@ class Open(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
+class FoundVersion:
     """A version that a reference means now. ref: in full, so that it will never mean another one.
 
     open: searches it; a service has loaded the encoder and chosen the threads itself.
@@ -48,7 +48,9 @@ class Found:
     open: Open
 
 
-def find(indexes_dir: Path | str, ref: str, *, access: Access | None = None, note: Note = lambda text: None) -> Found:
+def find(
+    indexes_dir: Path | str, ref: str, *, access: Access | None = None, note: Note = lambda text: None
+) -> FoundVersion:
     """What a reference means, with its manifest and a way to open it.
 
     access: how an address is reached; for a version in a folder it must be None. note: told when a service cannot be
@@ -61,7 +63,7 @@ def find(indexes_dir: Path | str, ref: str, *, access: Access | None = None, not
         from memory_index.service.remote import RemoteMemory
 
         memory = RemoteMemory(ref, access=access or Access(), note=note)
-        return Found(ref=memory.ref, manifest=memory.manifest, open=lambda **_: memory)
+        return FoundVersion(ref=memory.ref, manifest=memory.manifest, open=lambda **_: memory)
     if ref.startswith(MILVUS_SCHEMES):
         from memory_index.milvus.searching import open_milvus
 
@@ -71,7 +73,7 @@ def find(indexes_dir: Path | str, ref: str, *, access: Access | None = None, not
         def searched(*, load_encoder: LoadEncoder | None = None, threads: int | None = None) -> Memory:
             return open_milvus(version, address, access=access or Access(), load_encoder=load_encoder, threads=threads)
 
-        return Found(ref=f"{address}/{version.ref}", manifest=version.manifest, open=searched)
+        return FoundVersion(ref=f"{address}/{version.ref}", manifest=version.manifest, open=searched)
     if "/" in ref:
         raise UsageError(
             f"'{ref}' is neither a reference to an index nor an address",
@@ -87,10 +89,10 @@ def find(indexes_dir: Path | str, ref: str, *, access: Access | None = None, not
     def opened(*, load_encoder: LoadEncoder | None = None, threads: int | None = None) -> Memory:
         return open_version(version, load_encoder=load_encoder, threads=threads)
 
-    return Found(ref=version.ref, manifest=version.manifest, open=opened)
+    return FoundVersion(ref=version.ref, manifest=version.manifest, open=opened)
 
 
-def use_found(found: Callable[[], Found], use: Callable[[Found], T]) -> T:
+def use_found(found: Callable[[], FoundVersion], use: Callable[[FoundVersion], T]) -> T:
     """Do something with what a reference means; once more if that is removed meanwhile and it means another one now.
 
     found: finds it. Raises what the two raise: a number never means another version, and then is not there any more.

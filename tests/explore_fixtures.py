@@ -16,7 +16,7 @@ from cli.explorer.server import listen, make_app
 from cli.explorer.state import State
 from cli.explorer.subject import Subject, open_subject, start_state
 from cli.main import run
-from cli.memory_options import Indexes
+from cli.options import Indexes
 from memory_index.tables.columns import ReadOptions
 
 AT = "2024-01-19 12:00"  # of the test part, its future known

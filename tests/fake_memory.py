@@ -14,8 +14,9 @@ from memory_index.encoder import KeyEncoder
 from memory_index.errors import IncompatibleError, NotFoundError, UsageError
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
+from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale
-from memory_index.types import SCOPES, Filter, KeySpace, Neighbours, Queries, Scope
+from memory_index.types import SCOPES, Filter, KeySpace, Queries, Scope
 from memory_index.versions.manifest import Manifest
 from memory_index.windows import StoredWindows
 

@@ -16,22 +16,23 @@ from memory_fixtures import ENCODER, WINDOW, Store, build, open_version, wide_ta
 from torch import nn
 from toy_training import be_one_process_of
 
-from forecaster import train
-from forecaster.backbone import load_backbone
-from forecaster.batches import live_blocks
 from forecaster.config import Config, ModelConfig
-from forecaster.fit import Trained, train_run
-from forecaster.model import ForecastModel
+from forecaster.language_models.loading import load_backbone
+from forecaster.model.model import ForecastModel
+from forecaster.model.types import NeighbourTensors
 from forecaster.predictor import Predictor, load_predictor
-from forecaster.run import begun_run, open_run
-from forecaster.types import NeighbourTensors
+from forecaster.retrieval.batches import live_blocks
+from forecaster.runs.run import begun_run, open_run
+from forecaster.training import train
+from forecaster.training.fit import Trained, train_run
 from memory_index.access import Access
 from memory_index.errors import ServiceError
 from memory_index.local import LocalMemory
+from memory_index.memory import Memory
+from memory_index.neighbours import Neighbours
 from memory_index.references import open_memory
 from memory_index.splits import split_by_name
 from memory_index.tables.series import SeriesTable
-from memory_index.types import Memory, Neighbours
 
 SHORT_S = 2.0
 NUM_STEPS = 420  # 252 to train, 84 to validate, 84 to test

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from forecaster.prompt import static_text
-from forecaster.tiny import TOKENIZER
+from forecaster.language_models.tiny import TOKENIZER
+from forecaster.model.prompt import static_text
 
 VOCABULARY = 512
 WORDS = """hourly daily weekly monthly quarterly yearly minute minutes hour hours day days week month

@@ -17,9 +17,10 @@ from memory_index import search
 from memory_index.encoder import EncoderConfig
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
+from memory_index.neighbours import Neighbours
 from memory_index.splits import Split
 from memory_index.tables.series import Series, SeriesTable
-from memory_index.types import Neighbours, Queries
+from memory_index.types import Queries
 from memory_index.versions import segments
 from memory_index.versions.append import append
 from memory_index.versions.build import build

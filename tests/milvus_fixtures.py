@@ -18,11 +18,12 @@ from memory_fixtures import queries_at, use_indexes, wide_table
 
 from memory_index.access import Access
 from memory_index.leakage import Policy
+from memory_index.memory import Memory
 from memory_index.milvus import collections, lease, loading
 from memory_index.milvus.connection import Connection
 from memory_index.milvus.publish import publish
 from memory_index.milvus.searching import key_space_sizes
-from memory_index.types import KeySpace, Memory
+from memory_index.types import KeySpace
 from memory_index.versions.opening import open_version
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version

@@ -21,7 +21,7 @@ import psutil
 from guard_fixtures import PATIENCE_S, wait_until
 from service_fixtures import close_memories
 
-from cli.asking import encoder_loader
+from cli.opening import encoder_loader
 from memory_index.access import Access
 from memory_index.service.remote import RemoteMemory
 from memory_index.service.serving import Service, Settings

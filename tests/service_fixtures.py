@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from cli.asking import encoder_loader
+from cli.opening import encoder_loader
 from memory_index.access import Token
 from memory_index.service.hosted import Hosting
 from memory_index.service.remote import RemoteMemory

@@ -14,9 +14,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from forecaster.backbone import TINY, Backbone, check_reference, load_backbone
 from forecaster.errors import BackboneNotFoundError, ConfigError, RunIncompatibleError
-from forecaster.tiny import TOKENIZER, tiny_weights
+from forecaster.language_models.backbone import TINY, Backbone, check_reference
+from forecaster.language_models.loading import load_backbone
+from forecaster.language_models.tiny import TOKENIZER, tiny_weights
 
 CAUSAL = ("gpt2", "qwen2", "qwen3", "llama")
 FAMILIES = (*CAUSAL, "bert")
@@ -196,7 +197,7 @@ def test_tiny_knows_every_text_and_needs_no_transformers(repository: Path) -> No
     for text in ("Price of oil, \u00e9t\u00e9 2024: -3.5%", "\u4e2d\u6587 \U0001f600\n\t~"):
         assert tiny.tokenizer.decode(tiny.encode(text)) == text
     code = (
-        "import sys; from forecaster.backbone import load_backbone; load_backbone('builtin:tiny'); "
+        "import sys; from forecaster.language_models.loading import load_backbone; load_backbone('builtin:tiny'); "
         "assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=repository, check=True)
@@ -204,7 +205,8 @@ def test_tiny_knows_every_text_and_needs_no_transformers(repository: Path) -> No
 
 def test_loads_where_a_folder_is_called_datasets(repository: Path, folders: dict[str, Path]) -> None:
     assert (repository / "datasets").is_dir()
-    code = f"from forecaster.backbone import load_backbone; print(load_backbone({str(folders['gpt2'])!r}).width)"
+    load = "from forecaster.language_models.loading import load_backbone"
+    code = f"{load}; print(load_backbone({str(folders['gpt2'])!r}).width)"
     done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
     assert done.stdout == f"{WIDTH}\n"
     assert done.stderr == ""

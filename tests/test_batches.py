@@ -11,10 +11,10 @@ import torch
 from forecaster_fixtures import SPLIT, TABLE, K, config_of, memory_of
 from memory_fixtures import WINDOW, ragged_table, with_missing
 
-from forecaster.batches import CachedWindows, flat_values, live_blocks, parts_of
 from forecaster.config import Config
-from forecaster.fit import run_record, windows_of
-from forecaster.types import Batch, NeighbourTensors
+from forecaster.model.types import Batch, NeighbourTensors
+from forecaster.retrieval.batches import CachedWindows, flat_values, live_blocks, parts_of
+from forecaster.training.fit import run_record, windows_of
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
 from memory_index.splits import part_origins
@@ -156,7 +156,7 @@ def test_many_series_are_asked_few_moments_at_a_time(made, monkeypatch):
     memory, config = made["wide"][0], config_of().model
     origins = part_origins(TABLE, WINDOW, SPLIT, "val")
     whole = list(live_blocks(memory, TABLE, origins, config, K, {}))
-    monkeypatch.setattr("forecaster.batches.LIVE_WINDOWS", 31)
+    monkeypatch.setattr("forecaster.retrieval.batches.LIVE_WINDOWS", 31)
     blocks = list(live_blocks(memory, TABLE, origins, config, K, {}))
     assert max(len(block.batch) for block in blocks) == 30
     assert sum(len(block.batch) for block in blocks) == sum(len(block.batch) for block in whole) > 60

@@ -12,9 +12,13 @@ import pytest
 import torch
 from toy_training import ToyModel, train_toy, weights_of
 
-from forecaster import checkpoint as checkpoints
-from forecaster import rng, weights
-from forecaster.checkpoint import (
+from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
+from forecaster.runs import weights
+from forecaster.runs.records import FORMAT, first_difference, pack, seal, sha256_of, unpack, unseal
+from forecaster.runs.weights import WeightsRecord, load_into, publish_weights, read_weights
+from forecaster.training import checkpoint as checkpoints
+from forecaster.training import rng
+from forecaster.training.checkpoint import (
     Checkpoint,
     TrainerState,
     checkpoints_in,
@@ -24,13 +28,10 @@ from forecaster.checkpoint import (
     prune,
     save_checkpoint,
 )
-from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
-from forecaster.metrics_log import MetricsLog
-from forecaster.optimizer import make_optimizer, optimizer_state, restore_optimizer
-from forecaster.records import FORMAT, first_difference, pack, seal, sha256_of, unpack, unseal
-from forecaster.weights import WeightsRecord, load_into, publish_weights, read_weights
+from forecaster.training.metrics_log import MetricsLog
+from forecaster.training.optimizer import make_optimizer, optimizer_state, restore_optimizer
+from memory_index import files
 from memory_index.errors import ResourceError
-from memory_index.versions import disk
 
 CPU = torch.device("cpu")
 
@@ -102,7 +103,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def full(_path, _content):
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(disk, "write_new", full)
+    monkeypatch.setattr(files, "write_new", full)
     with pytest.raises(ResourceError, match="no space left") as caught:
         save_checkpoint(tmp_path, checkpoint_at(2))
     assert "--resume" in caught.value.hint
@@ -156,7 +157,7 @@ def test_the_only_checkpoint_damaged_has_no_way_back(tmp_path):
 )
 def test_another_format_says_what_to_do(tmp_path, monkeypatch, number, hint):
     path = tmp_path / "document.json"
-    monkeypatch.setattr("forecaster.records.FORMAT", number)
+    monkeypatch.setattr("forecaster.runs.records.FORMAT", number)
     path.write_bytes(seal({"a": 1}))
     monkeypatch.undo()
     with pytest.raises(RunIncompatibleError, match=f"format {number}") as caught:
@@ -249,8 +250,8 @@ def test_weights_and_their_record_are_never_mixed(tmp_path, monkeypatch, kill_at
             raise KeyboardInterrupt
         write(path, content)
 
-    write = disk.replace
-    monkeypatch.setattr(weights.disk, "replace", replace)
+    write = files.replace
+    monkeypatch.setattr(weights.files, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         publish_weights(tmp_path, new, step=2, val_mse=0.25)
     monkeypatch.undo()

@@ -12,8 +12,8 @@ import pytest
 from cli_fixtures import frame, make, write_settings
 
 import forecaster.ablate
-import forecaster.fit
-import forecaster.train
+import forecaster.training.fit
+import forecaster.training.train
 from cli.main import run
 
 # One arm of each kind: the rest differ from these in their settings only.
@@ -114,7 +114,7 @@ def test_what_is_done_is_not_done_again(ablated, call, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("trained or scored again")
 
-    monkeypatch.setattr(forecaster.fit, "batch_loss", refuse)
+    monkeypatch.setattr(forecaster.training.fit, "batch_loss", refuse)
     monkeypatch.setattr(forecaster.ablate, "evaluate", refuse)
     code, shown, err = call(*arguments, "--groups", "matrix,controls", "--out", out)
     assert code == 0, err
@@ -137,7 +137,7 @@ def test_another_test_part_is_scored_again(ablated, once, call, tmp_path, monkey
     shutil.copytree(out, tmp_path / "out")
     arguments = [*arguments, "--groups", "matrix", "--out", tmp_path / "out"]
     with monkeypatch.context() as patched:
-        patched.setattr(forecaster.train, "TrainingLoop", None)
+        patched.setattr(forecaster.training.train, "TrainingLoop", None)
         code, _, err = call("ablate", tmp_path / "corrected.csv", *arguments)
         assert code == 0, err
     for row, before in zip(rows_in(tmp_path / "out")[:4], once[:4], strict=True):
@@ -151,7 +151,7 @@ def test_another_test_part_is_scored_again(ablated, once, call, tmp_path, monkey
 @pytest.mark.parametrize("at", [10, 12])  # the last step of the second arm, and the end of its validation
 def test_interrupted_it_goes_on_where_it_stopped(ablated, once, call, tmp_path, monkeypatch, at):
     arguments, _ = ablated
-    real, calls = forecaster.fit.batch_loss, []
+    real, calls = forecaster.training.fit.batch_loss, []
 
     def pressing(model, *rest):
         calls.append(1)
@@ -160,7 +160,7 @@ def test_interrupted_it_goes_on_where_it_stopped(ablated, once, call, tmp_path, 
         return real(model, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(forecaster.fit, "batch_loss", pressing)
+        patched.setattr(forecaster.training.fit, "batch_loss", pressing)
         code, _, err = call(*arguments, "--groups", "matrix", "--out", tmp_path / "out")
     assert code == 130
     assert "the same command goes on" in err.strip().splitlines()[-1]

@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from cli.data import app
+from cli.commands.data import app
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.tables import catalog
 

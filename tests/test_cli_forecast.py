@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cli.asking import write_file
 from cli.main import run
+from cli.targets import write_file
+from memory_index import files
 from memory_index.tables.catalog import shipped
-from memory_index.versions import disk
 
 AT = "2024-09-25 23:00"
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_replaced_is_written_in_place(tmp_path, monkeypatch):
     def busy(*_):
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
-    monkeypatch.setattr(disk, "replace", busy)
+    monkeypatch.setattr(files, "replace", busy)
     write_file(mounted, b"new")
     assert mounted.read_bytes() == b"new"
 

@@ -14,14 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cli import index_build, main
-from cli.version_report import describe_bytes
+from cli import main
+from cli.commands import index_build
+from cli.reports.version_report import describe_bytes
 from memory_index.encoder import EncoderConfig
 from memory_index.errors import UsageError
 from memory_index.splits import split_until
 from memory_index.tables.columns import ReadOptions
 from memory_index.types import KeySpace
-from memory_index.versions import disk, factories
+from memory_index.versions import factories
 from memory_index.versions.store import Store
 from memory_index.versions.version import load
 from memory_index.windows import Step
@@ -511,7 +512,7 @@ def test_a_version_is_read_by_other_users_or_verify_says_that_it_may_not_be(cli,
     def refused(path: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    monkeypatch.setattr(disk, "hash_file", refused)
+    monkeypatch.setattr(files, "hash_file", refused)
     code, out, _ = cli("verify", "load", "--json")
     assert (code, json.loads(out)["ok"]) == (7, False)
     code, out, err = cli("verify", "load")

@@ -15,11 +15,11 @@ from service_fixtures import served
 from cli.explorer.state import Side
 from cli.explorer.subject import open_subject, start_state
 from cli.main import run
-from cli.memory_options import Indexes
+from cli.options import Indexes
 from cli.output import jsonable
 from cli.pictures.look import WIDTHS, figure, headline
-from forecaster.records import seal, unseal
-from forecaster.run import CONFIG
+from forecaster.runs.records import seal, unseal
+from forecaster.runs.run import CONFIG
 from memory_index.access import Token
 from memory_index.service import remote
 from memory_index.tables.columns import ReadOptions

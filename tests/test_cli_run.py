@@ -14,7 +14,7 @@ import pytest
 from cli_fixtures import HORIZON, LOOKBACK, NUM_NEWER, NUM_STEPS, NUM_TEST, frame, make
 
 from cli.main import run
-from forecaster.pattern_encoder import PatternConfig
+from forecaster.learned_keys.pattern_encoder import PatternConfig
 from memory_index.versions.store import Store
 
 
@@ -96,9 +96,9 @@ def test_a_forecast_loads_nothing_that_it_does_not_need(made):
         "accelerate",
         "transformers",
         "matplotlib",
-        "forecaster.fit",
-        "forecaster.train",
-        "forecaster.pretrained",
+        "forecaster.training.fit",
+        "forecaster.training.train",
+        "forecaster.language_models.pretrained",
     ]
     program = (
         "import sys; from cli.main import run; code = run(sys.argv[1:]); "
@@ -141,7 +141,7 @@ def test_what_is_new_is_appended_once(made, call, indexes, tmp_path):
 
 
 def test_a_memory_with_a_learned_encoder_grows_too(made, indexes, tmp_path, monkeypatch):
-    monkeypatch.setattr("forecaster.fit_pattern.PatternConfig", partial(PatternConfig, num_steps=2))
+    monkeypatch.setattr("forecaster.learned_keys.fit_pattern.PatternConfig", partial(PatternConfig, num_steps=2))
     folder, window = ["--indexes-dir", str(indexes)], ["--lookback", "24", "--horizon", "12", "--views", "24"]
     build = ["index", "build", str(made.file), "--name", "learned", "--encoder", "pattern", *window, *folder]
     assert run(build) == 0

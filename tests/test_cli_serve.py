@@ -26,7 +26,7 @@ from serve_fixtures import Serving, cli_serving, http, long_question
 from service_fixtures import close_memories
 
 from cli.main import app, run
-from cli.serve_options import OPTIONS
+from cli.options import OPTIONS
 from memory_index.access import Access
 from memory_index.errors import BusyError, ServiceError
 from memory_index.leakage import Policy

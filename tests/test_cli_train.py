@@ -15,13 +15,13 @@ import pytest
 import typer
 from cli_fixtures import HORIZON, LOOKBACK, frame, make, write_settings
 
-import forecaster.fit
-from cli import training_shown
+import forecaster.training.fit
 from cli.main import app, run
-from cli.setting_options import SETTINGS
+from cli.options import SETTINGS
+from cli.reports import training_progress as training_shown
 from forecaster.config import Config
-from forecaster.run import open_run
-from forecaster.tiny import TinyBackbone
+from forecaster.language_models.tiny import TinyBackbone
+from forecaster.runs.run import open_run
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_out_of_memory_names_the_setting_to_lower(made, call, tmp_path, monkeypa
     def too_much(*_: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(forecaster.fit, "batch_loss", too_much)
+    monkeypatch.setattr(forecaster.training.fit, "batch_loss", too_much)
     code, _, err = call(*made.train, "--out", tmp_path / "one")
     assert code == 7
     assert "batch_size 64" in one_line(err)
@@ -232,7 +232,7 @@ def test_out_of_memory_names_the_setting_to_lower(made, call, tmp_path, monkeypa
 
 def interrupted_at(step: int, monkeypatch) -> None:
     """Let Ctrl-C be pressed during a step of the next training."""
-    real, calls = forecaster.fit.batch_loss, []
+    real, calls = forecaster.training.fit.batch_loss, []
 
     def pressing(model, *arguments):
         if model.training:
@@ -241,7 +241,7 @@ def interrupted_at(step: int, monkeypatch) -> None:
                 os.kill(os.getpid(), signal.SIGINT)
         return real(model, *arguments)
 
-    monkeypatch.setattr(forecaster.fit, "batch_loss", pressing)
+    monkeypatch.setattr(forecaster.training.fit, "batch_loss", pressing)
 
 
 def test_interrupted_it_says_how_to_go_on_and_nothing_is_lost(made, call, tmp_path, monkeypatch):
@@ -269,7 +269,7 @@ def test_interrupted_it_says_how_to_go_on_and_nothing_is_lost(made, call, tmp_pa
 def test_ended_while_neighbours_are_found_it_leaves_nothing_half_made(made, call, tmp_path):
     """SIGTERM, as a scheduler sends it, outside the steps of a training."""
     program = (
-        "import os, signal, forecaster.neighbour_cache as cache, cli.main as m\n"
+        "import os, signal, forecaster.retrieval.neighbour_cache as cache, cli.main as m\n"
         "cache._make = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)\n"
         "m.main()"
     )

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cli import index, main
+from cli import main
+from cli.commands import index
 from cli.pictures import usage as pictures
-from cli.usage_report import find_usage
-from forecaster.fit_pattern import PatternConfig
+from cli.reports.usage_document import find_usage
+from forecaster.learned_keys.fit_pattern import PatternConfig
 from memory_index.types import KeySpace
 from memory_index.versions.store import Store
 from tests.cli_fixtures import HORIZON, LOOKBACK, frame
@@ -170,7 +171,7 @@ def test_page(show, tmp_path):
 
 
 def test_a_learned_encoder_is_loaded(template, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("forecaster.fit_pattern.PatternConfig", partial(PatternConfig, num_steps=2))
+    monkeypatch.setattr("forecaster.learned_keys.fit_pattern.PatternConfig", partial(PatternConfig, num_steps=2))
     folder = ["--indexes-dir", str(tmp_path / "indexes")]
     window = ["--lookback", "24", "--horizon", "12", "--views", "24"]
     file = str(template.parent / "load.csv")

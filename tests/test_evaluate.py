@@ -24,12 +24,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_fixtures import WINDOW, poisoned, ragged_table, with_missing
 
-from forecaster import batches
 from forecaster.evaluate import GATE_BINS, Histogram, RunEvaluation, evaluate
 from forecaster.explain import explain
-from forecaster.intervals import LEVELS, Intervals, expected_width
+from forecaster.model.tapr import labels, trend_change
 from forecaster.predictor import Predictor, load_predictor, require_same_memory
-from forecaster.tapr import labels, trend_change
+from forecaster.retrieval import batches
+from forecaster.runs.intervals import LEVELS, Intervals, expected_width
 from memory_index import memory_only, queries
 from memory_index.errors import DataError, UsageError
 from memory_index.memory_only import MemoryOptions, standard_units

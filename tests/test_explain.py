@@ -10,26 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forecaster_fixtures import (
-    SETTINGS,
-    TABLE,
-    WITHOUT_NETWORK,
-    K,
-    Small,
-    awaken,
-    make_small,
-    train_small,
-)
+from forecaster_fixtures import SETTINGS, TABLE, WITHOUT_NETWORK, K, Small, awaken, make_small, train_small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_fixtures import WINDOW, Store, append, between, open_version, poisoned
 
-from forecaster.batches import LiveBlock, live_blocks
 from forecaster.errors import RunIncompatibleError
 from forecaster.explain import Explanation, explain
 from forecaster.forecast import forecast
+from forecaster.model.types import ModelOutput
 from forecaster.predictor import Predictor, load_predictor
-from forecaster.types import ModelOutput
+from forecaster.retrieval.batches import LiveBlock, live_blocks
 from memory_index.closeness import usual_distances
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.tables.series import Series, SeriesTable
@@ -214,7 +205,7 @@ def test_the_parts_make_the_forecast(small, name):
 
 def test_classes_change_where_the_labels_do(small):
     """A future whose mean lies between two borders is labelled as the class between them."""
-    from forecaster.tapr import labels, trend_change
+    from forecaster.model.tapr import labels, trend_change
 
     found = explained(small)
     borders = found.trend.borders

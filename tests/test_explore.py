@@ -40,7 +40,7 @@ from cli.explorer.state import MAX_GAP, MAX_K, SCOPES, Side, State, from_address
 from cli.explorer.subject import open_subject
 from cli.explorer.words import as_csv, problem, rows, sentence, warned
 from cli.main import run
-from cli.memory_options import Indexes
+from cli.options import Indexes
 from cli.pictures.look import PALETTE
 from cli.wording import IN_SAMPLE
 from forecaster.explain import explain

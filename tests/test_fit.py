@@ -29,15 +29,16 @@ from killing import PROCESSES, kill_one, run_together
 from memory_fixtures import ENCODER, WINDOW, Store, append, between, open_version, poisoned
 from toy_training import InterruptAt, free_port, log_of
 
-from forecaster import fit, intervals
-from forecaster.batches import live_blocks
-from forecaster.checkpoint import load_latest
 from forecaster.errors import RunIncompatibleError, RunNotFoundError
 from forecaster.evaluate import evaluate
-from forecaster.fit import check_fits, fit_intervals, windows_of
 from forecaster.forecast import forecast
 from forecaster.predictor import load_predictor, require_same_memory
-from forecaster.run import open_run
+from forecaster.retrieval.batches import live_blocks
+from forecaster.runs import intervals
+from forecaster.runs.run import open_run
+from forecaster.training import fit
+from forecaster.training.checkpoint import load_latest
+from forecaster.training.fit import check_fits, fit_intervals, windows_of
 from memory_index.errors import DataError, IncompatibleError, ResourceError, UsageError
 from memory_index.splits import split_by_name, split_until
 from memory_index.tables.series import SeriesTable

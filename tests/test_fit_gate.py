@@ -10,12 +10,12 @@ import torch
 from forecaster_fixtures import SPLIT, TABLE, WITHOUT_NETWORK, config_of, memory_of
 from memory_fixtures import with_values
 
-from forecaster import fit_gate
-from forecaster.batches import CachedWindows
-from forecaster.fit import fit_closed_form, run_record, windows_of
-from forecaster.fit_gate import Quadratic, add_errors, fit_logits, horizon_steps, prior_shares
-from forecaster.model import ForecastModel
-from forecaster.value_gate import hat_functions
+from forecaster.model.model import ForecastModel
+from forecaster.model.value_gate import hat_functions
+from forecaster.retrieval.batches import CachedWindows
+from forecaster.training import fit_gate
+from forecaster.training.fit import fit_closed_form, run_record, windows_of
+from forecaster.training.fit_gate import Quadratic, add_errors, fit_logits, horizon_steps, prior_shares
 from memory_index.windows import cut
 
 HORIZON, KNOTS = 12, 3

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from forecaster.gram import AdaptiveKnowledgeGating, RetrievalAugmentedPrompt, match_weights
-from forecaster.types import GatingOutput, NeighbourTensors
+from forecaster.model.gram import AdaptiveKnowledgeGating, RetrievalAugmentedPrompt, match_weights
+from forecaster.model.types import GatingOutput, NeighbourTensors
 
 B, P, K, L, H, D = 6, 4, 5, 24, 8, 16
 

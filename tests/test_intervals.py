@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from memory_fixtures import Policy, queries_at
 
 from forecaster.errors import RunDamagedError, RunNotFoundError
-from forecaster.intervals import (
+from forecaster.retrieval.neighbours import condense
+from forecaster.runs.intervals import (
     FILE,
     FLOOR,
     LEAST_PRIOR,
@@ -26,9 +27,8 @@ from forecaster.intervals import (
     read_intervals,
     series_factors,
 )
-from forecaster.intervals import calibrate as calibrate_series
-from forecaster.intervals import write_intervals as write
-from forecaster.neighbours import condense
+from forecaster.runs.intervals import calibrate as calibrate_series
+from forecaster.runs.intervals import write_intervals as write
 from memory_index.errors import UsageError
 
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from test_backbone import CAUSAL, FAMILIES, save_model
 
-from forecaster.backbone import TINY, load_backbone
 from forecaster.config import ModelConfig
 from forecaster.errors import ConfigError
-from forecaster.llm_path import LlmPath
-from forecaster.reprogramming import Reprogramming
+from forecaster.language_models.backbone import TINY
+from forecaster.language_models.loading import load_backbone
+from forecaster.model.llm_path import LlmPath
+from forecaster.model.reprogramming import Reprogramming
 
 CONFIG = ModelConfig(lookback=64, horizon=8, d_model=16, num_heads=4, d_ff=24, dropout=0.5, num_prototypes=40)
 NUM = 6  # windows

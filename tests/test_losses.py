@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from forecaster.config import TrainConfig
-from forecaster.losses import expected_magnitude, forecast_error, retrieval_loss, total_loss, trend_loss
-from forecaster.types import Batch, GatingOutput, ModelOutput, NeighbourTensors, TrendOutput
+from forecaster.model.losses import expected_magnitude, forecast_error, retrieval_loss, total_loss, trend_loss
+from forecaster.model.types import Batch, GatingOutput, ModelOutput, NeighbourTensors, TrendOutput
 
 L, H, D, K = 6, 2, 3, 2
 THRESHOLDS = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])

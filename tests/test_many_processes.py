@@ -6,20 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forecaster_fixtures import (
-    interrupt,
-    linger,
-    make_small,
-    refuse,
-    token_of,
-    train_at_address_in_one_of,
-    train_small,
-)
+from forecaster_fixtures import interrupt, linger, make_small, refuse, token_of, train_at_address_in_one_of, train_small
 from killing import PROCESSES, run_together
 from service_fixtures import served
 from toy_training import free_port
 
-from forecaster.run import open_run
+from forecaster.runs.run import open_run
 from memory_index.access import Token
 from memory_index.errors import ResourceError, ServiceError
 

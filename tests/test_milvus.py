@@ -52,12 +52,13 @@ from memory_index.errors import (
     VerificationError,
 )
 from memory_index.leakage import Policy
+from memory_index.memory import Memory
 from memory_index.milvus import collections, lease, loading
 from memory_index.milvus.collections import KEY, KNOWN_AT, MARK, ROW, SERIES, collection_name
 from memory_index.milvus.connection import Connection, parse_address
 from memory_index.milvus.publish import publish, remove
 from memory_index.milvus.searching import MilvusIndex, MilvusMemory, open_milvus
-from memory_index.types import Filter, KeySpace, Memory
+from memory_index.types import Filter, KeySpace
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version
 from memory_index.windows import WindowSpec

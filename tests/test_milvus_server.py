@@ -31,7 +31,7 @@ from memory_index.milvus.collections import KEY, KNOWN_AT, ROW, SERIES, collecti
 from memory_index.milvus.connection import Connection, parse_address
 from memory_index.milvus.publish import publish, remove
 from memory_index.milvus.searching import open_milvus
-from memory_index.types import Neighbours
+from memory_index.neighbours import Neighbours
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version
 from memory_index.windows import WindowSpec

@@ -10,10 +10,11 @@ from forecaster_fixtures import WITHOUT_NETWORK, awaken, config_of, make_model, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forecaster.backbone import TINY, load_backbone
-from forecaster.losses import total_loss
-from forecaster.model import ForecastModel
-from forecaster.types import Batch, ModelOutput
+from forecaster.language_models.backbone import TINY
+from forecaster.language_models.loading import load_backbone
+from forecaster.model.losses import total_loss
+from forecaster.model.model import ForecastModel
+from forecaster.model.types import Batch, ModelOutput
 
 NUM, SPACES = 7, 4
 SWITCHES = {

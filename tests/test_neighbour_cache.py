@@ -34,10 +34,10 @@ from memory_fixtures import (
     with_missing,
 )
 
-from forecaster import cache_folder, neighbour_cache
 from forecaster.errors import ConfigError
-from forecaster.neighbour_cache import NeighbourCache, part_neighbours, training_neighbours
-from forecaster.neighbours import Condensed, condense, neighbour_tensors
+from forecaster.retrieval import cache_folder, neighbour_cache
+from forecaster.retrieval.neighbour_cache import NeighbourCache, part_neighbours, training_neighbours
+from forecaster.retrieval.neighbours import Condensed, condense, neighbour_tensors
 from memory_index.errors import DataError, IncompatibleError, ResourceError
 from memory_index.leakage import LeakError
 from memory_index.local import LocalMemory

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from forecaster.config import ModelConfig
-from forecaster.patching import PatchEmbedding, instance_norm, patches_of
+from forecaster.model.patching import PatchEmbedding, instance_norm, patches_of
 
 
 def windows(*, level: float = 0.0, spread: float = 1.0, count: int = 6, lookback: int = 64) -> Tensor:

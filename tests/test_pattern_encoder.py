@@ -30,11 +30,16 @@ from memory_fixtures import (
 )
 
 from cli import main
-from forecaster.compare_encoders import compare_with_built_in
-from forecaster.fit_pattern import fit_pattern_encoder, neighbour_forecast, pattern_batch, squared_distances
-from forecaster.neighbour_cache import training_neighbours
-from forecaster.neighbours import condense
-from forecaster.pattern_encoder import PatternConfig, PatternEncoder, load_encoder
+from forecaster.learned_keys.compare_encoders import compare_with_built_in
+from forecaster.learned_keys.fit_pattern import (
+    fit_pattern_encoder,
+    neighbour_forecast,
+    pattern_batch,
+    squared_distances,
+)
+from forecaster.learned_keys.pattern_encoder import PatternConfig, PatternEncoder, load_encoder
+from forecaster.retrieval.neighbour_cache import training_neighbours
+from forecaster.retrieval.neighbours import condense
 from memory_index.encoder import EncoderConfig
 from memory_index.errors import DataError, IncompatibleError, VerificationError
 from memory_index.fit_encoder import fit_encoder
@@ -277,7 +282,7 @@ def test_it_is_compared_with_the_built_in_one(tmp_path, val_until):
 
 @pytest.fixture
 def cli(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("forecaster.fit_pattern.PatternConfig", lambda: PATTERN)
+    monkeypatch.setattr("forecaster.learned_keys.fit_pattern.PatternConfig", lambda: PATTERN)
 
     def run(*arguments: object) -> tuple[int, str, str]:
         code = main.run([*map(str, arguments), "--indexes-dir", str(tmp_path / "indexes")])

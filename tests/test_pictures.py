@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from memory_fixtures import built, wide_table
 
-from cli.pages import TableBlock, write_page
 from cli.pictures.forecast import draw_forecast
 from cli.pictures.look import beyond, save
 from cli.pictures.neighbours import draw_neighbours, episodes
 from cli.pictures.usage import known_stretches
+from cli.reports.pages import TableBlock, write_page
 from memory_index.inspection import Inspection, inspect_window
 from memory_index.local import LocalMemory
 from memory_index.versions.opening import open_version

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from forecaster.backbone import TINY, load_backbone
-from forecaster.prompt import Prompt, prompt_statistics, static_text, token_table, top_lags
+from forecaster.language_models.backbone import TINY
+from forecaster.language_models.loading import load_backbone
+from forecaster.model.prompt import Prompt, prompt_statistics, static_text, token_table, top_lags
 
 
 def windows(num: int, lookback: int) -> torch.Tensor:

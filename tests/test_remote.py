@@ -28,7 +28,7 @@ from pyarrow import flight
 from serve_fixtures import cli_serving, whole_service
 from service_fixtures import served
 
-from cli.memory_options import Indexes
+from cli.options import Indexes
 from memory_index.access import Access
 from memory_index.errors import NotFoundError, ServiceError, UsageError
 from memory_index.leakage import Policy

@@ -13,11 +13,11 @@ from toy_training import ToyModel, train_toy, weights_of
 
 from forecaster.config import Config
 from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
-from forecaster.records import FORMAT, seal
-from forecaster.run import LOCK, begun_run, create_run, finish_run, open_run
-from forecaster.run_record import DataFacts, IndexFacts, RunRecord
+from forecaster.runs.records import FORMAT, seal
+from forecaster.runs.run import LOCK, begun_run, create_run, finish_run, open_run
+from forecaster.runs.run_record import DataFacts, IndexFacts, RunRecord
+from memory_index import files
 from memory_index.errors import DataError, ResourceError, UsageError
-from memory_index.versions import disk
 
 SETTINGS = Config.from_dict({"lookback": 96, "horizon": 24, "use_network": True}).to_dict()
 RECORD = RunRecord(
@@ -49,7 +49,7 @@ def changed(**settings) -> RunRecord:
 
 
 def test_opening_a_run_does_not_load_what_trains_it(repository):
-    program = "import sys, forecaster.run; print('accelerate' in sys.modules, 'transformers' in sys.modules)"
+    program = "import sys, forecaster.runs.run; print('accelerate' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
@@ -183,7 +183,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path, resume):
 @pytest.mark.parametrize("resume", [False, True])
 def test_of_two_begun_at_once_the_second_writes_nothing(tmp_path, resume):
     """The first has not written its record yet, so that only the lock can tell."""
-    with disk.locked(tmp_path / LOCK, sign=True):
+    with files.locked(tmp_path / LOCK, sign=True):
         with (
             pytest.raises(ResourceError, match=r"another process \(pid \d+\)"),
             begun_run(tmp_path, RECORD, resume=resume),

@@ -7,20 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from forecaster_fixtures import (
-    SPLIT,
-    TABLE,
-    forecasts_at,
-    make_small,
-    memory_of,
-)
+from forecaster_fixtures import SPLIT, TABLE, forecasts_at, make_small, memory_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_fixtures import HOURLY, WINDOW, Store, append, between, open_version, poisoned, wide_table, with_missing
 
-from forecaster.batches import live_blocks
 from forecaster.forecast import forecast
-from forecaster.intervals import expected_width
+from forecaster.retrieval.batches import live_blocks
+from forecaster.runs.intervals import expected_width
 from memory_index.errors import DataError, UsageError
 from memory_index.splits import split_by_name
 from memory_index.tables.series import Series

@@ -10,11 +10,12 @@ import torch
 from forecaster_fixtures import SPLIT, TABLE, config_of, make_model, memory_of
 from memory_fixtures import WINDOW, between, ragged_table, with_values
 
-from forecaster import fit, shortcut
-from forecaster.batches import CachedWindows, flat_values
-from forecaster.cross_fit import time_blocks
-from forecaster.fit import fit_closed_form, run_record, windows_of
-from forecaster.shortcut import LinearShortcut, fit_linear
+from forecaster.model import shortcut
+from forecaster.model.shortcut import LinearShortcut, fit_linear
+from forecaster.retrieval.batches import CachedWindows, flat_values
+from forecaster.retrieval.cross_fit import time_blocks
+from forecaster.training import fit
+from forecaster.training.fit import fit_closed_form, run_record, windows_of
 from memory_index.errors import DataError
 from memory_index.splits import split_by_name
 from memory_index.tables.series import SeriesTable

@@ -13,16 +13,11 @@ import numpy as np
 import pytest
 from store_fixtures import append, make_manifest, publish, write_files
 
-from memory_index.errors import (
-    IncompatibleError,
-    NotFoundError,
-    ResourceError,
-    UsageError,
-    VerificationError,
-)
-from memory_index.versions import disk
+from memory_index import files
+from memory_index.errors import IncompatibleError, NotFoundError, ResourceError, UsageError, VerificationError
+from memory_index.files import FileRecord
 from memory_index.versions.archive import export, import_version
-from memory_index.versions.manifest import BuildRecord, FileRecord, difference, manifest_from_json
+from memory_index.versions.manifest import BuildRecord, difference, manifest_from_json
 from memory_index.versions.store import Store
 from memory_index.versions.version import check_files, load, read_parquet, verify
 from memory_index.windows import WindowSpec
@@ -221,13 +216,13 @@ class TestAppend:
     def test_linked_files_are_not_hashed_again(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         parent = publish(store)
         hashed = []
-        hash_file = disk.hash_file
+        hash_file = files.hash_file
 
         def note(path: Path) -> FileRecord:
             hashed.append(path.name)
             return hash_file(path)
 
-        monkeypatch.setattr(disk, "hash_file", note)
+        monkeypatch.setattr(files, "hash_file", note)
         append(store, parent)
         assert sorted(hashed) == ["own-96.faiss", "own-96.npy", "series.parquet", "windows.parquet"]
 
@@ -488,9 +483,9 @@ class TestParquet:
 
 def test_hashing_survives_an_unreadable_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
-    found = disk.hash_files([tmp_path / "missing", tmp_path / "a"])
+    found = files.hash_files([tmp_path / "missing", tmp_path / "a"])
     assert isinstance(found[0], FileNotFoundError)
-    assert found[1] == disk.hash_file(tmp_path / "a")
+    assert found[1] == files.hash_file(tmp_path / "a")
 
 
 @pytest.mark.parametrize(
@@ -503,7 +498,7 @@ def test_hashing_survives_an_unreadable_file(tmp_path: Path) -> None:
     ],
 )
 def test_arrays_are_written_as_numpy_reads_them(tmp_path: Path, array: np.ndarray) -> None:
-    disk.write_array(tmp_path / "a.npy", array)
+    files.write_array(tmp_path / "a.npy", array)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), array)
     assert np.load(tmp_path / "a.npy", mmap_mode="r" if array.size else None).dtype == array.dtype
 

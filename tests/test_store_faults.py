@@ -24,8 +24,8 @@ from killing import check_after_kill, kill_one, run_together
 from safetensors.numpy import save_file
 from store_fixtures import LFS_POINTER, append, make_manifest, publish, segment_files, write_files
 
+from memory_index import files
 from memory_index.errors import IncompatibleError, MemoryIndexError, NotFoundError, ResourceError, VerificationError
-from memory_index.versions import disk
 from memory_index.versions.archive import export, import_version
 from memory_index.versions.store import Store
 from memory_index.versions.version import Location, Version, check_files, load, manifest_files, verify
@@ -273,7 +273,7 @@ class TestArchiveDamage:
 def write_as(writer: str, path: Path, values: np.ndarray) -> None:
     """Write float64 [n] with one of the libraries that write files of a version, each of which fails in its own way."""
     if writer == "array":
-        disk.write_array(path, values)
+        files.write_array(path, values)
     elif writer == "numpy":
         np.save(path, values)
     elif writer == "pyarrow":
@@ -297,7 +297,7 @@ def write_tail(folder: Path, writer: str) -> None:
     num_bytes = path.stat().st_size
     path.unlink()
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes - 50, num_bytes - 50))
-    with disk.refusals_named(path):
+    with files.refusals_named(path):
         write_as(writer, path, np.zeros(5_000))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from forecaster.errors import ConfigError
-from forecaster.tapr import (
+from forecaster.model.tapr import (
     CoarseToFineHead,
     MultiScaleDecomposition,
     Tapr,

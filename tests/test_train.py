@@ -29,19 +29,19 @@ from toy_training import (
     weights_of,
 )
 
-from forecaster.checkpoint import checkpoints_in, load_latest
 from forecaster.config import TrainConfig
-from forecaster.devices import resolve_precision
 from forecaster.errors import ConfigError, RunIncompatibleError, RunNotFoundError
-from forecaster.interruption import Interruption
-from forecaster.optimizer import parameter_groups
-from forecaster.schedule import Schedule, aux_weight, batches_of, epoch_order, share_of
-from forecaster.training_loop import Progress
-from forecaster.weights import read_weights
+from forecaster.runs.weights import read_weights
+from forecaster.training.checkpoint import checkpoints_in, load_latest
+from forecaster.training.devices import resolve_precision
+from forecaster.training.interruption import Interruption
+from forecaster.training.optimizer import parameter_groups
+from forecaster.training.schedule import Schedule, aux_weight, batches_of, epoch_order, share_of
+from forecaster.training.training_loop import TrainingProgress
 from memory_index.errors import DataError, ResourceError, UsageError
 
 # The second is what an optimizer loads when it is made: seconds, once instead of in every process.
-PROCESSES.set_forkserver_preload(["forecaster.train", "torch._dynamo"])
+PROCESSES.set_forkserver_preload(["forecaster.training.train", "torch._dynamo"])
 STEPS_PER_EPOCH = 7  # 100 windows, 16 at a time
 
 
@@ -52,7 +52,7 @@ class StopError(Exception):
 def stop_at(step: int):
     """A report that ends the training, unprepared, after so many steps."""
 
-    def report(progress: Progress) -> None:
+    def report(progress: TrainingProgress) -> None:
         if progress.step == step:
             raise StopError
 
@@ -63,7 +63,7 @@ def stop_at(step: int):
 
 
 def test_it_learns_and_keeps_the_best_weights(tmp_path):
-    seen: list[Progress] = []
+    seen: list[TrainingProgress] = []
     model, result = train_toy(tmp_path / "run", epochs=5, report=seen.append)
     log = log_of(tmp_path / "run")
     scores = {line["step"]: line["val_mse"] for line in log if "val_mse" in line}

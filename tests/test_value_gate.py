@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from forecaster.value_gate import ValueGate, hat_functions, mix
+from forecaster.model.value_gate import ValueGate, hat_functions, mix
 
 NUM, BASES, SPACES, HORIZON = 6, 2, 3, 10
 

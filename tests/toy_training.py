@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from forecaster.config import TrainConfig
-from forecaster.losses import LossParts
-from forecaster.train import TrainResult, train
-from forecaster.training_loop import Progress
-from forecaster.types import Batch
+from forecaster.model.losses import LossParts
+from forecaster.model.types import Batch
+from forecaster.training.train import TrainResult, train
+from forecaster.training.training_loop import TrainingProgress
 
 LOOKBACK, HORIZON = 12, 4
 CONFIG = TrainConfig(
@@ -162,7 +162,7 @@ class InterruptAt:
     step: int
     number: int = signal.SIGTERM
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: TrainingProgress) -> None:
         if progress.step == self.step:
             os.kill(os.getpid(), self.number)
 
@@ -174,7 +174,7 @@ def train_until_killed(folder: Path, log: Path, seed: int) -> None:
     """
     with log.open("a") as lines:
 
-        def ready(*_: Progress) -> None:
+        def ready(*_: TrainingProgress) -> None:
             nonlocal said
             if not said:
                 lines.write("ready\n")

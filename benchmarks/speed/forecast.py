@@ -14,10 +14,10 @@ from benchmarks.speed.stage import Stage
 from benchmarks.speed.turns import in_turns, medians
 from forecaster.forecast import forecast
 from forecaster.predictor import load_predictor
-from forecaster.run import open_run
+from forecaster.runs.run import open_run
 from memory_index import memory_only
 
-IMPORTS = "import cli.main, cli.asking, forecaster.forecast, forecaster.predictor, memory_index.versions.opening"
+IMPORTS = "import cli.main, cli.opening, forecaster.forecast, forecaster.predictor, memory_index.versions.opening"
 
 
 def figures(stage: Stage) -> list[Figure]:

@@ -26,9 +26,10 @@ from memory_index.encoder import EncoderConfig
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
 from memory_index.measure import without_indexes
+from memory_index.neighbours import Neighbours
 from memory_index.references import open_memory
 from memory_index.splits import split_until
-from memory_index.types import Neighbours, Queries
+from memory_index.types import Queries
 from memory_index.versions.build import build
 from memory_index.versions.store import Store
 from memory_index.windows import WindowSpec

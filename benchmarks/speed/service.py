@@ -25,10 +25,12 @@ import numpy as np
 from benchmarks.report import Figure, timed
 from benchmarks.speed.stage import NAME, Sizes, Stage
 from memory_index.leakage import Policy
+from memory_index.memory import Memory
+from memory_index.neighbours import Neighbours
 from memory_index.queries import query_blocks
 from memory_index.references import open_memory
 from memory_index.splits import part_origins
-from memory_index.types import Memory, Neighbours, Queries
+from memory_index.types import Queries
 
 K, BATCH = 10, 256
 CLIENTS = 8

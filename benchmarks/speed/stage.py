@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import run_cli
+from memory_index.memory import Memory
 from memory_index.references import open_memory
 from memory_index.tables.reading import read_table
 from memory_index.tables.series import SeriesTable
-from memory_index.types import Memory
 from memory_index.windows import WindowSpec
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Stage:
     @cached_property
     def run(self) -> Path:
         """A run of default settings."""
-        from forecaster.fit import train_run
+        from forecaster.training.fit import train_run
 
         out = self.folder / "run"
         train_run(self.table, self.memory, f"{NAME}@1", self.config(), out, neighbours_dir=self.neighbours)

@@ -35,15 +35,15 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from benchmarks.report import Figure, timed
 from benchmarks.speed.stage import NAME, WINDOW, Stage
 from benchmarks.speed.turns import in_turns, medians, ratio
-from forecaster.batches import CachedWindows
 from forecaster.config import Config
-from forecaster.fit import batch_loss, fit_closed_form, run_record, windows_of
-from forecaster.fit_gate import fit_value_gate
-from forecaster.model import ForecastModel
-from forecaster.neighbours import condense, neighbour_tensors
-from forecaster.optimizer import make_optimizer
-from forecaster.placement import place_backbone
-from forecaster.types import Batch
+from forecaster.language_models.placement import place_backbone
+from forecaster.model.model import ForecastModel
+from forecaster.model.types import Batch
+from forecaster.retrieval.batches import CachedWindows
+from forecaster.retrieval.neighbours import condense, neighbour_tensors
+from forecaster.training.fit import batch_loss, fit_closed_form, run_record, windows_of
+from forecaster.training.fit_gate import fit_value_gate
+from forecaster.training.optimizer import make_optimizer
 from memory_index.leakage import Policy
 from memory_index.queries import query_blocks
 

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cli.asking import encoder_loader, open_run_with_table, open_with_table
 from cli.explorer.state import Side, State
-from cli.memory_options import Indexes
+from cli.opening import encoder_loader, open_run_with_table, open_with_table
+from cli.options import Indexes
 from cli.output import note
 from memory_index.closeness import UsualDistances, usual_distances
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.inspection import Inspection, inspect_window
+from memory_index.memory import Memory
 from memory_index.queries import origin_at, require_same_data
 from memory_index.references import is_address
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.series import SeriesTable
-from memory_index.types import Memory, Scope
+from memory_index.types import Scope
 from memory_index.windows import WindowSpec
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Jump(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Version:
+class OpenedVersion:
     """An opened version. usual: its distances, asked once. has_run: whether the run can use it."""
 
     ref: str
@@ -66,7 +67,7 @@ class Answer:
     """What one side shows. explained: None without a run, or where the run cannot use the version."""
 
     side: Side
-    version: Version
+    version: OpenedVersion
     found: Inspection
     explained: Explanation | None
 
@@ -76,7 +77,7 @@ class Subject:
     """A table, versions by full reference in the order they were named, and perhaps a run with its model."""
 
     table: SeriesTable
-    versions: Mapping[str, Version]
+    versions: Mapping[str, OpenedVersion]
     run: str | None
     predictor: Predictor | None
 
@@ -192,15 +193,15 @@ def _use_one_torch_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _version(ref: str, memory: Memory, *, has_run: bool) -> Version:
-    return Version(ref=ref, memory=memory, usual=usual_distances(memory), has_run=has_run)
+def _version(ref: str, memory: Memory, *, has_run: bool) -> OpenedVersion:
+    return OpenedVersion(ref=ref, memory=memory, usual=usual_distances(memory), has_run=has_run)
 
 
 def _usable(run: Path, memory: Memory, ref: str) -> bool:
     """Whether a run can use a version; says so if not."""
     from forecaster.errors import RunIncompatibleError
     from forecaster.predictor import require_same_memory
-    from forecaster.run import open_run
+    from forecaster.runs.run import open_run
 
     try:
         require_same_memory(open_run(run), memory.manifest, ref, newer=True)

@@ -7,8 +7,8 @@ import io
 
 import numpy as np
 
+from cli.commands.neighbours import warnings
 from cli.explorer.subject import Answer, Subject
-from cli.neighbours import warnings
 from cli.wording import IN_SAMPLE, age, minute, short
 from memory_index.errors import MemoryIndexError
 from memory_index.inspection import Inspection, NeighbourRecord

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cli.explanation_report import interval_name, scales, trend_classes
 from cli.pictures.look import (
     BAND,
     BLUE,
@@ -29,6 +28,7 @@ from cli.pictures.look import (
     limits,
     plain,
 )
+from cli.reports.explanation_report import interval_name, scales, trend_classes
 from cli.wording import age, minute, short
 
 if TYPE_CHECKING:

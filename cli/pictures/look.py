@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from cli.asking import write_file
+from cli.targets import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

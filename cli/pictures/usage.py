@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
     from cli.pictures.look import Shape
-    from cli.usage_report import Findings
+    from cli.reports.usage_document import Findings
     from memory_index.windows import StoredWindows
 
 SHOWN_COVERED, SHOWN_USED = 12, 8  # series with a row of their own; where there are more, some stand for the rest

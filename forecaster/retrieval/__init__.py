@@ -1,1 +1,1 @@
-"""What training asks of a memory, found once and kept, and how that is cross-fitted."""
+"""From the answers of a memory to tensors: live, cached, cross-fitted."""

@@ -1,1 +1,1 @@
-"""Fitting and training a run: closed form first, then, if asked for, a network."""
+"""Fitting: the closed form, then steps of gradient descent that can be killed at any moment."""

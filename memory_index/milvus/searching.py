@@ -21,8 +21,9 @@ from memory_index.local import LocalMemory
 from memory_index.milvus import collections
 from memory_index.milvus.collections import KEY, ROW, SERIES, Identity, Mark, VectorIndex
 from memory_index.milvus.connection import Connection, parse_address
+from memory_index.neighbours import Neighbours
 from memory_index.search import Within
-from memory_index.types import Filter, KeySpace, Neighbours, Queries, Scope
+from memory_index.types import Filter, KeySpace, Queries, Scope
 from memory_index.versions.opening import LoadEncoder, open_version
 from memory_index.versions.version import Version
 

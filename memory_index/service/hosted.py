@@ -17,8 +17,8 @@ from pathlib import Path
 
 from memory_index.access import Access
 from memory_index.errors import MemoryIndexError, NotFoundError, ServiceError, UsageError
+from memory_index.memory import Memory
 from memory_index.references import MILVUS_SCHEMES, SERVICE_SCHEMES, find
-from memory_index.types import Memory
 from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest
 from memory_index.versions.opening import ENCODER_FILE, LoadEncoder

@@ -26,15 +26,16 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import flight
 
+from memory_index import files
 from memory_index.access import Access
 from memory_index.encoder import DualKeyEncoder
 from memory_index.errors import BusyError, IncompatibleError, ServiceError, UsageError, VerificationError
-from memory_index.local import require_counts, require_lookback, spaces_asked
+from memory_index.memory import require_counts, require_lookback, spaces_asked
+from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale
 from memory_index.service import wire
 from memory_index.service.wire import Limits, Message, Question
-from memory_index.types import Filter, KeySpace, Neighbours, Queries, Scope
-from memory_index.versions import disk
+from memory_index.types import Filter, KeySpace, Queries, Scope
 from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest, manifest_from_json
 from memory_index.versions.opening import ENCODER_FILE, read_arrays, stored_windows
@@ -224,12 +225,12 @@ class RemoteMemory:
                 if path.rpartition("/")[2] in names:
                     target = folder / path
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    with disk.refusals_named(target, option="", when_full=WHEN_FULL):
+                    with files.refusals_named(target, option="", when_full=WHEN_FULL):
                         self._connection.attempt(
                             partial(self._fetch, path, target, record.bytes),
                             self.access.deadline_s,
                         )
-                        if disk.hash_file(target) != record:
+                        if files.hash_file(target) != record:
                             raise VerificationError(
                                 f"{self.address.service} sent a {path} that is not the one of {self.ref}",
                                 hint="check the service: cli index verify, where its folder is",

@@ -37,12 +37,12 @@ from memory_index.errors import (
     UsageError,
 )
 from memory_index.leakage import Policy
+from memory_index.neighbours import Neighbours
 from memory_index.queries import BLOCK
 from memory_index.service import wire
 from memory_index.service.hosted import Hosted, Hosting
 from memory_index.service.turns import Turns
 from memory_index.service.wire import Document, Limits, Message, Question
-from memory_index.types import Neighbours
 
 FILE_PIECE = 1 << 20  # bytes of a file in one batch
 QUEUED_MESSAGES = 8  # of the largest size that may wait for their turn

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from memory_index.errors import NotFoundError, ResourceError, UsageError
+from memory_index.files import refusals_named
 from memory_index.service.listening import listen_on
 from memory_index.service.server import REFUSED, Request
-from memory_index.versions.disk import refusals_named
 
 REQUEST_S = 2.0  # a client of the status page that takes longer is let go
 MOST_REQUESTS = 32  # of the status page at once

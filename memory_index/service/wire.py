@@ -22,7 +22,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from memory_index import errors
 from memory_index.errors import MemoryIndexError, ServiceError, UsageError
 from memory_index.leakage import Policy
-from memory_index.types import Filter, KeySpace, Neighbours, Queries, Scope
+from memory_index.neighbours import Neighbours
+from memory_index.types import Filter, KeySpace, Queries, Scope
 from memory_index.windows import StoredWindows
 
 PROTOCOL = 1

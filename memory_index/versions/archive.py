@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from memory_index import files
 from memory_index.errors import IncompatibleError, MemoryIndexError, NotFoundError, UsageError, VerificationError
-from memory_index.versions import disk
+from memory_index.files import FileRecord
 from memory_index.versions.layout import check_name, parse_ref
-from memory_index.versions.manifest import FileRecord, Manifest, manifest_from_json
+from memory_index.versions.manifest import Manifest, manifest_from_json
 from memory_index.versions.store import Store
 from memory_index.versions.version import (
     MANIFEST,
@@ -67,19 +68,19 @@ def export(version: Version, path: Path) -> Path:
         raise UsageError(f"{path} exists already", hint="choose another name, or remove it")
     check_files(version)
     partial = path.with_name(f".{path.name}-{secrets.token_hex(4)}.partial")
-    with disk.refusals_named(path, option=""):
+    with files.refusals_named(path, option=""):
         try:
             with zipfile.ZipFile(partial, "x", compression=zipfile.ZIP_STORED) as archive:
                 for file in [MANIFEST, MANIFEST_HASH, *sorted(version.manifest.files)]:
                     add(archive, f"{version.ref}/{file}", version.path / file)
-            disk.sync(partial)
+            files.sync(partial)
             partial.rename(path)
         except FileNotFoundError:
             require_present(version)
             raise NotFoundError(f"there is no folder {path.parent}", hint="make it first") from None
         finally:
             partial.unlink(missing_ok=True)
-        disk.sync(path.parent)
+        files.sync(path.parent)
     return path
 
 
@@ -91,7 +92,7 @@ def import_version(store: Store, path: Path, name: str | None = None) -> Importe
     Raises `NotFoundError` if there is no archive, `VerificationError` if any byte of it is not what was exported,
     `IncompatibleError` for a newer format, `ResourceError` as `Store.staging` does.
     """
-    with disk.refusals_named(path, option=""), open_file(path) as file:
+    with files.refusals_named(path, option=""), open_file(path) as file:
         with damage_named(path):
             archive = zipfile.ZipFile(file)
             folder, members = contents(archive, path)
@@ -113,7 +114,7 @@ def add(archive: zipfile.ZipFile, member: str, source: Path) -> None:
     entry.external_attr = 0o100644 << 16
     entry.file_size = source.stat().st_size
     with source.open("rb") as file, archive.open(entry, "w") as target:
-        shutil.copyfileobj(file, target, disk.READ_BYTES)
+        shutil.copyfileobj(file, target, files.READ_BYTES)
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -183,7 +184,7 @@ def extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, rec
     target.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     with archive.open(member) as source, target.open("xb") as file:
-        while block := source.read(disk.READ_BYTES):
+        while block := source.read(files.READ_BYTES):
             digest.update(block)
             file.write(block)
     if digest.hexdigest() != record.sha256 or target.stat().st_size != record.bytes:

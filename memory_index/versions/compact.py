@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from memory_index.errors import UsageError
+from memory_index.files import write_array
 from memory_index.local import LocalMemory
 from memory_index.tables.series import SeriesTable
 from memory_index.versions.build import FIRST_SEGMENT, built_since, segment_record, with_recall
-from memory_index.versions.disk import write_array
 from memory_index.versions.opening import LoadEncoder, open_version, plan_of, read_series
 from memory_index.versions.segments import SegmentWindows, keys_file, write_indexes, write_series, write_windows
 from memory_index.versions.store import Store

@@ -13,8 +13,8 @@ import secrets
 from collections.abc import Collection
 from pathlib import Path
 
+from memory_index import files
 from memory_index.errors import NotFoundError, UsageError, VerificationError
-from memory_index.versions import disk
 
 LATEST = "latest"
 ALIASES = "aliases"
@@ -72,7 +72,7 @@ def unknown(message: str, word: str, known: Collection[str], *, maker: str = "cl
 
 def read_alias(path: Path) -> tuple[int, str]:
     """Number and fingerprint of the version that an alias names. Raises `FileNotFoundError`, `VerificationError`."""
-    with disk.refusals_named(path):
+    with files.refusals_named(path):
         text = path.read_text(errors="replace")
     try:
         content = json.loads(text)
@@ -87,7 +87,7 @@ def read_alias(path: Path) -> tuple[int, str]:
 
 def numbers_in(folder: Path) -> tuple[int, ...]:
     """Version numbers among the names in a folder, ascending; none if there is no such folder."""
-    with disk.refusals_named(folder):
+    with files.refusals_named(folder):
         try:
             return tuple(sorted(int(path.name) for path in folder.iterdir() if NUMBER.fullmatch(path.name)))
         except FileNotFoundError:

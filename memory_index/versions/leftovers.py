@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from memory_index.versions import disk
+from memory_index import files
 from memory_index.versions.layout import ALIASES, STAGING, TRASH
 
 
@@ -31,9 +31,9 @@ class GcReport:
 def is_held(lock: Path) -> bool:
     """Whether a builder is at work. Under the catalog lock the answer stays true: nobody can begin meanwhile."""
     try:
-        with disk.locked(lock):
+        with files.locked(lock):
             return False
-    except disk.LockHeldError:
+    except files.LockHeldError:
         return True
 
 
@@ -42,7 +42,7 @@ def leftovers_in(folder: Path, *, building: bool) -> list[Path]:
 
     building: then the folders of builds stay, for one of them is in use.
     """
-    kinds = [f"{TRASH}*", f"{ALIASES}/{disk.TEMPORARY}*"] + ([] if building else [f"{STAGING}*"])
+    kinds = [f"{TRASH}*", f"{ALIASES}/{files.TEMPORARY}*"] + ([] if building else [f"{STAGING}*"])
     return sorted(path for kind in kinds for path in folder.glob(kind))
 
 
@@ -51,7 +51,7 @@ def freed_bytes(folders: list[Path]) -> int:
     links: dict[tuple[int, int], int] = {}
     num_bytes = 0
     for folder in folders:
-        for path in disk.files_below(folder) if folder.is_dir() else [""]:
+        for path in files.files_below(folder) if folder.is_dir() else [""]:
             try:
                 status = (folder / path).lstat()
             except FileNotFoundError:  # someone else is deleting it

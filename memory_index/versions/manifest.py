@@ -14,20 +14,13 @@ from typing import Any
 import numpy as np
 
 from memory_index.errors import IncompatibleError, VerificationError
+from memory_index.files import FileRecord
 from memory_index.splits import Split
 from memory_index.types import KeySpace, Scope
 from memory_index.windows import Step, WindowSpec
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/"  # how a file begins that Git LFS has not fetched
 FORMAT = 1  # of the version folder; every older number stays readable for ever (tests/golden)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileRecord:
-    """One file of a version: its hash (sha256, hexadecimal) and its size in bytes."""
-
-    sha256: str
-    bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

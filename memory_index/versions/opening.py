@@ -28,7 +28,7 @@ from memory_index.versions.segments import (
     read_groups,
     read_windows,
 )
-from memory_index.versions.version import Problem, Version, check_files, read_parquet, removal_named
+from memory_index.versions.version import Damage, Version, check_files, read_parquet, removal_named
 from memory_index.windows import StoredWindows
 
 ENCODER_FILE = "encoder.safetensors"
@@ -180,7 +180,7 @@ def _joined(arrays: list[np.ndarray]) -> np.ndarray:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def verify_contents(version: Version, *, load_encoder: LoadEncoder | None = None) -> list[Problem]:
+def verify_contents(version: Version, *, load_encoder: LoadEncoder | None = None) -> list[Damage]:
     """What hashes cannot tell: counts, widths, and a canary that encodes stored windows again and searches them.
 
     For a version whose bytes are as published. Returns what is wrong, empty if nothing is.
@@ -192,7 +192,7 @@ def verify_contents(version: Version, *, load_encoder: LoadEncoder | None = None
     except NotFoundError:
         raise
     except MemoryIndexError as error:
-        return [Problem(file="manifest.json", kind="unknown", message=str(error), hint=error.hint)]
+        return [Damage(file="manifest.json", kind="unknown", message=str(error), hint=error.hint)]
     problems = []
     for record in version.manifest.spaces:
         for segment, where in zip(memory.segments, version.manifest.segments, strict=True):
@@ -200,7 +200,7 @@ def verify_contents(version: Version, *, load_encoder: LoadEncoder | None = None
             for group in segment.groups[record.space]:
                 if group.keys.shape[1] != record.width:
                     problems.append(
-                        Problem(
+                        Damage(
                             file=file,
                             kind="unknown",
                             message=f"has keys of width {group.keys.shape[1]}, not {record.width}",
@@ -208,7 +208,7 @@ def verify_contents(version: Version, *, load_encoder: LoadEncoder | None = None
                     )
                 if group.index is not None and len(group.index) != len(group):
                     problems.append(
-                        Problem(
+                        Damage(
                             file=file,
                             kind="unknown",
                             message=f"has {len(group)} keys, its FAISS index {len(group.index)}",
@@ -219,7 +219,7 @@ def verify_contents(version: Version, *, load_encoder: LoadEncoder | None = None
     return problems
 
 
-def _canary(memory: LocalMemory) -> list[Problem]:
+def _canary(memory: LocalMemory) -> list[Damage]:
     """Encode some stored windows again: each must come out at its stored key.
 
     And the search must find what it found when the version was built. Returns what is wrong, empty if nothing is.
@@ -230,7 +230,7 @@ def _canary(memory: LocalMemory) -> list[Problem]:
     for space, distance in self_distances(memory).items():
         if distance > CANARY_TOLERANCE:
             problems.append(
-                Problem(
+                Damage(
                     file=keys_file(space),
                     kind="unknown",
                     message=f"stored windows encode {distance:.3g} away from their keys",
@@ -240,7 +240,7 @@ def _canary(memory: LocalMemory) -> list[Problem]:
         promised = next(record.recall_at_10 for record in memory.manifest.spaces if record.space == space)
         if recall < promised - 0.02:
             problems.append(
-                Problem(
+                Damage(
                     file=keys_file(space),
                     kind="unknown",
                     message=f"recall@10 is {recall:.3f}, {promised:.3f} when it was built",

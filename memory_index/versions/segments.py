@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memory_index.encoder import KeyEncoder
+from memory_index.files import write_array
 from memory_index.search import EXACT_ROWS, FaissIndex, KeyGroup
 from memory_index.tables.series import Series, SeriesTable
 from memory_index.types import KeySpace, Scope
-from memory_index.versions.disk import write_array
 from memory_index.versions.factories import trained_index
 from memory_index.windows import WindowSpec, complete_moments, cut
 

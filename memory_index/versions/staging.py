@@ -5,17 +5,15 @@ Who may build when, and what becomes of a folder that was not published, is deci
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from memory_index import files
 from memory_index.errors import VerificationError
-from memory_index.versions import disk
-from memory_index.versions.manifest import FileRecord, Manifest, manifest_from_json
-from memory_index.versions.version import MANIFEST, RESTORE, Version, manifest_files, require_present
-
-if TYPE_CHECKING:
-    from memory_index.versions.store import Store
+from memory_index.files import FileRecord
+from memory_index.versions.manifest import Manifest, manifest_from_json
+from memory_index.versions.version import MANIFEST, RESTORE, Location, Version, manifest_files, require_present
 
 READ_ONLY = ~0o222
 
@@ -23,10 +21,9 @@ READ_ONLY = ~0o222
 class Staging:
     """The folder in which one version is being built. Write files below `path`, then `publish`."""
 
-    def __init__(self, *, store: Store, name: str, path: Path) -> None:
-        self.store = store
-        self.name = name
+    def __init__(self, *, path: Path, commit: Callable[[Path], Location]) -> None:
         self.path = path
+        self.commit = commit  # gives a folder the next number, and its place
         self.adopted: dict[str, FileRecord] = {}
         self.linked: set[str] = set()
 
@@ -39,9 +36,9 @@ class Staging:
         Raises `NotFoundError` if the parent was removed meanwhile, `VerificationError` if a file is not as it was.
         """
         for wanted in paths:
-            files = [path for path in parent.manifest.files if path == wanted or path.startswith(f"{wanted}/")]
-            assert files, f"{parent.ref} has no '{wanted}'"
-            for path in files:
+            found = [path for path in parent.manifest.files if path == wanted or path.startswith(f"{wanted}/")]
+            assert found, f"{parent.ref} has no '{wanted}'"
+            for path in found:
                 self.adopt_file(parent, path)
 
     def adopt_file(self, parent: Version, path: str) -> None:
@@ -49,7 +46,7 @@ class Staging:
         record, target = parent.manifest.files[path], self.path / path
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if disk.link_or_copy(parent.path / path, target):
+            if files.link_or_copy(parent.path / path, target):
                 self.linked.add(path)
         except FileNotFoundError as error:
             require_present(parent)
@@ -65,34 +62,30 @@ class Staging:
 
         Raises `ResourceError` for a full disk and the like; the version is then not visible.
         """
-        files = self.finished_files()
+        records = self.finished_files()
         for segment in manifest.segments:
-            assert any(path.startswith(f"{segment.folder}/") for path in files), f"nothing in {segment.folder}"
-        content = replace(manifest, files=files).to_json()
+            assert any(path.startswith(f"{segment.folder}/") for path in records), f"nothing in {segment.folder}"
+        content = replace(manifest, files=records).to_json()
         published = manifest_from_json(content, where=str(self.path / MANIFEST))  # as every reader will see it
         for path, text in manifest_files(content.encode()).items():
-            disk.write_new(self.path / path, text)
+            files.write_new(self.path / path, text)
             (self.path / path).chmod(READ_ONLY & (self.path / path).stat().st_mode)
-        for folder in {self.path, *((self.path / path).parent for path in files)}:
-            disk.sync(folder)
-        with self.store.catalog(self.name):
-            number = self.store.next_number(self.name)
-            location = self.store.location(self.name, number)
-            self.path.rename(location.path)
-            disk.sync(location.path.parent)
-        return Version(name=self.name, number=number, path=location.path, manifest=published)
+        for folder in {(self.path / path).parent for path in records}:
+            files.sync(folder)
+        location = self.commit(self.path)
+        return Version(name=location.name, number=location.number, path=location.path, manifest=published)
 
     def finished_files(self) -> dict[str, FileRecord]:
         """Hash, protect and sync what was written; linked files are known, synced and protected already."""
-        paths = disk.files_below(self.path)
+        paths = files.files_below(self.path)
         written = [path for path in paths if path not in self.linked]
         records = dict(self.adopted)
-        for path, found in zip(written, disk.hash_files(self.path / path for path in written), strict=True):
+        for path, found in zip(written, files.hash_files(self.path / path for path in written), strict=True):
             if isinstance(found, OSError):
                 raise found
             if records.setdefault(path, found) != found:
                 raise VerificationError(f"the copy of {path} has other bytes than its original", hint=RESTORE)
             # Readers map these files: writing into one would change a version under its readers.
             (self.path / path).chmod(READ_ONLY & (self.path / path).stat().st_mode)
-            disk.sync(self.path / path)
+            files.sync(self.path / path)
         return {path: records[path] for path in paths}

@@ -15,8 +15,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from memory_index import files
 from memory_index.errors import IncompatibleError, NotFoundError, ResourceError, UsageError, VerificationError
-from memory_index.versions import disk
 from memory_index.versions.layout import (
     ALIASES,
     BUILDER_LOCK,
@@ -72,7 +72,7 @@ class Store:
         """Names that have at least one version, sorted."""
         if not self.indexes_dir.is_dir():
             return ()
-        with disk.refusals_named(self.indexes_dir):
+        with files.refusals_named(self.indexes_dir):
             found = [path.name for path in self.indexes_dir.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
         return tuple(sorted(name for name in found if self.numbers(name)))
 
@@ -83,7 +83,7 @@ class Store:
     def aliases(self, name: str) -> dict[str, int]:
         """Alias -> number of the version that it names. Raises `VerificationError` for a damaged alias."""
         folder = self.indexes_dir / name / ALIASES
-        with disk.refusals_named(folder):
+        with files.refusals_named(folder):
             found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         aliases = {}
         for alias in found:
@@ -150,19 +150,22 @@ class Store:
         """
         check_name(name)
         folder = self.indexes_dir / name
-        with disk.refusals_named(folder), ExitStack() as until_done:
+        with files.refusals_named(folder), ExitStack() as until_done:
             if not folder.is_dir():
                 make_folder(folder)
-                disk.sync(self.indexes_dir)
+                files.sync(self.indexes_dir)
             path = folder / f"{STAGING}{secrets.token_hex(4)}"
             with self.catalog(name):
-                until_done.enter_context(disk.locked(folder / BUILDER_LOCK, sign=True))
-                path.mkdir()
-            try:
-                yield Staging(store=self, name=name, path=path)
-            finally:
-                if path.exists():
-                    disk.delete_tree(path)
+                until_done.enter_context(files.locked(folder / BUILDER_LOCK, sign=True))
+                until_done.enter_context(files.atomic_folder(path))
+            yield Staging(path=path, commit=lambda staged: self.commit(name, staged))
+
+    def commit(self, name: str, staged: Path) -> Location:
+        """Make a complete folder the next version of a name."""
+        with self.catalog(name):
+            location = self.location(name, self.next_number(name))
+            files.publish_folder(staged, location.path)
+        return location
 
     # Naming and removing
 
@@ -178,7 +181,7 @@ class Store:
             path = self.indexes_dir / name / ALIASES / alias
             path.parent.mkdir(exist_ok=True)
             content = {"fingerprint": target.manifest.fingerprint, "version": target.number}
-            disk.replace(path, (json.dumps(content) + "\n").encode())
+            files.replace(path, (json.dumps(content) + "\n").encode())
         return target
 
     def remove_alias(self, name: str, alias: str) -> None:
@@ -191,7 +194,7 @@ class Store:
                 maker = f"cli index alias {name} VERSION {alias}"
                 raise unknown(f"{name} has no alias '{alias}'", alias, self.aliases(name), maker=maker)
             path.unlink()
-            disk.sync(path.parent)
+            files.sync(path.parent)
 
     def remove(self, ref: str) -> Location:
         """Delete one version. Its number is never given again. Readers that have it open keep their files.
@@ -210,7 +213,7 @@ class Store:
                     hint="point the alias to another version, or remove it, first",
                 )
             trash = self.hide(location)
-        disk.delete_tree(trash)
+        files.delete_tree(trash)
         return location
 
     def gc(self, name: str | None = None, *, keep: int | None = None, dry_run: bool = False) -> GcReport:
@@ -240,7 +243,7 @@ class Store:
         num_bytes = freed_bytes(trash)
         if not dry_run:
             for path in trash:
-                disk.delete_tree(path)
+                files.delete_tree(path)
         return GcReport(
             versions=tuple(versions),
             leftovers=tuple(path.relative_to(self.indexes_dir).as_posix() for path in leftovers),
@@ -255,7 +258,7 @@ class Store:
     def catalog(self, name: str) -> Iterator[None]:
         """Be the only one who gives, switches or removes a number, an alias or the builder's lock of a name."""
         folder = self.indexes_dir / name
-        with disk.refusals_named(folder), disk.locked(folder / CATALOG_LOCK, wait_s=CATALOG_WAIT_S):
+        with files.refusals_named(folder), files.locked(folder / CATALOG_LOCK, wait_s=CATALOG_WAIT_S):
             yield
 
     def location(self, name: str, number: int) -> Location:
@@ -313,9 +316,9 @@ class Store:
         tombstones = location.path.parent / TOMBSTONES
         tombstones.mkdir(exist_ok=True)
         (tombstones / location.path.name).touch()
-        disk.sync(tombstones)
+        files.sync(tombstones)
         trash = hide(location.path)
-        disk.sync(trash.parent)
+        files.sync(trash.parent)
         return trash
 
 
@@ -325,7 +328,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:
         raise ResourceError(
-            f"{folder}: the folder cannot be made", hint=f"{disk.DENIED}, or choose another place (--indexes-dir)"
+            f"{folder}: the folder cannot be made", hint=f"{files.DENIED}, or choose another place (--indexes-dir)"
         ) from error
 
 

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memory_index.errors import MemoryIndexError, NotFoundError, ResourceError, VerificationError
-from memory_index.versions.disk import files_below, hash_files, refusals_named
-from memory_index.versions.manifest import LFS_POINTER, FileRecord, Manifest, manifest_from_json
+from memory_index.files import FileRecord, files_below, hash_files, refusals_named
+from memory_index.versions.manifest import LFS_POINTER, Manifest, manifest_from_json
 
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
@@ -50,7 +50,7 @@ class Version(Location):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
+class Damage:
     """One thing that is wrong with a version. file: relative to its folder. message: continues the file's name."""
 
     file: str
@@ -72,7 +72,7 @@ def load(location: Location) -> Version:
     return Version(name=location.name, number=location.number, path=location.path, manifest=manifest)
 
 
-def verify(location: Location) -> tuple[Problem, ...]:
+def verify(location: Location) -> tuple[Damage, ...]:
     """Every difference between a version on disk and what was published, by file; empty if there is none.
 
     Without its manifest nothing else can be judged, so a damaged one is then the only problem.
@@ -85,11 +85,11 @@ def verify(location: Location) -> tuple[Problem, ...]:
     try:
         manifest = manifest_from_json(content.decode(errors="replace"), where="it")
     except VerificationError as error:
-        return (Problem(file=MANIFEST, kind="unknown", message=f"is of no use: {error}", hint=error.hint),)
+        return (Damage(file=MANIFEST, kind="unknown", message=f"is of no use: {error}", hint=error.hint),)
     problems = file_problems(location.path, manifest)
     for path in files_below(location.path):
         if path not in {*manifest.files, MANIFEST, MANIFEST_HASH}:
-            problems.append(Problem(file=path, kind="extra", message="is not part of the version", hint="move it away"))
+            problems.append(Damage(file=path, kind="extra", message="is not part of the version", hint="move it away"))
     require_present(location)
     return tuple(sorted(problems, key=lambda problem: problem.file))
 
@@ -138,7 +138,7 @@ def manifest_files(content: bytes) -> dict[str, bytes]:
     return {MANIFEST: content, MANIFEST_HASH: f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n".encode()}
 
 
-def read_manifest(location: Location) -> tuple[bytes, list[Problem]]:
+def read_manifest(location: Location) -> tuple[bytes, list[Damage]]:
     """The bytes of the manifest, and what is wrong with them or with their hash.
 
     Raises `NotFoundError` if the version is gone.
@@ -154,11 +154,11 @@ def read_manifest(location: Location) -> tuple[bytes, list[Problem]]:
         if found[name].startswith(LFS_POINTER.encode()):
             return b"", [pointer(name)]
     if found[MANIFEST_HASH] != manifest_files(found[MANIFEST])[MANIFEST_HASH]:
-        return b"", [Problem(file=MANIFEST, kind="bytes", message=f"and {MANIFEST_HASH} do not match")]
+        return b"", [Damage(file=MANIFEST, kind="bytes", message=f"and {MANIFEST_HASH} do not match")]
     return found[MANIFEST], []
 
 
-def file_problems(folder: Path, manifest: Manifest) -> list[Problem]:
+def file_problems(folder: Path, manifest: Manifest) -> list[Damage]:
     """What is wrong with the files that a manifest lists, in its order."""
     problems = {path: size_problems(folder, path, record) for path, record in manifest.files.items()}
     to_hash = [path for path, found in problems.items() if not found]
@@ -166,24 +166,24 @@ def file_problems(folder: Path, manifest: Manifest) -> list[Problem]:
         if isinstance(record, OSError):
             problems[path] = [unreadable(path, record)]
         elif record != manifest.files[path]:
-            changed = Problem(file=path, kind="bytes", message="has other bytes than were published (sha256 differs)")
+            changed = Damage(file=path, kind="bytes", message="has other bytes than were published (sha256 differs)")
             problems[path] = [pointer(path) if is_pointer(folder / path) else changed]
     return [problem for found in problems.values() for problem in found]
 
 
-def size_problems(folder: Path, path: str, record: FileRecord) -> list[Problem]:
+def size_problems(folder: Path, path: str, record: FileRecord) -> list[Damage]:
     """What can be seen to be wrong with a file without reading it: at most one problem."""
     try:
         status = (folder / path).stat()
         if not stat.S_ISREG(status.st_mode):
-            return [Problem(file=path, kind="unreadable", message="is not a file")]
+            return [Damage(file=path, kind="unreadable", message="is not a file")]
         if status.st_size == record.bytes:
             return []
         if is_pointer(folder / path):
             return [pointer(path)]
     except OSError as error:
         return [unreadable(path, error)]
-    return [Problem(file=path, kind="size", message=f"has {status.st_size} bytes, but {record.bytes} were published")]
+    return [Damage(file=path, kind="size", message=f"has {status.st_size} bytes, but {record.bytes} were published")]
 
 
 def is_pointer(path: Path) -> bool:
@@ -192,21 +192,21 @@ def is_pointer(path: Path) -> bool:
         return file.read(len(LFS_POINTER)) == LFS_POINTER.encode()
 
 
-def pointer(file: str) -> Problem:
+def pointer(file: str) -> Damage:
     """The problem of a file that Git LFS has not fetched."""
     message = "is a Git LFS pointer, not the file itself"
-    return Problem(file=file, kind="pointer", message=message, hint="fetch it with 'git lfs pull'")
+    return Damage(file=file, kind="pointer", message=message, hint="fetch it with 'git lfs pull'")
 
 
-def unreadable(file: str, error: OSError) -> Problem:
+def unreadable(file: str, error: OSError) -> Damage:
     """The problem of a file that is not there or cannot be read."""
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        return Problem(file=file, kind="missing", message="is missing")
+        return Damage(file=file, kind="missing", message="is missing")
     message = f"cannot be read: {(error.strerror or str(error)).lower()}"
-    return Problem(file=file, kind="unreadable", message=message, hint="check who owns it and its permissions")
+    return Damage(file=file, kind="unreadable", message=message, hint="check who owns it and its permissions")
 
 
-def as_error(location: Location, first: Problem, *more: Problem) -> MemoryIndexError:
+def as_error(location: Location, first: Damage, *more: Damage) -> MemoryIndexError:
     """The error for a caller that cannot go on: the first problem, and how many more there are."""
     others = f" (and {len(more)} more: 'cli index verify {location.ref}')" if more else ""
     kind = ResourceError if first.kind == "unreadable" else VerificationError

@@ -1,0 +1,154 @@
+"""`cli train`: train a model against a chosen version of an index."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.opening import open_with_table
+from cli.options import (
+    AsJson,
+    Device,
+    IndexedFile,
+    Indexes,
+    IndexRef,
+    NeighboursDir,
+    StatedSettings,
+    asks_memory,
+    reading_flags,
+    reads_table,
+    states_settings,
+)
+from cli.output import duration, note, print_json, print_table, progress
+from cli.parsing import network_notes, settings
+from cli.reports.training_progress import TrainingShown
+
+if TYPE_CHECKING:
+    from forecaster.training.fit import Trained
+    from forecaster.training.train import TrainResult
+    from memory_index.tables.columns import ReadOptions
+
+ENDED_BY = {
+    "epochs": "the number of epochs (epochs)",
+    "max_steps": "the number of steps (max_steps)",
+    "patience": "epochs without a better validation (patience)",
+}
+
+
+@reads_table
+@asks_memory
+@states_settings
+def train(
+    file: IndexedFile,
+    index: IndexRef,
+    out: Annotated[Path, typer.Option(help="Folder of the run, made if missing.", show_default=False)],
+    *,
+    stated: StatedSettings,
+    device: Device = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the run in --out stopped, with its settings.")
+    ] = False,
+    neighbours_dir: NeighboursDir = None,
+    as_json: AsJson = False,
+    indexes: Indexes,
+    table_options: ReadOptions,
+) -> None:
+    """Train a model on the training part of FILE against one version of an index.
+
+    The neighbours of all training windows are found once and kept. A linear map and the gate between it and the memory
+    are fitted in closed form. With --network, or any option of its own (--llm, --preset, --no-tapr, ...), a network is
+    trained beside them: the validation part decides when to stop and which weights are kept. The test part is never
+    read. Interrupted, it goes on with --resume. The run is a folder that can be moved.
+    """
+    from forecaster.training.fit import train_run
+
+    memory, table, ref = open_with_table(index, file, indexes, table_options)
+    chosen = settings(memory, stated, resumed=out if resume else None)
+    flags = [*indexes.flags, *reading_flags(table_options)]
+    with progress(out.name) as report:
+        shown = TrainingShown(report, num_epochs=chosen.train.epochs)
+        try:
+            trained = train_run(
+                table,
+                memory,
+                ref,
+                chosen,
+                out,
+                neighbours_dir=neighbours_dir or out.parent / ".neighbours",
+                resume=resume,
+                device=device,
+                report=shown.neighbours,
+                progress=shown.step,
+                note=note,
+            )
+        except KeyboardInterrupt as error:
+            again = ["cli", "train", str(file), "--index", ref, "--out", str(out), "--resume", *flags]
+            again += [] if neighbours_dir is None else ["--neighbours-dir", str(neighbours_dir)]
+            again += [] if device == "auto" else ["--device", device]
+            raise KeyboardInterrupt(f"go on with: {shlex.join(again)}") from error
+    if not trained.is_main:
+        return
+    for line in network_notes(chosen, stated) if trained.is_new else ():
+        note(line)
+    if as_json:
+        print_json("train", training_document(out, ref, trained))
+    elif trained.is_new:
+        _print_training(out, ref, trained)
+        note(f"next: {shlex.join(['cli', 'evaluate', str(file), '--run', str(out), *flags])}")
+    else:
+        steps, best = f"{trained.result.steps:,} steps", f"best validation MSE {_best(trained.result)}"
+        note(f"{out} is trained to its end, {steps}, {best}: nothing to do")
+
+
+def training_document(out: Path, ref: str, trained: Trained) -> dict[str, Any]:
+    """The JSON document of `train`."""
+    result = trained.result
+    return {
+        "run": out,
+        "ref": ref,
+        "fingerprint": trained.fingerprint,
+        "epochs": result.epochs,
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "best_val_mse": result.best_val_mse,
+        "stopped": result.stopped,
+        "seconds": result.seconds,
+        "neighbour_seconds": trained.neighbour_seconds,
+        "peak_rss_mb": result.peak_rss_mb,
+        "num_parameters": trained.num_parameters,
+        "num_training_windows": trained.num_training_windows,
+        "num_validation_windows": trained.num_validation_windows,
+    }
+
+
+def _best(result: TrainResult) -> str:
+    from forecaster.training.train import CLOSED_FORM
+
+    if result.stopped == CLOSED_FORM:
+        return f"{result.best_val_mse:.4f}"
+    of = "before training: no epoch made it better" if result.best_step == 0 else f"step {result.best_step:,}"
+    return f"{result.best_val_mse:.4f} ({of})"
+
+
+def _print_training(out: Path, ref: str, trained: Trained) -> None:
+    from forecaster.training.train import CLOSED_FORM
+
+    result = trained.result
+    steps = "none: linear map and value gate are fitted in closed form"
+    if result.stopped != CLOSED_FORM:
+        epochs = "1 epoch" if result.epochs == 1 else f"{result.epochs} epochs"
+        steps = f"{result.steps:,} in {epochs}, ended by {ENDED_BY[result.stopped]}"
+    rows = [
+        ["run", str(out)],
+        ["index", ref],
+        ["windows", f"{trained.num_training_windows:,} training, {trained.num_validation_windows:,} validation"],
+        ["trained weights", f"{trained.num_parameters:,}"],
+        ["steps", steps],
+        ["best validation MSE", _best(result)],
+        ["time", f"{duration(result.seconds)}, and {duration(trained.neighbour_seconds)} for the neighbours"],
+        ["peak memory", f"{result.peak_rss_mb:,.0f} MB"],
+    ]
+    print_table(["training", ""], rows)

@@ -1,0 +1,226 @@
+"""What all commands that ask a memory share: opening it, or a run, together with the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.output import note
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from cli.options import Indexes
+    from forecaster.predictor import Predictor
+    from forecaster.runs.run import Run
+    from memory_index.encoder import KeyEncoder
+    from memory_index.memory import Memory
+    from memory_index.references import FoundVersion
+    from memory_index.tables.columns import ReadOptions
+    from memory_index.tables.series import SeriesTable
+    from memory_index.versions.manifest import Manifest
+    from memory_index.versions.opening import LoadEncoder
+    from memory_index.windows import Step
+
+UPDATING = "to append to it"  # for messages
+
+
+def open_with_table(ref: str, file: Path, indexes: Indexes, options: ReadOptions) -> tuple[Memory, SeriesTable, str]:
+    """The memory, the table, and the full reference (`NAME@3`, or one behind an address), checked to belong together.
+
+    The table is read like the version's own data (`read_like`).
+    """
+    from memory_index.references import use_found
+
+    return use_found(lambda: indexes.find(ref), lambda found: _open_found(found, file, options))
+
+
+def _open_found(found: FoundVersion, file: Path, options: ReadOptions) -> tuple[Memory, SeriesTable, str]:
+    from memory_index.queries import require_same_data
+
+    table = read_like(file, found.manifest, found.ref, options)
+    for done in table.notes:
+        note(done)
+    memory = found.open(load_encoder=encoder_loader(found.manifest))
+    require_same_data(table, memory.windows, found.ref)
+    return memory, table, found.ref
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenedRun:
+    """A trained model with the memory that it asks, the full reference of that, and a table."""
+
+    predictor: Predictor
+    memory: Memory
+    ref: str
+    table: SeriesTable
+
+
+def open_run_with_table(
+    run: Path,
+    index: str | None,
+    file: Path,
+    indexes: Indexes,
+    options: ReadOptions,
+    device: str,
+    *,
+    llm: str | None = None,
+    update: bool = False,
+) -> OpenedRun:
+    """A run, and the version it was trained against or a newer one, checked to belong together with the table.
+
+    llm: where the run's language model lies now, None for where it was. update: append the table first, to the newest
+    version that the run can use, unless one is named. That comes last, when nothing else stands in the way.
+    """
+    from forecaster.predictor import load_predictor, require_same_memory
+    from forecaster.runs.run import open_run
+    from memory_index.errors import NotFoundError, ServiceError
+    from memory_index.references import is_address, require_local
+
+    opened = open_run(run)
+    ref, newer = index or opened.record.index.ref, update or index is not None
+    if update:
+        require_local(ref, UPDATING)
+    predictor = load_predictor(opened, device=device, llm=llm)
+    if update:
+        ref = index or newest_ref(opened, indexes)
+        require_same_memory(opened, indexes.find(ref).manifest, ref, newer=newer)
+        ref = updated_ref(ref, file, indexes, options)
+    try:
+        found = indexes.find(ref)
+    except (NotFoundError, ServiceError) as error:
+        if index is None and is_address(ref):
+            between = "" if not error.hint else " " if error.hint.endswith("?") else "; "
+            error.hint += f"{between}--index REF names the run's version where it lies now, or a newer one"
+        raise
+    memory, table, ref = _open_found(found, file, options)
+    require_same_memory(opened, memory.manifest, ref, newer=newer)
+    tell_series(table, memory.manifest, ref, opened.record.data.series_ids, to="the run")
+    return OpenedRun(predictor=predictor, memory=memory, ref=ref, table=table)
+
+
+def newest_ref(run: Run, indexes: Indexes) -> str:
+    """The newest version, of the index that a run was trained against, that the run can use."""
+    from forecaster.errors import RunIncompatibleError
+    from forecaster.predictor import require_same_memory
+    from memory_index.versions.store import Store
+
+    store, trained = Store(indexes.folder), run.record.index.ref
+    name = trained.partition("@")[0]
+    for number in sorted(store.numbers(name), reverse=True):
+        version = store.resolve(f"{name}@{number}")
+        try:
+            require_same_memory(run, version.manifest, version.ref, newer=True)
+        except RunIncompatibleError:
+            continue
+        return version.ref
+    return trained  # whoever opens it says what is wrong with it
+
+
+def updated_ref(ref: str, file: Path, indexes: Indexes, options: ReadOptions) -> str:
+    """Append a file to an index, unless it has nothing new; returns the reference of the version to use.
+
+    A file that is too short to forecast from is refused before it is appended. Raises `UsageError` for an address.
+    """
+    from memory_index.errors import NothingNewError
+    from memory_index.queries import latest_origins
+    from memory_index.references import require_local
+    from memory_index.versions.append import append
+    from memory_index.versions.store import Store
+
+    require_local(ref, UPDATING)
+    store, manifest = Store(indexes.folder), indexes.find(ref).manifest
+    table = read_like(file, manifest, ref, options)
+    latest_origins(table, manifest.window)
+    try:
+        version = append(store, ref, table, load_encoder=encoder_loader(manifest))
+    except NothingNewError as error:
+        note(f"{ref} stays as it is: {error}")
+        return ref
+    note(f"appended {file} to {ref}: {version.ref}, {version.manifest.segments[-1].num_rows:,} new windows")
+    for said in version.manifest.built.notes:
+        note(f"note: {said}")
+    return version.ref
+
+
+def tell_series(table: SeriesTable, manifest: Manifest, ref: str, known: Collection[str], *, to: str) -> None:
+    """Say which series are new `to` a run or version, and which a table lacks that whole moments are made of."""
+    if new := [name for name in table.series_ids if name not in known]:
+        note(f"{_some(new)}: new to {to}, forecast like the other series, from windows of all of them")
+    lacking = [name for name in manifest.series_ids if name not in table.series_ids]
+    if lacking and manifest.joint == "built":
+        note(
+            f"{table.source} has no {_some(lacking)}, so moments of all series of {ref} are not compared (scope joint)"
+        )
+
+
+def tell_ends(table: SeriesTable, memory: Memory) -> None:
+    """Say which series end before the others, and are forecast from there."""
+    from memory_index.queries import latest_origins
+
+    origins = latest_origins(table, memory.windows.spec)
+    ends = {series.series_id: series.times[rows[0]] for series, rows in zip(table.series, origins, strict=True)}
+    if early := [name for name, end in ends.items() if end < max(ends.values())]:
+        whole = memory.manifest.joint == "built" and not {*early}.isdisjoint(memory.manifest.series_ids)
+        others = "; the others without moments of all series (scope joint), which end there" if whole else ""
+        note(f"{_some(early)}: forecast from where it ends, before the last step of the table{others}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def encoder_loader(manifest: Manifest) -> LoadEncoder | None:
+    """What reads a version's encoder if it is a learned one: torch is loaded only where it is needed."""
+    from memory_index.encoder import BUILT_IN
+
+    if manifest.encoder["kind"] == BUILT_IN:
+        return None
+
+    def load(folder: Path, manifest: Manifest) -> KeyEncoder:
+        from forecaster.learned_keys.pattern_encoder import load_encoder
+
+        return load_encoder(folder, manifest)
+
+    return load
+
+
+def read_like(file: Path, manifest: Manifest, ref: str, options: ReadOptions) -> SeriesTable:
+    """A table, read like a version's own data (`options_like`).
+
+    Raises `IncompatibleError` for rows that lie whole on another step (they would be told as so many gaps), and what
+    `read_table` raises.
+    """
+    from memory_index.errors import DataError
+    from memory_index.queries import other_step
+    from memory_index.tables.reading import read_table
+
+    like = options_like(manifest, options)
+    try:
+        return read_table(file, like)
+    except DataError:
+        own = None if options.step else _own_step(file, like)
+        if own is None:
+            raise
+        raise other_step(file.name, own, ref, manifest.step) from None
+
+
+def _own_step(file: Path, options: ReadOptions) -> Step | None:
+    """The step of a file that has gaps, or rows beside the grid, on the step that is asked for, but not on its own."""
+    from memory_index.tables.checking import check_table
+    from memory_index.windows import Step
+
+    asked, own = check_table(file, options), check_table(file, replace(options, step=None))
+    misfit, own_misfit = ({each.kind for each in report.problems} & {"gap", "off-step"} for report in (asked, own))
+    if own.step is None or own.step == options.step or own_misfit or not misfit:
+        return None
+    return Step(frequency=own.step, time_zone=own.time_zone)
+
+
+def options_like(manifest: Manifest, options: ReadOptions) -> ReadOptions:
+    """Reading options with the step and the time zone of a version, unless others are asked for: rows do not tell."""
+    step = manifest.step
+    if options.time_zone is None and step.time_zone is not None:
+        note(f"times without a UTC offset are read in {step.time_zone}, the time zone of the version")
+    return replace(options, step=options.step or step.frequency, time_zone=options.time_zone or step.time_zone)

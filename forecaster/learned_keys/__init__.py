@@ -1,0 +1,1 @@
+"""A learned key encoder: the network, its training, its comparison with the built-in one."""

@@ -1,0 +1,140 @@
+"""From windows of a table to the batches that the model reads: out of the neighbour cache, or asked of a memory live.
+
+Both ways go through `neighbours.condense`, so a cached window and a live one are the same, bit for bit. Which windows
+there are is decided by `memory_index.splits`; how a batch is used by `train.py`, `evaluate.py` and `forecast.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from forecaster.config import ModelConfig
+from forecaster.model.types import Batch
+from forecaster.retrieval.neighbours import Condensed, condense, neighbour_tensors
+from memory_index.leakage import Policy
+from memory_index.memory import Memory
+from memory_index.neighbours import Neighbours
+from memory_index.queries import QueryBlock, query_blocks
+from memory_index.tables.series import SeriesTable
+from memory_index.types import KeySpace
+from memory_index.windows import StoredWindows, WindowSpec, cut
+
+MODEL_BATCH = 512  # windows that go through the model at once where nothing is trained
+LIVE_WINDOWS = 4096  # asked of a memory at once: a window's neighbours take some 20 kB, and series may be hundreds
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedWindows:
+    """n windows of one part of a table with their neighbours; training needs `len()` and `batch(indices)` only.
+
+    values: float32 [T], raw units, all series of the table end to end. position: int64 [n], where each window's last
+    context step is in `values`. series: int [n], numbers in the table. unit: float32 [n]. fold: int64 [n] or None, see
+    `Batch.fold`. condensed: memory-mapped, of the `windows` of the memory that answered; None without GRA-M.
+    """
+
+    config: ModelConfig
+    values: np.ndarray
+    position: np.ndarray
+    series: np.ndarray
+    unit: np.ndarray
+    fold: np.ndarray | None = None
+    condensed: Condensed | None = None
+    windows: StoredWindows | None = None
+    spaces: Sequence[KeySpace] = ()
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The windows at these numbers, in this order."""
+        position = self.position[indices]
+        neighbours = None
+        if self.condensed is not None and self.windows is not None:
+            neighbours = neighbour_tensors(
+                self.condensed.take(indices),
+                self.windows,
+                self.spaces,
+                lookback=self.config.lookback,
+                horizon=self.config.horizon,
+                top_k=self.config.top_k,
+            )
+        return Batch(
+            context=torch.from_numpy(cut(self.values, position - self.config.lookback + 1, self.config.lookback)),
+            future=torch.from_numpy(cut(self.values, position + 1, self.config.horizon)),
+            unit=torch.from_numpy(self.unit[indices]),
+            neighbours=neighbours,
+            fold=None if self.fold is None else torch.from_numpy(self.fold[indices]),
+        )
+
+
+def flat_values(table: SeriesTable) -> tuple[np.ndarray, np.ndarray]:
+    """All series of a table end to end, float32 [T], and where each begins, int64 [N]."""
+    values = np.concatenate([series.values for series in table.series]).astype(np.float32)
+    return values, np.cumsum([0, *(len(series) for series in table.series)])[:-1]
+
+
+class LiveBlock(NamedTuple):
+    """Moments that were asked of a memory at once, and the same as flat windows, moment after moment (n = B * N).
+
+    batch: its `future` is empty ([n, 0]): what follows is not known here. found: the memory's whole answer, of which
+    `condensed` is what the model needs; its key spaces are fewer than all for a series that the memory does not have.
+    Both are None for a model without GRA-M.
+    """
+
+    asked: QueryBlock
+    batch: Batch
+    condensed: Condensed | None
+    found: Neighbours | None
+
+
+def live_blocks(
+    memory: Memory,
+    table: SeriesTable,
+    origins: list[np.ndarray],
+    config: ModelConfig,
+    k: int,
+    units: Mapping[str, float],
+) -> Iterator[LiveBlock]:
+    """Ask a memory, under `causal`, for the neighbours of windows of a table, and make batches of them.
+
+    origins: origin rows per series. units: training standard deviation by series; one that it does not have is unseen,
+    and takes the standard deviation of its own context, as its keys do.
+    """
+    spec, manifest = memory.windows.spec, memory.manifest
+    spaces = manifest.key_spaces
+    whole = WindowSpec(lookback=spec.lookback, horizon=config.horizon)
+    known_ids = manifest.series_ids
+    for asked in query_blocks(table, origins, whole, Policy.CAUSAL, known=known_ids, max_windows=LIVE_WINDOWS):
+        context = asked.queries.context  # [B, N, L of the version]
+        found = memory.search(asked.queries, k) if config.use_gram else None
+        condensed = None if found is None else condense(found, spaces, horizon=config.horizon)
+        known = [units.get(str(series_id), np.nan) for series_id in asked.queries.series_id]
+        own = context.std(axis=-1, dtype=np.float64)
+        unit = np.where(np.isnan(known), np.where(own > 0, own, 1.0), known).astype(np.float32)  # [B, N]
+        flat = np.ascontiguousarray(context.reshape(-1, spec.lookback)[:, -config.lookback :])
+        neighbours = condensed and neighbour_tensors(
+            condensed,
+            memory.windows,
+            spaces,
+            lookback=config.lookback,
+            horizon=config.horizon,
+            top_k=config.top_k,
+        )
+        batch = Batch(
+            context=torch.from_numpy(flat),
+            future=torch.empty(len(flat), 0),
+            unit=torch.from_numpy(unit.ravel()),
+            neighbours=neighbours,
+        )
+        yield LiveBlock(asked, batch, condensed, found)
+
+
+def parts_of(batch: Batch, size: int = MODEL_BATCH) -> Iterator[Batch]:
+    """A batch in pieces of at most `size` windows."""
+    for start in range(0, len(batch), size):
+        yield batch.take(slice(start, start + size))

@@ -1,0 +1,184 @@
+"""Quantiles of a forecast: series, spread and neighbours say how wide, the validation part how far to trust that.
+
+The model's errors on the validation part, divided by the width that is expected of each window, are kept as empirical
+quantiles per step (split conformal prediction with a local scale: Lei et al., *Distribution-free predictive inference
+for regression*, JASA 2018, section 5.2). Were windows exchangeable, an interval would cover what it says, but for the
+few factors that are taken from the same errors; windows in time are not, so `evaluate` reports what was covered. How
+the width was chosen: docs/experiments.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import (Mapping, Sequence)
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from forecaster.errors import (RunDamagedError, RunNotFoundError)
+from forecaster.retrieval.neighbours import Condensed
+from forecaster.runs.records import (RESTORE, refusals_named, seal, sha256_of, unseal)
+from memory_index.errors import UsageError
+from memory_index.types import KeySpace
+from memory_index import files
+from memory_index.windows import (StoredWindows, cut)
+
+LEVELS = np.array([0.005, *np.arange(1, 100) / 100, 0.025, 0.975, 0.995])
+LEVELS.sort()
+FILE, RECORD = "intervals.safetensors", "intervals.json"
+FLOOR = 1.0  # least deviation of the neighbours, in spreads of the window: they may agree by chance
+NO_NEIGHBOUR = math.sqrt(FLOOR**2 + 1)  # scale of a window without: as if they lay a spread apart
+LEAST_PRIOR = 20  # windows
+
+
+def expected_width(
+    condensed: Condensed | None,
+    windows: StoredWindows,
+    spaces: Sequence[KeySpace],
+    *,
+    spread: np.ndarray,
+    unit: np.ndarray,
+    horizon: int,
+) -> np.ndarray:
+    """How wide an interval of each window should be, per step, up to a factor: float32 [n, H], raw units.
+
+    spread: [n], of the windows. unit: [n], the training standard deviation of their series. Halfway between what is
+    usual for a series and what its window says now, `sqrt(unit * spread * scale)`; a window of a larger spread than
+    usual has its own for the unit, because a series that has grown will not shrink again by itself.
+    """
+    scale = neighbour_scale(condensed, windows, spaces, num=len(spread), horizon=horizon)
+    of_window = np.sqrt(np.maximum(unit, spread).astype(np.float64) * spread)[:, None]
+    return (of_window * np.sqrt(scale)).astype(np.float32)
+
+
+def neighbour_scale(
+    condensed: Condensed | None, windows: StoredWindows, spaces: Sequence[KeySpace], *, num: int, horizon: int
+) -> np.ndarray:
+    """How far the futures of each window's kept neighbours lie apart, per step: float32 [n, H].
+
+    In spreads of the window. Their weighted standard deviation, each read in its own location and spread, with
+    `FLOOR` added in squares. Where a window has no neighbour, or nothing is retrieved (condensed None; num is n), as if
+    they lay a spread apart.
+    """
+    if condensed is None:
+        return np.full((num, horizon), NO_NEIGHBOUR, dtype=np.float32)
+    used = condensed.row >= 0
+    safe = np.maximum(condensed.row, 0)
+    view = np.array([windows.views.index(space.view) for space in spaces])[condensed.space]
+    location, spread = windows.location[safe, view][..., None], windows.spread[safe, view][..., None]
+    futures = (cut(windows.values, windows.origin_position[safe] + 1, horizon) - location) / spread  # [n, slots, H]
+    logit = np.where(used, condensed.logit.astype(np.float64), -np.inf)
+    weight = np.exp(logit - np.where(used[:, :1], logit[:, :1], 0))[..., None]  # slots are sorted
+    total = np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    mean = (weight * futures).sum(axis=1, keepdims=True) / total
+    variance = (weight * np.square(futures - mean)).sum(axis=1) / total[:, 0]
+    scale = np.where(used[:, :1], np.sqrt(variance + FLOOR**2), NO_NEIGHBOUR)
+    return scale.astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Intervals:
+    """Empirical quantiles of the validation errors in expected widths.
+
+    residual: float32 [len(LEVELS), H]. factors: by series, how much larger its errors were than is usual. num: windows
+    behind them.
+    """
+
+    residual: np.ndarray
+    factors: Mapping[str, float]
+    num: int
+
+    def quantiles(
+        self, forecast: np.ndarray, width: np.ndarray, series_ids: Sequence[str], levels: tuple[float, ...]
+    ) -> np.ndarray:
+        """forecast [n, H], raw units; width [n, H] of `expected_width`; series_ids [n] -> float32 [n, H, Q], raw units.
+
+        A series that was not calibrated has the factor 1. Levels between those that are kept are interpolated. Raises
+        `UsageError` for one beyond the outermost.
+        """
+        require_calibrated(levels)
+        steps = range(self.residual.shape[1])
+        at = np.stack([np.interp(levels, LEVELS, self.residual[:, step]) for step in steps])  # [H, Q]
+        factor = np.array([self.factors.get(series_id, 1.0) for series_id in series_ids])
+        return (forecast[..., None] + (factor[:, None] * width)[..., None] * at).astype(np.float32)
+
+
+def require_calibrated(levels: tuple[float, ...]) -> None:
+    """Raise `UsageError` for a quantile beyond the outermost that is calibrated."""
+    for level in levels:
+        if not LEVELS[0] <= level <= LEVELS[-1]:
+            raise UsageError(
+                f"quantile {level:g} cannot be calibrated", hint=f"choose between {LEVELS[0]:g} and {LEVELS[-1]:g}"
+            )
+
+
+def calibrate(errors: np.ndarray, series: np.ndarray, series_ids: Sequence[str], *, prior: float) -> Intervals:
+    """Errors of n validation windows in expected widths, `(future - forecast) / width` [n, H] -> quantiles per step.
+
+    series: int64 [n], number of each window's series in `series_ids`. prior: see `series_factors`. The conformal
+    correction for n windows takes the outer one of two neighbouring order statistics: rank `ceil(q (n + 1))` above the
+    median, `floor(q (n + 1))` below.
+    """
+    factors = series_factors(np.abs(errors).mean(axis=1), series, len(series_ids), prior=prior)
+    ordered = np.sort(errors / factors[series, None].astype(np.float32), axis=0)
+    num = len(ordered)
+    rank = np.round(LEVELS * (num + 1), 6)  # 0.55 * 100 is a little more than 55
+    rank = np.where(LEVELS < 0.5, np.floor(rank), np.ceil(rank)).astype(np.int64)
+    return Intervals(
+        residual=ordered[np.clip(rank, 1, num) - 1].astype(np.float32),
+        factors=dict(zip(series_ids, map(float, factors), strict=True)),
+        num=num,
+    )
+
+
+def series_factors(sizes: np.ndarray, series: np.ndarray, num_series: int, *, prior: float) -> np.ndarray:
+    """How much larger each series' errors are than is usual: float64 [num_series], 1 for a series without a window.
+
+    sizes: [n], mean absolute error of each window in expected widths. prior: windows of the usual size that each series
+    is given beforehand, so that one which was met once, and forecast well by luck, is not trusted to the last digit.
+    Usual is the median series, so that one of wild errors does not change the others.
+    """
+    num = np.bincount(series, minlength=num_series)
+    summed = np.bincount(series, weights=sizes, minlength=num_series)
+    of_series = summed[num > 0] / num[num > 0]
+    if not (of_series > 0).any():
+        return np.ones(num_series)
+    usual = np.median(of_series[of_series > 0])
+    return (summed / usual + prior) / (num + prior)
+
+
+def prior_windows(horizon: int, share: float) -> float:
+    """The prior of `series_factors`: what says about as much as a single future does.
+
+    The horizon, because as many consecutive windows share a step, and `LEAST_PRIOR` at least. share: of the windows
+    that are looked at.
+    """
+    return max(horizon, LEAST_PRIOR) * share
+
+
+def write_intervals(run: Path, intervals: Intervals) -> None:
+    """Keep them in a run folder: the numbers, then the record that makes them count. Raises `ResourceError`."""
+    content = safetensors.numpy.save({"residual": np.ascontiguousarray(intervals.residual)})
+    with refusals_named(run / FILE):
+        files.replace(run / FILE, content)
+        files.replace(
+            run / RECORD,
+            seal(
+                {"sha256_of_file": sha256_of(content), "num_windows": intervals.num, "factors": dict(intervals.factors)}
+            ),
+        )
+
+
+def read_intervals(run: Path) -> Intervals:
+    """Those of a run folder. Raises `RunNotFoundError` if its training has not ended, `RunDamagedError`."""
+    with refusals_named(run / FILE):
+        if not ((run / RECORD).is_file() and (run / FILE).is_file()):
+            raise RunNotFoundError(f"{run} is not trained to its end", hint="go on with 'cli train ... --resume'")
+        record, content = unseal(run / RECORD), (run / FILE).read_bytes()
+    if sha256_of(content) != record["sha256_of_file"]:
+        raise RunDamagedError(f"{run / FILE} is not what was written", hint=RESTORE)
+    residual = safetensors.numpy.load(content)["residual"]
+    return Intervals(residual=residual, factors=record["factors"], num=int(record["num_windows"]))
