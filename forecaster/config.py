@@ -52,9 +52,9 @@ class ModelConfig:
     many layers, None for all. prompt_layout: `spec` (trend, retrieval, text, patches) or `cached` (text first).
     vocabulary_mapping: learn prototypes as a map over the whole vocabulary, as the original does. description: of the
     data, for the prompt. spread_floor: least spread of a window, relative to its series' training standard deviation.
-    ridge: penalty of the linear shortcut, relative to the mean square of a normalised window; None chooses it, with what
-    it shrinks to and how far it looks, by cross-validation (`training/linear_maps.py`). season: steps of the seasonal
-    naive part; None takes the usual one of the table's step, 1 leaves the part out.
+    ridge: penalty of the linear shortcut, relative to the mean square of a normalised window; None chooses it by
+    cross-validation (`training/linear_maps.py`). season: steps of the seasonal naive part; None takes the usual one of
+    the table's step, 1 leaves the part out.
     """
 
     lookback: int
@@ -139,8 +139,9 @@ class TrainConfig:
     batch_size: windows of one optimizer step, over all processes, before accumulation. learning_rate: inside the
     network; head_learning_rate: of the last step from the network to its forecast, so much slower because the
     forecast is a residual on the shortcut (docs/experiments.md); gate_learning_rate: of the value gate of a network
-    without shortcut; everywhere else it is fitted in closed form. gate_shrinkage: how strongly that fit is held at
-    half linear map, half memory; None chooses it by cross-validation (`fit_gate.py`). patience: epochs without a better validation MSE before it stops.
+    without shortcut; everywhere else it is fitted in closed form. gate_shrinkage: how strongly that fit is
+    held at half linear map, half memory; None chooses it by cross-validation (`training/fit_gate.py`). patience: epochs
+    without a better validation MSE before it stops.
     aux_warmup_steps: the auxiliary losses' weight rises from 0 to 1 over so many. gate_pull: sign of the confident-gate
     term of L_ret; +1 pulls a confident gate towards 0.5, -1 away from it. save_steps: optimizer steps between two
     checkpoints.

@@ -31,13 +31,14 @@ from memory_index.versions.manifest import Manifest
 class Predicted:
     """Forecasts of n windows; float32, raw units but for the gates.
 
-    forecast: [n, H]. linear: [n, H], the linear shortcut by itself, None without it. gate: [n, H], the value-space
-    gate. feature_gate: [n], None without a network or GRA-M. direction: int64 [n], 0 up, 1 flat, 2 down, None without a
+    forecast: [n, H]. bases: [n, M, H], what stands beside the memory, by itself. linear: [n, H], the linear map of
+    those, None without it. gate: [n, H], the value-space gate. feature_gate: [n], None without a network or GRA-M. direction: int64 [n], 0 up, 1 flat, 2 down, None without a
     network or TAPR.
     spread: [n], of each window.
     """
 
     forecast: np.ndarray
+    bases: np.ndarray
     linear: np.ndarray | None
     gate: np.ndarray
     feature_gate: np.ndarray | None
@@ -85,9 +86,11 @@ def predict(model: ForecastModel, batch: Batch) -> Predicted:
     outputs: list[ModelOutput] = [output_of(model, part) for part in parts_of(batch)]
     gatings = [output.gating.gate for output in outputs if output.gating is not None]
     directions = [output.trend.direction.argmax(dim=1) for output in outputs if output.trend is not None]
+    bases = _joined([output.bases for output in outputs])
     return Predicted(
         forecast=_joined([output.forecast for output in outputs]),
-        linear=_joined([output.bases[:, model.base_names.index("linear")] for output in outputs]) if model.shortcut else None,
+        bases=bases,
+        linear=bases[:, model.base_names.index("linear")] if model.shortcut else None,
         gate=_joined([output.gate for output in outputs]),
         feature_gate=_joined(gatings) if gatings else None,
         direction=_joined(directions) if directions else None,
@@ -100,7 +103,7 @@ def output_of(model: ForecastModel, part: Batch) -> ModelOutput:
     model.eval()
     moved = part.to(next(model.parameters()).device)
     with torch.inference_mode():
-        output: ModelOutput = model(moved.context, moved.neighbours, unit=moved.unit)
+        output: ModelOutput = model(moved.context, moved.neighbours, unit=moved.unit, fold=moved.fold)
     return output
 
 

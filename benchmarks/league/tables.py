@@ -32,6 +32,11 @@ class Entry(NamedTuple):
     test_stride: int = 1
     num_test: int | None = None
 
+    @property
+    def slug(self) -> str:
+        """Of its files."""
+        return self.name.lower().replace(",", "").replace(" ", "-")
+
 
 def _wide(path: Path, rows: slice = slice(None), columns: list[str] | None = None, every: str = "") -> pd.DataFrame:
     """A wide table as a long one; every: mean over stretches of this pandas frequency, whole ones only."""
@@ -63,33 +68,65 @@ TABLES = (
     Entry("ETTh1, 3,000 rows", "decides", _ett("ETTh1", slice(3000)), 96, 24, 24),
     Entry("ETTh2 by days", "decides", _ett("ETTh2", every="D"), 56, 14, 7),
     Entry(
-        "exchange by weeks", "decides",
-        lambda folder: _wide(folder / "exchange_rate" / "exchange_rate.csv", every="W"), 104, 24, 1,
+        "exchange by weeks",
+        "decides",
+        lambda folder: _wide(folder / "exchange_rate" / "exchange_rate.csv", every="W"),
+        104,
+        24,
+        1,
     ),
     Entry("M4 hourly, 168 steps", "decides", lambda folder: m4(folder, 168), 48, 24, 24, 0, 24),
     Entry("M4 hourly, 40 steps", "decides", lambda folder: m4(folder, 46), 12, 6, 1, 0, 6),
     Entry(
-        "DE price, 3,000 rows", "decides",
-        lambda folder: _wide(folder / "epf" / "DE.csv", slice(3000), ["Price"]), 168, 24, 24,
+        "DE price, 3,000 rows",
+        "decides",
+        lambda folder: _wide(folder / "epf" / "DE.csv", slice(3000), ["Price"]),
+        168,
+        24,
+        24,
     ),
     Entry("M4 hourly", "reports", m4, 168, 48, 24, 0, 48),
     Entry("ETTh1 by days", "reports", _ett("ETTh1", every="D"), 56, 14, 7),
     Entry("ETTh2, 3,000 rows", "reports", _ett("ETTh2", slice(3000)), 96, 24, 24),
     Entry(
-        "exchange, 1,200 days", "reports",
-        lambda folder: _wide(folder / "exchange_rate" / "exchange_rate.csv", slice(1200)), 96, 24, 1,
+        "exchange, 1,200 days",
+        "reports",
+        lambda folder: _wide(folder / "exchange_rate" / "exchange_rate.csv", slice(1200)),
+        96,
+        24,
+        1,
     ),
     Entry(
-        "demand by days", "reports",
-        lambda folder: _wide(folder / "vic_elec" / "vic_elec.csv", columns=["demand"], every="D"), 56, 14, 7,
+        "demand by days",
+        "reports",
+        lambda folder: _wide(folder / "vic_elec" / "vic_elec.csv", columns=["demand"], every="D"),
+        56,
+        14,
+        7,
     ),
     Entry(
-        "NP price by days", "reports",
-        lambda folder: _wide(folder / "epf" / "NP.csv", columns=["Price"], every="D"), 56, 14, 7,
+        "NP price by days",
+        "reports",
+        lambda folder: _wide(folder / "epf" / "NP.csv", columns=["Price"], every="D"),
+        56,
+        14,
+        7,
     ),
     Entry("M4 hourly, 96 steps", "reports", lambda folder: m4(folder, 96), 24, 12, 12, 0, 12),
-    Entry("60 rows", "reports", lambda folder: _wide(
-        folder / "ETT-small" / "ETTh1.csv", slice(24 * 60), ["OT"], every="D"), 14, 7, 7),
-    Entry("300 rows", "reports", lambda folder: _wide(
-        folder / "epf" / "NP.csv", slice(24 * 302), ["Price"], every="D"), 28, 7, 7),
+    Entry(
+        "60 rows",
+        "reports",
+        lambda folder: _wide(folder / "ETT-small" / "ETTh1.csv", slice(24 * 60), ["OT"], every="D"),
+        14,
+        7,
+        7,
+    ),
+    Entry(
+        "300 rows",
+        "reports",
+        lambda folder: _wide(folder / "epf" / "NP.csv", slice(24 * 302), ["Price"], every="D"),
+        28,
+        7,
+        7,
+    ),
 )

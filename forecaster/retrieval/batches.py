@@ -7,8 +7,8 @@ there are is decided by `memory_index.splits`; how a batch is used by `train.py`
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -49,6 +49,19 @@ class CachedWindows:
 
     def __len__(self) -> int:
         return len(self.position)
+
+    def last(self, num: int) -> Self:
+        """The last so many windows; they are in time order."""
+        first = len(self) - num
+        condensed = None if self.condensed is None else self.condensed.take(np.arange(first, len(self)))
+        return replace(
+            self,
+            position=self.position[first:],
+            series=self.series[first:],
+            unit=self.unit[first:],
+            fold=None if self.fold is None else self.fold[first:],
+            condensed=condensed,
+        )
 
     def batch(self, indices: np.ndarray) -> Batch:
         """The windows at these numbers, in this order."""

@@ -16,9 +16,9 @@ import numpy as np
 
 from forecaster.learned_keys.fit_pattern import fit_pattern_encoder
 from forecaster.learned_keys.pattern_encoder import PATTERN, PatternConfig, load_encoder
+from forecaster.retrieval.folds import Folds
 from memory_index import files
 from memory_index.encoder import BUILT_IN
-from forecaster.retrieval.folds import Folds
 from memory_index.errors import IncompatibleError
 from memory_index.fit_encoder import fit_encoder
 from memory_index.local import LocalMemory

@@ -166,8 +166,8 @@ def part_neighbours(
 def part_windows(
     memory: Memory, table: SeriesTable, part: str, *, horizon: int, stride: int = 1, folds: FoldPlan = NO_FOLDS
 ) -> AskedWindows:
-    """Every window that is known by the end of a part, thinned by the stride, with its fold; in time order (origin, then
-    series).
+    """Every window that is known by the end of a part, thinned by the stride, with its fold; in time order (origin,
+    then series).
 
     horizon: the model's. Raises `DataError` if there is no window.
     """

@@ -71,7 +71,9 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateSetting:
-    """How the fit is held. penalty: of the squared distance of a logit from its prior. hold_last: the last value's too."""
+    """How the fit is held. penalty: of the squared distance of a logit from its prior. hold_last: the last value's
+    too.
+    """
 
     penalty: float
     hold_last: bool
@@ -79,15 +81,14 @@ class GateSetting:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateFit:
-    """How the gate was chosen. kept: `mix`, or the part that it is. errors: cross-validated mean squared errors by name,
-    standardised units, empty where nothing could be held out. penalty, hold_last: of the mix, see `GateSetting`.
-    shares: of each part in what was kept, a mean over the horizon.
+    """How the gate was chosen. kept: `mix`, or the part that it is. errors: cross-validated mean squared errors by
+    name, standardised units, empty where nothing could be held out. setting: of the mix, None where it was not
+    fitted. shares: of each part in what was kept, a mean over the horizon.
     """
 
     kept: str
     errors: dict[str, float]
-    penalty: float | None
-    hold_last: bool
+    setting: GateSetting | None
     shares: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,29 +119,25 @@ def choose_gate(
     hats: float64 [knots, H]. Where nothing is held out the gate stays at its prior, unless a penalty is given: parts
     that were fitted on the windows that judge them look better than they are.
     """
-    prior = prior_shares(evidence.names, num_bases)
-    groups = part_groups(evidence.names, num_bases)
-    at = hats[:, evidence.steps]
-    if len(evidence.folds) == 1 and penalty is None:
-        logits = prior.log()[:, None].expand(-1, hats.shape[0]).clone()
-        return logits, _told(MIX, {}, None, logits, hats, evidence.names, hold_last=True)
-    settings = [
-        GateSetting(penalty=each, hold_last=hold) for each in (PENALTIES if penalty is None else (penalty,)) for hold in (True, False)
-    ]
-    setting, errors = settings[-1 if penalty is not None else 0], {}
+    prior, at = prior_shares(evidence.names, num_bases), hats[:, evidence.steps]
+    if len(evidence.folds) < 2 and penalty is None:
+        logits = prior.log()[:, None].expand(-1, len(hats)).clone()
+        return logits, _told(MIX, {}, None, logits @ hats, evidence.names)
+    tried = PENALTIES if penalty is None else (penalty,)
+    settings = [GateSetting(penalty=each, hold_last=hold) for hold in (False, True) for each in tried]
+    setting, kept, means = settings[0], MIX, dict[str, float]()
     if len(evidence.folds) > 1:
-        by_fold = {each: held_out_errors(evidence, prior, at, each) for each in settings}
+        groups = part_groups(evidence.names, num_bases)
         num = np.array([sum(quadratic.num for quadratic in fold) for fold in evidence.folds], dtype=float)
-        setting = min(by_fold, key=lambda each: float(by_fold[each] @ num))
-        alone = {name: group_errors(evidence, group) for name, group in groups.items()}
-        errors = {MIX: by_fold[setting]} | alone
-        kept = best_of(errors, num)
+        mixes = {each: held_out_errors(evidence, prior, at, each) for each in settings}
+        setting = min(mixes, key=lambda each: float(mixes[each] @ num))
+        errors = {MIX: mixes[setting]} | {name: group_errors(evidence, group) for name, group in groups.items()}
+        kept, means = best_of(errors, num), {name: float(each @ num / num.sum()) for name, each in errors.items()}
         if kept != MIX:
-            logits = _alone(groups[kept], len(prior), hats.shape[0], evidence.names)
-            return logits, _told(kept, _means(errors, num), None, logits, hats, evidence.names, hold_last=setting.hold_last)
-        errors = _means(errors, num)
+            logits = _alone(groups[kept], len(prior), len(hats), evidence.names)
+            return logits, _told(kept, means, setting, logits @ hats, evidence.names)
     logits = fit_logits(evidence.all, prior, held_by(setting, evidence.names), at)
-    return logits, _told(MIX, errors, setting.penalty, logits, hats, evidence.names, hold_last=setting.hold_last)
+    return logits, _told(MIX, means, setting, logits @ hats, evidence.names)
 
 
 def best_of(errors: Mapping[str, np.ndarray], num: np.ndarray) -> str:
@@ -255,24 +252,12 @@ def _alone(group: Sequence[int], num_parts: int, num_knots: int, names: Sequence
     return logits
 
 
-def _means(errors: Mapping[str, np.ndarray], num: np.ndarray) -> dict[str, float]:
-    return {name: float(by_fold @ num / num.sum()) for name, by_fold in errors.items()}
-
-
 def _told(
-    kept: str,
-    errors: dict[str, float],
-    penalty: float | None,
-    logits: Tensor,
-    hats: Tensor,
-    names: Sequence[str],
-    *,
-    hold_last: bool,
+    kept: str, errors: dict[str, float], setting: GateSetting | None, logits: Tensor, names: Sequence[str]
 ) -> GateFit:
-    shares = torch.softmax(logits @ hats, dim=0).mean(dim=1).tolist()
-    return GateFit(
-        kept=kept, errors=errors, penalty=penalty, hold_last=hold_last, shares=dict(zip(names, shares, strict=True))
-    )
+    """logits: float64 [P, H]."""
+    shares = torch.softmax(logits, dim=0).mean(dim=1).tolist()
+    return GateFit(kept=kept, errors=errors, setting=setting, shares=dict(zip(names, shares, strict=True)))
 
 
 def add_errors(errors: Tensor, there: Tensor, sums: dict[bytes, Quadratic]) -> None:

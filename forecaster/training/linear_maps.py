@@ -104,8 +104,8 @@ def fit_maps(
 ) -> FittedMaps:
     """Choose a map by cross-validation, and fit it on all windows and for every fold on the others.
 
-    floor: least spread of a window in units of its series. penalty: the only one to try; None tries `PENALTIES`. Without
-    folds nothing can be chosen: then it shrinks to the mean of the window.
+    floor: least spread of a window in units of its series. penalty: the only one to try; None tries `PENALTIES`.
+    Without folds nothing can be chosen: then it shrinks to the mean of the window.
     """
     folds = windows.folds
     own, scored, near = _equations(windows, lookback, horizon, floor)
