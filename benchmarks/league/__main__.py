@@ -108,7 +108,9 @@ def without_last(table: SeriesTable, num: int) -> SeriesTable:
 def show(results: dict[str, dict[str, Any]]) -> None:
     """One row a table: errors relative to the best part, then MASE and scaled quantile loss beside the memory's."""
     print(f"{machine()}\n\nMean squared error; in brackets relative to the part that turned out best.\n")
-    print("| table | role | kept | trained | best part | cross-validation's | memory alone | MASE | SQL, memory's | covered |")
+    print(
+        "| table | role | kept | trained | best part | cross-validation's | memory alone | MASE | SQL, memory's | covered |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     ratios: dict[str, list[list[float]]] = {"decides": [], "reports": []}
     for name, result in results.items():
@@ -132,7 +134,10 @@ def show(results: dict[str, dict[str, Any]]) -> None:
             told = ", ".join(
                 f"{what} {mean:.4f} (at most {most:.3f})"
                 for what, mean, most in zip(
-                    ("best part", "cross-validation's part", "memory alone", "SQL of the memory"), means, worst, strict=True
+                    ("best part", "cross-validation's part", "memory alone", "SQL of the memory"),
+                    means,
+                    worst,
+                    strict=True,
                 )
             )
             print(f"{role}: trained relative to {told}")

@@ -109,5 +109,7 @@ def naive_scales(table: SeriesTable, entry: Entry, split: Split) -> np.ndarray:
     until, found = np.datetime64(split.train_until, "ns"), []
     for series in table.series:
         seen = series.values[: -entry.horizon] if entry.test_stride == 0 else series.values[series.times <= until]
-        found.append(np.nanmean(np.abs(seen[entry.season :] - seen[: -entry.season])) if len(seen) > entry.season else 0)
+        found.append(
+            np.nanmean(np.abs(seen[entry.season :] - seen[: -entry.season])) if len(seen) > entry.season else 0
+        )
     return np.array(found, dtype=np.float64)

@@ -112,7 +112,7 @@ TABLES = (
         14,
         7,
     ),
-    Entry("M4 hourly, 96 steps", "reports", lambda folder: m4(folder, 96), 24, 12, 12, 0, 12),
+    Entry("M4 hourly, 96 steps", "reports", lambda folder: m4(folder, 96), 24, 12, 24, 0, 12),
     Entry(
         "60 rows",
         "reports",

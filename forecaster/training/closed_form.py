@@ -18,6 +18,7 @@ from forecaster.retrieval.batches import CachedWindows
 from forecaster.retrieval.folds import FoldPlan, lay_folds
 from forecaster.training.fit_gate import GateFit, fit_value_gate
 from forecaster.training.linear_maps import MapChoice, Windows, fit_maps
+from forecaster.training.weighing import series_weights
 from memory_index.tables.series import SeriesTable
 from memory_index.windows import cut
 
@@ -47,18 +48,32 @@ def fit_closed_form(
     Where the network is the whole forecast, the gate is left to be trained with it.
     """
     linear_map = gate = None
+    weight = series_weights(
+        training.values,
+        training.position,
+        training.unit,
+        training.series,
+        lookback=config.model.lookback,
+        horizon=config.model.horizon,
+        season=config.model.season,
+    )
     if model.tapr is not None:
         change = torch.cat([_change(training, start, config) for start in range(0, len(training), CHUNK)])
         model.tapr.thresholds.copy_(fit_thresholds(change))
     if model.shortcut is not None:
-        linear_map = _fit_shortcut(model.shortcut, training, table, folds, config)
+        linear_map = _fit_shortcut(model.shortcut, training, weight, table, folds, config)
     if model.shortcut is not None or model.patches is None:
-        gate = fit_value_gate(model, training, config.train.gate_shrinkage)
+        gate = fit_value_gate(model, training, weight, config.train.gate_shrinkage)
     return ClosedForm(linear_map=linear_map, gate=gate)
 
 
 def _fit_shortcut(
-    shortcut: LinearShortcut, training: CachedWindows, table: SeriesTable, folds: FoldPlan, config: Config
+    shortcut: LinearShortcut,
+    training: CachedWindows,
+    weight: np.ndarray,
+    table: SeriesTable,
+    folds: FoldPlan,
+    config: Config,
 ) -> MapChoice:
     """The linear map, on all training windows and for each fold on the others."""
     settings = config.model
@@ -70,6 +85,7 @@ def _fit_shortcut(
             unit=training.unit,
             times=times,
             series=training.series,
+            weight=weight,
             folds=lay_folds(folds, times, training.series),
             step=table.step,
         ),

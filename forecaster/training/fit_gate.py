@@ -82,7 +82,7 @@ class GateSetting:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateFit:
     """How the gate was chosen. kept: `mix`, or the part that it is. errors: cross-validated mean squared errors by
-    name, standardised units, empty where nothing could be held out. setting: of the mix, None where it was not
+    name, standardised and weighed by series, empty where nothing could be held out. setting: of the mix, None where it was not
     fitted. shares: of each part in what was kept, a mean over the horizon.
     """
 
@@ -96,14 +96,16 @@ class GateFit:
         return asdict(self)
 
 
-def fit_value_gate(model: ForecastModel, training: CachedWindows, penalty: float | None = None) -> GateFit:
+def fit_value_gate(
+    model: ForecastModel, training: CachedWindows, weight: np.ndarray, penalty: float | None = None
+) -> GateFit:
     """Fit the gate of a model whose shortcut is fitted, and hold it fixed.
 
-    penalty: see `GateSetting`; None chooses it.
+    weight: how much each window counts, float64 [n] (`weighing.py`). penalty: see `GateSetting`; None chooses it.
     """
     gate, config = model.value_gate, training.config
     spaces = [str(space) for space in training.spaces] if training.condensed is not None else []
-    evidence = gather_evidence(model, training, (*model.base_names, *spaces))
+    evidence = gather_evidence(model, training, weight, (*model.base_names, *spaces))
     logits, found = choose_gate(evidence, len(model.base_names), gate.hats.double(), config.horizon, penalty)
     with torch.no_grad():
         gate.logits.copy_(logits)
@@ -275,7 +277,9 @@ def add_errors(errors: Tensor, there: Tensor, sums: dict[bytes, Quadratic]) -> N
 
 
 @torch.no_grad()
-def gather_evidence(model: ForecastModel, training: CachedWindows, names: tuple[str, ...]) -> Evidence:
+def gather_evidence(
+    model: ForecastModel, training: CachedWindows, weight: np.ndarray, names: tuple[str, ...]
+) -> Evidence:
     """The errors of the parts over all training windows, in standardised units, fold by fold.
 
     Where enough windows have every part, the others are left out: what they lack would be judged on other windows than
@@ -292,7 +296,9 @@ def gather_evidence(model: ForecastModel, training: CachedWindows, names: tuple[
         rows = np.flatnonzero((fold == number) & used.numpy())
         for first in range(0, len(rows), CHUNK):
             chosen = rows[first : first + CHUNK]
-            add_errors(part_errors(model, training, chosen, steps, there[chosen]), there[chosen], sums)
+            errors = part_errors(model, training, chosen, steps, there[chosen])
+            counted = torch.from_numpy(np.sqrt(weight[chosen])).to(errors)
+            add_errors(errors * counted[:, None, None], there[chosen], sums)
         if sums:
             folds.append(tuple(sums.values()))
     return Evidence(names=names, steps=steps, folds=tuple(folds))

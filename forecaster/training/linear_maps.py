@@ -30,7 +30,8 @@ DEFAULT_PENALTY = 0.1  # where nothing can be cross-validated
 class MapChoice:
     """A candidate. prior: what it shrinks to, see `prior_maps`. lookback: steps that it reads. penalty: of the ridge.
 
-    error: its cross-validated mean squared error in standardised units, None where it was not measured.
+    error: its cross-validated mean squared error, standardised and weighed by series (`weighing.py`), None where it
+    was not measured.
     """
 
     prior: str
@@ -46,7 +47,7 @@ class MapChoice:
 class Windows(NamedTuple):
     """Training windows as maps are fitted on them: see `normal_equations.normalised`. folds: over them.
 
-    times, series: origin and series number of each, [n].
+    times, series: origin and series number of each, [n]. weight: how much each counts, float64 [n].
     """
 
     values: np.ndarray
@@ -54,6 +55,7 @@ class Windows(NamedTuple):
     unit: np.ndarray
     times: np.ndarray
     series: np.ndarray
+    weight: np.ndarray
     folds: Folds
     step: Step
 
@@ -168,12 +170,12 @@ def _equations(
         equations, numbers = NormalEquations.empty(lookback, horizon), np.flatnonzero(chosen)
         for start in range(0, len(numbers), CHUNK):
             part = numbers[start : start + CHUNK]
-            unit = windows.unit[part]
+            unit, weight = windows.unit[part], windows.weight[part]
             found = normalised(
                 windows.values, windows.position[part], unit, lookback=lookback, horizon=horizon, floor=floor
             )
-            # A score counts errors in units of the series: those of z, times the window's spread in such units.
-            weight = np.square(found.spread / unit) if as_scored else None
+            if as_scored:  # errors in units of the series: those of z, times the window's spread in such units
+                weight = weight * np.square(found.spread / unit)
             equations = equations + NormalEquations.of(found.z, found.future, weight)
         return equations if not as_scored else _counted(equations, len(numbers))
 
