@@ -20,10 +20,11 @@ from forecaster.model.model import ForecastModel
 from forecaster.model.types import Batch, ModelOutput
 from forecaster.retrieval.batches import LiveBlock, parts_of
 from forecaster.retrieval.neighbours import Condensed
-from forecaster.runs.intervals import Intervals, expected_width, read_intervals
+from forecaster.runs.intervals import Intervals, MemoryFan, expected_width, read_intervals
 from forecaster.runs.run import Run
 from forecaster.runs.weights import WEIGHTS, load_into
 from memory_index.memory import Memory
+from memory_index.neighbours import Neighbours, mean_over_spaces
 from memory_index.versions.manifest import Manifest
 
 
@@ -32,9 +33,8 @@ class Predicted:
     """Forecasts of n windows; float32, raw units but for the gates.
 
     forecast: [n, H]. bases: [n, M, H], what stands beside the memory, by itself. linear: [n, H], the linear map of
-    those, None without it. gate: [n, H], the value-space gate. feature_gate: [n], None without a network or GRA-M. direction: int64 [n], 0 up, 1 flat, 2 down, None without a
-    network or TAPR.
-    spread: [n], of each window.
+    those, None without it. gate: [n, H], the value-space gate. feature_gate: [n], None without a network or GRA-M.
+    direction: int64 [n], 0 up, 1 flat, 2 down, None without a network or TAPR. spread: [n], of each window.
     """
 
     forecast: np.ndarray
@@ -78,7 +78,22 @@ class Predictor:
         """
         width = self.width(memory, block.condensed, spread=predicted.spread, unit=block.batch.unit.numpy())
         series_ids = [*map(str, block.asked.queries.series_id)] * len(block.asked.wanted)  # moment after moment
-        return self.intervals.quantiles(predicted.forecast, width, series_ids, levels)
+        fan = (
+            None
+            if block.found is None
+            else memory_fan(block.found, block.condensed, levels, predicted.forecast.shape[1])
+        )
+        return self.intervals.quantiles(predicted.forecast, width, series_ids, levels, fan)
+
+
+def memory_fan(found: Neighbours, condensed: Condensed | None, levels: tuple[float, ...], horizon: int) -> MemoryFan:
+    """What a memory says by itself of all windows that it answered, moment after moment (n = B * N)."""
+    assert condensed is not None, "an answer is condensed"
+    if not levels:
+        return MemoryFan(np.empty((len(condensed.found), horizon, 0)), np.empty((len(condensed.found), horizon)))
+    quantiles = found.quantiles(levels, on_empty="last-value")[:, :, :horizon]
+    by_space = np.where(condensed.found[..., None], condensed.forecasts, np.nan)[None]
+    return MemoryFan(quantiles.reshape(-1, horizon, len(levels)), mean_over_spaces(by_space)[0])
 
 
 def predict(model: ForecastModel, batch: Batch) -> Predicted:

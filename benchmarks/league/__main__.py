@@ -2,9 +2,9 @@
 
     python -m benchmarks.league --data-dir DATA --work-dir WORK
 
-Every table is built, trained and scored with nothing but lookback and horizon given. Scored are what training made, each
-of its parts by itself, and the memory alone: mean squared error in standardised units, MASE, scaled quantile loss and
-what the 10 and 90% quantiles cover. Tables that `decide` are those by which defaults were chosen; the others only
+Every table is built, trained and scored with nothing but lookback and horizon given. Scored are what training made,
+each of its parts by itself, and the memory alone: mean squared error in standardised units, MASE, scaled quantile
+loss, and what the 10 and 90% quantiles cover. Tables that `decide` are those by which defaults were chosen; the others only
 report. What is measured already in --work-dir is not measured again.
 """
 
@@ -30,6 +30,11 @@ from memory_index import Store, WindowSpec, append, build, open_memory, read_fra
 from memory_index.splits import Split, require_origins
 from memory_index.tables.series import SeriesTable
 
+COLUMNS = (
+    *("table", "role", "kept", "trained", "best part", "cross-validation's", "memory alone"),
+    *("MASE, memory's", "SQL, memory's", "covered, memory's"),
+)
+RELATIVE_TO = ("best part", "cross-validation's part", "memory alone", "SQL of the memory")
 PARTS = ("linear", "last_value", "seasonal_naive", "memory alone", "own", "joint", "pooled")
 
 
@@ -108,10 +113,7 @@ def without_last(table: SeriesTable, num: int) -> SeriesTable:
 def show(results: dict[str, dict[str, Any]]) -> None:
     """One row a table: errors relative to the best part, then MASE and scaled quantile loss beside the memory's."""
     print(f"{machine()}\n\nMean squared error; in brackets relative to the part that turned out best.\n")
-    print(
-        "| table | role | kept | trained | best part | cross-validation's | memory alone | MASE | SQL, memory's | covered |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     ratios: dict[str, list[list[float]]] = {"decides": [], "reports": []}
     for name, result in results.items():
         scores, gate = result["scores"], result["closed_form"]["gate"]
@@ -123,7 +125,8 @@ def show(results: dict[str, dict[str, Any]]) -> None:
         ratios[result["role"]].append([*row, trained["sql"] / memory["sql"]])
         print(
             f"| {name} | {result['role']} | {gate['kept']} | {trained['mse']:.4f} ({row[0]:.3f}) "
-            f"| {best} {mse[best]:.4f} | {chosen} {mse[chosen]:.4f} ({row[1]:.3f}) | {memory['mse']:.4f} ({row[2]:.3f}) "
+            f"| {best} {mse[best]:.4f} | {chosen} {mse[chosen]:.4f} ({row[1]:.3f}) "
+            f"| {memory['mse']:.4f} ({row[2]:.3f}) "
             f"| {trained['mase']:.3f}, {memory['mase']:.3f} | {trained['sql']:.3f}, {memory['sql']:.3f} "
             f"| {trained['q0.1']:.3f} {trained['q0.9']:.3f}, {memory['q0.1']:.3f} {memory['q0.9']:.3f} |"
         )
@@ -133,12 +136,7 @@ def show(results: dict[str, dict[str, Any]]) -> None:
             means, worst = np.mean(rows, axis=0), np.max(rows, axis=0)
             told = ", ".join(
                 f"{what} {mean:.4f} (at most {most:.3f})"
-                for what, mean, most in zip(
-                    ("best part", "cross-validation's part", "memory alone", "SQL of the memory"),
-                    means,
-                    worst,
-                    strict=True,
-                )
+                for what, mean, most in zip(RELATIVE_TO, means, worst, strict=True)
             )
             print(f"{role}: trained relative to {told}")
 

@@ -103,8 +103,8 @@ def memory_spaces(block: LiveBlock) -> list[object]:
 
 
 def naive_scales(table: SeriesTable, entry: Entry, split: Split) -> np.ndarray:
-    """In-sample error of the seasonal naive forecast of each series, float64 [N]: of its training part, or of all before
-    the last window where only that is scored.
+    """In-sample error of the seasonal naive forecast of each series, float64 [N]: of its training part, or of all
+    before the last window where only that is scored.
     """
     until, found = np.datetime64(split.train_until, "ns"), []
     for series in table.series:

@@ -14,14 +14,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from forecaster.retrieval.cache_folder import damage_of, making, new_array, publish, staged
 from forecaster.retrieval.cross_fit import admit_origins, trial_memory
 from forecaster.retrieval.folds import NO_FOLDS, FoldPlan, Folds, lay_folds
-from forecaster.retrieval.neighbours import SLOTS, Condensed, condense
+from forecaster.retrieval.neighbours import FAN_LEVELS, SLOTS, Condensed, Fans, condense
 from memory_index import files
 from memory_index.errors import IncompatibleError
 from memory_index.leakage import LeakError, Policy, require_admissible
@@ -35,9 +35,10 @@ from memory_index.versions.build import steps_until
 from memory_index.windows import StoredWindows, WindowSpec
 
 # 2: neighbours' futures are moved by the linear map. 3: moments are asked as a whole wherever their contexts allow it.
-# 4: folds of more kinds, whose keys differ in what they know of futures only.
+# 4: folds of more kinds, whose keys differ in what they know of futures only; quantiles of some windows.
 FORMAT = 4
-ARRAYS = (*Condensed._fields, "series", "origin_row", "fold")
+ARRAYS = (*Condensed._fields, "series", "origin_row", "fold", "fan_number", "fan_levels")
+FAN_CELLS = 250_000  # steps of windows whose quantiles are kept, about: intervals are calibrated on them
 CHECKED = 65536  # windows whose neighbours are checked against the leak rule at once
 
 
@@ -46,9 +47,9 @@ class NeighbourCache:
     """Neighbours of n windows in time order (origin, then series), mapped from disk.
 
     condensed: see `neighbours.Condensed`; its row ids are those of the memory. spaces: the V key spaces. series: int32
-    [n], number in the table. origin_row: int64 [n], within that series. fold: int8 [n], the fold that was left
-    out of the fit of the keys that answered; -1 where nothing was. path: its folder. notes: what a person
-    should know, such as that it was damaged and has been made again.
+    [n], number in the table. origin_row: int64 [n], within that series. fold: int8 [n], the fold that was left out of
+    the fit of the keys that answered; -1 where nothing was. fans: of some moments, spread evenly over time. path: its
+    folder. notes: what a person should know, such as that it was damaged and has been made again.
     """
 
     condensed: Condensed
@@ -56,6 +57,7 @@ class NeighbourCache:
     series: np.ndarray
     origin_row: np.ndarray
     fold: np.ndarray
+    fans: Fans
     path: Path
     notes: tuple[str, ...] = ()
 
@@ -113,10 +115,19 @@ class AskedWindows:
         """int8 [n], of each window."""
         return self.folds.number
 
-    def numbers(self, series: int, rows: np.ndarray) -> np.ndarray:
-        """int64, shape of rows: which of the n windows have these origin rows (which must be among them)."""
-        of_series = np.flatnonzero(self.series == series)  # ascending rows, since windows are in time order
-        return of_series[np.searchsorted(self.origin_row[of_series], rows)]
+
+class Places:
+    """Which of the asked windows lies where."""
+
+    def __init__(self, table: SeriesTable, asked: AskedWindows) -> None:
+        """Room for every step of the table."""
+        self.offset = np.cumsum([0, *(len(series) for series in table.series)])
+        self.number = np.full(self.offset[-1], -1, dtype=np.int64)
+        self.number[self.offset[asked.series] + asked.origin_row] = np.arange(len(asked))
+
+    def numbers(self, series: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """int64 [B, N]: the window of each series (int [N]) at each origin row ([B, N]); -1 for what is not asked."""
+        return self.number[self.offset[series] + rows]
 
 
 def training_neighbours(
@@ -265,17 +276,22 @@ def _make(
         space=new_array(staging / "space.npy", (num, slots), np.int8),
         logit=new_array(staging / "logit.npy", (num, slots), np.float32),
     )
+    fan_number = fan_windows(_origin_times(table, asked.series, asked.origin_row), settings.horizon)
+    shape = (len(fan_number), settings.horizon, len(FAN_LEVELS))
+    fan_levels = new_array(staging / "fan_levels.npy", shape, np.float32)
+    files.write_array(staging / "fan_number.npy", fan_number)
     for name in ("series", "origin_row", "fold"):
         files.write_array(staging / f"{name}.npy", getattr(asked, name))
     done = 0
     for memory_asked, fold, row_of in _memories(memory, table, settings, asked, staging / "trial"):
-        for number, part in _answers(memory_asked, memory, table, settings, asked, fold):
-            part = part._replace(row=np.where(part.row >= 0, row_of[part.row], -1))
+        for answer in _answers(memory_asked, memory, table, settings, asked, fold, fan_number):
+            part = answer.part._replace(row=np.where(answer.part.row >= 0, row_of[answer.part.row], -1))
             for array, values in zip(arrays, part, strict=True):
-                array[number] = values
-            done += len(number)
+                array[answer.number] = values
+            fan_levels[np.searchsorted(fan_number, answer.fans.number)] = answer.fans.levels
+            done += len(answer.number)
             report(done, num)
-    for array in arrays:
+    for array in (*arrays, fan_levels):
         array.flush()  # type: ignore[attr-defined]  # they are memory maps
 
 
@@ -292,23 +308,53 @@ def _memories(
             yield trial, fold, _same_rows(trial.windows, memory.windows)
 
 
+class Answer(NamedTuple):
+    """What answers m of the windows. number: int64 [m], which. fans: of those of them whose quantiles are kept."""
+
+    number: np.ndarray
+    part: Condensed
+    fans: Fans
+
+
+def fan_windows(times: np.ndarray, horizon: int) -> np.ndarray:
+    """Which windows' quantiles are kept, int64 ascending: all windows of moments that are spread evenly over time.
+
+    times: origins of the windows, [n].
+    """
+    distinct, moment = np.unique(times, return_inverse=True)
+    wanted = max(1, FAN_CELLS * len(distinct) // max(1, len(times) * horizon))
+    kept = np.unique(np.linspace(0, len(distinct) - 1, min(wanted, len(distinct))).round().astype(np.int64))
+    return np.flatnonzero(np.isin(moment, kept))
+
+
 def _answers(
-    answering: Memory, memory: Memory, table: SeriesTable, settings: CacheSettings, asked: AskedWindows, fold: int
-) -> Iterator[tuple[np.ndarray, Condensed]]:
-    """Numbers [m] of the windows of one fold, and what answers them, a block of queries at a time."""
+    answering: Memory,
+    memory: Memory,
+    table: SeriesTable,
+    settings: CacheSettings,
+    asked: AskedWindows,
+    fold: int,
+    fan_number: np.ndarray,
+) -> Iterator[Answer]:
+    """The windows of one fold and what answers them, a block of queries at a time."""
     spaces = memory.manifest.key_spaces
     mine = asked.fold == fold
+    place = Places(table, asked)
+    has_fan = np.isin(np.arange(len(asked)), fan_number)
     origins = [asked.origin_row[mine & (asked.series == number)] for number in range(len(table.series))]
     where = _training_only(memory) if settings.part == "train" else None
     spec = WindowSpec(lookback=settings.lookback, horizon=settings.horizon)
     for block in query_blocks(table, origins, spec, settings.policy, known=memory.manifest.series_ids):
         neighbours = answering.search(block.queries, settings.k, where=where)
         part = condense(neighbours, spaces, slots=settings.slots, horizon=settings.horizon)
-        number = np.full(block.row.shape, -1)
-        for column, series in enumerate(block.series):
-            wanted = block.wanted[:, column]
-            number[wanted, column] = asked.numbers(int(series), block.row[wanted, column])
-        yield number[block.wanted], part.take(block.wanted.ravel())
+        number = place.numbers(block.series, block.row)  # [B, N]
+        drawn = block.wanted & has_fan[number]
+        moments = drawn.any(axis=1)
+        fans = Fans(number[drawn], np.empty((0, settings.horizon, len(FAN_LEVELS)), dtype=np.float32))
+        if moments.any():
+            levels = neighbours.at_moments(moments).quantiles(FAN_LEVELS, on_empty="last-value")
+            fans = fans._replace(levels=levels[drawn[moments]][:, : settings.horizon])
+        yield Answer(number[block.wanted], part.take(block.wanted.ravel()), fans)
 
 
 def _training_only(memory: Memory) -> Filter:
@@ -360,6 +406,7 @@ def _open(
         series=mapped("series"),
         origin_row=mapped("origin_row"),
         fold=mapped("fold"),
+        fans=Fans(np.asarray(mapped("fan_number")), mapped("fan_levels")),
         path=path,
         notes=notes,
     )

@@ -21,6 +21,7 @@ from memory_index.neighbours import Neighbours
 from memory_index.types import KeySpace
 from memory_index.windows import StoredWindows, cut
 
+FAN_LEVELS = (0.05, *(each / 10 for each in range(1, 10)), 0.95)
 SLOTS = 10  # nearest rows kept of each window: the largest `top_k` that the sensitivity runs ask for
 
 
@@ -42,6 +43,15 @@ class Condensed(NamedTuple):
     def take(self, chosen: np.ndarray) -> Self:
         """Some of the windows; out of a memory map, their bytes are read here."""
         return type(self)(*(np.asarray(part[chosen]) for part in self))
+
+
+class Fans(NamedTuple):
+    """The memory's own quantiles for m of n windows, raw units. number: int64 [m], which. levels: float32 [m, H, Q] of
+    `FAN_LEVELS`.
+    """
+
+    number: np.ndarray
+    levels: np.ndarray
 
 
 def condense(

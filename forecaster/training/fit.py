@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,21 +27,13 @@ from forecaster.language_models.placement import hardware, place_backbone
 from forecaster.model.losses import LossParts, total_loss
 from forecaster.model.model import ForecastModel
 from forecaster.model.types import Batch
-from forecaster.predictor import predict
-from forecaster.retrieval.batches import CachedWindows
-from forecaster.runs.intervals import (
-    Intervals,
-    calibrate,
-    expected_width,
-    prior_windows,
-    read_intervals,
-    write_intervals,
-)
+from forecaster.runs.intervals import read_intervals, write_intervals
 from forecaster.runs.run import Run, begun_run, finish_run, open_run
 from forecaster.runs.run_record import DataFacts, IndexFacts, RunRecord
 from forecaster.training import rng
 from forecaster.training.closed_form import fit_closed_form
 from forecaster.training.devices import make_accelerator
+from forecaster.training.fit_intervals import fit_intervals
 from forecaster.training.plan import plan_training
 from forecaster.training.processes import main_first
 from forecaster.training.train import TrainingProgress, TrainResult, train
@@ -55,10 +47,7 @@ from memory_index.tables.series import SeriesTable
 from memory_index.versions.build import steps_until, stored_part
 from memory_index.versions.manifest import Manifest
 
-FEW_APART = 5  # validation windows that do not overlap: fewer hardly tell how wide an interval should be
 SPLIT_ENDS = ("train_until", "val_until", "test_until")
-CHUNK = 4096  # windows handled at once where intervals are fitted
-MAX_CALIBRATION = 50_000  # validation windows that intervals are calibrated on; more would only take memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,9 +145,7 @@ def train_run(
             report=progress,
         )
         result = dataclasses.replace(result, seconds=round(result.seconds + fit_seconds, 3))
-        intervals = fit_intervals(model, validation, table.series_ids)
-        if (num := num_apart(validation)) < FEW_APART:
-            note(f"intervals rest on {num} validation windows a series that do not overlap: they may be far off")
+        intervals = fit_intervals(model, training, validation, table.series_ids, validates=plan.validates, note=note)
         if accelerator.is_main_process:
             write_intervals(out, intervals)
         figures: dict[str, Any] = {
@@ -295,36 +282,3 @@ def batch_loss(model: ForecastModel, batch: Batch, config: Config, aux_weight: f
     output = model(batch.context, batch.neighbours, unit=batch.unit, fold=batch.fold)
     thresholds = None if model.tapr is None else model.tapr.thresholds
     return total_loss(output, batch, thresholds, output.spread, config.train, aux_weight)
-
-
-def fit_intervals(model: ForecastModel, validation: CachedWindows, series_ids: Sequence[str]) -> Intervals:
-    """Calibrate the quantiles on the errors of all validation windows, or `MAX_CALIBRATION` of them.
-
-    Those are spread evenly over the time of each series. series_ids: of the table.
-    """
-    horizon, errors = validation.config.horizon, []
-    num, whole = min(len(validation), MAX_CALIBRATION), len(validation)
-    by_series = np.argsort(validation.position)  # series after series, each by time
-    chosen = np.sort(by_series[np.linspace(0, whole - 1, num).astype(np.int64)])
-    for start in range(0, num, CHUNK):
-        indices = chosen[start : start + CHUNK]
-        batch = validation.batch(indices)
-        predicted = predict(model, batch)
-        assert validation.windows is not None, "the windows of the version are known"
-        condensed = None if validation.condensed is None else validation.condensed.take(indices)
-        width = expected_width(
-            condensed,
-            validation.windows,
-            validation.spaces,
-            spread=predicted.spread,
-            unit=batch.unit.numpy(),
-            horizon=horizon,
-        )
-        errors.append((batch.future.numpy() - predicted.forecast) / width)
-    prior = prior_windows(horizon, num / whole)
-    return calibrate(np.concatenate(errors), validation.series[chosen], series_ids, prior=prior)
-
-
-def num_apart(windows: CachedWindows) -> int:
-    """How many windows of the series that has the most of them have futures without a common step, about."""
-    return 1 + (int(np.bincount(windows.series).max()) - 1) // windows.config.horizon

@@ -82,8 +82,8 @@ class GateSetting:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateFit:
     """How the gate was chosen. kept: `mix`, or the part that it is. errors: cross-validated mean squared errors by
-    name, standardised and weighed by series, empty where nothing could be held out. setting: of the mix, None where it was not
-    fitted. shares: of each part in what was kept, a mean over the horizon.
+    name, standardised and weighed by series, empty where nothing could be held out. setting: of the mix, None where it
+    was not fitted. shares: of each part in what was kept, a mean over the horizon.
     """
 
     kept: str

@@ -89,6 +89,7 @@ def windows_of(
         unit=units[series],
         fold=np.asarray(found.fold).astype(np.int64) if is_training and plan.folds.num else None,
         condensed=found.condensed if isinstance(found, NeighbourCache) else None,
+        fans=found.fans if isinstance(found, NeighbourCache) else None,
         windows=memory.windows,
         spaces=tuple(space.space for space in memory.manifest.spaces),
     )
