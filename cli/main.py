@@ -68,6 +68,14 @@ RESOURCE_ERRNOS = {
     errno.ENOMEM,
 }
 
+# Options by which retrieval forecasting is often asked for, and what does the same here.
+OTHER_NAMES = {
+    "use-tapr": "'cli train ... --network' trains TAPR too, and --no-tapr leaves it out of the network",
+    "use-gram": "'cli train' uses the memory unless --no-gram is given; --network adds gating inside it, GRA-M",
+    "build-memory": "'cli index build FILE --name NAME --lookback L --horizon H' builds a memory, "
+    "'cli train FILE --index NAME ...' uses it",
+}
+
 
 def main() -> None:
     """Run the command line on this process's arguments, and exit. SIGTERM is Ctrl-C: what is half written goes."""
@@ -91,7 +99,7 @@ def run(arguments: Sequence[str]) -> int:
         typer.echo(nl=False)  # flushes here, where a full disk or a closed pipe can still be told
         return code
     except typer.TyperException as error:
-        return _report(USAGE, error.format_message(), _usage_hint(error), as_json=as_json)
+        return _report(USAGE, _usage_message(error), _usage_hint(error), as_json=as_json)
     except (KeyboardInterrupt, typer.Abort) as error:
         # A command that can go on says how in its text.
         return _report(INTERRUPTED, "interrupted", str(error), as_json=as_json)
@@ -141,9 +149,18 @@ def _known(error: Exception) -> tuple[int, str, str] | None:
     return None
 
 
+def _usage_message(error: typer.TyperException) -> str:
+    """Without the list of similar names where the hint tells what does it here."""
+    return getattr(error, "message", "") if _other_name(error) else error.format_message()
+
+
 def _usage_hint(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
-    return f"see '{context.command_path if context else 'cli'} --help'"
+    return _other_name(error) or f"see '{context.command_path if context else 'cli'} --help'"
+
+
+def _other_name(error: typer.TyperException) -> str:
+    return OTHER_NAMES.get(getattr(error, "option_name", "").lstrip("-").replace("_", "-"), "")
 
 
 def _report(code: int, message: str, hint: str, *, as_json: bool) -> int:

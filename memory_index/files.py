@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ import numpy as np
 from memory_index.errors import MemoryIndexError, ResourceError
 
 TEMPORARY = ".new-"  # beginning of the name of a file that is about to replace another
+READ_ONLY = ~0o222  # what is published is mapped by its readers: nobody writes into it
 READ_BYTES = 1 << 20  # per read: large enough for full speed, small enough for the cache of a core
 
 FULL = "free some disk space ('cli index gc' removes what killed builds have left), then run it again"
@@ -95,6 +96,11 @@ def refusal(error: Exception) -> int:
     return errno.ENOSPC if isinstance(error, OSError) and re.search(r"requested and \d+ written", str(error)) else 0
 
 
+def sha256_of(content: bytes) -> str:
+    """sha256 of some bytes, hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def hash_file(path: Path) -> FileRecord:
     """sha256 and size of the bytes of one file, read in one pass. Raises `OSError`."""
     digest, num_bytes = hashlib.sha256(), 0
@@ -120,6 +126,28 @@ def hash_files(paths: Iterable[Path]) -> list[FileRecord | OSError]:
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as threads:
         by_path = dict(zip(largest_first, threads.map(attempt, largest_first), strict=True))
     return [by_path[path] for path in paths]
+
+
+def finish_files(folder: Path, paths: Iterable[str]) -> dict[str, FileRecord]:
+    """Hash, protect from writing and sync files that are complete: the records to keep beside them.
+
+    paths: relative to the folder. Raises `OSError`.
+    """
+    paths = list(paths)
+    records = {}
+    for path, found in zip(paths, hash_files(folder / path for path in paths), strict=True):
+        if isinstance(found, OSError):
+            raise found
+        (folder / path).chmod(READ_ONLY & (folder / path).stat().st_mode)
+        sync(folder / path)
+        records[path] = found
+    return records
+
+
+def altered_files(folder: Path, records: Mapping[str, FileRecord]) -> dict[str, FileRecord | OSError]:
+    """The files that have other bytes than their records say, in the records' order: what they have, or why not."""
+    found = zip(records.items(), hash_files(folder / path for path in records), strict=True)
+    return {path: hashed for (path, record), hashed in found if hashed != record}
 
 
 def size_or_zero(path: Path) -> int:

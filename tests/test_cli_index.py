@@ -17,6 +17,7 @@ import pytest
 from cli import main
 from cli.commands import index_build
 from cli.reports.version_report import describe_bytes
+from memory_index import files as bytes_on_disk
 from memory_index.encoder import EncoderConfig
 from memory_index.errors import UsageError
 from memory_index.splits import split_until
@@ -506,19 +507,19 @@ def test_verify_finds_a_flipped_byte(cli, built, tmp_path):
 
 
 def test_a_version_is_read_by_other_users_or_verify_says_that_it_may_not_be(cli, built, tmp_path, monkeypatch):
-    files = [path for path in (tmp_path / "indexes" / "load" / "000001").rglob("*") if path.is_file()]
-    assert len({path.stat().st_mode for path in files}) == 1
+    paths = [path for path in (tmp_path / "indexes" / "load" / "000001").rglob("*") if path.is_file()]
+    assert len({path.stat().st_mode for path in paths}) == 1
 
     def refused(path: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    monkeypatch.setattr(files, "hash_file", refused)
+    monkeypatch.setattr(bytes_on_disk, "hash_file", refused)
     code, out, _ = cli("verify", "load", "--json")
     assert (code, json.loads(out)["ok"]) == (7, False)
     code, out, err = cli("verify", "load")
     assert (code, "permission denied" in out) == (7, True)
     assert "load@1 cannot be checked" in err
-    next(path for path in files if path.suffix == ".safetensors").unlink()
+    next(path for path in paths if path.suffix == ".safetensors").unlink()
     assert cli("verify", "load")[0] == 5
 
 

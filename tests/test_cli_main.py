@@ -202,6 +202,22 @@ def test_usage_error_names_the_nearest(typed, meant, failing, capsys):
     assert meant in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["train", "x.csv"], ["index", "build", "x.csv"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("--use-tapr", "cli train ... --network"),
+        ("--use_gram=1", "unless --no-gram"),
+        ("--build-memory", "cli index build FILE --name NAME"),
+    ],
+)
+def test_options_of_other_programs_are_answered_with_ours(command, typed, told, capsys):
+    assert main.run([*command, typed]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: No such option: {typed.partition('=')[0]} (")
+    assert told in line
+
+
 def test_exit_code_that_a_command_chose(failing):
     failing(typer.Exit(3))
     assert main.run(["fail"]) == 3

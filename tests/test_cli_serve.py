@@ -26,7 +26,7 @@ from serve_fixtures import Serving, cli_serving, http, long_question
 from service_fixtures import close_memories
 
 from cli.main import app, run
-from cli.options import OPTIONS
+from cli.options import SERVE_OPTIONS
 from memory_index.access import Access
 from memory_index.errors import BusyError, ServiceError
 from memory_index.leakage import Policy
@@ -179,7 +179,7 @@ def test_help_states_the_defaults_that_are():
     settings = Settings()
     defaults = asdict(settings) | asdict(settings.limits) | {"max_message_mb": settings.limits.max_message // MEGABYTE}
     options = {option.name: option for option in typer.main.get_command(app).commands["index"].commands["serve"].params}
-    for name in OPTIONS:
+    for name in SERVE_OPTIONS:
         stated = options[name].show_default
         if isinstance(stated, str):
             assert stated == str(defaults[name]), name

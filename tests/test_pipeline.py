@@ -85,7 +85,7 @@ def test_a_folder_of_its_own_goes_with_the_object():
     with pytest.raises(DataError, match="no test part"):
         forecaster.evaluate(wide_frame(260))
     assert forecaster.evaluate(wide_frame(260), "val").mse == pytest.approx(
-        forecaster.runs.run.metrics["best_val_mse"], rel=1e-3
+        forecaster.run.metrics["best_val_mse"], rel=1e-3
     )
     assert folder.is_dir()
     del forecaster
@@ -117,7 +117,7 @@ def test_newer_steps_are_taken_in_and_used(forecaster):
     longer = frame_of(forecaster, LONGER)
     without = forecaster.predict(longer, update_memory=False)
     before = forecaster.memory
-    assert before.manifest.fingerprint == forecaster.runs.run.record.index.fingerprint
+    assert before.manifest.fingerprint == forecaster.run.record.index.fingerprint
     first = forecaster.predict(longer)
     memory = forecaster.memory
     assert memory.manifest.num_rows > before.manifest.num_rows
@@ -129,7 +129,7 @@ def test_newer_steps_are_taken_in_and_used(forecaster):
 
 
 def test_only_the_trained_and_the_newest_version_are_kept(forecaster):
-    trained = forecaster.runs.run.record.index.fingerprint
+    trained = forecaster.run.record.index.fingerprint
     for num_steps in (NUM_STEPS, NUM_STEPS + 12, LONGER):
         forecaster.predict(frame_of(forecaster, num_steps))
     assert len(Store(forecaster.folder / "indexes").numbers("memory")) == 2
@@ -215,7 +215,7 @@ def test_nothing_works_before_fit(tmp_path):
         lambda: forecaster.evaluate(wide_frame()),
         lambda: forecaster.save(tmp_path / "saved"),
         lambda: forecaster.memory,
-        lambda: forecaster.runs.run,
+        lambda: forecaster.run,
     ):
         with pytest.raises(RunNotFoundError):
             attempt()
@@ -226,7 +226,7 @@ def test_a_second_fit_is_refused_before_anything_is_built(fitted):
     forecaster = fitted["wide"]
     expected = forecaster.predict(update_memory=False)
     with pytest.raises(UsageError, match="holds a trained model"):
-        forecaster.training.fit(wide_frame(300))
+        forecaster.fit(wide_frame(300))
     assert Store(forecaster.folder / "indexes").numbers("memory") == (1,)
     exactly(forecaster.predict(update_memory=False), expected)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import memory_index
+from forecaster.config import ModelConfig, TrainConfig
 from memory_index.tables.catalog import shipped
 
 
@@ -50,15 +51,63 @@ def test_links_between_documents_lead_somewhere(repository):
                 assert anchor in anchors(target), f"{page.name}: {link}#{anchor}"
 
 
-def test_files_named_in_the_architecture_exist(repository):
+def rooms(repository: Path) -> dict[str, set[str]]:
+    """The folders of the packages that hold modules, and the modules in each."""
+    found: dict[str, set[str]] = {}
+    for package in ("memory_index", "forecaster", "cli"):
+        for path in (repository / package).rglob("*.py"):
+            folder = path.parent.relative_to(repository).as_posix()
+            found.setdefault(folder, set()).update({path.name} - {"__init__.py", "__main__.py"})
+    return found
+
+
+def test_the_tree_in_the_readme_is_the_folder_tree(readme, repository):
+    [tree] = re.findall(r"```\n(memory_index/.*?)```", readme, flags=re.DOTALL)
+    named: list[str] = []
+    for inner, folder in re.findall(r"^( *)(\w+)/ +\S", tree, flags=re.MULTILINE):
+        named.append(f"{named[-1].partition('/')[0]}/{folder}" if inner else folder)
+    assert len(named) == len(tree.splitlines())
+    assert [folder for folder in named if not (repository / folder).is_dir()] == []
+    for package in ("memory_index", "forecaster", "cli", "benchmarks"):
+        below = {path.name for path in (repository / package).iterdir() if path.is_dir()} - {"__pycache__"}
+        assert {folder.partition("/")[2] for folder in named if folder.startswith(f"{package}/")} == below
+
+
+def test_the_architecture_lists_the_files_of_every_folder(repository):
     text = (repository / "docs" / "architecture.md").read_text()
-    by_name = set(re.findall(r"`(\w+\.py)`", text))
-    of_memory = {path.name for path in (repository / "memory_index").rglob("*.py")} - {"__init__.py"}
-    assert by_name == of_memory | {"look.py"}  # of cli/pictures
-    for package in ("forecaster", "cli"):
-        named = set(re.findall(rf"`{package}/(\w+\.py)`", text))
-        there = {path.name for path in (repository / package).glob("*.py")}
-        assert named == there - {"__init__.py", "__main__.py"}
+    sections = re.findall(r"^### `([\w/]+)/`\n(.*?)(?=^##)", text, flags=re.MULTILINE | re.DOTALL)
+    listed = {
+        folder: re.findall(r"`(\w+\.py)`", "".join(re.findall(r"^\|([^|]*)\|", section, flags=re.MULTILINE)))
+        for folder, section in sections
+    }
+    assert {folder: sorted(names) for folder, names in listed.items()} == {
+        folder: sorted(names) for folder, names in rooms(repository).items() if names
+    }
+
+
+def test_files_named_in_the_architecture_are_there(repository):
+    text = (repository / "docs" / "architecture.md").read_text()
+    paths = set(re.findall(r"`((?:memory_index|forecaster|cli)/[\w/]+\.py)`", text))
+    assert len(paths) > 30
+    assert [path for path in sorted(paths) if not (repository / path).is_file()] == []
+
+
+def test_the_architecture_says_where_every_setting_is_defined(repository):
+    text = (repository / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (`\w+`[^|]*) \| ([^|]*`forecaster/[^|]*) \|$", text, flags=re.MULTILINE)
+    told = {
+        name: path
+        for names, paths in rows
+        for group, path in zip(names.split("; "), re.findall(r"`([^`]+)`", paths), strict=True)
+        for name in re.findall(r"`(\w+)`", group)
+    }
+    defined = {
+        name: each.__module__.replace(".", "/") + ".py"
+        for record in (ModelConfig, TrainConfig)
+        for each in record.__mro__[:-1]
+        for name in each.__annotations__
+    }
+    assert told == defined
 
 
 def test_public_names_are_there_and_documented():

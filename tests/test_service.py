@@ -316,7 +316,8 @@ def test_files_that_are_not_those_of_the_version(folder, monkeypatch):
     def hash_file(path):
         written.append(path.stat().st_size)
 
-    monkeypatch.setattr(remote, "files", SimpleNamespace(hash_file=hash_file, refusals_named=remote.files.refusals_named))
+    counted = SimpleNamespace(hash_file=hash_file, refusals_named=remote.files.refusals_named)
+    monkeypatch.setattr(remote, "files", counted)
 
     def endless(self, fingerprint, path):
         for _ in range(100):

@@ -4,8 +4,8 @@
 
 Every table is built, trained and scored with nothing but lookback and horizon given. Scored are what training made,
 each of its parts by itself, and the memory alone: mean squared error in standardised units, MASE, scaled quantile
-loss, and what the 10 and 90% quantiles cover. Tables that `decide` are those by which defaults were chosen; the others only
-report. What is measured already in --work-dir is not measured again.
+loss, and what the 10 and 90% quantiles cover. Tables that `decide` are those by which defaults were chosen; the
+others only report. What is measured already in --work-dir is not measured again.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -68,7 +68,6 @@ def ablate(
     """
     from forecaster.ablate import ablate as run_arms
     from forecaster.ablate import choose_arms
-    from forecaster.ablation_table import as_markdown
     from memory_index.errors import UsageError
 
     arms, chosen_seeds = choose_arms(names(groups) or ()), _seeds(seeds)
@@ -96,15 +95,7 @@ def ablate(
             raise KeyboardInterrupt("the same command goes on where it stopped") from error
     title = f"{table.source} with {ref}, {split}: horizon {base.model.horizon}, lookback {base.model.lookback}"
     document = {"ref": ref, "split": split, "seeds": chosen_seeds, "settings": base.to_dict(), "rows": rows}
-    write_file(out / "ablation.md", as_markdown(rows, title).encode())
-    write_file(out / "ablation.json", _json(document))
-    if find_spec("matplotlib") is None:
-        note("no picture: matplotlib is not installed (pip install 'gram-forecaster[plot]')")
-    else:
-        from cli.pictures.ablation import draw_ablation
-        from cli.pictures.look import save
-
-        save(draw_ablation(rows, title), out / "ablation.png")
+    _write(out, rows, title, document)
     if as_json:
         print_json("ablate", document)
     else:
@@ -140,6 +131,21 @@ def _seeds(text: str) -> tuple[int, ...]:
     if not all(part.isascii() and part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
         raise UsageError(f"--seeds {text}: expected different whole numbers", hint="for example --seeds 0,1,2")
     return tuple(int(part) for part in parts)
+
+
+def _write(out: Path, rows: list[Row], title: str, document: dict[str, Any]) -> None:
+    """The table as text, as a document and, where matplotlib is installed, as a picture."""
+    from forecaster.ablation_table import as_markdown
+
+    write_file(out / "ablation.md", as_markdown(rows, title).encode())
+    write_file(out / "ablation.json", _json(document))
+    if find_spec("matplotlib") is None:
+        note("no picture: matplotlib is not installed (pip install 'gram-forecaster[plot]')")
+        return
+    from cli.pictures.ablation import draw_ablation
+    from cli.pictures.look import save
+
+    save(draw_ablation(rows, title), out / "ablation.png")
 
 
 def _print(rows: list[Row], title: str) -> None:

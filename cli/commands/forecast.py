@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from forecaster.evaluate import RunEvaluation
     from memory_index.memory_only import Evaluation, MemoryOptions
     from memory_index.tables.columns import ReadOptions
+    from memory_index.tables.series import SeriesTable
 
 Index = Annotated[
     str | None,
@@ -41,6 +42,14 @@ OnEmpty = Annotated[
     ),
 ]
 
+UpdateIndex = Annotated[
+    bool,
+    typer.Option(
+        "--update-index",
+        help="First append what is new in FILE to the newest version, as the next one. Nothing is trained again.",
+    ),
+]
+
 
 @reads_table
 @asks_memory
@@ -51,13 +60,7 @@ def forecast(
     out: Annotated[Path | None, typer.Option(help="Write a .csv or .parquet file instead of printing CSV.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it into a PNG, SVG or PDF file.")] = None,
     quantiles: Annotated[str, typer.Option(help="Levels between 0 and 1, or none.")] = "0.1,0.5,0.9",
-    update_index: Annotated[
-        bool,
-        typer.Option(
-            "--update-index",
-            help="First append what is new in FILE to the newest version, as the next one. Nothing is trained again.",
-        ),
-    ] = False,
+    update_index: UpdateIndex = False,
     memory_k: MemoryK = None,
     scopes: Scopes = None,
     views: Views = None,
@@ -97,29 +100,41 @@ def forecast(
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
     tell_ends(table, memory)
     # Travels inside a Parquet file.
-    made_by = {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
-    result.attrs.update(made_by)
+    result.attrs.update(
+        {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
+    )
     if out is not None:
         write_file(out, _as_file(result, out.suffix.lower()))
         note(f"{len(table.series)} series x {horizon} steps by {by}: {out}")
     if plot is not None:
-        from cli.pictures.forecast import draw_forecast
-        from cli.pictures.look import save
-
-        save(draw_forecast(table, result, f"Forecast of {table.source} by {by}"), plot)
-        note(f"picture: {plot}")
+        _draw(plot, table, result, by)
     if as_json:
-        document: dict[str, Any] = {
-            **made_by,
-            "file": str(file),
-            "horizon": horizon,
-            "out": out,
-            "num_series": len(table.series),
-        }
-        rows = result.assign(ds=[time.isoformat() for time in result["ds"]]).to_dict("records")
-        print_json("forecast", document | {"forecast": None if out else rows})
+        print_json("forecast", forecast_document(result, table, file=file, horizon=horizon, out=out))
     elif out is None:
         typer.echo(result.to_csv(index=False), nl=False)
+
+
+def forecast_document(
+    result: pd.DataFrame, table: SeriesTable, *, file: Path, horizon: int, out: Path | None
+) -> dict[str, Any]:
+    """The JSON document of `forecast`; the forecast itself is null where it is written to a file."""
+    rows = result.assign(ds=[time.isoformat() for time in result["ds"]]).to_dict("records")
+    return {
+        **{str(name): value for name, value in result.attrs.items()},
+        "file": str(file),
+        "horizon": horizon,
+        "out": out,
+        "num_series": len(table.series),
+        "forecast": None if out else rows,
+    }
+
+
+def _draw(path: Path, table: SeriesTable, result: pd.DataFrame, by: str) -> None:
+    from cli.pictures.forecast import draw_forecast
+    from cli.pictures.look import save
+
+    save(draw_forecast(table, result, f"Forecast of {table.source} by {by}"), path)
+    note(f"picture: {path}")
 
 
 @reads_table

@@ -26,63 +26,78 @@ MANY_SEGMENTS = 16  # every search visits each of them
 UNTIL = "ISO 8601; without a UTC offset it is in the table's own time zone"
 
 
+# Options of `build`
+
+Name = Annotated[
+    str, typer.Option(help="Name of the index; a name that exists gets a new version.", show_default=False)
+]
+Lookback = Annotated[
+    int,
+    typer.Option(
+        help="Steps of a window that a forecast is made from; how many of them are compared, --views says.",
+        show_default=False,
+    ),
+]
+Horizon = Annotated[int, typer.Option(help="Steps after them that are kept as what followed.", show_default=False)]
+SplitName = Annotated[
+    str | None,
+    typer.Option(
+        help="Shares of training, validation and test rows, or ett-hourly. Only the training part is stored.",
+        show_default="70/10/20",
+    ),
+]
+Until = Annotated[str | None, typer.Option(help=f"Store what is known by this time, or `end`: all. {UNTIL}.")]
+ValUntil = Annotated[str | None, typer.Option(help="With --until: end of the validation part.")]
+Stride = Annotated[int, typer.Option(help="Steps between the origins of two stored windows.")]
+Views = Annotated[
+    str | None,
+    typer.Option(
+        help="Compare the last so many steps of the lookback, each by itself; those before the largest are not.",
+        show_default="those of 96,168,336 that fit, or the lookback",
+    ),
+]
+Scopes = Annotated[
+    str | None,
+    typer.Option(help="Whose windows are searched: own, joint, pooled.", show_default="all that the table allows"),
+]
+KnownDelay = Annotated[
+    int, typer.Option(help="Steps until a stored value is published; queries know their own context.")
+]
+Factory = Annotated[str, typer.Option(help="auto, Flat (exact), or a FAISS factory string.")]
+ShapeWeight = Annotated[
+    float | None,
+    typer.Option(help="Weight of the shape against level and spread, 0 to 1.", show_default="0.9"),
+]
+SpreadFloor = Annotated[
+    float | None,
+    typer.Option(help="Least spread of a window, in its series' training deviations.", show_default="0.3"),
+]
+Encoder = Annotated[
+    str,
+    typer.Option(
+        help="How windows become keys: dual (closed form), or pattern (a network; trained now, which takes "
+        "minutes, and compared with dual)."
+    ),
+]
+
+
 @reads_table
 def build(
     file: File,
-    name: Annotated[
-        str, typer.Option(help="Name of the index; a name that exists gets a new version.", show_default=False)
-    ],
-    lookback: Annotated[
-        int,
-        typer.Option(
-            help="Steps of a window that a forecast is made from; how many of them are compared, --views says.",
-            show_default=False,
-        ),
-    ],
-    horizon: Annotated[int, typer.Option(help="Steps after them that are kept as what followed.", show_default=False)],
-    split: Annotated[
-        str | None,
-        typer.Option(
-            help="Shares of training, validation and test rows, or ett-hourly. Only the training part is stored.",
-            show_default="70/10/20",
-        ),
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option(help=f"Store what is known by this time, or `end`: all. {UNTIL}.")
-    ] = None,
-    val_until: Annotated[str | None, typer.Option(help="With --until: end of the validation part.")] = None,
-    stride: Annotated[int, typer.Option(help="Steps between the origins of two stored windows.")] = 1,
-    views: Annotated[
-        str | None,
-        typer.Option(
-            help="Compare the last so many steps of the lookback, each by itself; those before the largest are not.",
-            show_default="those of 96,168,336 that fit, or the lookback",
-        ),
-    ] = None,
-    scopes: Annotated[
-        str | None,
-        typer.Option(help="Whose windows are searched: own, joint, pooled.", show_default="all that the table allows"),
-    ] = None,
-    known_delay: Annotated[
-        int,
-        typer.Option(help="Steps until a stored value is published; queries know their own context."),
-    ] = 0,
-    factory: Annotated[str, typer.Option(help="auto, Flat (exact), or a FAISS factory string.")] = "auto",
-    shape_weight: Annotated[
-        float | None,
-        typer.Option(help="Weight of the shape against level and spread, 0 to 1.", show_default="0.9"),
-    ] = None,
-    spread_floor: Annotated[
-        float | None,
-        typer.Option(help="Least spread of a window, in its series' training deviations.", show_default="0.3"),
-    ] = None,
-    encoder: Annotated[
-        str,
-        typer.Option(
-            help="How windows become keys: dual (closed form), or pattern (a network; trained now, which takes "
-            "minutes, and compared with dual)."
-        ),
-    ] = DUAL,
+    name: Name,
+    lookback: Lookback,
+    horizon: Horizon,
+    split: SplitName = None,
+    until: Until = None,
+    val_until: ValUntil = None,
+    stride: Stride = 1,
+    views: Views = None,
+    scopes: Scopes = None,
+    known_delay: KnownDelay = 0,
+    factory: Factory = "auto",
+    shape_weight: ShapeWeight = None,
+    spread_floor: SpreadFloor = None,
+    encoder: Encoder = DUAL,
     indexes_dir: IndexesDir = DEFAULT_DIR,
     as_json: AsJson = False,
     *,

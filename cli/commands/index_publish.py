@@ -44,20 +44,13 @@ def publish(
     from memory_index.access import read_access
     from memory_index.milvus import publish as publishing
     from memory_index.references import require_local
-    from memory_index.search import EXACT_ROWS
     from memory_index.versions.store import Store
 
     require_local(ref, "to publish it")
     version = Store(indexes_dir).resolve(ref)
     access = read_access(token_file, tls_ca)
     if remove:
-        names = publishing.remove(version, to, access=access)
-        if as_json:
-            print_json("index-publish-remove", {"ref": version.ref, "address": to, "removed": names})
-        elif names:
-            print_table(["removed"], [[name] for name in names])
-        else:
-            note(f"there is nothing of {version.ref} at {to}")
+        _tell_removed(version.ref, to, publishing.remove(version, to, access=access), as_json=as_json)
         return
     with progress(f"{version.ref}:") as report:
         published = publishing.publish(
@@ -70,7 +63,22 @@ def publish(
         )
     if as_json:
         print_json("index-publish", published_document(published))
-        return
+    else:
+        _print_published(published, to)
+
+
+def _tell_removed(ref: str, address: str, names: tuple[str, ...], *, as_json: bool) -> None:
+    if as_json:
+        print_json("index-publish-remove", {"ref": ref, "address": address, "removed": names})
+    elif names:
+        print_table(["removed"], [[name] for name in names])
+    else:
+        note(f"there is nothing of {ref} at {address}")
+
+
+def _print_published(published: Published, to: str) -> None:
+    from memory_index.search import EXACT_ROWS
+
     print_table(
         ["collection", "rows", "loaded now", "index", "recall@10", "seconds"],
         [

@@ -85,11 +85,7 @@ def neighbours(
     else:
         _print(full_ref, found)
     if plot is not None:
-        from cli.pictures.look import save
-        from cli.pictures.neighbours import draw_neighbours
-
-        save(draw_neighbours(found, memory.windows, full_ref), plot)
-        note(f"picture: {plot}")
+        _write_picture(plot, found, memory.windows, full_ref)
     if html is not None:
         _write_page(html, found, memory.windows, full_ref, file)
         note(f"page: {html}")
@@ -180,6 +176,14 @@ def _spark_width(found: Inspection) -> int:
         return SPARK_WIDTH
     others = OTHER_COLUMNS + max(len(COLUMNS[1]), *(len(n.series_id) for n in found.neighbours))
     return max(LEAST_SPARK, min(SPARK_WIDTH, shutil.get_terminal_size().columns - others))
+
+
+def _write_picture(path: Path, found: Inspection, windows: StoredWindows, ref: str) -> None:
+    from cli.pictures.look import save
+    from cli.pictures.neighbours import draw_neighbours
+
+    save(draw_neighbours(found, windows, ref), path)
+    note(f"picture: {path}")
 
 
 def _write_page(path: Path, found: Inspection, windows: StoredWindows, ref: str, file: Path) -> None:

@@ -19,9 +19,22 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
+from forecaster.bounds import at_least
 from forecaster.errors import ConfigError, RunIncompatibleError
 
 TINY = "builtin:tiny"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSettings:
+    """llm: `builtin:tiny`, a folder, or `ID@REVISION`. llm_layers: its first so many layers, None for all."""
+
+    llm: str = TINY
+    llm_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.llm_layers is not None:
+            at_least(self, 1, "llm_layers")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,6 @@ through the network in blocks of one fixed size.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from memory_index.encoder import NUM_VALUES, DualKeyEncoder, Encoded, EncoderConfig, joint_key
 from memory_index.errors import IncompatibleError, VerificationError
+from memory_index.files import sha256_of
 from memory_index.scaling import SeriesScale, WindowStatistics
 from memory_index.types import KeySpace, Scope
 from memory_index.versions.manifest import Manifest
@@ -165,7 +165,7 @@ class PatternKeyEncoder:
         """See `KeyEncoder.fingerprint`."""
         made_of = dataclasses.replace(self.base, arrays=self.arrays).fingerprint
         settings = json.dumps(dataclasses.asdict(self.pattern), sort_keys=True)
-        return hashlib.sha256(f"{PATTERN} {settings} {made_of}".encode()).hexdigest()
+        return sha256_of(f"{PATTERN} {settings} {made_of}".encode())
 
     def describe(self) -> dict[str, Any]:
         """See `KeyEncoder.describe`."""

@@ -10,12 +10,26 @@ emptied before anything is computed from it, because NaN times zero is NaN, in g
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
+from forecaster.bounds import at_least
 from forecaster.model.types import GatingOutput, NeighbourTensors
 
 LEAST_KNOWLEDGE = 1e-6  # below this sum of similarity * match, what was retrieved fades out instead of being scaled up
+
+
+@dataclass(frozen=True, kw_only=True)
+class GramSettings:
+    """use_gram: off, no neighbour is used at all. top_k: neighbours that enter the gating and the prompt."""
+
+    use_gram: bool = True
+    top_k: int = 5
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "top_k")
 
 
 def match_weights(similarity: Tensor, match: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,14 +12,39 @@ those of the statistics once per batch and without a gradient, and gradients vis
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from forecaster.config import ModelConfig
+from forecaster.bounds import at_least, one_of
 from forecaster.errors import ConfigError
 from forecaster.language_models.backbone import Backbone, Prefix
-from forecaster.model.prompt import Prompt
-from forecaster.model.reprogramming import Reprogramming
+from forecaster.model.patching import PatchSettings
+from forecaster.model.prompt import Prompt, PromptSettings
+from forecaster.model.reprogramming import Reprogramming, ReprogrammingSettings
+
+PromptLayout = Literal["spec", "cached"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlmPathSettings(PatchSettings, ReprogrammingSettings, PromptSettings):
+    """What the path is made with.
+
+    d_ff: features of the language model's output that the head reads, at most the model's own width. prompt_layout:
+    `spec` (trend, retrieval, text, patches) or `cached` (text first).
+    """
+
+    use_llm: bool = False
+    d_ff: int = 128
+    prompt_layout: PromptLayout = "spec"
+
+    def __post_init__(self) -> None:
+        PatchSettings.__post_init__(self)
+        ReprogrammingSettings.__post_init__(self)
+        at_least(self, 1, "d_ff")
+        one_of(self, "prompt_layout", PromptLayout)
 
 
 class LlmPath(nn.Module):
@@ -34,10 +59,11 @@ class LlmPath(nn.Module):
     registry: it is not in `state_dict()`, not among `parameters()`, and follows the input to its device. It computes
     in its own dtype, whatever autocast is on; the rest follows autocast.
 
-    prompt: token ids. reprogramming: patches to words. head: W_head, b.
+    num_tokens: of the trend and the retrieval, as they will be given. prompt: token ids. reprogramming: patches to
+    words. head: W_head, b.
     """
 
-    def __init__(self, config: ModelConfig, backbone: Backbone) -> None:
+    def __init__(self, config: LlmPathSettings, backbone: Backbone, *, num_tokens: int = 0) -> None:
         super().__init__()
         if config.prompt_layout == "cached" and not backbone.is_causal:
             raise ConfigError(
@@ -62,7 +88,7 @@ class LlmPath(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self._static: tuple[torch.device, Prefix] | None = None
-        _check_positions(config, backbone, self.prompt)
+        _check_positions(config, backbone, self.prompt, num_tokens)
 
     def forward(
         self, z: Tensor, patches: Tensor, trend_token: Tensor | None, retrieval_tokens: Tensor | None
@@ -107,10 +133,9 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return torch.cat([part.to(parts[-1].dtype) for part in parts], dim=1)
 
 
-def _check_positions(config: ModelConfig, backbone: Backbone, prompt: Prompt) -> None:
+def _check_positions(config: LlmPathSettings, backbone: Backbone, prompt: Prompt, num_tokens: int) -> None:
     """Raise `ConfigError` if what the model reads is longer than it can be."""
-    num_special = int(config.use_tapr) + int(config.use_gram)
-    num = prompt.num_static + prompt.num_dynamic + num_special + config.num_patches
+    num = prompt.num_static + prompt.num_dynamic + num_tokens + config.num_patches
     if backbone.max_positions is not None and num > backbone.max_positions:
         raise ConfigError(
             f"{backbone.reference['id']} reads {backbone.max_positions} positions, but {config.num_patches} patches of "

@@ -8,13 +8,15 @@ in `schedule.py`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from forecaster.config import TrainConfig
+from forecaster.bounds import at_least
+from forecaster.errors import ConfigError
 from forecaster.model.tapr import labels, trend_change
 from forecaster.model.types import Batch, GatingOutput, ModelOutput, TrendOutput
 
@@ -23,6 +25,24 @@ GATE_MARGIN = 1e-6  # a gate of exactly 0 or 1 has an entropy, but no finite gra
 
 # Magnitudes (strong up, weak up, weak down, strong down) expected of each direction (up, flat, down).
 EXPECTED_MAGNITUDE = ((0.5, 0.5, 0.0, 0.0), (0.0, 0.5, 0.5, 0.0), (0.0, 0.0, 0.5, 0.5))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """Weights of the auxiliary losses of the network.
+
+    gate_pull: sign of the confident-gate term of L_ret; +1 pulls a confident gate towards 0.5, -1 away from it.
+    """
+
+    lambda_trend: float = 0.1
+    lambda_retrieval: float = 0.1
+    lambda_ref: float = 1.0
+    gate_pull: int = 1
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "lambda_trend", "lambda_retrieval", "lambda_ref")
+        if self.gate_pull not in (-1, 1):
+            raise ConfigError(f"gate_pull is {self.gate_pull}, but must be 1 or -1")
 
 
 class LossParts(NamedTuple):
@@ -41,7 +61,7 @@ def total_loss(
     batch: Batch,
     thresholds: Tensor | None,
     spread: Tensor,
-    config: TrainConfig,
+    config: LossSettings,
     aux_weight: float,
 ) -> LossParts:
     """The loss of a batch whose future is known.

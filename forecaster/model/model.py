@@ -73,7 +73,7 @@ class ForecastModel(nn.Module):
             self.gating = AdaptiveKnowledgeGating(config.lookback, horizon, d_model, dropout=config.dropout)
         self.llm_path = self.patch_head = None
         if backbone is not None:
-            self.llm_path = LlmPath(config, backbone)
+            self.llm_path = LlmPath(config, backbone, num_tokens=config.use_tapr + config.use_gram)
             if config.use_tapr:
                 self.trend_token = nn.Linear(d_model, backbone.width)
             if config.use_gram:

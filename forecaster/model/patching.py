@@ -7,8 +7,50 @@ the encoder's own.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+
+from forecaster.bounds import above_zero, at_least
+from forecaster.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSettings:
+    """Windows and their patches: lookback, horizon, patches in steps, d_model in numbers.
+
+    d_model, dropout: of all parts of the network. spread_floor: least spread of a window, relative to its series'
+    training standard deviation.
+    """
+
+    lookback: int
+    horizon: int
+    patch_length: int = 16
+    patch_stride: int = 8
+    d_model: int = 32
+    dropout: float = 0.1
+    spread_floor: float = 0.3
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "horizon", "patch_length", "patch_stride", "d_model")
+        at_least(self, 2, "lookback")
+        above_zero(self, "spread_floor")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}, but must be at least 0 and below 1")
+
+    @property
+    def num_patches(self) -> int:
+        """P: patches of a window that is padded by one stride at its end."""
+        return (self.lookback - self.patch_length) // self.patch_stride + 2
+
+    def require_a_patch(self) -> None:
+        """Raise `ConfigError` if the lookback is shorter than a patch, which only a network reads."""
+        if self.lookback < self.patch_length:
+            raise ConfigError(
+                f"lookback {self.lookback} is shorter than a patch of {self.patch_length} steps",
+                hint=f"lower patch_length to {self.lookback} or less",
+            )
 
 
 def instance_norm(context: Tensor, unit: Tensor, floor: float) -> tuple[Tensor, Tensor]:
@@ -44,7 +86,7 @@ class PatchEmbedding(nn.Module):
 
         patches_p = dropout(W z[p * stride : p * stride + patch_length] + position_p)
 
-    projection: W, [patch_length -> D] with a bias. position: learned, [P, D]. P as in `ModelConfig.num_patches`.
+    projection: W, [patch_length -> D] with a bias. position: learned, [P, D]. P as in `PatchSettings.num_patches`.
     """
 
     def __init__(self, lookback: int, patch_length: int, stride: int, d_model: int, *, dropout: float) -> None:

@@ -10,6 +10,7 @@ have one decimal.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,13 @@ NUM_LAGS = 5
 LARGEST = 99  # tenths; standardised values beyond 9.9 are said as 9.9
 TRENDS = ("down", "flat", "up")
 FILLER = ","
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings:
+    """description: of the data, in words."""
+
+    description: str = ""
 
 
 class PromptStatistics(NamedTuple):

@@ -10,9 +10,28 @@ such product. They start as words of the vocabulary. The original stays as an op
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
+
+from forecaster.bounds import at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReprogrammingSettings:
+    """num_heads: of the attention; they divide d_model. num_prototypes: U, at most.
+
+    vocabulary_mapping: learn prototypes as a map over the whole vocabulary, as the original does.
+    """
+
+    num_heads: int = 8
+    num_prototypes: int = 1000
+    vocabulary_mapping: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "num_heads", "num_prototypes")
 
 
 class Reprogramming(nn.Module):

@@ -9,12 +9,33 @@ without it: in-sample values are a few percent too good, and a mix that is train
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from forecaster.bounds import above_zero, at_least
+
 NO_BASE = ("window_mean",)  # M = 1: what the network adds to where there is no shortcut
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortcutSettings:
+    """ridge: penalty of the linear map, relative to the mean square of a normalised window; None chooses it by
+    cross-validation (`training/linear_maps.py`). season: steps of the seasonal naive part; None takes the usual one of
+    the table's step, 1 leaves the part out.
+    """
+
+    use_shortcut: bool = True
+    ridge: float | None = None
+    season: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.ridge is not None:
+            above_zero(self, "ridge")
+        if self.season is not None:
+            at_least(self, 1, "season")
 
 
 def base_names(season: int | None, lookback: int) -> tuple[str, ...]:

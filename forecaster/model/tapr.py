@@ -7,6 +7,7 @@ labels that the head is taught with. The losses are in `losses.py`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,18 @@ POOL = 4  # scale s averages POOL^s patches: 1, 4, 16, ...
 MOVING_AVERAGE = 5  # pooled positions, odd; the trend of scale s is smoothed over 5 * 4^s patches
 TREND_LEVELS = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6)  # quantiles of the training windows' change; see `fit_thresholds`
 CLASSES_BY_SIXTH = ((2, 3), (2, 2), (1, 2), (1, 1), (0, 1), (0, 0))  # (direction, magnitude), lowest sixth first
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaprSettings:
+    """use_tapr: off, its module, token and losses go. n_scales: S."""
+
+    use_tapr: bool = False
+    n_scales: int = 3
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.n_scales <= 4:
+            raise ConfigError(f"n_scales is {self.n_scales}, but must be 2, 3 or 4")
 
 
 class Decomposition(NamedTuple):

@@ -5,12 +5,28 @@ The rest of GRA-M (gating of features, the retrieval token) is `gram.py`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from forecaster.bounds import at_least
+
 NUM_KNOTS = 9  # of the weights' course over the horizon; 1, 3, 9 and H differ by less than 0.1% (docs/experiments.md)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSettings:
+    """gate_shrinkage: how strongly its fit is held at half linear map, half memory; None chooses it by cross-validation
+    (`training/fit_gate.py`).
+    """
+
+    gate_shrinkage: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.gate_shrinkage is not None:
+            at_least(self, 0, "gate_shrinkage")
 
 
 class Mix(NamedTuple):

@@ -19,7 +19,6 @@ from memory_index import files
 
 RECORD = "cache.json"
 STAGING = ".staging-"
-READ_ONLY = ~0o222
 WHEN_FULL = "free some disk space, then run it again"
 WAIT_S = 24 * 3600.0  # for another process that makes the same cache
 
@@ -59,12 +58,8 @@ def staged(path: Path) -> Iterator[Path]:
 
 def publish(staging: Path, path: Path, names: Collection[str], settings: dict[str, Any]) -> None:
     """Hash, protect and sync the arrays, and make the folder visible by one rename. settings: noted beside them."""
-    hashes = {}
-    for name in (f"{array}.npy" for array in names):
-        files.sync(staging / name)
-        (staging / name).chmod(READ_ONLY & (staging / name).stat().st_mode)
-        hashes[name] = asdict(files.hash_file(staging / name))
-    record = {"settings": settings, "files": hashes}
+    hashes = files.finish_files(staging, (f"{array}.npy" for array in names))
+    record = {"settings": settings, "files": {name: asdict(hashed) for name, hashed in hashes.items()}}
     files.write_new(staging / RECORD, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
     files.delete_tree(path)  # one that is damaged; whoever has it open keeps its files
     try:
@@ -95,12 +90,9 @@ def damage_of(path: Path, names: Collection[str]) -> str:
         hashes = json.loads((path / RECORD).read_text(encoding="utf-8"))["files"]
         if not isinstance(hashes, dict) or set(hashes) != {f"{name}.npy" for name in names}:
             return f"{RECORD} does not list its files"
-        found = files.hash_files(path / name for name in hashes)
+        records = {name: files.FileRecord(**record) for name, record in hashes.items()}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{RECORD} cannot be read: {error}"
-    for (name, record), hashed in zip(hashes.items(), found, strict=True):
-        if isinstance(hashed, OSError):
-            return f"{name} cannot be read"
-        if asdict(hashed) != record:
-            return f"{name} has other bytes than were written"
+    for name, hashed in files.altered_files(path, records).items():
+        return f"{name} {'cannot be read' if isinstance(hashed, OSError) else 'has other bytes than were written'}"
     return ""

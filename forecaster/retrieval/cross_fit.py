@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from forecaster.bounds import at_least
+from forecaster.errors import ConfigError
 from forecaster.learned_keys.fit_pattern import fit_pattern_encoder
 from forecaster.learned_keys.pattern_encoder import PATTERN, PatternConfig, load_encoder
 from forecaster.retrieval.folds import Folds
@@ -29,6 +31,24 @@ from memory_index.versions.manifest import Manifest
 from memory_index.versions.opening import encoder_config, open_version
 from memory_index.versions.store import Store
 from memory_index.windows import origin_rows
+
+MAX_FOLDS = 127  # blocks of time are numbered in int8
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossFitSettings:
+    """num_folds: blocks of time for cross-fitting what feeds the model in training; None takes what the table allows
+    (`folds.py`), 1 fits on everything.
+    """
+
+    num_folds: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_folds is None:
+            return
+        at_least(self, 1, "num_folds")
+        if self.num_folds > MAX_FOLDS:
+            raise ConfigError(f"num_folds is {self.num_folds}, but must be at most {MAX_FOLDS}")
 
 
 def admit_origins(manifest: Manifest, table: SeriesTable, folds: Folds, fold: int) -> list[np.ndarray]:

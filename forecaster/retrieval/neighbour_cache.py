@@ -9,7 +9,6 @@ the training part whose encoder has not seen what followed them. What is kept of
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -93,7 +92,7 @@ class CacheSettings:
         deciding = asdict(self)
         if not self.answered_by:  # what a version itself answers has the name that it always had
             del deciding["answered_by"]
-        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:32]
+        return files.sha256_of(json.dumps(deciding, sort_keys=True).encode())[:32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

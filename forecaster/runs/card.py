@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from forecaster.config import OF_NETWORK
-from forecaster.runs.run_record import (DataFacts, RunRecord)
+from forecaster.runs.run_record import DataFacts, RunRecord
 from forecaster.runs.weights import WeightsRecord
 from memory_index.references import is_address
 

@@ -11,7 +11,7 @@ windows in time are not, so `evaluate` reports what was covered. How the width w
 from __future__ import annotations
 
 import math
-from collections.abc import (Mapping, Sequence)
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -21,13 +21,14 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from forecaster.errors import (RunDamagedError, RunNotFoundError)
+from forecaster.errors import RunNotFoundError
 from forecaster.retrieval.neighbours import Condensed
-from forecaster.runs.records import (RESTORE, refusals_named, seal, sha256_of, unseal)
-from memory_index.errors import UsageError
-from memory_index.types import KeySpace
+from forecaster.runs.records import read_recorded, refusals_named, seal, unseal
 from memory_index import files
-from memory_index.windows import (StoredWindows, cut)
+from memory_index.errors import UsageError
+from memory_index.files import sha256_of
+from memory_index.types import KeySpace
+from memory_index.windows import StoredWindows, cut
 
 LEVELS = np.array([0.005, *np.arange(1, 100) / 100, 0.025, 0.975, 0.995])
 LEVELS.sort()
@@ -234,10 +235,8 @@ def read_intervals(run: Path) -> Intervals:
     with refusals_named(run / FILE):
         if not ((run / RECORD).is_file() and (run / FILE).is_file()):
             raise RunNotFoundError(f"{run} is not trained to its end", hint="go on with 'cli train ... --resume'")
-        record, content = unseal(run / RECORD), (run / FILE).read_bytes()
-    if sha256_of(content) != record["sha256_of_file"]:
-        raise RunDamagedError(f"{run / FILE} is not what was written", hint=RESTORE)
-    residual = safetensors.numpy.load(content)["residual"]
+        record = unseal(run / RECORD)
+    residual = safetensors.numpy.load(read_recorded(run / FILE, record["sha256_of_file"]))["residual"]
     return Intervals(
         residual=residual,
         factors=record["factors"],

@@ -6,7 +6,6 @@ in any file of a run, is a pickle.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -19,16 +18,12 @@ from torch import Tensor
 
 from forecaster.errors import RunDamagedError, RunIncompatibleError
 from memory_index import files
+from memory_index.files import sha256_of
 
 # Of all documents of a run together. 2: fitted to neighbours' futures that the linear map has moved; 3: intervals have
 # a factor for each series; 4: intervals are blended with the memory's own.
 FORMAT = 4
 RESTORE = "restore it from a copy, or train again into another folder"
-
-
-def sha256_of(content: bytes) -> str:
-    """sha256 of some bytes, hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def seal(document: Mapping[str, Any]) -> bytes:
@@ -66,6 +61,15 @@ def unseal(path: Path) -> dict[str, Any]:
             hint="train again into another folder, or use the version that wrote it",
         )
     return document
+
+
+def read_recorded(path: Path, sha256: str) -> bytes:
+    """The bytes of a file whose hash a sealed document holds. Raises `RunDamagedError`, `ResourceError`."""
+    with refusals_named(path):
+        content = path.read_bytes()
+    if sha256_of(content) != sha256:
+        raise RunDamagedError(f"{path} is not what was written", hint=RESTORE)
+    return content
 
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:

@@ -12,23 +12,23 @@ is `train.py`, the fields of the record are `run_record.py`, the words of the ca
 from __future__ import annotations
 
 import difflib
-from collections.abc import (Iterator, Mapping)
-from contextlib import (ExitStack, contextmanager)
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from forecaster.runs.card import card_text
-from forecaster.training.checkpoint import require_same
 from forecaster.config import Config
-from forecaster.errors import (ConfigError, RunDamagedError, RunIncompatibleError, RunNotFoundError)
-from forecaster.runs.records import (RESTORE, refusals_named, seal, unseal)
+from forecaster.errors import ConfigError, RunDamagedError, RunIncompatibleError, RunNotFoundError
+from forecaster.runs.card import card_text
+from forecaster.runs.records import RESTORE, refusals_named, seal, unseal
 from forecaster.runs.run_record import RunRecord
-from forecaster.runs.weights import (WeightsRecord, read_weights)
-from memory_index.errors import UsageError
+from forecaster.runs.weights import WeightsRecord, read_weights
+from forecaster.training.checkpoint import require_same
 from memory_index import files
+from memory_index.errors import UsageError
 
 CONFIG = "config.json"
 METRICS = "metrics.json"

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import (asdict, dataclass, field, fields)
-from datetime import (UTC, datetime)
-from importlib.metadata import (PackageNotFoundError, version)
-from typing import (Any, Self)
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 
-from forecaster.training.checkpoint import FREE_SETTINGS
 from forecaster.config import Config
+from forecaster.training.checkpoint import FREE_SETTINGS
 from memory_index.windows import to_ns
 
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pandas", "faiss-cpu")

@@ -7,14 +7,15 @@ that come, and whoever reads the weights finds by their hash which of the two th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import (asdict, dataclass)
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from torch import (Tensor, nn)
+from torch import Tensor, nn
 
-from forecaster.errors import (RunDamagedError, RunIncompatibleError, RunNotFoundError)
-from forecaster.runs.records import (RESTORE, pack, refusals_named, seal, sha256_of, unpack, unseal)
+from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
+from forecaster.runs.records import RESTORE, pack, refusals_named, seal, unpack, unseal
 from memory_index import files
+from memory_index.files import sha256_of
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_RECORD = "model.json"

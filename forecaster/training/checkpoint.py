@@ -10,15 +10,17 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from forecaster.bounds import at_least
 from forecaster.errors import RunDamagedError, RunIncompatibleError
-from forecaster.runs.records import RESTORE, first_difference, pack, refusals_named, seal, sha256_of, unpack, unseal
+from forecaster.runs.records import RESTORE, first_difference, pack, read_recorded, refusals_named, seal, unpack, unseal
 from memory_index import files
+from memory_index.files import sha256_of
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model.safetensors"
@@ -26,8 +28,6 @@ OPTIMIZER = "optimizer.safetensors"
 TRAINER = "trainer.json"
 UNSCORED = "-unscored"  # at the end of an epoch that has not been validated yet
 NAME = re.compile(rf"step-(\d{{8,}})({UNSCORED})?")
-# Settings that may differ between a training and its continuation, since they change no result.
-FREE_SETTINGS = ("save_steps", "save_total_limit")
 # What a training belongs to: the parts that are settings, and what the hashes in it are of.
 SETTINGS = ("settings", "train")
 HASHES = {
@@ -37,6 +37,21 @@ HASHES = {
     "index.fingerprint": "version of the index",
 }
 TRASH = ".old-"  # beginning of the name of a checkpoint that is being deleted
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """save_steps: optimizer steps between two checkpoints. save_total_limit: how many are kept."""
+
+    save_steps: int = 500
+    save_total_limit: int = 3
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "save_steps", "save_total_limit")
+
+
+# They may differ between a training and its continuation, since they change no result.
+FREE_SETTINGS = tuple(field.name for field in fields(CheckpointSettings))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,11 +150,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         file = path / name
         if not file.is_file():
             raise RunDamagedError(f"{file} is missing", hint=RESTORE)
-        with refusals_named(file):
-            content = file.read_bytes()
-        if sha256_of(content) != document["files"][name]:
-            raise RunDamagedError(f"{file} is not what was written", hint=RESTORE)
-        tensors[name] = unpack(content, file)
+        tensors[name] = unpack(read_recorded(file, document["files"][name]), file)
     return Checkpoint(
         state=_state(document),
         model=tensors[MODEL],
@@ -237,5 +248,5 @@ def _read_trainer(path: Path) -> dict[str, Any]:
 
 
 def _state(document: dict[str, Any]) -> TrainerState:
-    fields = {name: value for name, value in document["state"].items() if name != "best_score"}
-    return TrainerState(**{**fields, "sums": tuple(fields["sums"])})
+    state = {name: value for name, value in document["state"].items() if name != "best_score"}
+    return TrainerState(**{**state, "sums": tuple(state["sums"])})

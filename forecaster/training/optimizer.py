@@ -1,23 +1,44 @@
 """Which parameter learns how fast, and the optimizer's state as tensors by name.
 
-Which settings there are is `config.py`; how the learning rates change with the step is `schedule.py`.
+How the learning rates change with the step is `schedule.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from forecaster.config import TrainConfig
+from forecaster.bounds import above_zero, at_least
 
 VALUE_GATE = "value_gate"  # the submodule that has a learning rate of its own
 HEADS = ("llm_path.head.", "patch_head.", "trend_residual.")  # what the network's forecast comes out of
 
 
-def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """How fast what learns.
+
+    learning_rate: inside the network; head_learning_rate: of the last step from the network to its forecast, so much
+    slower because the forecast is a residual on the shortcut (docs/experiments.md); gate_learning_rate: of the value
+    gate of a network without shortcut; everywhere else it is fitted in closed form. clip: largest norm of a gradient.
+    """
+
+    learning_rate: float = 2e-4
+    head_learning_rate: float = 2e-5
+    gate_learning_rate: float = 0.03
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "weight_decay")
+        above_zero(self, "learning_rate", "head_learning_rate", "gate_learning_rate", "clip")
+
+
+def parameter_groups(model: nn.Module, config: OptimizerSettings) -> list[dict[str, Any]]:
     """The trainable parameters of a model in groups, as torch's optimizers take them; empty groups are left out.
 
     `decayed`: matrices and the like. `plain`: whatever has one dimension, which are biases, norms and scale weights:
@@ -51,7 +72,7 @@ def _group_of(name: str, parameter: nn.Parameter) -> str:
     return "plain" if parameter.ndim < 2 else "decayed"
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: OptimizerSettings) -> torch.optim.AdamW:
     """AdamW over the groups of a model; one without parameters if nothing of it is trained."""
     return torch.optim.AdamW(parameter_groups(model, config) or [{"name": "plain", "params": [], "initial_lr": 0.0}])
 

@@ -11,11 +11,34 @@ from typing import Self
 
 import numpy as np
 
-from forecaster.config import TrainConfig
+from forecaster.bounds import at_least
 
 WARMUP_SHARE = 0.05  # of the planned steps
 MAX_WARMUP_STEPS = 100
 FINAL_FACTOR = 0.01  # of the learning rate, at the last planned step
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """How long it is trained, in which portions.
+
+    batch_size: windows of one optimizer step, over all processes, before accumulation. patience: epochs without a
+    better validation MSE before it stops. aux_warmup_steps: the auxiliary losses' weight rises from 0 to 1 over so
+    many.
+    """
+
+    epochs: int = 3
+    max_steps: int | None = None
+    batch_size: int = 224
+    accumulation: int = 1
+    patience: int = 1
+    aux_warmup_steps: int = 500
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "epochs", "batch_size", "accumulation", "patience")
+        at_least(self, 0, "aux_warmup_steps")
+        if self.max_steps is not None:
+            at_least(self, 1, "max_steps")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +55,7 @@ class Schedule:
     planned_steps: int
 
     @classmethod
-    def of(cls, config: TrainConfig, num_windows: int) -> Self:
+    def of(cls, config: ScheduleSettings, num_windows: int) -> Self:
         """The plan that the settings make for so many training windows."""
         windows_per_step = config.batch_size * config.accumulation
         steps_per_epoch = math.ceil(num_windows / windows_per_step)
@@ -59,7 +82,7 @@ class Schedule:
         return FINAL_FACTOR + (1 - FINAL_FACTOR) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
-def aux_weight(config: TrainConfig, step: int) -> float:
+def aux_weight(config: ScheduleSettings, step: int) -> float:
     """Weight of the auxiliary losses in step 0, 1, ...: from 0 to 1 over the warm-up steps."""
     return min(1.0, step / config.aux_warmup_steps) if config.aux_warmup_steps else 1.0
 

@@ -6,7 +6,6 @@ A download gets its final name only when it is complete and, where the catalogue
 from __future__ import annotations
 
 import difflib
-import hashlib
 import http.client
 import ssl
 import tomllib
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memory_index.errors import DataError, NotFoundError, ResourceError, ServiceError, UsageError, VerificationError
+from memory_index.files import hash_file
 
 CHUNK = 1 << 18  # bytes read at a time
 TIMEOUT = 30.0  # seconds without a byte
@@ -110,7 +110,7 @@ def fetch(entry: CatalogEntry, into: Path, *, report: Callable[[float, float | N
     try:
         into.mkdir(parents=True, exist_ok=True)
         _download(entry, part, tag, report or (lambda done, total: None))
-        digest = _sha256(part)
+        digest = hash_file(part).sha256
         if entry.sha256 is not None and digest != entry.sha256:
             part.unlink()
             tag.unlink(missing_ok=True)
@@ -130,7 +130,7 @@ def fetch(entry: CatalogEntry, into: Path, *, report: Callable[[float, float | N
 
 
 def _already_there(entry: CatalogEntry, target: Path) -> Fetched:
-    digest = _sha256(target)
+    digest = hash_file(target).sha256
     if entry.sha256 is not None and digest != entry.sha256:
         raise VerificationError(
             f"{target} is there already, but its sha256 is {digest} and not the {entry.sha256} of '{entry.name}'",
@@ -199,8 +199,3 @@ def _copy(
             report(done, total)
     if total is not None and done < total:
         raise http.client.IncompleteRead(b"", total - done)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

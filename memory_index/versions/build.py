@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,33 +95,55 @@ def build(
             for space in plan.spaces
         )
         write_indexes(staging.path / FIRST_SEGMENT, windows, plan, {record.space: record.factory for record in records})
-        manifest = Manifest(
-            format=FORMAT,
-            window=window,
-            step=table.step,
-            layout=table.layout,
-            series_ids=table.series_ids,
-            joint="built" if "joint" in scopes else joint or "not asked for",
-            encoder=described,
-            spaces=records,
-            split=split,
-            fitted_until=str(max(series.times[-1] for series in training.series)),
-            num_rows=len(windows),
-            first_known_at=str(windows.known_at[0]),
-            last_known_at=str(windows.known_at[-1]),
-            data_sha256=training.content_hash,
-            segments=(segment_record(FIRST_SEGMENT, windows, sum(len(series) for series in training.series)),),
-            files={},
-            parent=None,
-            libraries={library: library_version(library) for library in RECORDED_LIBRARIES},
-            built=built_since(started, table.source),
-        )
-        measured = temperatures(read_memory(staging.path, manifest, fitted))
-        spaces = tuple(dataclasses.replace(record, temperature=measured[record.space]) for record in records)
-        manifest = with_recall(staging.path, dataclasses.replace(manifest, spaces=spaces), fitted)
+        manifest = first_manifest(training, windows, plan, records, described, split, joint)
+        manifest = measured(staging.path, manifest, fitted)
         notes = coarse_notes(training) + review(read_memory(staging.path, manifest, fitted))
         built = dataclasses.replace(built_since(started, table.source), notes=notes)
         return staging.publish(dataclasses.replace(manifest, built=built))
+
+
+def first_manifest(
+    training: SeriesTable,
+    windows: SegmentWindows,
+    plan: SegmentPlan,
+    records: tuple[SpaceRecord, ...],
+    encoder: dict[str, Any],
+    split: Split,
+    joint: str,
+) -> Manifest:
+    """What a version of one segment says of itself, before anything is measured.
+
+    training: the part that is stored. encoder: as `write_encoder` describes it. joint: why there can be no joint scope,
+    or empty.
+    """
+    return Manifest(
+        format=FORMAT,
+        window=plan.window,
+        step=training.step,
+        layout=training.layout,
+        series_ids=training.series_ids,
+        joint="built" if any(space.scope == "joint" for space in plan.spaces) else joint or "not asked for",
+        encoder=encoder,
+        spaces=records,
+        split=split,
+        fitted_until=str(max(series.times[-1] for series in training.series)),
+        num_rows=len(windows),
+        first_known_at=str(windows.known_at[0]),
+        last_known_at=str(windows.known_at[-1]),
+        data_sha256=training.content_hash,
+        segments=(segment_record(FIRST_SEGMENT, windows, sum(len(series) for series in training.series)),),
+        files={},
+        parent=None,
+        libraries={library: library_version(library) for library in RECORDED_LIBRARIES},
+        built=built_since(time.perf_counter(), training.source),
+    )
+
+
+def measured(folder: Path, manifest: Manifest, encoder: KeyEncoder) -> Manifest:
+    """The same with the temperatures and the recall of the key spaces, whose files lie in a folder."""
+    found = temperatures(read_memory(folder, manifest, encoder))
+    spaces = tuple(dataclasses.replace(record, temperature=found[record.space]) for record in manifest.spaces)
+    return with_recall(folder, dataclasses.replace(manifest, spaces=spaces), encoder)
 
 
 def joint_refusal(table: SeriesTable, origins: list[np.ndarray]) -> str:

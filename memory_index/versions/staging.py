@@ -15,8 +15,6 @@ from memory_index.files import FileRecord
 from memory_index.versions.manifest import Manifest, manifest_from_json
 from memory_index.versions.version import MANIFEST, RESTORE, Location, Version, manifest_files, require_present
 
-READ_ONLY = ~0o222
-
 
 class Staging:
     """The folder in which one version is being built. Write files below `path`, then `publish`."""
@@ -69,7 +67,7 @@ class Staging:
         published = manifest_from_json(content, where=str(self.path / MANIFEST))  # as every reader will see it
         for path, text in manifest_files(content.encode()).items():
             files.write_new(self.path / path, text)
-            (self.path / path).chmod(READ_ONLY & (self.path / path).stat().st_mode)
+            (self.path / path).chmod(files.READ_ONLY & (self.path / path).stat().st_mode)
         for folder in {(self.path / path).parent for path in records}:
             files.sync(folder)
         location = self.commit(self.path)
@@ -80,12 +78,7 @@ class Staging:
         paths = files.files_below(self.path)
         written = [path for path in paths if path not in self.linked]
         records = dict(self.adopted)
-        for path, found in zip(written, files.hash_files(self.path / path for path in written), strict=True):
-            if isinstance(found, OSError):
-                raise found
+        for path, found in files.finish_files(self.path, written).items():
             if records.setdefault(path, found) != found:
                 raise VerificationError(f"the copy of {path} has other bytes than its original", hint=RESTORE)
-            # Readers map these files: writing into one would change a version under its readers.
-            (self.path / path).chmod(READ_ONLY & (self.path / path).stat().st_mode)
-            files.sync(self.path / path)
         return {path: records[path] for path in paths}

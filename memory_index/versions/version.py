@@ -6,7 +6,6 @@ recall are checked by whoever opens the version (`opening.py`); here it is bytes
 
 from __future__ import annotations
 
-import hashlib
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memory_index.errors import MemoryIndexError, NotFoundError, ResourceError, VerificationError
-from memory_index.files import FileRecord, files_below, hash_files, refusals_named
+from memory_index.files import FileRecord, altered_files, files_below, refusals_named, sha256_of
 from memory_index.versions.manifest import LFS_POINTER, Manifest, manifest_from_json
 
 MANIFEST = "manifest.json"
@@ -135,7 +134,7 @@ def read_parquet(path: Path, *, num_rows: int) -> pa.Table:
 
 def manifest_files(content: bytes) -> dict[str, bytes]:
     """The two files that hold a manifest: itself and its hash, as `sha256sum -c manifest.sha256` reads it."""
-    return {MANIFEST: content, MANIFEST_HASH: f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n".encode()}
+    return {MANIFEST: content, MANIFEST_HASH: f"{sha256_of(content)}  {MANIFEST}\n".encode()}
 
 
 def read_manifest(location: Location) -> tuple[bytes, list[Damage]]:
@@ -162,10 +161,10 @@ def file_problems(folder: Path, manifest: Manifest) -> list[Damage]:
     """What is wrong with the files that a manifest lists, in its order."""
     problems = {path: size_problems(folder, path, record) for path, record in manifest.files.items()}
     to_hash = [path for path, found in problems.items() if not found]
-    for path, record in zip(to_hash, hash_files(folder / path for path in to_hash), strict=True):
-        if isinstance(record, OSError):
-            problems[path] = [unreadable(path, record)]
-        elif record != manifest.files[path]:
+    for path, hashed in altered_files(folder, {path: manifest.files[path] for path in to_hash}).items():
+        if isinstance(hashed, OSError):
+            problems[path] = [unreadable(path, hashed)]
+        else:
             changed = Damage(file=path, kind="bytes", message="has other bytes than were published (sha256 differs)")
             problems[path] = [pointer(path) if is_pointer(folder / path) else changed]
     return [problem for found in problems.values() for problem in found]
