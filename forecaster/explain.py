@@ -24,6 +24,7 @@ from forecaster.runs.intervals import MemoryFan
 from memory_index.closeness import UsualDistances, closeness, nearest_distances, usual_distances
 from memory_index.inspection import NeighbourRecord, actual_after, neighbour_records, one_origin, require_neighbours
 from memory_index.memory import Memory
+from memory_index.missing import filled
 from memory_index.neighbours import Neighbours, mean_over_spaces
 from memory_index.tables.series import SeriesTable
 from memory_index.types import KeySpace
@@ -174,6 +175,7 @@ def explain(
     nearest = nearest_distances(window.found, window.place)
     shares, no_close_analogue = closeness(usual or usual_distances(memory), nearest, at)
     actual = actual_after(series, row, config.horizon)
+    read = filled(series.values[row - spec.lookback + 1 : row + 1].astype(np.float32), table.step.season)
     return Explanation(
         series_id=series_id,
         origin=at,
@@ -193,7 +195,7 @@ def explain(
         neighbours=tuple(_gated(spaces, window, config.top_k, actual)),
         feature_gate=None if output.gating is None else float(output.gating.gate),
         confidence=None if output.gating is None else float(output.gating.confidence),
-        trend=_trend(predictor.model, output, float(series.values[row])),
+        trend=_trend(predictor.model, output, float(read[-1])),
         no_close_analogue=no_close_analogue,
     )
 

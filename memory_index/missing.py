@@ -35,6 +35,22 @@ def filled(context: np.ndarray, season: int | None) -> np.ndarray:
     return result.reshape(context.shape)
 
 
+def filled_contexts(
+    values: np.ndarray, position: np.ndarray, lookback: int, *, whole: int, season: int | None
+) -> np.ndarray:
+    """The last `lookback` cells of contexts of `whole` cells, filled: [..., lookback].
+
+    values: [T], NaN where missing. position: of each context's last cell. A model that reads fewer cells than a memory
+    stores reads the same fill.
+    """
+    contexts = np.lib.stride_tricks.sliding_window_view(values, lookback)[position - lookback + 1]
+    holes = np.isnan(contexts).any(axis=-1)
+    if holes.any():
+        read = np.lib.stride_tricks.sliding_window_view(values, whole)[position[holes] - whole + 1]
+        contexts[holes] = filled(read, season)[:, -lookback:]
+    return contexts
+
+
 def last_known(context: np.ndarray) -> np.ndarray:
     """The last value that is not missing of contexts [..., L], [..., 1]; NaN where there is none."""
     if not np.isnan(context[..., -1]).any():

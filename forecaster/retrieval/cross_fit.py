@@ -55,9 +55,9 @@ def admit_origins(manifest: Manifest, table: SeriesTable, folds: Folds, fold: in
     """Origin rows per series, in the version's order, of the stored windows that what serves a fold is fitted on."""
     window, step = manifest.window, table.step
     training = stored_part(_like(manifest, table), manifest.split.train_until, window)
-    origins = []
+    origins, views = [], tuple(dict.fromkeys(space.view for space in manifest.key_spaces))
     for series in training.series:
-        rows = origin_rows(series.values, window)
+        rows = origin_rows(series.values, training.rule(window), views=views)
         number = table.series_ids.index(series.series_id)
         origins.append(rows[folds.admitted(fold, series.times[rows], number, step)])
     return origins

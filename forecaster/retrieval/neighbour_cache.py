@@ -31,7 +31,7 @@ from memory_index.splits import require_origins
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Filter, KeySpace
 from memory_index.versions.build import steps_until
-from memory_index.windows import StoredWindows, WindowSpec
+from memory_index.windows import StoredWindows
 
 # 2: neighbours' futures are moved by the linear map. 3: moments are asked as a whole wherever their contexts allow it.
 # 4: folds of more kinds, whose keys differ in what they know of futures only; quantiles of some windows.
@@ -182,8 +182,10 @@ def part_windows(
     horizon: the model's. Raises `DataError` if there is no window.
     """
     window, split = memory.manifest.window, memory.manifest.split
-    spec = WindowSpec(lookback=window.lookback, horizon=horizon)
-    origins = [rows[::stride] for rows in require_origins(table, spec, split, part, delay=window.known_delay)]
+    every = require_origins(
+        table, window.scored(horizon), split, part, delay=window.known_delay, views=memory.windows.views
+    )
+    origins = [rows[::stride] for rows in every]
     counts = [len(rows) for rows in origins]
     series = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     times = np.concatenate([part.times[rows] for part, rows in zip(table.series, origins, strict=True)])
@@ -342,8 +344,8 @@ def _answers(
     has_fan = np.isin(np.arange(len(asked)), fan_number)
     origins = [asked.origin_row[mine & (asked.series == number)] for number in range(len(table.series))]
     where = _training_only(memory) if settings.part == "train" else None
-    spec = WindowSpec(lookback=settings.lookback, horizon=settings.horizon)
-    for block in query_blocks(table, origins, spec, settings.policy, known=memory.manifest.series_ids):
+    spec, known, views = memory.manifest.window.scored(settings.horizon), memory.manifest.series_ids, memory.windows.views
+    for block in query_blocks(table, origins, spec, settings.policy, known=known, views=views):
         neighbours = answering.search(block.queries, settings.k, where=where)
         part = condense(neighbours, spaces, slots=settings.slots, horizon=settings.horizon)
         number = place.numbers(block.series, block.row)  # [B, N]

@@ -138,9 +138,10 @@ def neighbour_tensors(
     safe = np.maximum(row, 0)
     view = np.array([windows.views.index(space.view) for space in spaces])[condensed.space[:, :top_k]]
     location, spread = windows.location[safe, view][..., None], windows.spread[safe, view][..., None]
-    origin, used = windows.origin_position[safe], valid[..., None]
-    contexts = (cut(windows.values, origin - lookback + 1, lookback) - location) / spread  # [n, K, L]
-    futures = (cut(windows.values, origin + 1, horizon) - location) / spread  # [n, K, H]
+    used, standard = valid[..., None], (windows.filled_windows(safe, lookback, horizon) - location) / spread
+    contexts, futures = standard[..., :lookback], standard[..., lookback:]  # [n, K, L], [n, K, H]
+    if (missing := np.isnan(futures)).any():  # as little as its location says
+        futures = np.where(missing, np.float32(0), futures)
     return NeighbourTensors(
         forecasts=torch.from_numpy(np.ascontiguousarray(condensed.forecasts[..., :horizon])),
         found=torch.from_numpy(np.ascontiguousarray(condensed.found)),

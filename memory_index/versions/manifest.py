@@ -14,6 +14,7 @@ import numpy as np
 
 from memory_index.errors import IncompatibleError, VerificationError
 from memory_index.files import FileRecord, sha256_of
+from memory_index.skipped import Skipped
 from memory_index.splits import Split
 from memory_index.types import KeySpace, Scope
 from memory_index.windows import Step, WindowSpec
@@ -64,6 +65,7 @@ class BuildRecord:
     seconds: float
     peak_rss_mb: float
     notes: tuple[str, ...] = ()  # what a person should know of it
+    skipped: tuple[Skipped, ...] = ()  # series of the source that it has nothing of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,13 +243,18 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
                 "split": Split(**document["split"]),
                 "segments": tuple(SegmentRecord(**record) for record in document["segments"]),
                 "files": {path: file_record(path, record) for path, record in document["files"].items()},
-                "built": BuildRecord(**{**document["built"], "notes": tuple(document["built"]["notes"])}),
+                "built": _build_record(document["built"]),
             }
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # a UsageError of WindowSpec is a ValueError
         raise VerificationError(
             f"{where} cannot be read: {error}", hint="restore the version or build it again"
         ) from error
+
+
+def _build_record(document: dict[str, Any]) -> BuildRecord:
+    skipped = tuple(Skipped(**each) for each in document.get("skipped", ()))
+    return BuildRecord(**{**document, "notes": tuple(document["notes"]), "skipped": skipped})
 
 
 def file_record(path: str, record: dict[str, Any]) -> FileRecord:
