@@ -289,7 +289,10 @@ def _query_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> _Query:
 
 def _aligned(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
     """See `aligned_futures`: of one key space, float64 [b, N, K, H]; anything in unused slots."""
-    query, linear_map = _query_windows(neighbours, chunk, number), neighbours.linear_maps[neighbours.spaces[number].view]
+    query, linear_map = (
+        _query_windows(neighbours, chunk, number),
+        neighbours.linear_maps[neighbours.spaces[number].view],
+    )
     return _moved(query, _standard_windows(neighbours, chunk, number), linear_map)
 
 

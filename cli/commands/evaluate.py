@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.opening import open_run_with_table, open_with_table, tell_series
+from cli.opening import open_run_with_table, open_with_table, tell_series, tell_skipped
 from cli.options import (
     AsJson,
     At,
@@ -23,6 +23,7 @@ from cli.options import (
     RunFolder,
     RunLlm,
     Scopes,
+    Strict,
     Views,
     asks_memory,
     reads_table,
@@ -70,6 +71,7 @@ def evaluate(
     scopes: Scopes = None,
     views: Views = None,
     on_empty: OnEmpty = None,
+    strict: Strict = False,
     llm: RunLlm = None,
     device: RunDevice = "auto",
     as_json: AsJson = False,
@@ -97,6 +99,7 @@ def evaluate(
     def scored(memory: Memory, table: SeriesTable, ref: str, score: Callable[..., Evaluation]) -> None:
         with progress(f"scoring {split} windows") as report, _forecasts_into(out, table, memory, ref, run) as each:
             result = score(table, split, **asked, each=each, report=report)
+        tell_skipped(result.skipped, "not scored", source=table.source, strict=strict)
         shown = Shown(run=run, ref=ref, schedule=schedule, by=tuple(by or ()), with_spaces=baselines, out=out)
         if as_json:
             print_json("evaluate", evaluation_document(result, shown))

@@ -78,6 +78,7 @@ def evaluation_document(result: Evaluation, shown: Shown) -> dict[str, Any]:
         "baselines": {name: plain(score) for name, score in result.baselines.items()},
         "key_spaces": {name: plain(score) for name, score in result.by_space.items()},
         "out": shown.out,
+        "skipped": result.skipped,
         "in_sample": result.in_sample,
         "seconds": round(result.seconds, 3),
     }
