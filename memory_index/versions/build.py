@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from memory_index.encoder import EncoderConfig, KeyEncoder
+from memory_index.encoder import EncoderConfig, KeyEncoder, default_views
 from memory_index.errors import DataError, IncompatibleError, UsageError
 from memory_index.fit_encoder import fit_encoder, shared_origins
 from memory_index.local import LocalMemory
@@ -33,16 +33,10 @@ from memory_index.versions.store import Store
 from memory_index.versions.version import Version
 from memory_index.windows import WindowSpec, check_views, origin_rows
 
-DEFAULT_VIEWS = EncoderConfig().views
 FIRST_SEGMENT = "segment-0"
 FitEncoder = Callable[..., KeyEncoder]  # called like `fit_encoder`
 Review = Callable[[LocalMemory], tuple[str, ...]]
 RECORDED_LIBRARIES = ("numpy", "pandas", "pyarrow", "faiss-cpu", "safetensors")
-
-
-def default_views(lookback: int) -> tuple[int, ...]:
-    """The default views that fit a lookback, or the whole lookback where none does."""
-    return tuple(view for view in DEFAULT_VIEWS if view <= lookback) or (lookback,)
 
 
 def build(
