@@ -183,7 +183,7 @@ def test_windows_that_are_only_asked_beside_others_do_not_count(small, monkeypat
     """A gap in the future of one series leaves its window out; whole moments are asked all the same."""
     added, add = [], Histogram.add
     monkeypatch.setattr(Histogram, "add", lambda self, values: (added.append(values.size), add(self, values)))
-    table = with_missing(TABLE, [("load", NUM_STEPS - 1)])
+    table = replace(with_missing(TABLE, [("load", NUM_STEPS - 1)]), whole_windows=True)
     found = evaluate(small.predictor, small.memory, table)
     assert found.num_scored == 230
     assert sorted(added) == [230, 230 * HORIZON]

@@ -238,8 +238,7 @@ def encoder_config(
     views: tuple[int, ...] | None, lookback: int, *, shape_weight: float | None, spread_floor: float | None
 ) -> EncoderConfig:
     """The settings of the key that were given; the others stay at their defaults."""
-    from memory_index.encoder import EncoderConfig
-    from memory_index.encoder import default_views
+    from memory_index.encoder import EncoderConfig, default_views
 
     config = EncoderConfig(views=views or default_views(lookback))
     if shape_weight is not None:
