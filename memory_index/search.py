@@ -103,7 +103,7 @@ class FaissIndex:
         return (int(self.faiss_index.ntotal) if self.last is None else self.last) - self.first
 
     def propose(self, queries: np.ndarray, num: int, within: Within | None = None) -> np.ndarray:
-        """See `Index.propose`. Of more than the group as many times more is asked, and what is of no use thrown away."""
+        """See `Index.propose`. Of more than the group as many times more is asked, and what lies outside left out."""
         assert within is None, "it does not filter"
         num *= -(-int(self.faiss_index.ntotal) // len(self))
         parameters = _parameters(self.faiss_index, num)

@@ -5,8 +5,11 @@ by series, `joint` has one key per moment, and each group is in time order. `fai
 
 - `Flat`: an `IndexFlatL2`, nothing else. The exact scan multiplies straight from the file.
 - Any other factory: the index that it names, over all rows. A graph (`HNSW32`) holds the keys itself; an index that
-  does not, or only in an order of its own (IVF, quantised), is the first half of an `IndexRefineFlat`, whose second half
-  is the keys. So no file has them twice in row order, and plain FAISS ranks by exact distances.
+  does not, or only in an order of its own (quantised, IVF), is the first half of an `IndexRefineFlat`, and the keys are
+  the second. So no file has them twice in row order, and plain FAISS ranks by exact distances.
+
+One index serves all groups: it is asked for as many times more candidates as it has more keys than the group, and the
+group keeps its share; where that would take longer than to scan the group (`factories.gains`), it is scanned.
 
 Before the index stand a few `IndexPreTransform` headers without any transform. They do nothing but move the keys, which
 FAISS would put at an odd byte (45 of a flat file), to a multiple of 4: NumPy copies an array that begins elsewhere
@@ -134,8 +137,8 @@ def read_groups(
 ) -> list[KeyGroup]:
     """The key groups of one key space, mapped from disk; `read_keys` says what must have been checked, and raises.
 
-    factory: of the key space. offsets: int64 [groups + 1], where they begin and end. with_indexes: without them all keys
-    are compared.
+    factory: of the key space. offsets: int64 [groups + 1], where they begin and end. with_indexes: without them all
+    keys are compared.
     """
     file = _open(folder, space)
     if len(file.keys) != offsets[-1]:
