@@ -40,7 +40,7 @@ from memory_fixtures import (
     with_values,
 )
 
-from memory_index.errors import DataError, IncompatibleError, NothingNewError, UsageError
+from memory_index.errors import DataError, IncompatibleError, UsageError
 from memory_index.queries import require_same_data
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.reading import read_frame

@@ -1,19 +1,14 @@
-"""Missing cells stay missing: the causal fill, views, futures, appending, lagging series; and no fill knows the future."""
+"""Missing cells stay missing: the fill, views, futures, appending, lagging series; and no fill knows the future."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import forecaster_fixtures
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import forecaster_fixtures
-from forecaster.evaluate import evaluate as evaluate_run
-from forecaster.forecast import forecast as forecast_run
-from forecaster.predictor import load_predictor
-from forecaster.retrieval.batches import live_blocks
 from memory_fixtures import (
     ENCODER,
     NUM_TRAINING,
@@ -32,6 +27,11 @@ from memory_fixtures import (
     with_missing,
     with_values,
 )
+
+from forecaster.evaluate import evaluate as evaluate_run
+from forecaster.forecast import forecast as forecast_run
+from forecaster.predictor import load_predictor
+from forecaster.retrieval.batches import live_blocks
 from memory_index import memory_only
 from memory_index.errors import DataError
 from memory_index.leakage import Policy
