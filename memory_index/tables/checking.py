@@ -156,10 +156,12 @@ def _note_without_windows(table: SeriesTable, lookback: int, horizon: int, log: 
             kind="short",
             series_id=series.series_id,
             at=table.step.isoformat(series.times[0]),
-            message=f"of {len(series)} steps {num_training} are in the training part of the split {DEFAULT_SPLIT}"
+            message=f"the series has {len(series)} steps, but a window needs {steps}"
+            if len(series) < steps
+            else f"of {len(series)} steps {num_training} are in the training part of the split {DEFAULT_SPLIT}"
             + (", but too much of every window there is missing" if enough else f", but a window needs {steps}"),
             fix="choose a shorter --lookback or --horizon, or a larger training part (--split, --until)"
-            + ("" if nothing_left else "; else the series is left out, and the others are not"),
+            + ("" if nothing_left else f'; else the series is left out, as with --ignore "{series.series_id}"'),
             severity="fault" if nothing_left else "note",
         )
 
