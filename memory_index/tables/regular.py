@@ -260,7 +260,10 @@ def _note_missing(block: Block, values: np.ndarray, position: np.ndarray, grid: 
 
         def problem_at(each: int, kind: str = kind, number: np.ndarray = number, place: np.ndarray = place) -> Problem:
             at, row = grid.step.isoformat(block.times[place[each]]), int(block.row_number[place[each]])
-            message, fix = f"the value is {kind}", KEPT.format("--on-nan") if policy == "keep" else f"--on-nan {FILL_FIX}"
+            message, fix = (
+                f"the value is {kind}",
+                KEPT.format("--on-nan") if policy == "keep" else f"--on-nan {FILL_FIX}",
+            )
             if kind == "infinite":
                 value = repr(float(block.values[number[each], place[each]]))
                 fix = f"if it means no value: --missing {value}, or --on-nan {NO_VALUE_FIX} for all such cells"
