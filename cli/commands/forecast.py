@@ -71,8 +71,6 @@ def forecast(
     is forecast from windows of all series (scope pooled). Only windows known by the last step of FILE are used. A
     series that cannot be forecast (a short history) is named, and stops no other.
     """
-    from memory_index.skipped import Skipped
-
     levels = quantile_levels(quantiles)
     require_targets(table=out, picture=plot)
     options = memory_options(run, index, llm=llm, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
@@ -94,8 +92,7 @@ def forecast(
         memory, table, ref = opened.memory, opened.table, opened.ref
         result = forecast_by_run(opened.predictor, memory, table, quantiles=levels)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
-    skipped = [Skipped(**each) for each in result.attrs["skipped"]]
-    tell_skipped(skipped, "not forecast", source=table.source, strict=strict)
+    _tell_skipped(result, table, strict=strict)
     tell_ends(table, memory)
     # Travels inside a Parquet file.
     result.attrs.update(
@@ -110,6 +107,13 @@ def forecast(
         print_json("forecast", forecast_document(result, table, file=file, horizon=horizon, out=out))
     elif out is None:
         typer.echo(result.to_csv(index=False), nl=False)
+
+
+def _tell_skipped(result: pd.DataFrame, table: SeriesTable, *, strict: bool) -> None:
+    from memory_index.skipped import Skipped
+
+    skipped = [Skipped(**each) for each in result.attrs["skipped"]]
+    tell_skipped(skipped, "not forecast", source=table.source, strict=strict)
 
 
 def forecast_document(
