@@ -76,6 +76,10 @@ NeighboursDir = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
+Strict = Annotated[
+    bool, typer.Option("--strict", help="A series that cannot take part is an error (exit code 3), not a note.")
+]
+
 # Of commands that ask a run, or a memory alone.
 REF = "NAME, NAME@3, NAME@alias or an address"
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of a run that 'cli train' made.")]
@@ -171,8 +175,9 @@ def asks_memory(command: Callable[..., None]) -> Callable[..., None]:
 
 
 FILL = (
-    "error, drop (left missing; windows that touch it are not used), ffill (the last value before; knows nothing "
-    "later) or interpolate (a straight line; a filled cell then knows the NEXT observed value, flattering scores there)"
+    "keep (it stays missing and counts for nothing), error, drop (windows that touch it are not used), ffill (the last "
+    "value before; knows nothing later) or interpolate (a straight line; a filled cell then knows the NEXT observed "
+    "value, flattering scores there)"
 )
 COLUMNS = "Read only these variates or series: A,B. For a name with a comma in it, --ignore the others."
 
@@ -185,7 +190,12 @@ def _text(flag: str, text: str) -> Any:
 TABLE_OPTIONS: dict[str, tuple[Any, Any]] = {
     "layout": (Annotated[str | None, _text("--layout", "wide or long; detected if not given.")], None),
     "time_column": (Annotated[str | None, _text("--time-column", "Column of the times.")], None),
-    "id_column": (Annotated[str | None, _text("--id-column", "Long table: column that names the series.")], None),
+    "id_column": (
+        Annotated[
+            str | None, _text("--id-column", "Long table: column that names the series, or several: store,item.")
+        ],
+        None,
+    ),
     "value_column": (Annotated[str | None, _text("--value-column", "Long table: column of the values.")], None),
     "columns": (Annotated[str | None, _text("--columns", COLUMNS)], None),
     "ignore": (
@@ -193,14 +203,29 @@ TABLE_OPTIONS: dict[str, tuple[Any, Any]] = {
         None,
     ),
     "missing": (Annotated[list[str] | None, _text("--missing", "A cell that means no value, such as -999.")], None),
+    "decimal": (
+        Annotated[
+            str | None,
+            _text("--decimal", "Decimal mark of a CSV file, ',' or '.'; the other one separates thousands then."),
+        ],
+        None,
+    ),
     "step": (
         Annotated[str | None, _text("--step", "pandas frequency (h, 15min, D, B, MS); found if not given.")],
         None,
     ),
     "time_format": (Annotated[str | None, _text("--time-format", "strptime format, such as %d/%m/%Y %H:%M.")], None),
     "time_zone": (Annotated[str | None, _text("--time-zone", "Zone of the times, such as Europe/Berlin.")], None),
-    "on_gap": (Annotated[str, _text("--on-gap", f"Rows that are not there: {FILL}.")], "error"),
-    "on_nan": (Annotated[str, _text("--on-nan", "Cells without a finite value: as --on-gap.")], "error"),
+    "time_unit": (
+        Annotated[str | None, _text("--time-unit", "Times are numbers: s, ms, us or ns since 1970 (UTC), or excel.")],
+        None,
+    ),
+    "time_start": (
+        Annotated[str | None, _text("--time-start", "Times are numbers that count steps: the time of the number 0.")],
+        None,
+    ),
+    "on_gap": (Annotated[str, _text("--on-gap", f"Rows that are not there: {FILL}.")], "keep"),
+    "on_nan": (Annotated[str, _text("--on-nan", "Cells without a value: as --on-gap.")], "keep"),
     "on_duplicate": (Annotated[str, _text("--on-duplicate", "Repeated times: error, first, last or mean.")], "error"),
     "max_cells": (Annotated[int | None, _text("--max-cells", "Refuse larger files.")], None),
 }
@@ -228,7 +253,7 @@ def reading_flags(options: ReadOptions) -> list[str]:
         if value == field.default:
             continue
         values = value if isinstance(value, tuple) else (value,)
-        values = (",".join(values),) if field.name == "columns" else values
+        values = (",".join(values),) if field.name in ("columns", "id_column") else values
         flags += [part for each in values for part in (f"--{field.name.replace('_', '-')}", str(each))]
     return flags
 

@@ -150,11 +150,11 @@ def ablate(
     memory: Memory,
     ref: str,
     config: Config,
-    out: Path,
+    out: Path | str,
     *,
     arms: tuple[Arm, ...],
     seeds: tuple[int, ...],
-    neighbours_dir: Path,
+    neighbours_dir: Path | str,
     watch: Watch,
     part: str = "test",
     device: str = "auto",
@@ -164,6 +164,7 @@ def ablate(
     arms: with the full model among them. part: what is scored, after the choice by validation. Before anything is
     trained, whatever can be known to stand in the way is raised. Raises what `train_run` and `evaluate` raise.
     """
+    out, neighbours_dir = Path(out), Path(neighbours_dir)
     check_fits(config, memory, table)
     settings = possible_arms(arms, config, note=watch.note)
     part_windows(memory, table, part, horizon=config.model.horizon)

@@ -12,15 +12,24 @@ from forecaster.model.tapr import labels, trend_change
 from forecaster.predictor import Predicted, Predictor
 from forecaster.retrieval.batches import LiveBlock, live_blocks
 from memory_index.baselines import baseline_forecasts
-from memory_index.evaluation import MEMORY_ONLY, MODEL, Distribution, Evaluation, ForecastBlock, Report, tally
+from memory_index.evaluation import (
+    MEMORY_ONLY,
+    MODEL,
+    Distribution,
+    Evaluation,
+    ForecastBlock,
+    Report,
+    scored_origins,
+    tally,
+)
 from memory_index.memory import Memory
 from memory_index.metrics import DECILES
+from memory_index.missing import last_known
 from memory_index.neighbours import mean_over_spaces
 from memory_index.origins import Schedule
 from memory_index.scaling import ScaledBy
 from memory_index.splits import require_origins
 from memory_index.tables.series import SeriesTable
-from memory_index.windows import WindowSpec
 
 GATE_BINS = 1000
 
@@ -76,8 +85,9 @@ def evaluate(
     calibrated).
     """
     config, spec, manifest = predictor.config, memory.windows.spec, memory.manifest
-    whole = WindowSpec(lookback=spec.lookback, horizon=config.model.horizon)
-    origins = require_origins(table, whole, manifest.split, part, schedule=schedule)
+    whole, views = spec.scored(config.model.horizon), memory.windows.views
+    every = require_origins(table, whole, manifest.split, part, schedule=schedule, views=views)
+    origins, skipped = scored_origins(table, every, manifest.split, predictor.units, part)
     counted = tally(
         table,
         origins,
@@ -106,6 +116,7 @@ def evaluate(
         in_sample=part != "test" or bool(first_origin < max(manifest.fitted_known_at, predictor.seen_until)),
         gate=of_run.gate.distribution(),
         feature_gate=of_run.feature_gate.distribution(),
+        skipped=skipped,
         trend_accuracy=of_run.num_right / of_run.num_told if of_run.num_told else None,
     )
 
@@ -123,11 +134,11 @@ def _forecasts(
         by_space = np.where(block.condensed.found[..., None], block.condensed.forecasts, np.nan)
         by_space = by_space.reshape(*shape[:2], *by_space.shape[1:])  # [B, N, V, H]
         alone = mean_over_spaces(by_space)
-        forecasts[MEMORY_ONLY] = np.where(np.isnan(alone), context[..., -1:], alone)
+        forecasts[MEMORY_ONLY] = np.where(np.isnan(alone), last_known(context), alone)
         for number, record in enumerate(memory.manifest.spaces):
             if record.space in block.found.spaces:
                 of_space = by_space[:, :, number]
-                forecasts[str(record.space)] = np.where(np.isnan(of_space), context[..., -1:], of_space)
+                forecasts[str(record.space)] = np.where(np.isnan(of_space), last_known(context), of_space)
     return forecasts
 
 

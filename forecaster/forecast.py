@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pandas as pd
 
@@ -22,10 +24,12 @@ def forecast(
     that ends earlier than the others is forecast from where it ends. A series that neither the model nor the memory
     has seen is forecast from windows of all series (scope `pooled`).
 
-    Raises `DataError` (history too short, or missing values in it), `UsageError` (a quantile that is not calibrated).
+    Series that cannot be forecast are named in `attrs["skipped"]`, a list of `{"series_id", "reason"}`.
+
+    Raises `DataError` (every history too short), `UsageError` (a quantile that is not calibrated).
     """
     config = predictor.config.model
-    origins = latest_origins(table, memory.windows.spec)
+    origins, skipped = latest_origins(table, memory.windows.spec, views=memory.windows.views)
     parts = []
     for block in live_blocks(memory, table, origins, config, predictor.config.train.memory_k, predictor.units):
         predicted = predictor.predict(block.batch)
@@ -35,4 +39,5 @@ def forecast(
         parts.append(forecast_frame(table, block.asked, values, quantiles, levels))
     result = pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
     assert np.isfinite(result["yhat"]).all(), "a finite context and a finite model give a finite forecast"
+    result.attrs["skipped"] = [asdict(each) for each in skipped]
     return result

@@ -123,18 +123,20 @@ def part_origins(
     *,
     delay: int = 0,
     schedule: Schedule | None = None,
+    views: tuple[int, ...] = (),
 ) -> list[np.ndarray]:
     """Origin rows of every window whose whole future lies in one part, per series (int64 arrays).
 
-    Stride 1; the lookback may reach back into the part before (docs/method.md). Windows with missing values are
-    left out. delay: steps after which a value is published; with it, only windows that are known by the part's end.
-    schedule: only the origins that it has; raises as `origins.scheduled` does.
+    Stride 1; the lookback may reach back into the part before (docs/method.md). Windows of which too much is missing
+    are left out (`windows.origin_rows`). delay: steps after which a value is published; with it, only windows that are
+    known by the part's end. schedule: only the origins that it has; raises as `origins.scheduled` does. views: those of
+    the memory.
     """
     before, until = split.bounds(part)
-    every = WindowSpec(lookback=spec.lookback, horizon=spec.horizon)
+    every = table.rule(spec).scored()
     chosen = []
     for series in table.series:
-        rows = origin_rows(series.values, every)
+        rows = origin_rows(series.values, every, views=views)
         future_end, future_start = series.times[rows + spec.horizon], series.times[rows + 1]
         keep = table.step.add(future_end, delay) <= until
         if before is not None:
@@ -151,9 +153,10 @@ def require_origins(
     *,
     delay: int = 0,
     schedule: Schedule | None = None,
+    views: tuple[int, ...] = (),
 ) -> list[np.ndarray]:
     """What `part_origins` gives. Raises `DataError` if that is no window at all."""
-    origins = part_origins(table, spec, split, part, delay=delay, schedule=schedule)
+    origins = part_origins(table, spec, split, part, delay=delay, schedule=schedule, views=views)
     if not any(len(rows) for rows in origins):
         raise DataError(
             f"{table.source} has no whole window of {spec.lookback} + {spec.horizon} steps in the {part} part "
