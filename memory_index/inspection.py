@@ -210,11 +210,12 @@ def neighbour_records(
         neighbours.futures()[0, place],
         neighbours.aligned_futures()[0, place],
     )
+    curve = windows.curve(neighbours.queries).take((0, place))
     for v, rank in slots:
         space, view, row = neighbours.spaces[v], neighbours.view_number[v], neighbours.row[0, place, v, rank]
         location, spread = neighbours.query_location[0, place, v], neighbours.query_spread[0, place, v]
         spans, context = windows.spans(row), windows.contexts(row)
-        standard = (context - windows.location[row, view]) / windows.spread[row, view]
+        standard = (windows.inside.contexts(row) - windows.location[row, view]) / windows.spread[row, view]
         yield NeighbourRecord(
             scope=space.scope,
             view=space.view,
@@ -232,7 +233,7 @@ def neighbour_records(
             age_days=round(float((neighbours.queries.origin[0] - windows.origin(row)) / np.timedelta64(1, "D")), 2),
             context=context,
             future=futures[v, rank],
-            aligned_context=(location + spread * standard).astype(np.float32),
+            aligned_context=curve.inverse((location + spread * standard).astype(np.float32)),
             aligned_future=aligned[v, rank],
         )
 

@@ -13,7 +13,7 @@ from memory_index.errors import UsageError
 from memory_index.evaluation import MEMORY_ONLY, Evaluation, ForecastBlock, Report, scored_origins, tally
 from memory_index.leakage import Policy
 from memory_index.long_tables import forecast_frame
-from memory_index.memory import Memory
+from memory_index.memory import Memory, raw_units
 from memory_index.missing import last_known
 from memory_index.neighbours import Neighbours, OnEmpty, mean_over_spaces, require_neighbours, with_last_value
 from memory_index.origins import Schedule
@@ -71,7 +71,7 @@ def evaluate(
     """
     options, spec, manifest = options or MemoryOptions(), memory.windows.spec, memory.manifest
     views = memory.windows.views
-    units = dict(zip(manifest.series_ids, memory.scale.std, strict=True))
+    units = dict(zip(manifest.series_ids, raw_units(memory), strict=True))
     every = require_origins(table, spec, manifest.split, part, schedule=schedule, views=views)
     origins, skipped = scored_origins(table, every, manifest.split, units, part)
     counted = tally(
