@@ -124,7 +124,7 @@ class KeyEncoder(Protocol):
         ...
 
     def linear_forecast(self, view: int, context: np.ndarray, series: np.ndarray) -> np.ndarray:
-        """A linear baseline: context [B, N, L] -> float32 [B, N, H], both in units of the transform; series as in `encode`."""
+        """A linear baseline: context [B, N, L] -> float32 [B, N, H], units of the transform; series as in `encode`."""
         ...
 
 
@@ -218,7 +218,7 @@ class DualKeyEncoder:
         return self.arrays[f"ridge-{view}"]
 
     def linear_forecast(self, view: int, context: np.ndarray, series: np.ndarray) -> np.ndarray:
-        """The ridge forecast that the metric uses, as a baseline: context [B, N, L] -> float32 [B, N, H], same units."""
+        """The ridge forecast that the metric uses, as a baseline: context [B, N, L] -> float32 [B, N, H]."""
         windows = context[..., -view:].astype(np.float64, order="C")
         statistics = self.statistics(windows, context, series)
         z = (windows - statistics.location[..., None]) / statistics.spread[..., None]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from memory_index.bounds import BoundsOf
 from memory_index.closeness import UsualDistances, closeness, nearest_distances
 from memory_index.errors import NotFoundError
 from memory_index.leakage import Policy
@@ -121,6 +122,7 @@ def inspect_window(
     behind = of_series(memory.search(block.queries, MEMORY_K, scopes=scopes, views=views, where=where), place)
     actual = actual_after(table.series[number], row, spec.horizon)
     shares: dict[KeySpace, float | None] = {}
+    within = BoundsOf(memory)
     no_close_analogue = False
     if usual is not None and not filtered:
         shares, no_close_analogue = closeness(usual, nearest_distances(neighbours, place), at)
@@ -133,8 +135,8 @@ def inspect_window(
         context=block.queries.context[0, place],
         times=table.step.range(table.series[number].times[row - spec.lookback + 1], spec.length),
         actual=actual,
-        forecast=behind.forecast(on_empty="last-value")[0, 0],
-        quantiles=behind.quantiles(FAN, on_empty="last-value")[0, 0],
+        forecast=within.kept(behind.queries, behind.forecast(on_empty="last-value"))[0, 0],
+        quantiles=within.kept(behind.queries, behind.quantiles(FAN, on_empty="last-value"))[0, 0],
         neighbours=tuple(neighbour_records(neighbours, place, every, actual)),
         share_closer=shares,
         no_close_analogue=no_close_analogue,

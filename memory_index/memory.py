@@ -34,7 +34,7 @@ class Memory(Protocol):
 
     @property
     def scale(self) -> SeriesScale:
-        """The training scale of each series of the version, float64 [N_v], in units of its transform: that of its keys."""
+        """The training scale of each series, float64 [N_v]: that of the keys, in units of the version's transform."""
         ...
 
     @property

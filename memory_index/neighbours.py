@@ -36,8 +36,8 @@ class Neighbours:
     row, distance, shape_distance, value_distance: [B, N, V, K]; int64 row ids (-1 in unused slots) and
     float32 distances (+inf there). `distance^2 = w * shape_distance^2 + (1 - w) * value_distance^2`
     (docs/method.md), in units of a window's own spread. query_location, query_spread: float64 [B, N, V], the
-    query's own statistics under each view, in units of the version's transform. temperature: float32 [V], stored with the version. linear_maps: of each
-    view, float32 [view, H], stored with it too (`KeyEncoder.linear_map`).
+    query's own statistics under each view, in units of the version's transform. temperature: float32 [V], stored with
+    the version. linear_maps: of each view, float32 [view, H], stored with it too (`KeyEncoder.linear_map`).
 
     Constructing it raises `LeakError` if any row is not admissible for its query.
     """
@@ -190,8 +190,8 @@ def space_forecasts(neighbours: Neighbours) -> np.ndarray:
     """Weighted mean of the aligned futures of each key space, float32 [B, N, V, H]; NaN where it has none.
 
     A missing step of a future has no weight; a step that all of a key space's futures miss is what the linear map makes
-    of the query. The map is linear, so the mean of what it makes of K differences is what it makes of their mean. Behind
-    a transform it is the mean of the futures in raw units: what a transform makes of a mean is not the mean.
+    of the query. The map is linear, so the mean of what it makes of K differences is what it makes of their mean.
+    Behind a transform it is the mean of the futures in raw units: what comes back from a mean is no mean.
     """
     b, n, v, _ = neighbours.row.shape
     weight, curve, inside = weights(neighbours), neighbours.windows.curve(neighbours.queries), neighbours.inside()

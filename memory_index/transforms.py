@@ -17,6 +17,7 @@ forecasting*, IEEE Transactions on Power Systems 2018.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -34,6 +35,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 AUTO = "auto"
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 LARGEST = float(np.finfo(np.float32).max)  # what comes out stays within float32
+HEAVY_TAILS = 9.0  # kurtosis above which `auto` takes a transform; 3 is that of a normal distribution
+ALL_WHOLE = 2.0**24  # from here on every float32 is a whole number, which tells nothing
 LEAST = -1 + 1e-9  # of log1p, whose forecasts end there
 BLOCK = 1 << 20  # values transformed at once
 
@@ -138,17 +141,17 @@ class Transform:
             result[part] = self.curves.take(number).forward(values[part])
         return result
 
-    def of_table(self, table: SeriesTable) -> SeriesTable:
-        """A table of the version's series, in its order, from raw units. Raises `DataError` as `require_in_domain`.
+    def of_table(self, table: SeriesTable, numbers: Iterable[int] | None = None) -> SeriesTable:
+        """A table of series of the version from raw units. numbers: of the series, default in the version's order.
 
-        Of the values as float32, in which a version keeps them.
+        Of the values as float32, in which a version keeps them. Raises `DataError` as `require_in_domain`.
         """
         if not self:
             return table
         self.require_in_domain(table)
         series = (
             replace(each, values=self.curves.take(number).forward(each.values.astype(np.float32)).astype(np.float64))
-            for number, each in enumerate(table.series)
+            for each, number in zip(table.series, range(len(table.series)) if numbers is None else numbers, strict=True)
         )
         return replace(table, series=tuple(series))
 
@@ -210,5 +213,22 @@ def _fit(kind: Kind, values: np.ndarray) -> Curve:
 
 
 def _choose(training: SeriesTable) -> tuple[str, str]:
-    """What `auto` takes, and why; see docs/method.md."""
-    return "none", ""
+    """What `auto` takes by the tails of the training values, and why (docs/method.md)."""
+    standard = []
+    for series in training.series:
+        values = series.values[np.isfinite(series.values)]
+        deviation = values.std() if len(values) else 0.0
+        standard.append((values - values.mean()) / deviation if deviation > 0 else np.zeros(1))
+    kurtosis = float(np.median([np.mean(z**4) for z in standard]))
+    whole = all(may_count(series.values).all() for series in training.series)
+    chosen = "none" if kurtosis <= HEAVY_TAILS else "log1p" if whole else "asinh"
+    values = "whole numbers, none below 0" if whole else "not all whole numbers of 0 or more"
+    return chosen, (
+        f"transform {chosen}: chosen by auto, the kurtosis of the training values is {kurtosis:.1f} (median over the "
+        f"series; above {HEAVY_TAILS:g} they get one), and they are {values}"
+    )
+
+
+def may_count(values: np.ndarray) -> np.ndarray:
+    """bool: values that counts can have, whole numbers that are not below zero; or missing."""
+    return np.isnan(values) | ((values >= 0) & (values < ALL_WHOLE) & (values == np.floor(values)))

@@ -377,8 +377,8 @@ class StoredWindows:
         return cut(self.values, self.origin_position[rows] + 1, self.spec.horizon)
 
     def filled_windows(self, rows: np.ndarray, lookback: int, horizon: int) -> np.ndarray:
-        """float32 [..., lookback + horizon], units of `values`: the last steps of each context, filled, and the first that
-        followed, NaN where missing (`missing.py`). lookback, horizon: at most those of the windows.
+        """float32 [..., lookback + horizon], units of `values`: the last steps of each context, filled, and the
+        first that followed, NaN where missing (`missing.py`). lookback, horizon: at most those of the windows.
         """
         windows = cut(self.values, self.origin_position[rows] - lookback + 1, lookback + horizon)
         if self.has_holes is not None and (holes := self.has_holes[rows]).any():
