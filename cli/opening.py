@@ -77,8 +77,8 @@ def open_run_with_table(
     """
     from forecaster.predictor import load_predictor, require_same_memory
     from forecaster.runs.run import open_run
-    from memory_index.errors import NotFoundError, ServiceError
-    from memory_index.references import is_address, require_local
+    from memory_index.errors import NotFoundError, ServiceError, UsageError
+    from memory_index.references import OLD_SCHEMES, is_address, require_local
 
     opened = open_run(run)
     ref, newer = index or opened.record.index.ref, update or index is not None
@@ -91,8 +91,8 @@ def open_run_with_table(
         ref = updated_ref(ref, file, indexes, options)
     try:
         found = indexes.find(ref)
-    except (NotFoundError, ServiceError) as error:
-        if index is None and is_address(ref):
+    except (NotFoundError, ServiceError, UsageError) as error:
+        if index is None and is_address(ref) and (ref.startswith(OLD_SCHEMES) or not isinstance(error, UsageError)):
             between = "" if not error.hint else " " if error.hint.endswith("?") else "; "
             error.hint += f"{between}--index REF names the run's version where it lies now, or a newer one"
         raise
