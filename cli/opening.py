@@ -150,7 +150,7 @@ def tell_series(table: SeriesTable, manifest: Manifest, ref: str, known: Collect
     """Say which series are new `to` a run or version, and which a table lacks that whole moments are made of."""
     there, trained = set(table.series_ids), set(known)
     if new := [name for name in table.series_ids if name not in trained]:
-        note(f"{_some(new)}: new to {to}, forecast like the other series, from windows of all of them")
+        note(f"{_some(new)}: new to {to}, compared with windows of all series")
     lacking = [name for name in manifest.series_ids if name not in there]
     if lacking and manifest.joint == "built":
         note(
@@ -231,12 +231,23 @@ def read_like(file: Path, manifest: Manifest, ref: str, options: ReadOptions) ->
 
     like = options_like(manifest, options)
     try:
-        return read_table(file, like)
+        table = read_table(file, like)
     except DataError:
         own = None if options.step else _own_step(file, like)
         if own is None:
             raise
         raise other_step(file.name, own, ref, manifest.step) from None
+    if options.step is None and _is_mostly_missing(table) and (own := _own_step(file, like)) is not None:
+        raise other_step(file.name, own, ref, manifest.step)
+    return table
+
+
+def _is_mostly_missing(table: SeriesTable) -> bool:
+    """Whether more than half of the steps have no value, as where a file is of a longer step."""
+    import numpy as np
+
+    num_known = sum(int(np.isfinite(series.values).sum()) for series in table.series)
+    return 2 * num_known < sum(len(series) for series in table.series)
 
 
 def _own_step(file: Path, options: ReadOptions) -> Step | None:

@@ -48,8 +48,9 @@ def query_blocks(
     origins: origin rows per series. known: series that the memory has, views: those of the memory. They are asked
     together (so that the joint scope can answer) at every time at which all of them have a *context* that is usable
     under a view; all other windows are asked by themselves. Nothing later may decide that: a gap in the future of one
-    series, or steps that only some of them have yet, would change what is asked for another. Series that are not asked together with all others, or are more than the
-    joint scope takes, are asked with those that are asked at the very same times: a few that lag hinder nobody.
+    series, or steps that only some of them have yet, would change what is asked for another. Series that are not asked
+    together with all others, or are more than the joint scope takes, are asked with those that are asked at the very
+    same times: a few that lag hinder nobody.
     """
     there = set(known)
     numbers = [n for n, series in enumerate(table.series) if series.series_id in there]

@@ -15,6 +15,7 @@ import torch
 
 from forecaster.config import ModelConfig
 from forecaster.model.types import Batch
+from forecaster.retrieval.folds import NO_FOLDS, FoldPlan
 from forecaster.retrieval.neighbours import Condensed, Fans, condense, neighbour_tensors
 from memory_index.leakage import Policy
 from memory_index.memory import Memory
@@ -52,8 +53,8 @@ class CachedWindows:
 
     All in units of the memory's transform. values: float32 [T], all series of the table end to end. position: int64
     [n], where each window's last context step is in `values`. series: int [n], numbers in the table. unit: float32 [n].
-    fold: int64 [n] or None, see `Batch.fold`. condensed, fans: memory-mapped, of the `windows` of the memory that
-    answered; None without GRA-M.
+    fold: int64 [n] or None, see `Batch.fold`. folds: how they were made. condensed, fans: memory-mapped, of the
+    `windows` of the memory that answered; None without GRA-M.
     """
 
     config: ModelConfig
@@ -62,6 +63,7 @@ class CachedWindows:
     series: np.ndarray
     unit: np.ndarray
     fold: np.ndarray | None = None
+    folds: FoldPlan = NO_FOLDS
     condensed: Condensed | None = None
     fans: Fans | None = None
     windows: StoredWindows | None = None

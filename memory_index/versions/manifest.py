@@ -129,11 +129,14 @@ class Manifest:
 
     def to_document(self) -> dict[str, Any]:
         """The fields by name, without those that are at their default."""
-        window = asdict(self.window)
+        window, built = asdict(self.window), asdict(self.built)
+        if not self.built.skipped:
+            del built["skipped"]
         if self.window.max_missing == 0:  # whole windows only, as before there was a choice
             del window["max_missing"]
         return _without_defaults(self) | {
             "window": window,
+            "built": built,
             "spaces": [_without_defaults(record) for record in self.spaces],
             "segments": [_without_defaults(record) for record in self.segments],
         }
