@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cli.options import Indexes
     from forecaster.predictor import Predictor
     from forecaster.runs.run import Run
+    from memory_index.bounds import Bounds
     from memory_index.encoder import KeyEncoder
     from memory_index.memory import Memory
     from memory_index.references import FoundVersion
@@ -169,6 +170,14 @@ def tell_ends(table: SeriesTable, memory: Memory) -> None:
         whole = memory.manifest.joint == "built" and not {*early}.isdisjoint(memory.manifest.series_ids)
         others = "; the others without moments of all series (scope joint), which end there" if whole else ""
         note(f"{_some(early)}: forecast from where it ends, before the last step of the table{others}")
+
+
+def tell_bounds(table: SeriesTable, memory: Memory, bounds: Bounds | None = None) -> None:
+    """Say which series are counts, and so kept at 0 or above without being asked."""
+    from memory_index.bounds import BoundsOf
+
+    if said := BoundsOf(memory, bounds).said(table):
+        note(said)
 
 
 def tell_skipped(skipped: Sequence[Skipped], done: str, *, source: str, strict: bool) -> None:

@@ -79,6 +79,13 @@ SpreadFloor = Annotated[
     float | None,
     typer.Option(help="Least spread of a window, in its series' training deviations.", show_default="0.3"),
 ]
+Transform = Annotated[
+    str,
+    typer.Option(
+        help="Units in which windows are compared and averaged: none, asinh (spikes on both sides), log1p (counts; "
+        "values above -1), or auto, by the tails of the training values. Files and forecasts keep their own units."
+    ),
+]
 Encoder = Annotated[
     str,
     typer.Option(
@@ -105,6 +112,7 @@ def build(
     shape_weight: ShapeWeight = None,
     spread_floor: SpreadFloor = None,
     encoder: Encoder = DUAL,
+    transform: Transform = "none",
     max_missing: MaxMissing = None,
     strict: Strict = False,
     indexes_dir: IndexesDir = DEFAULT_DIR,
@@ -139,6 +147,7 @@ def build(
             encoder=settings,
             scopes=names(scopes),  # type: ignore[arg-type]  # judged by the library
             factory=factory,
+            transform=transform,
             strict=strict,
             **learned(encoder, table),
         )

@@ -24,6 +24,7 @@ from memory_index.measure import recall_at_10, temperatures
 from memory_index.skipped import Skipped, require_none_skipped, skipped_sentence
 from memory_index.splits import Split
 from memory_index.tables.series import COARSE_FIX, Series, SeriesTable, coarse
+from memory_index.transforms import Transform, fit_transform
 from memory_index.types import MAX_JOINT_SERIES, SCOPES, KeySpace, Scope
 from memory_index.versions.factories import check_factory, choose_factory
 from memory_index.versions.manifest import FORMAT, BuildRecord, Manifest, SegmentRecord, SpaceRecord
@@ -51,6 +52,7 @@ def build(
     factory: str = "auto",
     fit_origins: list[np.ndarray] | None = None,
     fit: FitEncoder = fit_encoder,
+    transform: str | Transform = "none",
     review: Review = lambda memory: (),
     strict: bool = False,
 ) -> Version:
@@ -60,13 +62,15 @@ def build(
     that the table allows (`joint` needs 2 to 64 series with shared time stamps). factory: `auto`, `Flat`, or any
     FAISS factory string. fit_origins: origin rows per series of the windows that the encoder is fitted on, where
     those are not all that are stored (cross-fitting). fit: makes the encoder, as `fit_encoder` does; how a learned one
-    comes in. review: looks at the finished memory before it is published; what it returns becomes the version's notes.
+    comes in. transform: kind of the units that windows are compared and averaged in (transforms.py), or `auto`; or one
+    whose numbers are known. review: looks at the finished memory before it is published; what it returns becomes the
+    version's notes.
 
     Each series ends with its last value. One without a window in the training part is left out, and named in the
     manifest's `built.skipped`; strict: or raises `DataError`.
 
-    Raises `DataError` (every series too short), `UsageError` (views, scopes, factory), `IncompatibleError` (a scope
-    that this table cannot have), `ResourceError` (disk, lock).
+    Raises `DataError` (every series too short, a value that cannot be transformed), `UsageError` (views, scopes,
+    factory, transform), `IncompatibleError` (a scope that this table cannot have), `ResourceError` (disk, lock).
     """
     started = time.perf_counter()
     encoder = encoder or EncoderConfig(views=default_views(window.lookback))
@@ -84,19 +88,21 @@ def build(
         num_series=len(training.series),
     )
     check_factory(factory, {space: encoder.key_width(space, plan.num_series) for space in plan.spaces}, sizes)
+    transform, why = (transform, "") if isinstance(transform, Transform) else fit_transform(transform, training)
+    inside = transform.of_table(training)
     with store.staging(name) as staging:
         fitted = fit(
-            training, fit_origins or origins, encoder, lookback=window.lookback, horizon=window.horizon, scopes=scopes
+            inside, fit_origins or origins, encoder, lookback=window.lookback, horizon=window.horizon, scopes=scopes
         )
         described = write_encoder(staging.path, fitted)
-        windows = write_segment(staging.path / FIRST_SEGMENT, training, origins, fitted, plan)
+        windows = write_segment(staging.path / FIRST_SEGMENT, training, origins, fitted, plan, inside=inside)
         records = tuple(
             space_record(space, encoder.key_width(space, plan.num_series), fitted.value_width(space), *chosen[space])
             for space in plan.spaces
         )
         manifest = first_manifest(training, windows, plan, records, described, split, joint)
-        manifest = measured(staging.path, manifest, fitted)
-        notes = coarse_notes(training) + review(read_memory(staging.path, manifest, fitted))
+        manifest = measured(staging.path, dataclasses.replace(manifest, transform=transform), fitted)
+        notes = coarse_notes(training) + ((why,) if why else ()) + review(read_memory(staging.path, manifest, fitted))
         built = dataclasses.replace(built_since(started, table.source), notes=notes, skipped=skipped)
         return staging.publish(dataclasses.replace(manifest, built=built))
 

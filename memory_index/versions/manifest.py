@@ -16,6 +16,7 @@ from memory_index.errors import IncompatibleError, VerificationError
 from memory_index.files import FileRecord, sha256_of
 from memory_index.skipped import Skipped
 from memory_index.splits import Split
+from memory_index.transforms import NO_TRANSFORM, Transform, transform_from_json
 from memory_index.types import KeySpace, Scope
 from memory_index.windows import Step, WindowSpec
 
@@ -96,6 +97,7 @@ class Manifest:
     parent: str | None  # fingerprint of the version that this one was appended to
     libraries: dict[str, str]
     built: BuildRecord
+    transform: Transform = NO_TRANSFORM
 
     @property
     def fingerprint(self) -> str:
@@ -248,6 +250,7 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
                 "segments": tuple(SegmentRecord(**record) for record in document["segments"]),
                 "files": {path: file_record(path, record) for path, record in document["files"].items()},
                 "built": _build_record(document["built"]),
+                "transform": transform_from_json(document.get("transform", {})),
             }
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # a UsageError of WindowSpec is a ValueError
