@@ -62,9 +62,10 @@ def train(
 
     The neighbours of all training windows are found once and kept; as many windows are used as --max-work allows. A
     linear map and the gate between it, the last value, the last season and the memory are fitted in closed form, and
-    what forecasts held-out windows best is kept: their mix, or one of them alone. With --network, or any option of its own (--llm, --preset, --no-tapr, ...), a network is
-    trained beside them: the validation part decides when to stop and which weights are kept. The test part is never
-    read. Interrupted, it goes on with --resume. The run is a folder that can be moved.
+    what forecasts held-out windows best is kept: their mix, or one of them alone. With --network, or any option of its
+    own (--llm, --preset, --no-tapr, ...), a network is trained beside them: the validation part decides when to stop
+    and which weights are kept. The test part is never read. Interrupted, it goes on with --resume. The run is a folder
+    that can be moved.
     """
     from forecaster.training.fit import train_run
 

@@ -116,7 +116,7 @@ def train_run(
         if (ended := ended_training(run, is_main=accelerator.is_main_process)) is not None:
             return ended
         plan = plan_training(memory, table, config)
-        for said in (*plan.notes, plan.says):
+        for said in plan.told:
             note(said)
         started = time.perf_counter()
         training, validation = main_first(
