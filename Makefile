@@ -19,7 +19,7 @@ install: $(STAMP)  ## make .venv and install everything into it
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, but $(PYTHON) is %d.%d (name another one: make PYTHON=python3.12 ...)" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plot,explore,milvus,metrics]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plot,explore,milvus,serve]'
 	@touch $@
 
 demo: install  ## run the main job end to end on the embedded sample
@@ -69,6 +69,7 @@ bench: install peers  ## measure the figures of docs/benchmarks.md (DATA_DIR hol
 	$(BIN)/python -m benchmarks.capacity --plot docs/images/capacity.png
 	$(BIN)/python -m benchmarks.milvus_speed
 	$(BIN)/python -m benchmarks.leak_audit
+	$(BIN)/python -m benchmarks.exact_search --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.explore_speed --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.llm_speed
 	$(BIN)/python -m benchmarks.accuracy --data-dir $(DATA_DIR) --work-dir runs/accuracy --plot docs/images/accuracy.png

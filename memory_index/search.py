@@ -74,15 +74,24 @@ class Index(Protocol):
     def __len__(self) -> int: ...
 
     def propose(self, queries: np.ndarray, num: int, within: Within | None = None) -> np.ndarray:
-        """Candidates int64 [q, num] for queries float32 [q, E]: rows of the group, -1 in unused slots, in any order."""
+        """Candidates int64 [q, num or more] for queries float32 [q, E]: rows of the group, -1 in unused slots.
+
+        They are in any order.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class FaissIndex:
-    """A FAISS index over the keys of a group."""
+    """A FAISS index over the keys of a group, or over more of which the group is the rows `first` to `last`.
+
+    whole: what holds the index in memory, where that is a part of something.
+    """
 
     faiss_index: faiss.Index
+    first: int = 0
+    last: int | None = None
+    whole: faiss.Index | None = None
     can_filter = False  # FAISS takes one filter for all queries, and a graph loses its way where little is admissible
 
     @property
@@ -91,12 +100,15 @@ class FaissIndex:
         return len(self)
 
     def __len__(self) -> int:
-        return int(self.faiss_index.ntotal)
+        return (int(self.faiss_index.ntotal) if self.last is None else self.last) - self.first
 
     def propose(self, queries: np.ndarray, num: int, within: Within | None = None) -> np.ndarray:
-        """See `Index.propose`."""
+        """See `Index.propose`. Of more than the group as many times more is asked, and what lies outside left out."""
         assert within is None, "it does not filter"
-        return self.faiss_index.search(np.ascontiguousarray(queries), num, params=_parameters(self.faiss_index, num))[1]
+        num *= -(-int(self.faiss_index.ntotal) // len(self))
+        parameters = _parameters(self.faiss_index, num)
+        found = self.faiss_index.search(np.ascontiguousarray(queries), num, params=parameters)[1]
+        return np.where((found >= self.first) & (found < self.first + len(self)), found - self.first, -1)
 
 
 @dataclass(frozen=True, kw_only=True)

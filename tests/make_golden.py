@@ -34,6 +34,7 @@ from memory_index.versions.manifest import FORMAT
 
 GOLDEN = Path(__file__).parent / "golden"
 NAME = "golden"
+INDEXED = {"graph": "HNSW8", "quantised": "SQ8"}  # further names, and the factory of each: what their keys lie in
 ANSWERS = "answers.json"
 NUM_STEPS, NUM_STORED, NUM_APPENDED = 200, 120, 140
 
@@ -54,17 +55,18 @@ def answers(memory: LocalMemory) -> dict[str, object]:
 
 
 def write(folder: Path) -> None:
-    """A version of two segments, and what it answers."""
+    """Versions of two segments, the same but for the index that their keys lie in, and what each of them answers."""
     table = wide_table(NUM_STEPS)
-    with tempfile.TemporaryDirectory() as scratch:
-        store = Store(Path(scratch))
-        encoder = replace(ENCODER, views=(12,), shape_width=8, joint_width=24)
-        first = build_until(
-            store, table, table.series[0].times[NUM_STORED - 1], name=NAME, window=WINDOW, encoder=encoder
-        )
-        grown = append(store, first.ref, between(table, 0, NUM_APPENDED))
-        shutil.copytree(grown.path, folder / NAME / "000001")
-        (folder / ANSWERS).write_text(json.dumps(answers(open_version(grown)), sort_keys=True) + "\n")
+    encoder = replace(ENCODER, views=(12,), shape_width=8, joint_width=24)
+    for name, factory in {NAME: "auto", **INDEXED}.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            store = Store(Path(scratch))
+            until = table.series[0].times[NUM_STORED - 1]
+            first = build_until(store, table, until, name=name, window=WINDOW, encoder=encoder, factory=factory)
+            grown = append(store, first.ref, between(table, 0, NUM_APPENDED))
+            shutil.copytree(grown.path, folder / name / "000001")
+            if name == NAME:  # so few keys are scanned, whatever index there is
+                (folder / ANSWERS).write_text(json.dumps(answers(open_version(grown)), sort_keys=True) + "\n")
 
 
 def write_forecasts(folder: Path) -> None:

@@ -21,7 +21,7 @@ from memory_index.neighbours import Neighbours
 from memory_index.splits import Split
 from memory_index.tables.series import Series, SeriesTable
 from memory_index.types import Queries
-from memory_index.versions import segments
+from memory_index.versions import factories, key_files
 from memory_index.versions.append import append
 from memory_index.versions.build import build
 from memory_index.versions.compact import compact
@@ -182,7 +182,7 @@ def take(queries: Queries, chosen: slice | np.ndarray) -> Queries:
 
 def use_indexes(patch: pytest.MonkeyPatch) -> None:
     """Let groups of a few dozen keys have a FAISS index and be searched through it."""
-    for module in (search, segments):
+    for module in (search, factories, key_files):
         patch.setattr(module, "EXACT_ROWS", 40)
     patch.setattr(search, "OVERFETCH", 16)
 

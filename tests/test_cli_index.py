@@ -23,7 +23,7 @@ from memory_index.errors import UsageError
 from memory_index.splits import split_until
 from memory_index.tables.columns import ReadOptions
 from memory_index.types import KeySpace
-from memory_index.versions import factories
+from memory_index.versions import factories, key_files
 from memory_index.versions.store import Store
 from memory_index.versions.version import load
 from memory_index.windows import Step
@@ -290,7 +290,7 @@ def test_the_sample_can_be_built(document, repository):
         (["--factory", ""], 2, "'' is not a FAISS factory string"),
         (["--factory", "PQ7"], 2, "multiple of the number of subquantizers"),
         (["--factory", "IVF0,Flat"], 2, "no lists"),
-        (["--factory", "IVF4096,Flat"], 2, "needs 159,744 keys to be trained on, but the largest group has 442"),
+        (["--factory", "IVF4096,Flat"], 2, "needs 159,744 keys to be trained on, but own-48 has 442"),
         (["--factory", "IVF2,PQ4x12", "--scopes", "pooled"], 2, "needs 159,744 keys to be trained on"),
         (["--name", "a/b"], 2, "cannot be the name of an index"),
         (["--columns", "nroth"], 4, "nroth"),
@@ -312,22 +312,31 @@ def test_a_folder_that_cannot_be_made_is_code_7(table, capsys):
         assert capsys.readouterr().err.startswith(f"error: {folder}")
 
 
-def test_a_factory_that_is_not_used_yet_says_so(document, table):
+def test_a_factory_that_is_asked_for_is_built_and_says_where_it_is_not_used(document, table, tmp_path):
     found = document("build", table, "--name", "load", *SHAPE, "--factory", "HNSW32")
     assert found["factory"] == "HNSW32"
-    assert {space["reason"] for space in found["spaces"]} == {
-        "asked for, but not used yet: groups of up to 20,000 keys are scanned exactly"
-    }
+    scanned = "asked for; groups of up to {} keys are scanned all the same, which is faster and exact"
+    assert {space["reason"] for space in found["spaces"] if space["scope"] == "own"} == {scanned.format(221)}
+    assert {space["reason"] for space in found["spaces"] if space["scope"] == "pooled"} == {scanned.format(442)}
+    folder = tmp_path / "indexes" / "load" / "000001" / "segment-0"
+    assert len(list(folder.glob("keys-*.faiss"))) == len(found["spaces"]) > 2
+    for path in folder.glob("keys-*.faiss"):
+        assert b"IHNf" in path.read_bytes()[:200]  # how FAISS begins a graph over plain keys
 
 
-def test_training_keys_are_asked_of_groups_that_are_indexed():
+def test_training_keys_are_asked_of_a_whole_key_space():
     own, pooled = KeySpace("own", 96), KeySpace("pooled", 96)
-    widths, sizes = {own: 53, pooled: 48}, {own: np.array([8_000] * 7), pooled: np.array([56_000])}
-    factories.check_factory("IVF1024,Flat", widths, sizes)  # 39,936 keys: own groups are scanned, whatever is asked for
-    with pytest.raises(UsageError, match=r"a group of own-96 has 30,000"):
-        factories.check_factory("IVF1024,Flat", widths, sizes | {own: np.array([8_000, 30_000, 50_000])})
-    with pytest.raises(UsageError, match=r"the largest group has 56,000"):
-        factories.check_factory("IVF2048,Flat", widths, sizes)
+    widths, sizes = {own: 53, pooled: 48}, {own: np.array([8_000] * 5), pooled: np.array([56_000])}
+    factories.check_factory("IVF1024,Flat", widths, sizes)  # 39,936 keys: one index over all groups
+    with pytest.raises(UsageError, match=r"own-96 has 35,000"):
+        factories.check_factory("IVF1024,Flat", widths, sizes | {own: np.array([5_000, 30_000])})
+
+
+def test_auto_chooses_one_graph_where_it_is_faster_than_scanning_the_group():
+    sizes = {(200_000,): "Flat", (200_001,): "HNSW32", (250_000, 1_000): "HNSW32", (250_000,) * 7: "Flat"}
+    for groups, factory in sizes.items():
+        assert factories.choose_factory("auto", np.array(groups))[0] == factory, groups
+    assert "250,000 of 1,750,000 keys" in factories.choose_factory("auto", np.array([250_000] * 7))[1]
 
 
 @pytest.mark.parametrize("views", ["4,24,48", "48"])
@@ -493,16 +502,16 @@ def test_verify(cli, document, built):
 
 
 def test_verify_finds_a_flipped_byte(cli, built, tmp_path):
-    path = tmp_path / "indexes" / "load" / "000001" / "segment-0" / "keys-own-48.npy"
+    path = tmp_path / "indexes" / "load" / "000001" / "segment-0" / "keys-own-48.faiss"
     damage(path)
     code, out, _ = cli("verify", "load", "--json")
     found = json.loads(out)
     assert (code, found["ok"]) == (5, False)
-    assert [problem["file"] for problem in found["problems"]] == ["segment-0/keys-own-48.npy"]
+    assert [problem["file"] for problem in found["problems"]] == ["segment-0/keys-own-48.faiss"]
     assert set(found["problems"][0]) >= {"file", "message"}
     code, out, err = cli("verify", "load")
     assert code == 5
-    assert "segment-0/keys-own-48.npy" in out
+    assert "segment-0/keys-own-48.faiss" in out
     assert "load@1 is damaged" in err
 
 
@@ -532,13 +541,14 @@ def test_verify_finds_keys_that_were_not_made_by_the_encoder(cli, built, tmp_pat
             path = staging.path / file
             path.parent.mkdir(exist_ok=True)
             path.write_bytes((good.path / file).read_bytes())
-        path = staging.path / "segment-0" / "keys-own-48.npy"
-        np.save(path, np.load(path) + np.float32(0.5))
+        keys = key_files.read_keys(good.path / "segment-0", KeySpace("own", 48))
+        (staging.path / "segment-0" / "keys-own-48.faiss").unlink()
+        key_files.write_keys(staging.path / "segment-0", KeySpace("own", 48), keys + np.float32(0.5), "Flat")
         staging.publish(replace(good.manifest, files={}))
     code, out, _ = cli("verify", "wrong", "--json")
     problems = json.loads(out)["problems"]
     assert code == 5
-    assert [problem["file"] for problem in problems] == ["keys-own-48.npy"]
+    assert [problem["file"] for problem in problems] == ["keys-own-48.faiss"]
 
 
 def damage(path: Path) -> None:

@@ -245,7 +245,7 @@ def test_bad_input_is_one_line(show, tmp_path, monkeypatch, arguments, code, wor
 
 def test_a_damaged_version_is_refused_before_anything_is_drawn(template, tmp_path, capsys):
     shutil.copytree(template, tmp_path / "indexes")
-    keys = next((tmp_path / "indexes" / "load" / "000001").rglob("keys-own-48.npy"))
+    keys = next((tmp_path / "indexes" / "load" / "000001").rglob("keys-own-48.faiss"))
     keys.chmod(0o644)
     content = bytearray(keys.read_bytes())
     content[-1] ^= 1

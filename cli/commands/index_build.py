@@ -63,7 +63,7 @@ Scopes = Annotated[
 KnownDelay = Annotated[
     int, typer.Option(help="Steps until a stored value is published; queries know their own context.")
 ]
-Factory = Annotated[str, typer.Option(help="auto, Flat (exact), or a FAISS factory string.")]
+Factory = Annotated[str, typer.Option(help="auto, Flat (exact), or a FAISS factory string, as HNSW32 or IVF1024,SQ8.")]
 ShapeWeight = Annotated[
     float | None,
     typer.Option(help="Weight of the shape against level and spread, 0 to 1.", show_default="0.9"),

@@ -77,9 +77,9 @@ def train_run(
     memory: Memory,
     ref: str,
     config: Config,
-    out: Path,
+    out: Path | str,
     *,
-    neighbours_dir: Path,
+    neighbours_dir: Path | str,
     resume: bool = False,
     device: str = "auto",
     report: Report = lambda done, total: None,
@@ -95,6 +95,7 @@ def train_run(
     Raises `IncompatibleError` (lookback or horizon longer than the version's; a table that it was not built on; a run
     that belongs to something else), `DataError` (no training window), and what `begun_run` and `train` raise.
     """
+    out, neighbours_dir = Path(out), Path(neighbours_dir)
     check_fits(config, memory, table)
     config = with_season(config, table)
     require_same_data(table, memory.windows, ref)

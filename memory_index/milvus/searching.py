@@ -41,8 +41,8 @@ def open_milvus(
 ) -> MilvusMemory:
     """Open a version on this machine whose keys a Milvus searches; see `open_version` and `parse_address`.
 
-    Its FAISS files are not needed, and not looked at. Groups of keys of which a query may see few are scanned here,
-    as ever.
+    The keys are read from its files for the final distance; whatever index is in them is not asked. Groups of keys of
+    which a query may see few are scanned here, as ever.
 
     Raises what `open_version` raises; `NotFoundError` if the version has not been published there,
     `IncompatibleError` if what is there is not all of it, `ServiceError`, `ResourceError`, `UsageError`.

@@ -9,9 +9,12 @@ import numpy as np
 
 from memory_index.errors import IncompatibleError, NothingNewError
 from memory_index.tables.series import Series, SeriesTable, differing
+from memory_index.tables.steps import same_step
 from memory_index.versions.build import built_since, segment_record, steps_until, with_recall
+from memory_index.versions.factories import EXACT
+from memory_index.versions.manifest import FORMAT
 from memory_index.versions.opening import LoadEncoder, plan_of, read_encoder, read_series
-from memory_index.versions.segments import SERIES_FILE, write_indexes, write_segment
+from memory_index.versions.segments import SERIES_FILE, write_segment
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version, check_files, removal_named
 from memory_index.windows import Step, WindowSpec, origin_rows
@@ -52,14 +55,13 @@ def append(
         folder, new_from = f"segment-{len(manifest.segments)}", [len(series) for series in stored.series]
         origins = new_origins(stored, joined, plan.window)
         windows = write_segment(staging.path / folder, joined, origins, encoder, plan, new_from=new_from)
-        factories = {record.space: record.factory for record in manifest.spaces}
-        write_indexes(staging.path / folder, windows, plan, factories)
         num_new = [len(series) - start for series, start in zip(joined.series, new_from, strict=True)]
         known_at = np.append(
             windows.known_at, [np.datetime64(manifest.first_known_at), np.datetime64(manifest.last_known_at)]
         )
         child = dataclasses.replace(
             manifest,
+            format=FORMAT,
             num_rows=manifest.num_rows + len(windows),
             first_known_at=str(known_at.min()),
             last_known_at=str(known_at.max()),
@@ -67,7 +69,7 @@ def append(
             segments=(*manifest.segments, segment_record(folder, windows, sum(num_new))),
             parent=manifest.fingerprint,
         )
-        if set(factories.values()) != {"Flat"}:  # an exact scan has nothing to measure
+        if set(plan.factories.values()) != {EXACT}:  # an exact scan has nothing to measure
             child = with_recall(staging.path, child, encoder)
         built = dataclasses.replace(built_since(started, table.source), notes=notes)
         return staging.publish(dataclasses.replace(child, built=built))
@@ -80,7 +82,9 @@ def join_new_rows(stored: SeriesTable, table: SeriesTable, *, until: np.datetime
     for old in stored.series:
         new = table[old.series_id]
         require_overlap(old, new, table, stored.step)
+        held = np.flatnonzero(np.isfinite(new.values))
         keep = new.times > old.times[-1]
+        keep[int(held[-1]) + 1 if len(held) else 0 :] = False  # empty cells behind the last value are not there yet
         if until is not None:
             keep &= stored.step.add(new.times, delay) <= until
         num_new += int(keep.sum())
@@ -122,7 +126,7 @@ def whole_moments(stored: SeriesTable, joined: SeriesTable) -> tuple[SeriesTable
 
 def require_same_kind(stored: SeriesTable, table: SeriesTable) -> None:
     """Raise `IncompatibleError` unless a table has the step and the series of a version."""
-    if table.step != stored.step:
+    if not same_step(table.step, stored.step, table.series[0].times[0]):
         ours, theirs = (
             f"{step.frequency}" + (f" in {step.time_zone}" if step.time_zone else "")
             for step in (stored.step, table.step)

@@ -27,7 +27,7 @@ from memory_index.types import MAX_JOINT_SERIES, SCOPES, KeySpace, Scope
 from memory_index.versions.factories import check_factory, choose_factory
 from memory_index.versions.manifest import FORMAT, BuildRecord, Manifest, SegmentRecord, SpaceRecord
 from memory_index.versions.opening import read_memory, write_encoder
-from memory_index.versions.segments import SegmentPlan, SegmentWindows, write_indexes, write_segment
+from memory_index.versions.segments import SegmentPlan, SegmentWindows, write_segment
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version
 from memory_index.windows import WindowSpec, check_views, origin_rows
@@ -77,12 +77,13 @@ def build(
     require_windows(training, origins, window)
     joint = joint_refusal(training, origins)
     scopes = choose_scopes(scopes, joint)
+    sizes = {KeySpace(scope, view): group_sizes(scope, origins) for scope in scopes for view in encoder.views}
+    chosen = {space: choose_factory(factory, each) for space, each in sizes.items()}
     plan = SegmentPlan(
         window=window,
-        spaces=tuple(KeySpace(scope, view) for scope in scopes for view in encoder.views),
+        factories={space: name for space, (name, _) in chosen.items()},
         num_series=len(table.series),
     )
-    sizes = {space: group_sizes(space, origins) for space in plan.spaces}
     check_factory(factory, {space: encoder.key_width(space, plan.num_series) for space in plan.spaces}, sizes)
     with store.staging(name) as staging:
         fitted = fit(
@@ -91,10 +92,9 @@ def build(
         described = write_encoder(staging.path, fitted)
         windows = write_segment(staging.path / FIRST_SEGMENT, training, origins, fitted, plan)
         records = tuple(
-            space_record(space, plan, encoder, fitted.value_width(space), factory, sizes[space])
+            space_record(space, encoder.key_width(space, plan.num_series), fitted.value_width(space), *chosen[space])
             for space in plan.spaces
         )
-        write_indexes(staging.path / FIRST_SEGMENT, windows, plan, {record.space: record.factory for record in records})
         manifest = first_manifest(training, windows, plan, records, described, split, joint)
         manifest = measured(staging.path, manifest, fitted)
         notes = coarse_notes(training) + review(read_memory(staging.path, manifest, fitted))
@@ -171,11 +171,11 @@ def choose_scopes(asked: tuple[Scope, ...] | None, joint: str) -> tuple[Scope, .
     return tuple(scope for scope in SCOPES if scope in asked)
 
 
-def group_sizes(space: KeySpace, origins: list[np.ndarray]) -> np.ndarray:
-    """Keys in each group of a key space of a version with windows at these origin rows, int64 [groups]."""
-    if space.scope == "own":
+def group_sizes(scope: Scope, origins: list[np.ndarray]) -> np.ndarray:
+    """Keys in each group of a scope's key spaces, in a version with windows at these origin rows, int64 [groups]."""
+    if scope == "own":
         return np.array([len(rows) for rows in origins])
-    return np.array([len(shared_origins(origins)) if space.scope == "joint" else sum(map(len, origins))])
+    return np.array([len(shared_origins(origins)) if scope == "joint" else sum(map(len, origins))])
 
 
 def stored_part(table: SeriesTable, until: str | np.datetime64, window: WindowSpec) -> SeriesTable:
@@ -231,17 +231,14 @@ def coarse_notes(table: SeriesTable) -> tuple[str, ...]:
     return tuple(f"series '{name}': {said}; {COARSE_FIX}" for name, said in found.items() if said)
 
 
-def space_record(
-    space: KeySpace, plan: SegmentPlan, config: EncoderConfig, value_width: int, factory: str, sizes: np.ndarray
-) -> SpaceRecord:
-    """How a key space will be searched; its temperature and recall are not measured yet. sizes: int [groups]."""
-    chosen, reason = choose_factory(factory, int(sizes.max()))
+def space_record(space: KeySpace, width: int, value_width: int, factory: str, reason: str) -> SpaceRecord:
+    """How a key space will be searched; its temperature and recall are not measured yet."""
     return SpaceRecord(
         scope=space.scope,
         view=space.view,
-        width=config.key_width(space, plan.num_series),
+        width=width,
         value_width=value_width,
-        factory=chosen,
+        factory=factory,
         reason=reason,
         temperature=1.0,
         recall_at_10=1.0,

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from memory_index.errors import UsageError
-from memory_index.files import write_array
 from memory_index.local import LocalMemory
 from memory_index.tables.series import SeriesTable
 from memory_index.versions.build import FIRST_SEGMENT, built_since, segment_record, with_recall
+from memory_index.versions.key_files import write_keys
+from memory_index.versions.manifest import FORMAT
 from memory_index.versions.opening import LoadEncoder, open_version, plan_of, read_series
-from memory_index.versions.segments import SegmentWindows, keys_file, write_indexes, write_series, write_windows
+from memory_index.versions.segments import SegmentPlan, SegmentWindows, write_series, write_windows
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version, removal_named
 
@@ -37,10 +38,10 @@ def compact(store: Store, ref: str, *, load_encoder: LoadEncoder | None = None) 
         folder = staging.path / FIRST_SEGMENT
         with removal_named(parent):
             table = read_series(parent.path, manifest)
-        windows = merge_segments(folder, memory, table)
-        write_indexes(folder, windows, plan, {record.space: record.factory for record in manifest.spaces})
+        windows = merge_segments(folder, memory, table, plan)
         merged = dataclasses.replace(
             manifest,
+            format=FORMAT,
             segments=(segment_record(FIRST_SEGMENT, windows, len(memory.windows.values)),),
             parent=manifest.fingerprint,
         )
@@ -48,7 +49,7 @@ def compact(store: Store, ref: str, *, load_encoder: LoadEncoder | None = None) 
         return staging.publish(dataclasses.replace(merged, built=built_since(started, manifest.built.source)))
 
 
-def merge_segments(folder: Path, memory: LocalMemory, table: SeriesTable) -> SegmentWindows:
+def merge_segments(folder: Path, memory: LocalMemory, table: SeriesTable, plan: SegmentPlan) -> SegmentWindows:
     """Write the segments of a memory as one: the same rows and keys, in the order of a single segment."""
     folder.mkdir(parents=True)
     stored = memory.windows
@@ -64,5 +65,5 @@ def merge_segments(folder: Path, memory: LocalMemory, table: SeriesTable) -> Seg
         else:
             keys = np.concatenate([segment.groups[space][0].keys for segment in memory.segments])
             keys = keys[order] if space.scope == "pooled" else keys
-        write_array(folder / keys_file(space), keys)
+        write_keys(folder, space, keys, plan.factories[space])
     return windows

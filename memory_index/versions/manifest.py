@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from memory_index.types import KeySpace, Scope
 from memory_index.windows import Step, WindowSpec
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/"  # how a file begins that Git LFS has not fetched
-FORMAT = 1  # of the version folder; every older number stays readable for ever (tests/golden)
+FORMAT = 2  # of the version folder; every older number stays readable for ever (tests/golden)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +68,11 @@ class BuildRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """Everything that a version is. Equal data and settings give equal fingerprints."""
+    """Everything that a version is. Equal data and settings give equal fingerprints.
+
+    A field with a default, here or in `SpaceRecord` and `SegmentRecord`, is stored only where it differs from it, so
+    that the fingerprint of a version that was made before there was such a field stays what it is.
+    """
 
     format: int
     window: WindowSpec
@@ -93,7 +97,7 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON of everything but `built`."""
-        document = asdict(self)
+        document = self.to_document()
         del document["built"]
         return sha256_of(json.dumps(document, sort_keys=True).encode())
 
@@ -118,9 +122,24 @@ class Manifest:
         """Size of all files that the manifest lists, those that a parent shares included."""
         return sum(record.bytes for record in self.files.values())
 
+    def to_document(self) -> dict[str, Any]:
+        """The fields by name, without those that are at their default."""
+        return _without_defaults(self) | {
+            "spaces": [_without_defaults(record) for record in self.spaces],
+            "segments": [_without_defaults(record) for record in self.segments],
+        }
+
     def to_json(self) -> str:
         """The document as it is stored in `manifest.json`."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        return json.dumps(self.to_document(), indent=1, sort_keys=True) + "\n"
+
+
+def _without_defaults(record: Manifest | SpaceRecord | SegmentRecord) -> dict[str, Any]:
+    document = asdict(record)
+    for field in fields(record):
+        if field.default is not MISSING and getattr(record, field.name) == field.default:
+            del document[field.name]
+    return document
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,8 +223,10 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
         )
     try:
         known = {field.name for field in fields(Manifest)}
-        if set(document) != known:
-            raise ValueError(f"fields that differ from format {number}: {sorted(set(document) ^ known)}")
+        required = {field.name for field in fields(Manifest) if field.default is MISSING}
+        if not required <= set(document) <= known:
+            wrong = (set(document) - known) | (required - set(document))
+            raise ValueError(f"fields that differ from format {number}: {sorted(wrong)}")
         return Manifest(
             **{
                 **document,

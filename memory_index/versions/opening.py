@@ -15,17 +15,14 @@ from memory_index.key_spaces import Segment
 from memory_index.local import LocalMemory
 from memory_index.scaling import SeriesScale
 from memory_index.tables.series import SeriesTable
+from memory_index.versions.key_files import is_index_alone, keys_path, read_groups
 from memory_index.versions.manifest import Manifest
 from memory_index.versions.segments import (
-    EXACT,
-    INDEX_SUFFIX,
     SERIES_FILE,
     WINDOWS_FILE,
     SegmentPlan,
     SegmentWindows,
     join_series,
-    keys_file,
-    read_groups,
     read_windows,
 )
 from memory_index.versions.version import Damage, Version, check_files, read_parquet, removal_named
@@ -42,11 +39,11 @@ def open_version(
 ) -> LocalMemory:
     """Open a version that a `Store` has resolved; see `references.open_memory`.
 
-    with_indexes: without them its FAISS files are neither hashed nor opened, and every key is compared.
+    with_indexes: without them every key is compared, whatever index is in the files.
 
     Raises what `check_files` and `read_encoder` raise.
     """
-    check_files(version, only=lambda path: with_indexes or not path.endswith(INDEX_SUFFIX))
+    check_files(version, only=lambda path: with_indexes or not is_index_alone(path))
     with removal_named(version):
         encoder = read_encoder(version.path, version.manifest, load_encoder)
         return read_memory(version.path, version.manifest, encoder, threads=threads, with_indexes=with_indexes)
@@ -100,8 +97,8 @@ def write_encoder(folder: Path, encoder: KeyEncoder) -> dict[str, object]:
 
 def plan_of(manifest: Manifest) -> SegmentPlan:
     """What all segments of a version have in common."""
-    spaces = manifest.key_spaces
-    return SegmentPlan(window=manifest.window, spaces=spaces, num_series=len(manifest.series_ids))
+    factories = {record.space: record.factory for record in manifest.spaces}
+    return SegmentPlan(window=manifest.window, factories=factories, num_series=len(manifest.series_ids))
 
 
 def read_series(folder: Path, manifest: Manifest) -> SeriesTable:
@@ -136,8 +133,9 @@ def read_memory(
         )
         for space in manifest.spaces:
             offsets = segment.windows.group_offsets(space.space, segment.num_series)
-            factory = space.factory if with_indexes else EXACT
-            segment.groups[space.space] = read_groups(folder / record.folder, space.space, factory, offsets)
+            segment.groups[space.space] = read_groups(
+                folder / record.folder, space.space, space.factory, offsets, with_indexes=with_indexes
+            )
         segments.append(segment)
         first_row += record.num_rows
     windows = stored_windows(folder, manifest, [segment.windows for segment in segments])
@@ -196,7 +194,7 @@ def verify_contents(version: Version, *, load_encoder: LoadEncoder | None = None
     problems = []
     for record in version.manifest.spaces:
         for segment, where in zip(memory.segments, version.manifest.segments, strict=True):
-            file = f"{where.folder}/{keys_file(record.space)}"
+            file = keys_path(version.path / where.folder, record.space).relative_to(version.path).as_posix()
             for group in segment.groups[record.space]:
                 if group.keys.shape[1] != record.width:
                     problems.append(
@@ -215,23 +213,23 @@ def verify_contents(version: Version, *, load_encoder: LoadEncoder | None = None
                         )
                     )
     if not problems:
-        problems += _canary(memory)
+        problems += _canary(memory, version)
     return problems
 
 
-def _canary(memory: LocalMemory) -> list[Damage]:
+def _canary(memory: LocalMemory, version: Version) -> list[Damage]:
     """Encode some stored windows again: each must come out at its stored key.
 
     And the search must find what it found when the version was built. Returns what is wrong, empty if nothing is.
     """
     from memory_index.measure import recall_at_10, self_distances
 
-    problems = []
+    problems, first = [], version.path / version.manifest.segments[0].folder
     for space, distance in self_distances(memory).items():
         if distance > CANARY_TOLERANCE:
             problems.append(
                 Damage(
-                    file=keys_file(space),
+                    file=keys_path(first, space).name,
                     kind="unknown",
                     message=f"stored windows encode {distance:.3g} away from their keys",
                 )
@@ -241,7 +239,7 @@ def _canary(memory: LocalMemory) -> list[Damage]:
         if recall < promised - 0.02:
             problems.append(
                 Damage(
-                    file=keys_file(space),
+                    file=keys_path(first, space).name,
                     kind="unknown",
                     message=f"recall@10 is {recall:.3f}, {promised:.3f} when it was built",
                 )

@@ -2,8 +2,7 @@
 
 series.parquet    the steps that this segment adds: series, time, value
 windows.parquet   its windows, ordered by (known_at, series): where they are and what normalised them
-keys-SCOPE-VIEW.npy   keys, float32 [n, E]; `own` grouped by series, `joint` one per moment; each in time order
-SCOPE-VIEW-GROUP.faiss   an index over one group of keys, only where it is faster than an exact scan
+keys-SCOPE-VIEW.faiss   the keys of one key space, as a FAISS index (key_files.py)
 """
 
 from __future__ import annotations
@@ -13,32 +12,35 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memory_index.encoder import KeyEncoder
-from memory_index.files import write_array
-from memory_index.search import EXACT_ROWS, FaissIndex, KeyGroup
 from memory_index.tables.series import Series, SeriesTable
 from memory_index.types import KeySpace, Scope
-from memory_index.versions.factories import trained_index
+from memory_index.versions.key_files import write_keys
 from memory_index.windows import WindowSpec, complete_moments, cut
 
 SERIES_FILE, WINDOWS_FILE = "series.parquet", "windows.parquet"
 CHUNK = 2048  # windows encoded at once
-EXACT = "Flat"  # factory of a key space without FAISS files
-INDEX_SUFFIX = ".faiss"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentPlan:
-    """What all segments of a version have in common: the shape of windows, the key spaces, the number of series."""
+    """What all segments of a version have in common.
+
+    The shape of windows, the key spaces with the FAISS factory string of each, and the number of series.
+    """
 
     window: WindowSpec
-    spaces: tuple[KeySpace, ...]
+    factories: dict[KeySpace, str]
     num_series: int
+
+    @property
+    def spaces(self) -> tuple[KeySpace, ...]:
+        """The key spaces, in the version's order."""
+        return tuple(self.factories)
 
     @property
     def views(self) -> tuple[int, ...]:
@@ -84,7 +86,7 @@ def write_segment(
     *,
     new_from: list[int] | None = None,
 ) -> SegmentWindows:
-    """Encode the windows at `origins` and write every file but the FAISS indexes.
+    """Encode the windows at `origins` and write every file of the segment.
 
     table: whole series, from where the version's series begin. origins: origin rows per series, ascending.
     new_from: per series, the first row of `table` that no earlier segment stores (default: all are new).
@@ -99,8 +101,9 @@ def write_segment(
     for number, view in enumerate(plan.views):
         scopes = tuple(space.scope for space in plan.spaces if space.view == view and space.scope != "joint")
         keys, statistics[number] = _encode_series(table, origins, encoder, view, scopes, spec)
-        for scope, rows in keys.items():
-            write_array(folder / keys_file(KeySpace(scope, view)), rows if scope == "own" else rows[order])
+        for scope in scopes:
+            space, rows = KeySpace(scope, view), keys.pop(scope)
+            write_keys(folder, space, rows if scope == "own" else rows[order], plan.factories[space])
     windows = SegmentWindows(
         series=series[order],
         origin_row=np.concatenate(origins)[order],
@@ -112,16 +115,12 @@ def write_segment(
     for space in plan.spaces:
         if space.scope == "joint":
             rows = windows.origin_row[windows.moments(plan.num_series)]
-            write_array(folder / keys_file(space), _encode_moments(table, rows, encoder, space.view, spec))
+            keys_of_moments = _encode_moments(table, rows, encoder, space.view, spec)
+            write_keys(folder, space, keys_of_moments, plan.factories[space])
     write_windows(folder, windows, plan.views)
     new_from = new_from or [0] * len(table.series)
     write_series(folder, [(s.times[start:], s.values[start:]) for s, start in zip(table.series, new_from, strict=True)])
     return windows
-
-
-def keys_file(space: KeySpace) -> str:
-    """The file of a key space's keys, in its segment."""
-    return f"keys-{space}.npy"
 
 
 def _encode_series(
@@ -211,42 +210,6 @@ def join_series(tables: list[pa.Table], series_ids: tuple[str, ...]) -> list[Ser
     return [
         Series(series_id=name, times=np.concatenate([t for t, _ in part]), values=np.concatenate([v for _, v in part]))
         for name, part in zip(series_ids, parts, strict=True)
-    ]
-
-
-def read_keys(folder: Path, space: KeySpace) -> np.ndarray:
-    """The keys of a key space, float32 [n, E], mapped from disk."""
-    return np.load(folder / keys_file(space), mmap_mode="r", allow_pickle=False).view(np.ndarray)
-
-
-def write_indexes(folder: Path, windows: SegmentWindows, plan: SegmentPlan, factories: dict[KeySpace, str]) -> None:
-    """Write the FAISS files of a segment, for the groups of keys that are large enough to need one."""
-    for space in plan.spaces:
-        offsets, keys = windows.group_offsets(space, plan.num_series), read_keys(folder, space)
-        for group, file in index_files(space, factories[space], offsets).items():
-            index = trained_index(keys[offsets[group] : offsets[group + 1]], factories[space])
-            # By way of Python's file, because FAISS's own does not notice a disk that is full when it closes it.
-            with (folder / file).open("xb") as target:
-                faiss.write_index(index, faiss.PyCallbackIOWriter(target.write))
-
-
-def index_files(space: KeySpace, factory: str, offsets: np.ndarray) -> dict[int, str]:
-    """Which groups of a key space have a FAISS file: {group number: file name}. Small groups are scanned."""
-    if factory == EXACT:
-        return {}
-    return {group: f"{space}-{group}{INDEX_SUFFIX}" for group, size in enumerate(np.diff(offsets)) if size > EXACT_ROWS}
-
-
-def read_groups(folder: Path, space: KeySpace, factory: str, offsets: np.ndarray) -> list[KeyGroup]:
-    """The key groups of one key space, mapped from disk. Hashes must have been checked before."""
-    keys, files = read_keys(folder, space), index_files(space, factory, offsets)
-    flags = faiss.IO_FLAG_MMAP_IFC
-    return [
-        KeyGroup(
-            keys=keys[start:end],
-            index=FaissIndex(faiss.read_index(str(folder / files[group]), flags)) if group in files else None,
-        )
-        for group, (start, end) in enumerate(pairwise(offsets))
     ]
 
 
