@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from memory_index.baselines import baseline_forecasts
+from memory_index.calibration import stretched, usual_errors
 from memory_index.errors import UsageError
 from memory_index.evaluation import MEMORY_ONLY, Evaluation, ForecastBlock, Report, tally
 from memory_index.leakage import Policy
@@ -122,19 +123,24 @@ def forecast(
 ) -> pd.DataFrame:
     """The next H steps of every series: a long table `unique_id, ds, yhat` and one column per quantile (`q0.1`).
 
-    Original units; times in the table's own time zone. Asked under `causal` at the last value of each series: one that
-    ends earlier than the others is forecast from where it ends.
+    Quantiles are calibrated on what the memory would have said of its own windows (`calibration.py`). Original units;
+    times in the table's own time zone. Asked under `causal` at the last value of each series: one that ends earlier
+    than the others is forecast from where it ends.
 
     Raises `DataError` (history too short or missing values in it), `NotFoundError` (no neighbours).
     """
     options = options or MemoryOptions()
     spec = memory.windows.spec
     origins, known = latest_origins(table, spec), memory.manifest.series_ids
+    usual = usual_errors(memory, options.k, scopes=options.scopes, views=options.views) if quantiles else None
     parts = []
     for block in query_blocks(table, origins, spec, Policy.CAUSAL, known=known):
         neighbours, _ = _search(memory, block, options)
         values = neighbours.forecast(on_empty="last-value")
         no_levels = np.empty((*values.shape, 0), dtype=np.float32)
-        levels = neighbours.quantiles(quantiles, on_empty="last-value") if quantiles else no_levels
+        levels = no_levels
+        if usual is not None:
+            stretch = np.array([usual.stretch(origin) for origin in block.queries.origin])
+            levels = stretched(neighbours.quantiles(quantiles, on_empty="last-value"), values, stretch)
         parts.append(forecast_frame(table, block, values, quantiles, levels))
     return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
