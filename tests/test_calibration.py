@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from memory_fixtures import ENCODER, WINDOW, Store, append, build, open_version, poisoned, wide_table
+from memory_fixtures import (
+    ENCODER,
+    WINDOW,
+    Policy,
+    Store,
+    append,
+    build,
+    open_version,
+    poisoned,
+    queries_at,
+    wide_table,
+)
 
 from memory_index.calibration import LEAST_SAMPLE, STRETCHES, UsualErrors, stretched, usual_errors
 from memory_index.memory_only import MemoryOptions, forecast
@@ -54,12 +65,11 @@ def test_a_forecast_is_the_memorys_fan_stretched(tmp_path, scopes):
     assert len(usual.known_at) >= LEAST_SAMPLE
     assert (np.diff(usual.known_at) >= np.timedelta64(0)).all()
     table = forecast(memory, TABLE, quantiles=(0.1, 0.9), options=MemoryOptions(k=K))
-    factor = usual.stretch(TIMES[-1])
-    raw = open_version(make(tmp_path / "raw", scopes=scopes), threads=1)
-    plain = forecast(raw, TABLE, options=MemoryOptions(k=K))
-    np.testing.assert_array_equal(table["yhat"], plain["yhat"])
-    assert (table["q0.1"] <= table["q0.9"]).all()
-    assert factor in STRETCHES
+    found = memory.search(queries_at(TABLE, [len(TIMES) - 1], Policy.CAUSAL), K)
+    center, raw = found.forecast()[0], found.quantiles((0.1, 0.9))[0]
+    expected = center[..., None] + usual.stretch(TIMES[-1]) * (raw - center[..., None])
+    np.testing.assert_allclose(table[["q0.1", "q0.9"]].to_numpy(), expected.reshape(-1, 2), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(table["yhat"], center.ravel(), rtol=1e-6)
 
 
 def test_no_later_window_tells_of_an_earlier_query(tmp_path):
