@@ -17,6 +17,7 @@ from cli.options import (
     IndexRef,
     NeighboursDir,
     StatedSettings,
+    Strict,
     asks_memory,
     reading_flags,
     reads_table,
@@ -29,7 +30,10 @@ from cli.reports.training_progress import TrainingShown
 if TYPE_CHECKING:
     from forecaster.training.fit import Trained
     from forecaster.training.train import TrainResult
+    from memory_index.memory import Memory
+    from memory_index.skipped import Skipped
     from memory_index.tables.columns import ReadOptions
+    from memory_index.tables.series import SeriesTable
 
 LEAST_SHOWN = 0.005  # share of a part of the mix that is worth a word
 MOST_ERRORS = 4  # parts whose held-out errors are shown, the best ones
@@ -54,6 +58,7 @@ def train(
         bool, typer.Option("--resume", help="Go on where the run in --out stopped, with its settings.")
     ] = False,
     neighbours_dir: NeighboursDir = None,
+    strict: Strict = False,
     as_json: AsJson = False,
     indexes: Indexes,
     table_options: ReadOptions,
@@ -70,6 +75,7 @@ def train(
     from forecaster.training.fit import train_run
 
     memory, table, ref = open_with_table(index, file, indexes, table_options)
+    skipped = _not_trained_on(table, memory, strict=strict)
     chosen = settings(memory, stated, resumed=out if resume else None)
     flags = [*indexes.flags, *reading_flags(table_options)]
     with progress(out.name) as report:
@@ -98,13 +104,27 @@ def train(
     for line in network_notes(chosen, stated) if trained.is_new else ():
         note(line)
     if as_json:
-        print_json("train", training_document(out, ref, trained))
+        print_json("train", training_document(out, ref, trained) | {"skipped": skipped})
     elif trained.is_new:
         _print_training(out, ref, trained)
         note(f"next: {shlex.join(['cli', 'evaluate', str(file), '--run', str(out), *flags])}")
     else:
         steps, best = f"{trained.result.steps:,} steps", f"best validation MSE {_best(trained.result)}"
         note(f"{out} is trained to its end, {steps}, {best}: nothing to do")
+
+
+def _not_trained_on(table: SeriesTable, memory: Memory, *, strict: bool) -> list[Skipped]:
+    """The series that the index does not have. strict: raise `DataError` for them."""
+    from memory_index.skipped import Skipped, require_none_skipped
+
+    skipped = [
+        Skipped(series_id=name, reason="is not in the index, so nothing is trained on it")
+        for name in table.series_ids
+        if name not in memory.windows.series_number
+    ]
+    if strict:
+        require_none_skipped(skipped, table.source, "not trained on")
+    return skipped
 
 
 def training_document(out: Path, ref: str, trained: Trained) -> dict[str, Any]:

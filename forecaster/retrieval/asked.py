@@ -10,7 +10,6 @@ from forecaster.retrieval.folds import NO_FOLDS, FoldPlan, Folds, lay_folds
 from memory_index.memory import Memory
 from memory_index.splits import require_origins
 from memory_index.tables.series import SeriesTable
-from memory_index.windows import WindowSpec
 
 FAN_CELLS = 250_000  # steps of windows whose quantiles are kept, about: intervals are calibrated on them
 
@@ -58,8 +57,10 @@ def part_windows(
     horizon: the model's. Raises `DataError` if there is no window.
     """
     window, split = memory.manifest.window, memory.manifest.split
-    spec = WindowSpec(lookback=window.lookback, horizon=horizon)
-    origins = [rows[::stride] for rows in require_origins(table, spec, split, part, delay=window.known_delay)]
+    every = require_origins(
+        table, window.scored(horizon), split, part, delay=window.known_delay, views=memory.windows.views
+    )
+    origins = [rows[::stride] for rows in every]
     counts = [len(rows) for rows in origins]
     series = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     times = np.concatenate([part.times[rows] for part, rows in zip(table.series, origins, strict=True)])

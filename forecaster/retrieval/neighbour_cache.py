@@ -31,7 +31,7 @@ from memory_index.queries import query_blocks, require_same_data
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Filter, KeySpace
 from memory_index.versions.build import steps_until
-from memory_index.windows import StoredWindows, WindowSpec
+from memory_index.windows import StoredWindows
 
 # 2: neighbours' futures are moved by the linear map. 3: moments are asked as a whole wherever their contexts allow it.
 # 4: folds of more kinds, whose keys differ in what they know of futures only; quantiles of some windows.
@@ -273,9 +273,13 @@ def _answers(
     has_fan = np.isin(np.arange(len(asked)), fan_number)
     origins = [asked.origin_row[mine & (asked.series == number)] for number in range(len(table.series))]
     where = _training_only(memory) if settings.part == "train" else None
-    spec = WindowSpec(lookback=settings.lookback, horizon=settings.horizon)
-    for block in query_blocks(table, origins, spec, settings.policy, known=memory.manifest.series_ids):
-        neighbours = answering.search(block.queries, settings.k, where=where)
+    spec, known, views = (
+        memory.manifest.window.scored(settings.horizon),
+        memory.manifest.series_ids,
+        memory.windows.views,
+    )
+    for block in query_blocks(table, origins, spec, settings.policy, known=known, views=views):
+        neighbours = answering.search(block.queries, settings.k, where=where).inside()
         part = condense(neighbours, spaces, slots=settings.slots, horizon=settings.horizon)
         number = place.numbers(block.series, block.row)  # [B, N]
         drawn = block.wanted & has_fan[number]

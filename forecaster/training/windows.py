@@ -9,7 +9,7 @@ import numpy as np
 
 from forecaster.config import Config
 from forecaster.retrieval.asked import AskedWindows, part_windows
-from forecaster.retrieval.batches import CachedWindows, flat_values
+from forecaster.retrieval.batches import CachedWindows, flat_values, units_inside
 from forecaster.retrieval.folds import NO_FOLDS
 from forecaster.retrieval.neighbour_cache import NeighbourCache, part_neighbours, training_neighbours
 from forecaster.runs.run_record import RunRecord
@@ -75,9 +75,11 @@ def windows_of(
         )
     for said in found.notes if isinstance(found, NeighbourCache) else ():
         note(said)
-    values, offset = flat_values(table)
+    numbers = memory.windows.numbers_of(np.array(table.series_ids))
+    values, offset = flat_values(memory.manifest.transform.of_table(table, numbers))
     series = np.asarray(found.series)
-    units = np.array([record.data.units[name] for name in table.series_ids], dtype=np.float32)
+    of_series = units_inside(memory, record.data.units)
+    units = np.array([of_series[name] for name in table.series_ids], dtype=np.float32)
     return CachedWindows(
         config=model,
         values=values,
@@ -88,6 +90,6 @@ def windows_of(
         folds=plan.folds if is_training else NO_FOLDS,
         condensed=found.condensed if isinstance(found, NeighbourCache) else None,
         fans=found.fans if isinstance(found, NeighbourCache) else None,
-        windows=memory.windows,
+        windows=memory.windows.inside,
         spaces=tuple(space.space for space in memory.manifest.spaces),
     )
