@@ -25,7 +25,6 @@ from memory_fixtures import (
     wide_table,
     with_missing,
 )
-from memory_index.service.remote import RemoteMemory
 from service_fixtures import served
 
 from forecaster.evaluate import evaluate as evaluate_run
