@@ -57,11 +57,11 @@ def measured(file: Path, indexes: Path, run: Path, turns: int) -> list[Figure]:
     body, run_itself = file.read_bytes(), open_served(run, ["etth1"], device="cpu")
     memory = open_memory(indexes, "etth1@1")
     question = RunQuestion("forecast", "text/csv", body, {}, "text/csv", Limits())
-    with serving(indexes, "etth1", options=("--run", str(run), "--device", "cpu")) as address, httpx.Client() as client:
+    with serving(indexes, "etth1", options=("--run", str(run), "--device", "cpu")) as service, httpx.Client() as client:
 
         def ask() -> bytes:
             headers = {"content-type": "text/csv", "accept": "text/csv"}
-            answer = client.post(f"{address}/v1/runs/etth1/forecast", content=body, headers=headers, timeout=60)
+            answer = client.post(f"{service.address}/v1/runs/etth1/forecast", content=body, headers=headers, timeout=60)
             return answer.raise_for_status().content
 
         def ask_itself() -> bytes:
