@@ -1,9 +1,7 @@
 """The answer of a memory: `Neighbours`, and how they become a forecast: weights, alignment, mean and quantiles.
 
-The answer checks itself against the leak rule when it is constructed, wherever it came from: a search, a network reply
-or a cache. The formulas are in docs/method.md. Sums run over the neighbours of one query in a fixed order, so that a
-forecast does not depend on how many queries were asked at once. Work is done in chunks of queries: memory does not grow
-with their number.
+The answer checks itself against the leak rule when it is constructed, wherever it came from. Formulas: docs/method.md.
+Sums run over the neighbours of one query in a fixed order: nothing depends on how many queries were asked at once.
 """
 
 from __future__ import annotations
@@ -153,9 +151,9 @@ class Neighbours:
 
     def at_moments(self, chosen: np.ndarray) -> Neighbours:
         """The same of some of the moments. chosen: int [b] or bool [B]."""
-        of_moments = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
         queries = replace(self.queries, context=self.queries.context[chosen], origin=self.queries.origin[chosen])
-        return replace(self, queries=queries, **{name: getattr(self, name)[chosen] for name in of_moments})
+        names = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
+        return replace(self, queries=queries, **{name: getattr(self, name)[chosen] for name in names})
 
 
 def weights(neighbours: Neighbours) -> np.ndarray:
