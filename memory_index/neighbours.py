@@ -232,10 +232,9 @@ def mean_over_spaces(by_space: np.ndarray) -> np.ndarray:
 def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmpty) -> np.ndarray:
     """Weighted quantiles over the aligned futures of all key spaces together, float32 [B, N, H, Q].
 
-    Each key space that has neighbours counts the same. `on_empty` as in `forecast`. The quantile of a level is
-    interpolated linearly between the values at the midpoints of the cumulative weights. A missing step of a future has
-    no weight; where all miss it, every quantile is what the linear maps make of the query. A transform keeps the order
-    of values, so quantiles are taken in its units.
+    Each key space that has neighbours counts the same. `on_empty` as in `forecast`. A quantile is interpolated linearly
+    between the values at the midpoints of the cumulative weights, in units of the transform, which keeps their order. A
+    missing step has no weight; where all miss it, every quantile is what the linear maps make of the query.
     """
     if not levels or not all(0 < level < 1 for level in levels):
         raise UsageError(f"quantile levels must lie between 0 and 1, not {list(levels)}")
@@ -247,10 +246,9 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
         values = np.concatenate([_aligned(inside, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
         share = weight[chunk][..., None]
         if (missing := np.isnan(values)).any():
-            share = np.where(missing, np.float32(0), share)
-            nothing = ~np.any(share > 0, axis=2, keepdims=True)
+            nothing = ~np.any((known := np.where(missing, np.float32(0), share)) > 0, axis=2, keepdims=True)
             values = np.where(nothing, _by_maps(inside, chunk)[:, :, None], values)
-            share = np.where(nothing, weight[chunk][..., None], share)
+            share = np.where(nothing, share, known)
         result[chunk] = curve.take(chunk).inverse(_weighted_quantiles(values, share, levels))
     return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)
 

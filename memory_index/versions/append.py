@@ -41,8 +41,8 @@ def append(
     version does not have. strict: or raises `DataError`. Cost and disk are in proportion to what is new.
 
     Raises `IncompatibleError` (no common series, step, a gap, or an overlap that differs: names the first cell),
-    `DataError` (a value that the version's transform cannot take),
-    `NothingNewError`, `NotFoundError` if the version is removed meanwhile.
+    `DataError` (a value that the version's transform cannot take), `NothingNewError`, `NotFoundError` if the version is
+    removed meanwhile.
     """
     started = time.perf_counter()
     with store.staging(store.locate(ref).name) as staging:
@@ -61,16 +61,8 @@ def append(
         staging.adopt(parent, *sorted({path.split("/")[0] for path in manifest.files}))
         folder, new_from = f"segment-{len(manifest.segments)}", [len(series) for series in stored.series]
         origins = new_origins(stored, joined, plan)
-        windows = write_segment(
-            staging.path / folder,
-            joined,
-            origins,
-            encoder,
-            plan,
-            inside=manifest.transform.of_table(joined),
-            new_from=new_from,
-            earlier=earlier,
-        )
+        path, inside = staging.path / folder, manifest.transform.of_table(joined)
+        windows = write_segment(path, joined, origins, encoder, plan, inside=inside, new_from=new_from, earlier=earlier)
         num_new = [len(series) - start for series, start in zip(joined.series, new_from, strict=True)]
         known_at = np.append(
             windows.known_at, [np.datetime64(manifest.first_known_at), np.datetime64(manifest.last_known_at)]

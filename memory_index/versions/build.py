@@ -66,34 +66,28 @@ def build(
     whose numbers are known. review: looks at the finished memory before it is published; what it returns becomes the
     version's notes.
 
-    Each series ends with its last value. One without a window in the training part is left out, and named in the
-    manifest's `built.skipped`; strict: or raises `DataError`.
+    Each series ends with its last value. One without a window is left out and named in the manifest's `built.skipped`.
 
     Raises `DataError` (every series too short, a value that cannot be transformed), `UsageError` (views, scopes,
     factory, transform), `IncompatibleError` (a scope that this table cannot have), `ResourceError` (disk, lock).
     """
     started = time.perf_counter()
     encoder = encoder or EncoderConfig(views=default_views(window.lookback))
-    check_views(encoder.views, window)
-    window = table.rule(window)
+    check_views(encoder.views, window := table.rule(window))
     known = stored_part(table, split.train_until, window)
     training, origins, skipped = with_windows(up_to_last_values(known), window, encoder.views, strict=strict)
     joint = joint_refusal(known, training, origins)
     scopes = choose_scopes(scopes, joint)
     sizes = {KeySpace(scope, view): group_sizes(scope, origins) for scope in scopes for view in encoder.views}
     chosen = {space: choose_factory(factory, each) for space, each in sizes.items()}
-    plan = SegmentPlan(
-        window=window,
-        factories={space: name for space, (name, _) in chosen.items()},
-        num_series=len(training.series),
-    )
+    factories = {space: name for space, (name, _) in chosen.items()}
+    plan = SegmentPlan(window=window, factories=factories, num_series=len(training.series))
     check_factory(factory, {space: encoder.key_width(space, plan.num_series) for space in plan.spaces}, sizes)
     transform, why = (transform, "") if isinstance(transform, Transform) else fit_transform(transform, training)
     inside = transform.of_table(training)
+    fitting = {"lookback": window.lookback, "horizon": window.horizon, "scopes": scopes}
     with store.staging(name) as staging:
-        fitted = fit(
-            inside, fit_origins or origins, encoder, lookback=window.lookback, horizon=window.horizon, scopes=scopes
-        )
+        fitted = fit(inside, fit_origins or origins, encoder, **fitting)
         described = write_encoder(staging.path, fitted)
         windows = write_segment(staging.path / FIRST_SEGMENT, training, origins, fitted, plan, inside=inside)
         records = tuple(
