@@ -377,7 +377,7 @@ def serves(command: Callable[..., None]) -> Callable[..., None]:
 
     def record(given: dict[str, Any]) -> Settings:
         from memory_index.service.settings import Settings
-        from memory_index.service.wire import Limits
+        from memory_index.wire import Limits
 
         stated = {name: value for name, value in given.items() if value is not None}
         if "max_message_mb" in stated:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from memory_index.origins import Schedule, parse_schedule
     from memory_index.queries import query_blocks
     from memory_index.references import open_memory
-    from memory_index.service.remote import RemoteMemory
+    from memory_index.remote import RemoteMemory
     from memory_index.splits import Split, split_by_name, split_until
     from memory_index.tables.columns import ReadOptions
     from memory_index.tables.reading import read_frame, read_table
@@ -76,7 +76,7 @@ _HOMES = {
     "Policy": "leakage",
     "Queries": "types",
     "ReadOptions": "tables.columns",
-    "RemoteMemory": "service.remote",
+    "RemoteMemory": "remote",
     "ResourceError": "errors",
     "Schedule": "origins",
     "Scope": "types",

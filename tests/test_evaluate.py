@@ -43,6 +43,8 @@ FIRST_TEST = 336  # of 420 rows, and the last fifth is for the test
 UNTIL_TRAIN = 252
 TEST_ROWS = [np.arange(FIRST_TEST - 1, NUM_STEPS)] * 3
 
+SHOWN_LEVELS = (0.1, 0.5, 0.9)
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
@@ -118,15 +120,15 @@ def test_scores_are_plain_means_over_windows_steps_and_series(small):
                 unit=asked.unit.numpy(),
                 horizon=HORIZON,
             )
-            fan = MemoryFan(*(part[[n]] for part in memory_fan(block.found, block.condensed, LEVELS_SEEN, HORIZON)))
-            levels = small.predictor.intervals.quantiles(forecast, width, [series.series_id], LEVELS_SEEN, fan)
+            fan = MemoryFan(*(part[[n]] for part in memory_fan(block.found, block.condensed, SHOWN_LEVELS, HORIZON)))
+            levels = small.predictor.intervals.quantiles(forecast, width, [series.series_id], SHOWN_LEVELS, fan)
             below += (future[:, None] <= levels[0]).mean(axis=0)
     result = evaluate(small.predictor, memory, TABLE)
     assert result.mse == pytest.approx(np.mean(squared), rel=1e-4)
     assert result.mae == pytest.approx(np.mean(absolute), rel=1e-4)
     assert result.trend_accuracy == pytest.approx(np.mean(right), abs=1e-6)
     assert list(result.coverage) == [f"q0.{decile}" for decile in range(1, 10)]
-    found = [result.coverage[name] for name in ("q0.1", "q0.5", "q0.9")]
+    found = [result.coverage[f"q{level}"] for level in SHOWN_LEVELS]
     np.testing.assert_allclose(found, below / len(squared), atol=1e-3)
     for found, values in ((result.gate, gates), (result.feature_gate, feature_gates)):
         assert found.mean == pytest.approx(np.mean(values), rel=1e-4)

@@ -37,7 +37,7 @@ from forecaster.retrieval.batches import CachedWindows, live_blocks
 from forecaster.retrieval.neighbours import FAN_LEVELS
 from forecaster.runs import intervals
 from forecaster.runs.run import open_run
-from forecaster.training import fit_intervals
+from forecaster.training import fit, fit_intervals
 from forecaster.training.checkpoint import load_latest
 from forecaster.training.closed_form import fit_closed_form
 from forecaster.training.windows import windows_of

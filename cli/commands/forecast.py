@@ -89,7 +89,6 @@ def forecast(
     series that cannot be forecast (a short history) is named, and stops no other.
     """
     from memory_index.bounds import Bounds
-    from memory_index.skipped import Skipped
 
     bounds = Bounds(lower=lower, upper=upper)
     levels = quantile_levels(quantiles)
@@ -113,8 +112,7 @@ def forecast(
         memory, table, ref = opened.memory, opened.table, opened.ref
         result = forecast_by_run(opened.predictor, memory, table, quantiles=levels, bounds=bounds)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
-    skipped = [Skipped(**each) for each in result.attrs["skipped"]]
-    tell_skipped(skipped, "not forecast", source=table.source, strict=strict)
+    _tell_skipped(result, table, strict=strict)
     tell_ends(table, memory)
     tell_bounds(table, memory, bounds)
     # Travels inside a Parquet file.
@@ -130,6 +128,13 @@ def forecast(
         print_json("forecast", forecast_document(result, table, file=file, horizon=horizon, out=out))
     elif out is None:
         typer.echo(result.to_csv(index=False), nl=False)
+
+
+def _tell_skipped(result: pd.DataFrame, table: SeriesTable, *, strict: bool) -> None:
+    from memory_index.skipped import Skipped
+
+    skipped = [Skipped(**each) for each in result.attrs["skipped"]]
+    tell_skipped(skipped, "not forecast", source=table.source, strict=strict)
 
 
 def forecast_document(

@@ -30,7 +30,10 @@ from cli.reports.training_progress import TrainingShown
 if TYPE_CHECKING:
     from forecaster.training.fit import Trained
     from forecaster.training.train import TrainResult
+    from memory_index.memory import Memory
+    from memory_index.skipped import Skipped
     from memory_index.tables.columns import ReadOptions
+    from memory_index.tables.series import SeriesTable
 
 LEAST_SHOWN = 0.005  # share of a part of the mix that is worth a word
 MOST_ERRORS = 4  # parts whose held-out errors are shown, the best ones
@@ -64,21 +67,15 @@ def train(
 
     The neighbours of all training windows are found once and kept; as many windows are used as --max-work allows. A
     linear map and the gate between it, the last value, the last season and the memory are fitted in closed form, and
-    what forecasts held-out windows best is kept: their mix, or one of them alone. With --network, or any option of its own (--llm, --preset, --no-tapr, ...), a network is
-    trained beside them: the validation part decides when to stop and which weights are kept. The test part is never
-    read. Interrupted, it goes on with --resume. The run is a folder that can be moved.
+    what forecasts held-out windows best is kept: their mix, or one of them alone. With --network, or any option of its
+    own (--llm, --preset, --no-tapr, ...), a network is trained beside them: the validation part decides when to stop
+    and which weights are kept. The test part is never read. Interrupted, it goes on with --resume. The run is a folder
+    that can be moved.
     """
     from forecaster.training.fit import train_run
-    from memory_index.skipped import Skipped, require_none_skipped
 
     memory, table, ref = open_with_table(index, file, indexes, table_options)
-    skipped = [
-        Skipped(series_id=name, reason="is not in the index, so nothing is trained on it")
-        for name in table.series_ids
-        if name not in memory.windows.series_number
-    ]
-    if strict:
-        require_none_skipped(skipped, table.source, "not trained on")
+    skipped = _not_trained_on(table, memory, strict=strict)
     chosen = settings(memory, stated, resumed=out if resume else None)
     flags = [*indexes.flags, *reading_flags(table_options)]
     with progress(out.name) as report:
@@ -114,6 +111,20 @@ def train(
     else:
         steps, best = f"{trained.result.steps:,} steps", f"best validation MSE {_best(trained.result)}"
         note(f"{out} is trained to its end, {steps}, {best}: nothing to do")
+
+
+def _not_trained_on(table: SeriesTable, memory: Memory, *, strict: bool) -> list[Skipped]:
+    """The series that the index does not have. strict: raise `DataError` for them."""
+    from memory_index.skipped import Skipped, require_none_skipped
+
+    skipped = [
+        Skipped(series_id=name, reason="is not in the index, so nothing is trained on it")
+        for name in table.series_ids
+        if name not in memory.windows.series_number
+    ]
+    if strict:
+        require_none_skipped(skipped, table.source, "not trained on")
+    return skipped
 
 
 def training_document(out: Path, ref: str, trained: Trained) -> dict[str, Any]:

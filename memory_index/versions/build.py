@@ -77,9 +77,7 @@ def build(
     check_views(encoder.views, window)
     window = table.rule(window)
     known = stored_part(table, split.train_until, window)
-    training, origins, skipped = with_windows(up_to_last_values(known), window, encoder.views)
-    if strict:
-        require_none_skipped(skipped, table.source, "without a window")
+    training, origins, skipped = with_windows(up_to_last_values(known), window, encoder.views, strict=strict)
     joint = joint_refusal(known, training, origins)
     scopes = choose_scopes(scopes, joint)
     sizes = {KeySpace(scope, view): group_sizes(scope, origins) for scope in scopes for view in encoder.views}
@@ -224,11 +222,11 @@ def cut_table(table: SeriesTable, rows: list[int]) -> SeriesTable:
 
 
 def with_windows(
-    training: SeriesTable, window: WindowSpec, views: tuple[int, ...]
+    training: SeriesTable, window: WindowSpec, views: tuple[int, ...], *, strict: bool = False
 ) -> tuple[SeriesTable, list[np.ndarray], tuple[Skipped, ...]]:
     """The series of a training part that have a window, their origin rows, and the other series with the reason.
 
-    Raises `DataError` if no series has one.
+    Raises `DataError` if no series has one; strict: if some has none.
     """
     origins = [origin_rows(series.values, window, views=views) for series in training.series]
     kept = [number for number, rows in enumerate(origins) if len(rows)]
@@ -244,6 +242,8 @@ def with_windows(
         )
     if not skipped:
         return training, origins, ()
+    if strict:
+        require_none_skipped(skipped, training.source, "without a window")
     series = tuple(training.series[number] for number in kept)
     return dataclasses.replace(training, series=series), [origins[number] for number in kept], skipped
 
