@@ -143,10 +143,7 @@ class Neighbours:
         return quantiles(self, levels, on_empty)
 
     def inside(self) -> Neighbours:
-        """The same with queries and windows in units of the version's transform; itself where there is none.
-
-        What it makes of them, a forecast too, is in those units.
-        """
+        """The same, and what it makes of queries and windows, in units of the version's transform, if there is one."""
         if not self.windows.transform:
             return self
         return replace(self, queries=self.windows.queries_inside(self.queries), windows=self.windows.inside)
@@ -172,9 +169,8 @@ def weights(neighbours: Neighbours) -> np.ndarray:
 def aligned_futures(neighbours: Neighbours) -> np.ndarray:
     """Futures as they would follow each query, float32 [B, N, V, K, H]; NaN in unused slots and where missing.
 
-    In the query's own location and spread, and moved by what the linear map makes of the difference between its window
-    and the neighbour's: neighbours are never quite alike, and this much of what follows from it is known. All of that
-    in units of the transform, and back.
+    In the query's own location and spread, in units of the transform, and moved by what the linear map makes of the
+    difference between its window and the neighbour's: neighbours are never quite alike, and that much is known.
     """
     b, n, v, k = neighbours.row.shape
     curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
@@ -236,8 +232,8 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
 
     Each key space that has neighbours counts the same. `on_empty` as in `forecast`. The quantile of a level is
     interpolated linearly between the values at the midpoints of the cumulative weights. A missing step of a future has
-    no weight; where all miss it, every quantile is what the linear maps make of the query. A transform keeps the order
-    of values, so quantiles are taken in its units.
+    no weight; where all miss it, every quantile is what the linear maps make of the query. They are taken in units of
+    the transform, which keeps the order of values.
     """
     if not levels or not all(0 < level < 1 for level in levels):
         raise UsageError(f"quantile levels must lie between 0 and 1, not {list(levels)}")
@@ -246,8 +242,8 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
     curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, neighbours.windows.spec.horizon, len(levels)), dtype=np.float32)
     for chunk in _chunks(neighbours, *neighbours.spaces):
-        values = np.concatenate([_aligned(inside, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
         share = weight[chunk][..., None]
+        values = np.concatenate([_aligned(inside, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
         if (missing := np.isnan(values)).any():
             share = np.where(missing, np.float32(0), share)
             nothing = ~np.any(share > 0, axis=2, keepdims=True)

@@ -119,6 +119,21 @@ def forecast(
     result.attrs.update(
         {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
     )
+    _show(result, table, by, horizon=horizon, file=file, out=out, plot=plot, as_json=as_json)
+
+
+def _show(
+    result: pd.DataFrame,
+    table: SeriesTable,
+    by: str,
+    *,
+    horizon: int,
+    file: Path,
+    out: Path | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Write, draw or print a forecast, as is asked for. by: who made it."""
     if out is not None:
         write_file(out, _as_file(result, out.suffix.lower()))
         note(f"{result['unique_id'].nunique()} series x {horizon} steps by {by}: {out}")

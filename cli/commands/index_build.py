@@ -122,18 +122,16 @@ def build(
 ) -> None:
     """Build a version from the training part of a table.
 
-    A window is LOOKBACK steps and the HORIZON steps that followed. A killed build leaves nothing behind that can be
-    seen; a version never changes once it is published. Missing cells stay missing. A series without a window is left
-    out and named; the others are stored.
+    A window is LOOKBACK steps and the HORIZON steps that followed. A killed build leaves nothing behind; a version
+    never changes once it is published. Missing cells stay missing. A series without a window is left out and named.
     """
     from memory_index.tables.reading import read_table
     from memory_index.versions import build as building
     from memory_index.versions.store import Store
     from memory_index.windows import WindowSpec
 
-    window = WindowSpec(lookback=lookback, horizon=horizon, stride=stride, known_delay=known_delay)
-    if max_missing is not None:
-        window = replace(window, max_missing=max_missing)
+    more = {} if max_missing is None else {"max_missing": max_missing}
+    window = WindowSpec(lookback=lookback, horizon=horizon, stride=stride, known_delay=known_delay, **more)
     settings = encoder_config(numbers("--views", views), lookback, shape_weight=shape_weight, spread_floor=spread_floor)
     require_encoder(encoder)
     with progress(f"{name}: reading {file.name}, fitting and encoding its windows"):
