@@ -25,7 +25,6 @@ from memory_fixtures import (
     wide_table,
     with_missing,
 )
-from memory_index.service.remote import RemoteMemory
 from service_fixtures import served
 
 from forecaster.evaluate import evaluate as evaluate_run
@@ -37,6 +36,7 @@ from memory_index.errors import DataError, UsageError, VerificationError
 from memory_index.fit_transform import fit_transform, table_inside
 from memory_index.inspection import inspect_window
 from memory_index.neighbours import mean_over_spaces
+from memory_index.remote import RemoteMemory
 from memory_index.tables.series import Series, SeriesTable
 from memory_index.transforms import AUTO, KINDS, NO_TRANSFORM, Transform, transform_from_json
 from memory_index.versions.manifest import manifest_from_json

@@ -8,15 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from forecaster.config import Config
+from forecaster.retrieval.asked import AskedWindows, part_windows
 from forecaster.retrieval.batches import CachedWindows, flat_values, units_inside
 from forecaster.retrieval.folds import NO_FOLDS
-from forecaster.retrieval.neighbour_cache import (
-    AskedWindows,
-    NeighbourCache,
-    part_neighbours,
-    part_windows,
-    training_neighbours,
-)
+from forecaster.retrieval.neighbour_cache import NeighbourCache, part_neighbours, training_neighbours
 from forecaster.runs.run_record import RunRecord
 from forecaster.training.plan import TrainingPlan, plan_training
 from memory_index.fit_transform import table_inside
