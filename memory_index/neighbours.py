@@ -1,7 +1,9 @@
 """The answer of a memory: `Neighbours`, and how they become a forecast: weights, alignment, mean and quantiles.
 
-The answer checks itself against the leak rule when it is constructed, wherever it came from. Formulas: docs/method.md.
-Sums run over the neighbours of one query in a fixed order: nothing depends on how many queries were asked at once.
+The answer checks itself against the leak rule when it is constructed, wherever it came from: a search, a network reply
+or a cache. The formulas are in docs/method.md. Sums run over the neighbours of one query in a fixed order, so that a
+forecast does not depend on how many queries were asked at once. Work is done in chunks of queries: memory does not grow
+with their number.
 """
 
 from __future__ import annotations
@@ -141,19 +143,16 @@ class Neighbours:
         return quantiles(self, levels, on_empty)
 
     def inside(self) -> Neighbours:
-        """The same with queries and windows in units of the version's transform; itself where there is none.
-
-        What it makes of them, a forecast too, is in those units.
-        """
+        """The same, and what it makes of queries and windows, in units of the version's transform, if there is one."""
         if not self.windows.transform:
             return self
         return replace(self, queries=self.windows.queries_inside(self.queries), windows=self.windows.inside)
 
     def at_moments(self, chosen: np.ndarray) -> Neighbours:
         """The same of some of the moments. chosen: int [b] or bool [B]."""
+        of_moments = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
         queries = replace(self.queries, context=self.queries.context[chosen], origin=self.queries.origin[chosen])
-        names = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
-        return replace(self, queries=queries, **{name: getattr(self, name)[chosen] for name in names})
+        return replace(self, queries=queries, **{name: getattr(self, name)[chosen] for name in of_moments})
 
 
 def weights(neighbours: Neighbours) -> np.ndarray:
@@ -170,9 +169,8 @@ def weights(neighbours: Neighbours) -> np.ndarray:
 def aligned_futures(neighbours: Neighbours) -> np.ndarray:
     """Futures as they would follow each query, float32 [B, N, V, K, H]; NaN in unused slots and where missing.
 
-    In the query's own location and spread, and moved by what the linear map makes of the difference between its window
-    and the neighbour's: neighbours are never quite alike, and this much of what follows from it is known. All of that
-    in units of the transform, and back.
+    In the query's own location and spread, in units of the transform, and moved by what the linear map makes of the
+    difference between its window and the neighbour's: neighbours are never quite alike, and that much is known.
     """
     b, n, v, k = neighbours.row.shape
     curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
@@ -232,9 +230,10 @@ def mean_over_spaces(by_space: np.ndarray) -> np.ndarray:
 def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmpty) -> np.ndarray:
     """Weighted quantiles over the aligned futures of all key spaces together, float32 [B, N, H, Q].
 
-    Each key space that has neighbours counts the same. `on_empty` as in `forecast`. A quantile is interpolated linearly
-    between the values at the midpoints of the cumulative weights, in units of the transform, which keeps their order. A
-    missing step has no weight; where all miss it, every quantile is what the linear maps make of the query.
+    Each key space that has neighbours counts the same. `on_empty` as in `forecast`. The quantile of a level is
+    interpolated linearly between the values at the midpoints of the cumulative weights. A missing step of a future has
+    no weight; where all miss it, every quantile is what the linear maps make of the query. They are taken in units of
+    the transform, which keeps the order of values.
     """
     if not levels or not all(0 < level < 1 for level in levels):
         raise UsageError(f"quantile levels must lie between 0 and 1, not {list(levels)}")
@@ -243,12 +242,13 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
     curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, neighbours.windows.spec.horizon, len(levels)), dtype=np.float32)
     for chunk in _chunks(neighbours, *neighbours.spaces):
-        values = np.concatenate([_aligned(inside, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
         share = weight[chunk][..., None]
+        values = np.concatenate([_aligned(inside, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
         if (missing := np.isnan(values)).any():
-            nothing = ~np.any((known := np.where(missing, np.float32(0), share)) > 0, axis=2, keepdims=True)
+            share = np.where(missing, np.float32(0), share)
+            nothing = ~np.any(share > 0, axis=2, keepdims=True)
             values = np.where(nothing, _by_maps(inside, chunk)[:, :, None], values)
-            share = np.where(nothing, share, known)
+            share = np.where(nothing, weight[chunk][..., None], share)
         result[chunk] = curve.take(chunk).inverse(_weighted_quantiles(values, share, levels))
     return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)
 

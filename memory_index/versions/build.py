@@ -19,12 +19,13 @@ import numpy as np
 from memory_index.encoder import EncoderConfig, KeyEncoder, default_views
 from memory_index.errors import DataError, IncompatibleError, UsageError
 from memory_index.fit_encoder import fit_encoder, shared_origins
+from memory_index.fit_transform import fit_transform, table_inside
 from memory_index.local import LocalMemory
 from memory_index.measure import recall_at_10, temperatures
 from memory_index.skipped import Skipped, require_none_skipped, skipped_sentence
 from memory_index.splits import Split
 from memory_index.tables.series import COARSE_FIX, Series, SeriesTable, coarse
-from memory_index.transforms import Transform, fit_transform
+from memory_index.transforms import Transform
 from memory_index.types import MAX_JOINT_SERIES, SCOPES, KeySpace, Scope
 from memory_index.versions.factories import check_factory, choose_factory
 from memory_index.versions.manifest import FORMAT, BuildRecord, Manifest, SegmentRecord, SpaceRecord
@@ -62,32 +63,30 @@ def build(
     that the table allows (`joint` needs 2 to 64 series with shared time stamps). factory: `auto`, `Flat`, or any
     FAISS factory string. fit_origins: origin rows per series of the windows that the encoder is fitted on, where
     those are not all that are stored (cross-fitting). fit: makes the encoder, as `fit_encoder` does; how a learned one
-    comes in. transform: kind of the units that windows are compared and averaged in (transforms.py), or `auto`; or one
-    whose numbers are known. review: looks at the finished memory before it is published; what it returns becomes the
-    version's notes.
+    comes in. transform: units that windows are compared and averaged in (`transforms.py`), by kind or `auto`. review:
+    looks at the finished memory before it is published; what it returns becomes the version's notes.
 
-    Each series ends with its last value. One without a window is left out and named in the manifest's `built.skipped`.
+    Each series ends with its last value. One without a window in the training part is left out, and named in the
+    manifest's `built.skipped`; strict: or raises `DataError`.
 
-    Raises `DataError` (every series too short, a value that cannot be transformed), `UsageError` (views, scopes,
-    factory, transform), `IncompatibleError` (a scope that this table cannot have), `ResourceError` (disk, lock).
+    Raises `DataError` (every series too short, no transform of a value), `UsageError` (views, scopes, factory,
+    transform), `IncompatibleError` (a scope that this table cannot have), `ResourceError` (disk, lock).
     """
     started = time.perf_counter()
     encoder = encoder or EncoderConfig(views=default_views(window.lookback))
-    check_views(encoder.views, window := table.rule(window))
+    check_views(encoder.views, window)
+    window = table.rule(window)
     known = stored_part(table, split.train_until, window)
     training, origins, skipped = with_windows(up_to_last_values(known), window, encoder.views, strict=strict)
     joint = joint_refusal(known, training, origins)
     scopes = choose_scopes(scopes, joint)
-    sizes = {KeySpace(scope, view): group_sizes(scope, origins) for scope in scopes for view in encoder.views}
-    chosen = {space: choose_factory(factory, each) for space, each in sizes.items()}
-    factories = {space: name for space, (name, _) in chosen.items()}
-    plan = SegmentPlan(window=window, factories=factories, num_series=len(training.series))
-    check_factory(factory, {space: encoder.key_width(space, plan.num_series) for space in plan.spaces}, sizes)
-    transform, why = (transform, "") if isinstance(transform, Transform) else fit_transform(transform, training)
-    inside = transform.of_table(training)
-    fitting = {"lookback": window.lookback, "horizon": window.horizon, "scopes": scopes}
+    plan, chosen = planned(window, encoder, scopes, factory, origins)
+    transform, chosen_transform = fit_transform(transform, training)
+    inside = table_inside(transform, training)
     with store.staging(name) as staging:
-        fitted = fit(inside, fit_origins or origins, encoder, **fitting)
+        fitted = fit(
+            inside, fit_origins or origins, encoder, lookback=window.lookback, horizon=window.horizon, scopes=scopes
+        )
         described = write_encoder(staging.path, fitted)
         windows = write_segment(staging.path / FIRST_SEGMENT, training, origins, fitted, plan, inside=inside)
         records = tuple(
@@ -96,9 +95,24 @@ def build(
         )
         manifest = first_manifest(training, windows, plan, records, described, split, joint)
         manifest = measured(staging.path, dataclasses.replace(manifest, transform=transform), fitted)
-        notes = coarse_notes(training) + ((why,) if why else ()) + review(read_memory(staging.path, manifest, fitted))
+        notes = coarse_notes(training) + chosen_transform + review(read_memory(staging.path, manifest, fitted))
         built = dataclasses.replace(built_since(started, table.source), notes=notes, skipped=skipped)
         return staging.publish(dataclasses.replace(manifest, built=built))
+
+
+def planned(
+    window: WindowSpec, encoder: EncoderConfig, scopes: tuple[Scope, ...], factory: str, origins: list[np.ndarray]
+) -> tuple[SegmentPlan, dict[KeySpace, tuple[str, str]]]:
+    """What is built of windows at these origin rows, and the FAISS factory of each key space with the reason.
+
+    factory: as it was asked for. Raises `UsageError` for one that cannot be.
+    """
+    sizes = {KeySpace(scope, view): group_sizes(scope, origins) for scope in scopes for view in encoder.views}
+    chosen = {space: choose_factory(factory, each) for space, each in sizes.items()}
+    factories = {space: name for space, (name, _) in chosen.items()}
+    plan = SegmentPlan(window=window, factories=factories, num_series=len(origins))
+    check_factory(factory, {space: encoder.key_width(space, plan.num_series) for space in plan.spaces}, sizes)
+    return plan, chosen
 
 
 def first_manifest(
