@@ -76,6 +76,7 @@ NeighboursDir = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 # Of commands that ask a run, or a memory alone.
+REF = "NAME, NAME@3, NAME@alias or an address"
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of a run that 'cli train' made.")]
 RunLlm = Annotated[
     str | None,
@@ -85,6 +86,33 @@ RunLlm = Annotated[
     ),
 ]
 RunDevice = Annotated[str, typer.Option(help="With --run: auto, cpu or cuda.")]
+
+Index = Annotated[
+    str | None,
+    typer.Option(
+        "--index",
+        metavar="REF",
+        help=f"{REF}; with --run a newer version of the run's own, or where that lies now.",
+    ),
+]
+MemoryK = Annotated[
+    int | None,
+    typer.Option(help="Without --run: neighbours per key space that make the forecast.", min=1, show_default="50"),
+]
+Scopes = Annotated[str | None, typer.Option(help="Without --run: own,joint,pooled. Default: all that can be asked.")]
+Views = Annotated[str | None, typer.Option(help="Without --run: compare only the last so many steps, as 96,336.")]
+OnEmpty = Annotated[
+    str | None,
+    typer.Option(
+        help="Without --run: a window without neighbours is an error, or its last-value.", show_default="error"
+    ),
+]
+
+# Which origins.
+Every = Annotated[
+    str | None, typer.Option(help="Only origins this far apart on the clock, as 24h or 7d.", show_default="every step")
+]
+At = Annotated[str | None, typer.Option(help="And at this time of day, in the table's time zone, as 23:00.")]
 
 
 # Of `cli index`
@@ -99,7 +127,6 @@ IndexesDir = Annotated[Path, typer.Option("--indexes-dir", help="Folder of the i
 # Where a memory is found
 
 
-REF = "NAME, NAME@3, NAME@alias or an address"
 IndexRef = Annotated[str, typer.Option("--index", metavar="REF", help=f"{REF}.", show_default=False)]
 TOKEN_FILE = typer.Option("--token-file", help="For an address: file with the token to show.")
 TLS_CA = typer.Option("--tls-ca", help="For an address: PEM file of the authority to believe.")
@@ -149,7 +176,7 @@ def asks_memory(command: Callable[..., None]) -> Callable[..., None]:
 
 
 FILL = (
-    "error, drop (left missing; windows that touch it are not used), ffill (the last value before; knows nothing "
+    "keep (it stays missing and counts for nothing), error, drop (windows that touch it are not used), ffill (the last value before; knows nothing "
     "later) or interpolate (a straight line; a filled cell then knows the NEXT observed value, flattering scores there)"
 )
 COLUMNS = "Read only these variates or series: A,B. For a name with a comma in it, --ignore the others."
@@ -163,7 +190,12 @@ def _text(flag: str, text: str) -> Any:
 TABLE_OPTIONS: dict[str, tuple[Any, Any]] = {
     "layout": (Annotated[str | None, _text("--layout", "wide or long; detected if not given.")], None),
     "time_column": (Annotated[str | None, _text("--time-column", "Column of the times.")], None),
-    "id_column": (Annotated[str | None, _text("--id-column", "Long table: column that names the series.")], None),
+    "id_column": (
+        Annotated[
+            str | None, _text("--id-column", "Long table: column that names the series, or several: store,item.")
+        ],
+        None,
+    ),
     "value_column": (Annotated[str | None, _text("--value-column", "Long table: column of the values.")], None),
     "columns": (Annotated[str | None, _text("--columns", COLUMNS)], None),
     "ignore": (
@@ -171,14 +203,29 @@ TABLE_OPTIONS: dict[str, tuple[Any, Any]] = {
         None,
     ),
     "missing": (Annotated[list[str] | None, _text("--missing", "A cell that means no value, such as -999.")], None),
+    "decimal": (
+        Annotated[
+            str | None,
+            _text("--decimal", "Decimal mark of a CSV file, ',' or '.'; the other one separates thousands then."),
+        ],
+        None,
+    ),
     "step": (
         Annotated[str | None, _text("--step", "pandas frequency (h, 15min, D, B, MS); found if not given.")],
         None,
     ),
     "time_format": (Annotated[str | None, _text("--time-format", "strptime format, such as %d/%m/%Y %H:%M.")], None),
     "time_zone": (Annotated[str | None, _text("--time-zone", "Zone of the times, such as Europe/Berlin.")], None),
-    "on_gap": (Annotated[str, _text("--on-gap", f"Rows that are not there: {FILL}.")], "error"),
-    "on_nan": (Annotated[str, _text("--on-nan", "Cells without a finite value: as --on-gap.")], "error"),
+    "time_unit": (
+        Annotated[str | None, _text("--time-unit", "Times are numbers: s, ms, us or ns since 1970 (UTC), or excel.")],
+        None,
+    ),
+    "time_start": (
+        Annotated[str | None, _text("--time-start", "Times are numbers that count steps: the time of the number 0.")],
+        None,
+    ),
+    "on_gap": (Annotated[str, _text("--on-gap", f"Rows that are not there: {FILL}.")], "keep"),
+    "on_nan": (Annotated[str, _text("--on-nan", "Cells without a value: as --on-gap.")], "keep"),
     "on_duplicate": (Annotated[str, _text("--on-duplicate", "Repeated times: error, first, last or mean.")], "error"),
     "max_cells": (Annotated[int | None, _text("--max-cells", "Refuse larger files.")], None),
 }
@@ -206,7 +253,7 @@ def reading_flags(options: ReadOptions) -> list[str]:
         if value == field.default:
             continue
         values = value if isinstance(value, tuple) else (value,)
-        values = (",".join(values),) if field.name == "columns" else values
+        values = (",".join(values),) if field.name in ("columns", "id_column") else values
         flags += [part for each in values for part in (f"--{field.name.replace('_', '-')}", str(each))]
     return flags
 

@@ -20,10 +20,12 @@ from forecaster.model.types import GatingOutput, ModelOutput, TrendOutput
 from forecaster.predictor import Predictor, output_of
 from forecaster.retrieval.batches import MODEL_BATCH, live_blocks
 from forecaster.retrieval.neighbours import Condensed
+from forecaster.runs.intervals import MemoryFan
 from memory_index.closeness import UsualDistances, closeness, nearest_distances, usual_distances
 from memory_index.inspection import NeighbourRecord, actual_after, neighbour_records, one_origin, require_neighbours
 from memory_index.memory import Memory
-from memory_index.neighbours import Neighbours
+from memory_index.missing import filled
+from memory_index.neighbours import Neighbours, mean_over_spaces
 from memory_index.tables.series import SeriesTable
 from memory_index.types import KeySpace
 
@@ -135,6 +137,13 @@ class _Window(NamedTuple):
     output: ModelOutput
 
 
+def _fan(window: _Window, levels: tuple[float, ...], horizon: int) -> MemoryFan:
+    """The memory's own quantiles for the explained window."""
+    quantiles = window.found.quantiles(levels, on_empty="last-value")[0, window.place, :horizon][None]
+    by_space = np.where(window.condensed.found[..., None], window.condensed.forecasts, np.nan)[None]
+    return MemoryFan(quantiles, mean_over_spaces(by_space)[0])
+
+
 def explain(
     predictor: Predictor,
     memory: Memory,
@@ -161,10 +170,12 @@ def explain(
     output = window.output
     forecast = _numbers(output.forecast)
     width = predictor.width(memory, window.condensed, spread=output.spread.cpu().numpy(), unit=window.unit)
-    quantiles = predictor.intervals.quantiles(forecast[None], width, [series_id], levels)
+    fan = _fan(window, levels, config.horizon)
+    quantiles = predictor.intervals.quantiles(forecast[None], width, [series_id], levels, fan)
     nearest = nearest_distances(window.found, window.place)
     shares, no_close_analogue = closeness(usual or usual_distances(memory), nearest, at)
     actual = actual_after(series, row, config.horizon)
+    read = filled(series.values[row - spec.lookback + 1 : row + 1].astype(np.float32), table.step.season)
     return Explanation(
         series_id=series_id,
         origin=at,
@@ -184,7 +195,7 @@ def explain(
         neighbours=tuple(_gated(spaces, window, config.top_k, actual)),
         feature_gate=None if output.gating is None else float(output.gating.gate),
         confidence=None if output.gating is None else float(output.gating.confidence),
-        trend=_trend(predictor.model, output, float(series.values[row])),
+        trend=_trend(predictor.model, output, float(read[-1])),
         no_close_analogue=no_close_analogue,
     )
 

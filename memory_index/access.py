@@ -39,14 +39,14 @@ class Token:
     token: str = field(repr=False)
 
 
-def read_access(token_file: Path | None, tls_ca: Path | None) -> Access:
+def read_access(token_file: Path | str | None, tls_ca: Path | str | None) -> Access:
     """The first token of a file and the certificate of an authority, where they are given.
 
     Raises `NotFoundError`, `UsageError` (not a token, not a certificate), `ResourceError`.
     """
     return Access(
-        token="" if token_file is None else read_tokens(token_file, least=1)[0].token,
-        tls_ca=None if tls_ca is None else read_pem(tls_ca, "CERTIFICATE"),
+        token="" if token_file is None else read_tokens(Path(token_file), least=1)[0].token,
+        tls_ca=None if tls_ca is None else read_pem(Path(tls_ca), "CERTIFICATE"),
     )
 
 

@@ -6,17 +6,14 @@ The linear forecast is made by the encoder: `encoder.linear_forecast`.
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 
+from memory_index.missing import filled, last_known
 from memory_index.windows import Step
-
-DAY = pd.Timedelta(days=1)
-CALENDAR_SEASONS = {"D": 7, "B": 5, "W": 52, "M": 12, "Q": 4}  # by the letter that a pandas frequency begins with
 
 
 def last_value(context: np.ndarray, horizon: int) -> np.ndarray:
-    """Repeat the last observed value: [B, N, L] -> [B, N, H]."""
-    return np.repeat(context[..., -1:], horizon, axis=-1)
+    """Repeat the last observed value: [B, N, L], NaN where missing -> [B, N, H]."""
+    return np.repeat(last_known(context), horizon, axis=-1)
 
 
 def seasonal_naive(context: np.ndarray, horizon: int, season: int) -> np.ndarray:
@@ -25,22 +22,8 @@ def seasonal_naive(context: np.ndarray, horizon: int, season: int) -> np.ndarray
 
 
 def baseline_forecasts(context: np.ndarray, horizon: int, step: Step) -> dict[str, np.ndarray]:
-    """Those that can be made of a context [B, N, L], by name: [B, N, H] each."""
-    forecasts, season = {"last_value": last_value(context, horizon)}, season_length(step)
+    """Those that can be made of a context [B, N, L], NaN where missing, by name: [B, N, H] each."""
+    forecasts, season = {"last_value": last_value(context, horizon)}, step.season
     if season is not None and season <= context.shape[-1]:
-        forecasts["seasonal_naive"] = seasonal_naive(context, horizon, season)
+        forecasts["seasonal_naive"] = seasonal_naive(filled(context, season), horizon, season)
     return forecasts
-
-
-def season_length(step: Step) -> int | None:
-    """Steps of the usual season: a day for steps below a day, a week of days, a year of weeks, months or quarters.
-
-    None where the step has no usual season (yearly steps, or steps that do not divide a day).
-    """
-    letter = step.frequency.lstrip("0123456789")[:1]
-    if step.is_fixed:
-        length = pd.Timedelta(step.add(np.zeros(1, dtype="datetime64[ns]"), 1)[0].astype("timedelta64[ns]"))
-        if length < DAY:
-            return int(DAY / length) if DAY % length == pd.Timedelta(0) else None
-        return 7 if length == DAY else 52 if length == 7 * DAY else None
-    return CALENDAR_SEASONS.get(letter) if step.frequency[:1] == letter else None

@@ -11,7 +11,7 @@ import numpy as np
 from memory_index.closeness import UsualDistances, closeness, nearest_distances
 from memory_index.errors import NotFoundError
 from memory_index.leakage import Policy
-from memory_index.memory import Memory
+from memory_index.memory import Memory, too_much_missing
 from memory_index.memory_only import MEMORY_K
 from memory_index.neighbours import Neighbours
 from memory_index.queries import origin_at, query_blocks
@@ -83,8 +83,8 @@ class Inspection:
 
     @property
     def actual_known(self) -> bool:
-        """Whether the table knows all that followed."""
-        return bool(np.isfinite(self.actual).all())
+        """Whether the table knows what followed, to its last step; steps before may be missing."""
+        return bool(np.isfinite(self.actual[-1:]).all())
 
 
 def inspect_window(
@@ -112,7 +112,8 @@ def inspect_window(
     spec = memory.windows.spec
     row, origins = one_origin(table, series_id, at, spec)
     number = table.series_ids.index(series_id)
-    [block] = query_blocks(table, origins, spec, Policy.CAUSAL, known=memory.windows.series_ids)
+    known, views_stored = memory.windows.series_ids, memory.windows.views
+    [block] = query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views_stored)
     place = int(np.flatnonzero(block.series == number)[0])
     neighbours = memory.search(block.queries, k, scopes=scopes, views=views, where=where, min_gap=min_gap)
     filtered = where not in (None, Filter())
@@ -177,6 +178,13 @@ def require_neighbours(neighbours: Neighbours, place: int, *, filtered: bool = F
     if not neighbours.valid[0, place].any():
         windows, step, queries = neighbours.windows, neighbours.windows.step, neighbours.queries
         first, at = windows.known_at.min(), queries.origin[0]
+        context = queries.context[0, place]
+        if all(too_much_missing(context[None, None], space, windows.spec).all() for space in neighbours.spaces):
+            raise NotFoundError(
+                f"series '{queries.series_id[place]}' misses {int(np.isnan(context).sum())} of {len(context)} steps up to "
+                f"{step.isoformat(at)}, too many to compare that window with others",
+                hint="choose another time, or build with a larger --max-missing",
+            )
         reason = f"the memory's first window is known at {step.isoformat(first)}"
         if first <= at and filtered:
             reason = f"the filters leave none of {len(windows):,} windows that this query may see"
@@ -231,6 +239,10 @@ def neighbour_records(
 
 def _correlation(future: np.ndarray, actual: np.ndarray) -> float | None:
     """Pearson correlation of two futures [H]; None where the actual one is not known or either is constant."""
-    if not np.isfinite(actual).all() or future.std() == 0 or actual.std() == 0:
+    known = np.isfinite(actual) & np.isfinite(future)
+    if not known.any() or not np.isfinite(actual[-1:]).all():
+        return None
+    actual, future = actual[known], future[known]
+    if future.std() == 0 or actual.std() == 0:
         return None
     return float(np.corrcoef(future.astype(np.float64), actual.astype(np.float64))[0, 1])

@@ -288,11 +288,19 @@ class KeySpaceSearch:
         return self._times[name]
 
     def _excluded(self, segment: Segment, space: KeySpace, group: int, flat: bool, where: Filter) -> np.ndarray | None:
-        """bool [n]: keys of a group that cannot answer: flat where the query is not (or not flat), or filtered out."""
-        if space.scope == "joint":
-            return None  # flatness is a matter of each series: see _per_series
+        """bool [n]: keys of a group that cannot answer; None if there are none.
+
+        Flat where the query is not (or not flat), too much of them missing, or filtered out.
+        """
+        view, missing = self.windows.views.index(space.view), segment.windows.missing
+        most = self.windows.spec.most_missing(space.view)
+        if space.scope == "joint":  # flatness is a matter of each series: see _per_series
+            excluded = None if missing is None else missing[segment.moments, view].mean(axis=1) > most
+            return None if excluded is None or not excluded.any() else excluded
         local = segment.rows(space.scope, group)
-        excluded = segment.windows.flat[local, self.windows.views.index(space.view)] != flat
+        excluded = segment.windows.flat[local, view] != flat
+        if missing is not None:
+            excluded |= missing[local, view] > most
         if where.series_id is not None:
             numbers = [self.windows.series_number.get(name, -1) for name in where.series_id]
             excluded |= ~np.isin(segment.windows.series[local], numbers)
@@ -319,12 +327,15 @@ class KeySpaceSearch:
         """Moments [B, k] -> the windows of each queried series at those moments, [B, N, k].
 
         The rows of a moment are consecutive (SegmentWindows.moments). A series takes part only where it is
-        as flat at the neighbour as in the query: dividing by the spread of a constant stretch explodes.
+        as flat at the neighbour as in the query: dividing by the spread of a constant stretch explodes. Likewise only
+        where enough of it is known.
         """
         moment = found.row[:, None, :]
         rows = np.where(moment >= 0, moment + series[None, :, None], -1)
         view = self.windows.views.index(space.view)
         fits = (rows >= 0) & (self.windows.flat[np.maximum(rows, 0), view] == flat[..., None])
+        if self.windows.usable is not None:
+            fits &= self.windows.usable[np.maximum(rows, 0), view]
         order = np.argsort(~fits, axis=-1, kind="stable")  # unused slots last, the others still nearest first
         parts = (
             np.where(fits, found.squared[:, None], np.inf),

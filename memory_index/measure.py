@@ -15,6 +15,7 @@ from memory_index.key_spaces import Segment
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
 from memory_index.memory import Memory
+from memory_index.missing import filled
 from memory_index.neighbours import Neighbours
 from memory_index.types import KeySpace, Queries, Scope
 from memory_index.windows import StoredWindows
@@ -86,7 +87,7 @@ def self_distances(memory: LocalMemory) -> dict[KeySpace, float]:
     for segment in memory.segments:
         for scope in dict.fromkeys(space.scope for space in worst):
             for series, rows in _sample_rows(segment, scope):
-                context = memory.windows.contexts(segment.first_row + rows)
+                context = filled(memory.windows.contexts(segment.first_row + rows), memory.windows.step.season)
                 for space in (space for space in worst if space.scope == scope):
                     keys = memory.encoder.encode(space.view, context, series, (scope,)).keys[scope]
                     stored = _stored_keys(segment, space, series, rows)

@@ -14,7 +14,7 @@ from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale
 from memory_index.types import SCOPES, Filter, KeySpace, Queries, Scope
 from memory_index.versions.manifest import Manifest
-from memory_index.windows import StoredWindows
+from memory_index.windows import StoredWindows, WindowSpec
 
 
 class Memory(Protocol):
@@ -157,3 +157,19 @@ def require_counts(k: int, min_gap: int) -> None:
     """Raise `UsageError` unless these can be searched with; see `Memory.search`."""
     if k < 1 or min_gap < 0:
         raise UsageError(f"k must be at least 1 and min_gap at least 0, not {k} and {min_gap}")
+
+
+def too_much_missing(context: np.ndarray, space: KeySpace, spec: WindowSpec) -> np.ndarray:
+    """Which queries have no answer from a key space, bool [B, N]: more than `max_missing` of the view is missing.
+
+    context: [B, N, L], NaN where missing. Whoever compares whole moments (`joint`) counts the cells of all series
+    together as well. Where only whole windows are taken (`max_missing` 0), the whole context has to be there.
+    """
+    if spec.max_missing == 0:
+        hidden = np.isnan(context).any(axis=-1)
+        return hidden | (hidden.any(axis=1, keepdims=True) & (space.scope == "joint"))
+    num = np.isnan(context[..., -space.view :]).sum(axis=-1)
+    hidden = num > spec.most_missing(space.view)
+    if space.scope == "joint":
+        hidden |= (num.mean(axis=1) > spec.most_missing(space.view))[:, None]
+    return hidden

@@ -9,13 +9,14 @@ with their number.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.leakage import TimeSpans, require_admissible
+from memory_index.missing import last_known
 from memory_index.products import project
 from memory_index.threads import one_blas_thread
 from memory_index.types import KeySpace, Queries
@@ -140,6 +141,12 @@ class Neighbours:
         """float32 [B, N, H, Q]: weighted quantiles of all aligned futures, each level in (0, 1)."""
         return quantiles(self, levels, on_empty)
 
+    def at_moments(self, chosen: np.ndarray) -> Neighbours:
+        """The same of some of the moments. chosen: int [b] or bool [B]."""
+        of_moments = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
+        queries = replace(self.queries, context=self.queries.context[chosen], origin=self.queries.origin[chosen])
+        return replace(self, queries=queries, **{name: getattr(self, name)[chosen] for name in of_moments})
+
 
 def weights(neighbours: Neighbours) -> np.ndarray:
     """`softmax(-distance^2 / temperature)` over the valid slots of each key space, float32 [B, N, V, K]."""
@@ -153,7 +160,7 @@ def weights(neighbours: Neighbours) -> np.ndarray:
 
 @one_blas_thread()
 def aligned_futures(neighbours: Neighbours) -> np.ndarray:
-    """Futures as they would follow each query, float32 [B, N, V, K, H]; NaN in unused slots.
+    """Futures as they would follow each query, float32 [B, N, V, K, H]; NaN in unused slots and where missing.
 
     In the query's own location and spread, and moved by what the linear map makes of the difference between its window
     and the neighbour's: neighbours are never quite alike, and this much of what follows from it is known.
@@ -170,7 +177,8 @@ def aligned_futures(neighbours: Neighbours) -> np.ndarray:
 def space_forecasts(neighbours: Neighbours) -> np.ndarray:
     """Weighted mean of the aligned futures of each key space, float32 [B, N, V, H]; NaN where it has none.
 
-    The map is linear, so the mean of what it makes of K differences is what it makes of their mean.
+    A missing step of a future has no weight; a step that all of a key space's futures miss is what the linear map makes
+    of the query. The map is linear, so the mean of what it makes of K differences is what it makes of their mean.
     """
     b, n, v, _ = neighbours.row.shape
     weight = weights(neighbours)
@@ -178,9 +186,16 @@ def space_forecasts(neighbours: Neighbours) -> np.ndarray:
     for number, space in enumerate(neighbours.spaces):
         for chunk in _chunks(neighbours, space):
             standard = _standard_windows(neighbours, chunk, number)
+            query = _query_windows(neighbours, chunk, number)
             # One small sum for each window: what comes out does not depend on how many there are.
             mean = np.einsum("bnk,bnkw->bnw", weight[*chunk, number], standard)
-            result[*chunk, number] = _moved(neighbours, chunk, number, mean[:, :, None])[:, :, 0]
+            part = _moved(query, mean[:, :, None], neighbours.linear_maps[space.view])[:, :, 0]
+            holes = np.isnan(mean).any(axis=-1)
+            if holes.any():  # each neighbour by itself, since steps are means over different ones
+                moved = _moved(query.take(holes), standard[holes], neighbours.linear_maps[space.view])
+                known = _mean_of_known(moved, weight[*chunk, number][holes])
+                part[holes] = np.where(np.isnan(known), _by_map(query.take(holes), neighbours, number), known)
+            result[*chunk, number] = part
     return np.where(np.any(neighbours.valid, axis=3)[..., None], result, np.float32(np.nan))
 
 
@@ -206,7 +221,8 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
     """Weighted quantiles over the aligned futures of all key spaces together, float32 [B, N, H, Q].
 
     Each key space that has neighbours counts the same. `on_empty` as in `forecast`. The quantile of a level is
-    interpolated linearly between the values at the midpoints of the cumulative weights.
+    interpolated linearly between the values at the midpoints of the cumulative weights. A missing step of a future has
+    no weight; where all miss it, every quantile is what the linear maps make of the query.
     """
     if not levels or not all(0 < level < 1 for level in levels):
         raise UsageError(f"quantile levels must lie between 0 and 1, not {list(levels)}")
@@ -215,7 +231,13 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
     result = np.empty((b, n, neighbours.windows.spec.horizon, len(levels)), dtype=np.float32)
     for chunk in _chunks(neighbours, *neighbours.spaces):
         values = np.concatenate([_aligned(neighbours, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
-        result[chunk] = _weighted_quantiles(values, weight[chunk][..., None], levels)
+        share = weight[chunk][..., None]
+        if (missing := np.isnan(values)).any():
+            share = np.where(missing, np.float32(0), share)
+            nothing = ~(share > 0).any(axis=2)
+            values = np.where(nothing[:, :, None], _by_maps(neighbours, chunk)[:, :, None], values)
+            share = np.where(nothing[:, :, None], weight[chunk][..., None], share)
+        result[chunk] = _weighted_quantiles(values, share, levels)
     return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)
 
 
@@ -224,7 +246,7 @@ def with_last_value(neighbours: Neighbours, values: np.ndarray, on_empty: OnEmpt
     found = np.any(neighbours.valid, axis=(2, 3))
     if on_empty == "error":
         require_neighbours(neighbours, found)
-    return np.where(found[..., None], values, neighbours.queries.context[..., -1:])
+    return np.where(found[..., None], values, last_known(neighbours.queries.context))
 
 
 def require_neighbours(neighbours: Neighbours, found: np.ndarray) -> None:
@@ -241,29 +263,76 @@ def require_neighbours(neighbours: Neighbours, found: np.ndarray) -> None:
     )
 
 
-def _aligned(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
-    """See `aligned_futures`: of one key space, float64 [b, N, K, H]; anything in unused slots."""
-    return _moved(neighbours, chunk, number, _standard_windows(neighbours, chunk, number))
+class _Query(NamedTuple):
+    """Queries in their own location and spread under one view: z [..., 1, view], location and spread [..., 1, 1].
 
-
-def _moved(neighbours: Neighbours, chunk: Chunk, number: int, standard: np.ndarray) -> np.ndarray:
-    """Futures as they would follow the query, raw units, float64 [b, N, K, H].
-
-    standard: [b, N, K, view + H], as of `_standard_windows`, or means of such windows.
+    z is NaN where a cell is missing.
     """
-    view = neighbours.spaces[number].view
+
+    z: np.ndarray
+    location: np.ndarray
+    spread: np.ndarray
+
+    def take(self, chosen: np.ndarray) -> _Query:
+        """Some of the queries. chosen: bool [b, N]."""
+        return _Query(*(part[chosen] for part in self))
+
+
+def _query_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> _Query:
+    """The queries of a chunk in the location and spread that they have in one key space."""
     location, spread = (
         part[*chunk, number, None, None] for part in (neighbours.query_location, neighbours.query_spread)
     )
-    query = neighbours.queries.context[*chunk, None, -view:]
-    difference = (query - location) / spread - standard[..., :view]
-    return location + spread * (standard[..., view:] + project(difference, neighbours.linear_maps[view]))
+    window = neighbours.queries.context[*chunk, None, -neighbours.spaces[number].view :]
+    return _Query((window - location) / spread, location, spread)
+
+
+def _aligned(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
+    """See `aligned_futures`: of one key space, float64 [b, N, K, H]; anything in unused slots."""
+    query, linear_map = _query_windows(neighbours, chunk, number), neighbours.linear_maps[neighbours.spaces[number].view]
+    return _moved(query, _standard_windows(neighbours, chunk, number), linear_map)
+
+
+def _moved(query: _Query, standard: np.ndarray, linear_map: np.ndarray) -> np.ndarray:
+    """Futures as they would follow the query, raw units, float64 [..., K, H].
+
+    standard: [..., K, view + H], as of `_standard_windows`, or means of such windows. A cell that either misses moves
+    nothing: there is no difference to be told.
+    """
+    view = query.z.shape[-1]
+    difference = query.z - standard[..., :view]
+    if (missing := np.isnan(difference)).any():
+        difference = np.where(missing, 0.0, difference)
+    return query.location + query.spread * (standard[..., view:] + project(difference, linear_map))
+
+
+def _mean_of_known(moved: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weighted mean [n, H] of futures [n, K, H], each step over those that are not missing there.
+
+    weight: [n, K].
+    """
+    share = np.where(np.isnan(moved), 0.0, weight[..., None])
+    total = share.sum(axis=1)
+    return (np.where(share > 0, moved, 0.0) * share).sum(axis=1) / np.where(total > 0, total, np.nan)
+
+
+def _by_maps(neighbours: Neighbours, chunk: Chunk) -> np.ndarray:
+    """What the linear maps of all key spaces make of the queries of a chunk, on average: float64 [b, N, H]."""
+    by_map = [_by_map(_query_windows(neighbours, chunk, n), neighbours, n) for n in range(len(neighbours.spaces))]
+    return np.mean(by_map, axis=0)
+
+
+def _by_map(query: _Query, neighbours: Neighbours, number: int) -> np.ndarray:
+    """What the linear map of one key space makes of queries, float64 [..., H], raw units."""
+    linear_map = neighbours.linear_maps[neighbours.spaces[number].view]
+    z = np.where(np.isnan(query.z), 0.0, query.z)
+    return (query.location + query.spread * project(z, linear_map))[..., 0, :]
 
 
 def _standard_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
     """Each neighbour of one key space in its own location and spread, float32 [b, N, K, view + H].
 
-    The last `view` steps of its context, then its future; 0 in unused slots.
+    The last `view` steps of its context, then its future; NaN where missing, 0 in unused slots.
     """
     view, windows = neighbours.spaces[number].view, neighbours.windows
     found, place = neighbours.row[*chunk, number], windows.views.index(view)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memory_index.errors import DataError, UsageError
+from memory_index.origins import Schedule, scheduled
 from memory_index.tables.series import SeriesTable
 from memory_index.windows import Step, WindowSpec, origin_rows
 
@@ -114,30 +115,48 @@ def split_until(until: str, val_until: str | None, times: np.ndarray, step: Step
     )
 
 
-def part_origins(table: SeriesTable, spec: WindowSpec, split: Split, part: str, *, delay: int = 0) -> list[np.ndarray]:
+def part_origins(
+    table: SeriesTable,
+    spec: WindowSpec,
+    split: Split,
+    part: str,
+    *,
+    delay: int = 0,
+    schedule: Schedule | None = None,
+    views: tuple[int, ...] = (),
+) -> list[np.ndarray]:
     """Origin rows of every window whose whole future lies in one part, per series (int64 arrays).
 
-    Stride 1; the lookback may reach back into the part before (docs/method.md). Windows with missing values are
-    left out. delay: steps after which a value is published; with it, only windows that are known by the part's end.
+    Stride 1; the lookback may reach back into the part before (docs/method.md). Windows of which too much is missing
+    are left out (`windows.origin_rows`). delay: steps after which a value is published; with it, only windows that are
+    known by the part's end. schedule: only the origins that it has; raises as `origins.scheduled` does. views: those of
+    the memory.
     """
     before, until = split.bounds(part)
-    every = WindowSpec(lookback=spec.lookback, horizon=spec.horizon)
+    every = table.rule(spec).scored()
     chosen = []
     for series in table.series:
-        rows = origin_rows(series.values, every)
+        rows = origin_rows(series.values, every, views=views)
         future_end, future_start = series.times[rows + spec.horizon], series.times[rows + 1]
         keep = table.step.add(future_end, delay) <= until
         if before is not None:
             keep &= future_start > before
         chosen.append(rows[keep])
-    return chosen
+    return chosen if schedule is None else scheduled(table, chosen, schedule)
 
 
 def require_origins(
-    table: SeriesTable, spec: WindowSpec, split: Split, part: str, *, delay: int = 0
+    table: SeriesTable,
+    spec: WindowSpec,
+    split: Split,
+    part: str,
+    *,
+    delay: int = 0,
+    schedule: Schedule | None = None,
+    views: tuple[int, ...] = (),
 ) -> list[np.ndarray]:
     """What `part_origins` gives. Raises `DataError` if that is no window at all."""
-    origins = part_origins(table, spec, split, part, delay=delay)
+    origins = part_origins(table, spec, split, part, delay=delay, schedule=schedule, views=views)
     if not any(len(rows) for rows in origins):
         raise DataError(
             f"{table.source} has no whole window of {spec.lookback} + {spec.horizon} steps in the {part} part "

@@ -72,7 +72,7 @@ def test_evaluate_prints_the_run_beside_the_baselines(made, call):
         "key space joint-48",
     ):
         assert name in out
-    for words in ("direction", "gate: ", "below q0.1", "standardised units"):
+    for words in ("trend class", "gate: ", "below q0.1", "standardised units"):
         assert words in err
 
 

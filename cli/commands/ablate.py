@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from cli.output import Report
     from forecaster.ablation_table import Row
-    from forecaster.evaluate import RunEvaluation
+    from memory_index.evaluation import Evaluation
     from memory_index.tables.columns import ReadOptions
 
 PARTS = ("val", "test")
@@ -115,7 +115,7 @@ class ArmsShown(TrainingShown):
         self.place, self.epoch, self.told_at = f"{number} of {total}: {what}", 0, time.monotonic()
         self.before = f"{self.place}: "
 
-    def ends(self, what: str, evaluation: RunEvaluation) -> None:
+    def ends(self, what: str, evaluation: Evaluation) -> None:
         """Called when it is scored."""
         note(f"{self.place}: MSE {evaluation.mse:.4f}, MAE {evaluation.mae:.4f}")
 

@@ -7,25 +7,42 @@ there are is decided by `memory_index.splits`; how a batch is used by `train.py`
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 
 from forecaster.config import ModelConfig
 from forecaster.model.types import Batch
-from forecaster.retrieval.neighbours import Condensed, condense, neighbour_tensors
+from forecaster.retrieval.neighbours import Condensed, Fans, condense, neighbour_tensors
 from memory_index.leakage import Policy
 from memory_index.memory import Memory
+from memory_index.missing import filled, filled_contexts
 from memory_index.neighbours import Neighbours
 from memory_index.queries import QueryBlock, query_blocks
 from memory_index.tables.series import SeriesTable
 from memory_index.types import KeySpace
-from memory_index.windows import StoredWindows, WindowSpec, cut
+from memory_index.windows import StoredWindows, cut
 
 MODEL_BATCH = 512  # windows that go through the model at once where nothing is trained
 LIVE_WINDOWS = 4096  # asked of a memory at once: a window's neighbours take some 20 kB, and series may be hundreds
+
+
+class Fill(NamedTuple):
+    """How missing cells are filled (`memory_index.missing`). lookback: of the windows whose cells are looked at."""
+
+    lookback: int
+    season: int | None
+
+    def contexts(self, values: np.ndarray, position: np.ndarray, lookback: int) -> np.ndarray:
+        """The last `lookback` cells up to positions in `values`, filled: [n, lookback]."""
+        return filled_contexts(values, position, lookback, whole=self.lookback, season=self.season)
+
+
+def fill_of(windows: StoredWindows) -> Fill:
+    """That of a memory, so that a model reads what its keys are made of."""
+    return Fill(windows.spec.lookback, windows.step.season)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +51,7 @@ class CachedWindows:
 
     values: float32 [T], raw units, all series of the table end to end. position: int64 [n], where each window's last
     context step is in `values`. series: int [n], numbers in the table. unit: float32 [n]. fold: int64 [n] or None, see
-    `Batch.fold`. condensed: memory-mapped, of the `windows` of the memory that answered; None without GRA-M.
+    `Batch.fold`. condensed, fans: memory-mapped, of the `windows` of the memory that answered; None without GRA-M.
     """
 
     config: ModelConfig
@@ -44,15 +61,47 @@ class CachedWindows:
     unit: np.ndarray
     fold: np.ndarray | None = None
     condensed: Condensed | None = None
+    fans: Fans | None = None
     windows: StoredWindows | None = None
     spaces: Sequence[KeySpace] = ()
 
     def __len__(self) -> int:
         return len(self.position)
 
+    @property
+    def fill(self) -> Fill:
+        """How missing cells of a context are filled."""
+        lookback = self.config.lookback
+        return Fill(lookback, None) if self.windows is None else fill_of(self.windows)
+
+    def contexts(self, indices: np.ndarray | slice) -> np.ndarray:
+        """float32 [n, L], raw units, filled where a cell is missing."""
+        return self.fill.contexts(self.values, self.position[indices], self.config.lookback)
+
+    def futures(self, indices: np.ndarray | slice) -> np.ndarray:
+        """float32 [n, H], raw units, NaN where a cell is missing."""
+        return cut(self.values, self.position[indices] + 1, self.config.horizon)
+
+    def last(self, num: int) -> Self:
+        """The last so many windows; they are in time order."""
+        first = len(self) - num
+        condensed = None if self.condensed is None else self.condensed.take(np.arange(first, len(self)))
+        fans = self.fans
+        if fans is not None:
+            there = fans.number >= first
+            fans = Fans(fans.number[there] - first, fans.levels[there])
+        return replace(
+            self,
+            position=self.position[first:],
+            series=self.series[first:],
+            unit=self.unit[first:],
+            fold=None if self.fold is None else self.fold[first:],
+            condensed=condensed,
+            fans=fans,
+        )
+
     def batch(self, indices: np.ndarray) -> Batch:
         """The windows at these numbers, in this order."""
-        position = self.position[indices]
         neighbours = None
         if self.condensed is not None and self.windows is not None:
             neighbours = neighbour_tensors(
@@ -64,8 +113,8 @@ class CachedWindows:
                 top_k=self.config.top_k,
             )
         return Batch(
-            context=torch.from_numpy(cut(self.values, position - self.config.lookback + 1, self.config.lookback)),
-            future=torch.from_numpy(cut(self.values, position + 1, self.config.horizon)),
+            context=torch.from_numpy(self.contexts(indices)),
+            future=torch.from_numpy(self.futures(indices)),
             unit=torch.from_numpy(self.unit[indices]),
             neighbours=neighbours,
             fold=None if self.fold is None else torch.from_numpy(self.fold[indices]),
@@ -107,10 +156,12 @@ def live_blocks(
     """
     spec, manifest = memory.windows.spec, memory.manifest
     spaces = manifest.key_spaces
-    whole = WindowSpec(lookback=spec.lookback, horizon=config.horizon)
+    whole, views = spec.scored(config.horizon), memory.windows.views
     known_ids = manifest.series_ids
-    for asked in query_blocks(table, origins, whole, Policy.CAUSAL, known=known_ids, max_windows=LIVE_WINDOWS):
-        context = asked.queries.context  # [B, N, L of the version]
+    for asked in query_blocks(
+        table, origins, whole, Policy.CAUSAL, known=known_ids, views=views, max_windows=LIVE_WINDOWS
+    ):
+        context = filled(asked.queries.context, memory.windows.step.season)  # [B, N, L of the version]
         found = memory.search(asked.queries, k) if config.use_gram else None
         condensed = None if found is None else condense(found, spaces, horizon=config.horizon)
         known = [units.get(str(series_id), np.nan) for series_id in asked.queries.series_id]

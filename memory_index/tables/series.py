@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from memory_index.errors import NotFoundError
-from memory_index.windows import Step
+from memory_index.windows import Step, WindowSpec
 
 MAX_COARSENESS = 0.01  # of a standard deviation: rounding is then a hundred-thousandth of the variance
 COARSE_FIX = "subtract a level from it first, and add that to its forecasts"
@@ -20,8 +21,7 @@ class Series:
     """One univariate sequence on a regular grid.
 
     times: datetime64[ns] [T], consecutive steps without a gap, UTC when the table has a time zone.
-    values: float64 [T], raw units; NaN only where the reader was told to `drop` gaps or missing values,
-    and then no window that touches one is stored or asked for.
+    values: float64 [T], raw units; NaN where missing.
     """
 
     series_id: str
@@ -32,7 +32,7 @@ class Series:
         return len(self.times)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class SeriesTable:
     """Series with one step, in file order. Past this record nothing asks what the user's file looked like."""
 
@@ -41,29 +41,38 @@ class SeriesTable:
     series: tuple[Series, ...]
     source: str  # file name, for messages
     notes: tuple[str, ...] = ()  # what the reader did on request (sorted, filled, left out), or found worth a look
+    whole_windows: bool = False  # whether windows that touch a missing cell are left out, as `drop` asks
+
+    def rule(self, spec: WindowSpec) -> WindowSpec:
+        """The shape of windows, and how much of one may be missing: nothing where the table was read with `drop`."""
+        return replace(spec, max_missing=0.0) if self.whole_windows else spec
 
     def __getitem__(self, series_id: str) -> Series:
         """One series. Raises `NotFoundError` that names the nearest known series."""
-        for series in self.series:
-            if series.series_id == series_id:
-                return series
+        found = self._by_name.get(series_id)
+        if found is not None:
+            return found
         near = difflib.get_close_matches(series_id, self.series_ids, n=1, cutoff=0.0)
         raise NotFoundError(
             f"{self.source} has no series '{series_id}'",
             hint=f"the nearest of {len(self.series)} is '{near[0]}'" if near else "the table has no series at all",
         )
 
-    @property
+    @cached_property
+    def _by_name(self) -> dict[str, Series]:
+        return {series.series_id: series for series in reversed(self.series)}
+
+    @cached_property
     def series_ids(self) -> tuple[str, ...]:
         """The names of all series, in file order."""
         return tuple(series.series_id for series in self.series)
 
-    @property
+    @cached_property
     def times(self) -> np.ndarray:
         """datetime64[ns], ascending: every time stamp that any series has."""
         return self.series[0].times if self.shares_times else np.unique(np.concatenate([s.times for s in self.series]))
 
-    @property
+    @cached_property
     def shares_times(self) -> bool:
         """Whether all series have the same time stamps (what the joint scope needs)."""
         first = self.series[0].times
@@ -87,7 +96,8 @@ def coarse(series: Series) -> str:
     """
     known = series.values[np.isfinite(series.values)]
     deviation = float(known.std()) if len(known) else 0.0
-    apart = float(np.spacing(np.float32(np.abs(known).max(initial=0))))
+    largest = np.float32(np.abs(known).max(initial=0))
+    apart = float(largest - np.nextafter(largest, np.float32(0)))
     if apart <= MAX_COARSENESS * deviation or deviation == 0:
         return ""
     return (
@@ -97,5 +107,14 @@ def coarse(series: Series) -> str:
 
 
 def differing(stored: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Places at which a stored value is not the one that is given now. One that was missing may have arrived since."""
-    return np.flatnonzero((stored != given) & np.isfinite(stored))
+    """Places at which a stored value is not the one that is given now. One that was missing may have arrived since.
+
+    Windows are kept and compared in float32, so values that are one float32 unit apart or less are the same: a sum that
+    a database adds in another order, or an export as float32.
+    """
+    if np.array_equal(stored, given):
+        return np.empty(0, dtype=np.int64)
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: then infinite, and compared as float64
+        unit = np.spacing(np.abs(stored).astype(np.float32)).astype(np.float64)
+        same = np.abs(stored.astype(np.float64) - given) <= np.where(np.isfinite(unit), unit, 0.0)
+    return np.flatnonzero(~same & (stored != given) & np.isfinite(stored))

@@ -9,14 +9,15 @@ import numpy as np
 
 from memory_index.errors import IncompatibleError, NothingNewError
 from memory_index.tables.series import Series, SeriesTable, differing
+from memory_index.tables.steps import same_step
 from memory_index.versions.build import built_since, segment_record, steps_until, with_recall
 from memory_index.versions.factories import EXACT
 from memory_index.versions.manifest import FORMAT
 from memory_index.versions.opening import LoadEncoder, plan_of, read_encoder, read_series
-from memory_index.versions.segments import SERIES_FILE, write_segment
+from memory_index.versions.segments import SERIES_FILE, SegmentPlan, write_segment
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version, check_files, removal_named
-from memory_index.windows import Step, WindowSpec, origin_rows
+from memory_index.windows import Step, origin_rows
 
 
 def append(
@@ -52,7 +53,7 @@ def append(
             encoder, plan = read_encoder(parent.path, manifest, load_encoder), plan_of(manifest)
         staging.adopt(parent, *sorted({path.split("/")[0] for path in manifest.files}))
         folder, new_from = f"segment-{len(manifest.segments)}", [len(series) for series in stored.series]
-        origins = new_origins(stored, joined, plan.window)
+        origins = new_origins(stored, joined, plan)
         windows = write_segment(staging.path / folder, joined, origins, encoder, plan, new_from=new_from)
         num_new = [len(series) - start for series, start in zip(joined.series, new_from, strict=True)]
         known_at = np.append(
@@ -81,7 +82,9 @@ def join_new_rows(stored: SeriesTable, table: SeriesTable, *, until: np.datetime
     for old in stored.series:
         new = table[old.series_id]
         require_overlap(old, new, table, stored.step)
+        held = np.flatnonzero(np.isfinite(new.values))
         keep = new.times > old.times[-1]
+        keep[int(held[-1]) + 1 if len(held) else 0 :] = False  # empty cells behind the last value are not there yet
         if until is not None:
             keep &= stored.step.add(new.times, delay) <= until
         num_new += int(keep.sum())
@@ -123,7 +126,7 @@ def whole_moments(stored: SeriesTable, joined: SeriesTable) -> tuple[SeriesTable
 
 def require_same_kind(stored: SeriesTable, table: SeriesTable) -> None:
     """Raise `IncompatibleError` unless a table has the step and the series of a version."""
-    if table.step != stored.step:
+    if not same_step(table.step, stored.step, table.series[0].times[0]):
         ours, theirs = (
             f"{step.frequency}" + (f" in {step.time_zone}" if step.time_zone else "")
             for step in (stored.step, table.step)
@@ -172,13 +175,13 @@ def require_overlap(old: Series, new: Series, table: SeriesTable, step: Step) ->
         )
 
 
-def new_origins(stored: SeriesTable, joined: SeriesTable, window: WindowSpec) -> list[np.ndarray]:
+def new_origins(stored: SeriesTable, joined: SeriesTable, plan: SegmentPlan) -> list[np.ndarray]:
     """Origin rows of the windows that end in the new steps; only the tail that such windows can touch is looked at."""
-    result = []
+    result, window = [], plan.window
     for old, series in zip(stored.series, joined.series, strict=True):
         start = max(0, len(old) - window.length + 1)
         start -= start % window.stride  # so that origins keep falling on every stride-th row
-        rows = origin_rows(series.values[start:], window) + start
+        rows = origin_rows(series.values[start:], window, views=plan.views) + start
         result.append(rows[rows + window.horizon >= len(old)])
     return result
 

@@ -21,6 +21,7 @@ from memory_index.errors import DataError, IncompatibleError, UsageError
 from memory_index.fit_encoder import fit_encoder, shared_origins
 from memory_index.local import LocalMemory
 from memory_index.measure import recall_at_10, temperatures
+from memory_index.skipped import Skipped, skipped_sentence
 from memory_index.splits import Split
 from memory_index.tables.series import COARSE_FIX, Series, SeriesTable, coarse
 from memory_index.types import MAX_JOINT_SERIES, SCOPES, KeySpace, Scope
@@ -66,15 +67,16 @@ def build(
     those are not all that are stored (cross-fitting). fit: makes the encoder, as `fit_encoder` does; how a learned one
     comes in. review: looks at the finished memory before it is published; what it returns becomes the version's notes.
 
-    Raises `DataError` (series too short), `UsageError` (views, scopes, factory), `IncompatibleError` (a scope
+    A series without a window in the training part is left out, and named in the manifest's `built.skipped`.
+
+    Raises `DataError` (every series too short), `UsageError` (views, scopes, factory), `IncompatibleError` (a scope
     that this table cannot have), `ResourceError` (disk, lock).
     """
     started = time.perf_counter()
     encoder = encoder or EncoderConfig(views=default_views(window.lookback))
     check_views(encoder.views, window)
-    training = stored_part(table, split.train_until, window)
-    origins = [origin_rows(series.values, window) for series in training.series]
-    require_windows(training, origins, window)
+    window = table.rule(window)
+    training, origins, skipped = with_windows(stored_part(table, split.train_until, window), window, encoder.views)
     joint = joint_refusal(training, origins)
     scopes = choose_scopes(scopes, joint)
     sizes = {KeySpace(scope, view): group_sizes(scope, origins) for scope in scopes for view in encoder.views}
@@ -82,7 +84,7 @@ def build(
     plan = SegmentPlan(
         window=window,
         factories={space: name for space, (name, _) in chosen.items()},
-        num_series=len(table.series),
+        num_series=len(training.series),
     )
     check_factory(factory, {space: encoder.key_width(space, plan.num_series) for space in plan.spaces}, sizes)
     with store.staging(name) as staging:
@@ -98,7 +100,7 @@ def build(
         manifest = first_manifest(training, windows, plan, records, described, split, joint)
         manifest = measured(staging.path, manifest, fitted)
         notes = coarse_notes(training) + review(read_memory(staging.path, manifest, fitted))
-        built = dataclasses.replace(built_since(started, table.source), notes=notes)
+        built = dataclasses.replace(built_since(started, table.source), notes=notes, skipped=skipped)
         return staging.publish(dataclasses.replace(manifest, built=built))
 
 
@@ -207,21 +209,41 @@ def cut_table(table: SeriesTable, rows: list[int]) -> SeriesTable:
     )
 
 
-def require_windows(table: SeriesTable, origins: list[np.ndarray], window: WindowSpec) -> None:
-    """Raise `DataError`, naming all of them, if there are series without one whole window in the training part."""
-    without = [series for series, rows in zip(table.series, origins, strict=True) if len(rows) == 0]
-    if not without:
-        return
-    first, others = without[0], [f"'{series.series_id}'" for series in without[1:]]
-    missing = int(np.isnan(first.values).sum())
-    flags = " ".join(f'--ignore "{series.series_id}"' for series in without)
-    raise DataError(
-        f"{table.source}: series '{first.series_id}' has no whole window of "
-        f"{window.lookback} + {window.horizon} steps in its training part of {len(first)} steps"
-        + (f", {missing} of them missing" if missing else "")
-        + (f"; nor have {', '.join(others)}" if others else ""),
-        hint="choose a shorter --lookback or --horizon, a larger training part"
-        + (f", or leave out what is too short: {flags}" if len(without) < len(table.series) else ""),
+def with_windows(
+    training: SeriesTable, window: WindowSpec, views: tuple[int, ...]
+) -> tuple[SeriesTable, list[np.ndarray], tuple[Skipped, ...]]:
+    """The series of a training part that have a window, their origin rows, and the other series with the reason.
+
+    Raises `DataError` if no series has one.
+    """
+    origins = [origin_rows(series.values, window, views=views) for series in training.series]
+    kept = [number for number, rows in enumerate(origins) if len(rows)]
+    skipped = tuple(
+        Skipped(series_id=series.series_id, reason=_without_window(series, window))
+        for series, rows in zip(training.series, origins, strict=True)
+        if not len(rows)
+    )
+    if not kept:
+        raise DataError(
+            f"{training.source}: {skipped_sentence(skipped, 'without a window')}",
+            hint="choose a shorter --lookback or --horizon, or a larger training part",
+        )
+    if not skipped:
+        return training, origins, ()
+    series = tuple(training.series[number] for number in kept)
+    return dataclasses.replace(training, series=series), [origins[number] for number in kept], skipped
+
+
+def _without_window(series: Series, window: WindowSpec) -> str:
+    """Why a series has no window."""
+    missing = int(np.isnan(series.values).sum())
+    steps = "1 step" if len(series) == 1 else f"{len(series)} steps"
+    of_them = f", {missing} of them missing," if missing else ""
+    return (
+        f"has {steps}{of_them} in the training part, but no window of {window.lookback} + {window.horizon} of which "
+        "enough is known"
+        if len(series) >= window.length
+        else f"has {steps}{of_them} in the training part, but a window needs {window.lookback} + {window.horizon}"
     )
 
 

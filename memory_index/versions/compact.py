@@ -55,7 +55,8 @@ def merge_segments(folder: Path, memory: LocalMemory, table: SeriesTable, plan: 
     stored = memory.windows
     order = np.lexsort((stored.series, stored.known_at))
     names = ("series", "origin_row", "known_at", "location", "spread", "flat")
-    windows = SegmentWindows(**{name: getattr(stored, name)[order] for name in names})
+    missing = None if stored.missing is None else stored.missing[order]
+    windows = SegmentWindows(**{name: getattr(stored, name)[order] for name in names}, missing=missing)
     write_windows(folder, windows, stored.views)
     write_series(folder, [(series.times, series.values) for series in table.series])
     for space in memory.manifest.key_spaces:

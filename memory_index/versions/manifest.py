@@ -14,6 +14,7 @@ import numpy as np
 
 from memory_index.errors import IncompatibleError, VerificationError
 from memory_index.files import FileRecord, sha256_of
+from memory_index.skipped import Skipped
 from memory_index.splits import Split
 from memory_index.types import KeySpace, Scope
 from memory_index.windows import Step, WindowSpec
@@ -64,6 +65,7 @@ class BuildRecord:
     seconds: float
     peak_rss_mb: float
     notes: tuple[str, ...] = ()  # what a person should know of it
+    skipped: tuple[Skipped, ...] = ()  # series of the source that it has nothing of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +126,11 @@ class Manifest:
 
     def to_document(self) -> dict[str, Any]:
         """The fields by name, without those that are at their default."""
+        window = asdict(self.window)
+        if self.window.max_missing == 0:  # whole windows only, as before there was a choice
+            del window["max_missing"]
         return _without_defaults(self) | {
+            "window": window,
             "spaces": [_without_defaults(record) for record in self.spaces],
             "segments": [_without_defaults(record) for record in self.segments],
         }
@@ -230,20 +236,25 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
         return Manifest(
             **{
                 **document,
-                "window": WindowSpec(**document["window"]),
+                "window": WindowSpec(**{"max_missing": 0.0, **document["window"]}),
                 "step": Step(**document["step"]),
                 "series_ids": tuple(document["series_ids"]),
                 "spaces": tuple(SpaceRecord(**record) for record in document["spaces"]),
                 "split": Split(**document["split"]),
                 "segments": tuple(SegmentRecord(**record) for record in document["segments"]),
                 "files": {path: file_record(path, record) for path, record in document["files"].items()},
-                "built": BuildRecord(**{**document["built"], "notes": tuple(document["built"]["notes"])}),
+                "built": _build_record(document["built"]),
             }
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # a UsageError of WindowSpec is a ValueError
         raise VerificationError(
             f"{where} cannot be read: {error}", hint="restore the version or build it again"
         ) from error
+
+
+def _build_record(document: dict[str, Any]) -> BuildRecord:
+    skipped = tuple(Skipped(**each) for each in document.get("skipped", ()))
+    return BuildRecord(**{**document, "notes": tuple(document["notes"]), "skipped": skipped})
 
 
 def file_record(path: str, record: dict[str, Any]) -> FileRecord:

@@ -166,6 +166,7 @@ def stored_windows(folder: Path, manifest: Manifest, parts: list[SegmentWindows]
         values=np.concatenate([part.values for part in series]).astype(np.float32),
         times=np.concatenate([part.times for part in series]),
         offset=np.cumsum([0, *(len(part) for part in series)]),
+        missing=_joined_missing([part.missing for part in parts], [len(part) for part in parts]),
         **{name: _joined([getattr(part, name) for part in parts]) for name in names},
     )
     del series
@@ -176,6 +177,15 @@ def stored_windows(folder: Path, manifest: Manifest, parts: list[SegmentWindows]
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
     """End to end; a single one as it is, since a copy of every window would be held for nothing."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _joined_missing(parts: list[np.ndarray | None], lengths: list[int]) -> np.ndarray | None:
+    """Missing cells of the windows of all segments; None where no segment counts any."""
+    num_views = next((part.shape[1] for part in parts if part is not None), None)
+    if num_views is None:
+        return None
+    nothing = [np.zeros((length, num_views), dtype=np.int32) for length in lengths]
+    return _joined([zeros if part is None else part for part, zeros in zip(parts, nothing, strict=True)])
 
 
 def verify_contents(version: Version, *, load_encoder: LoadEncoder | None = None) -> list[Damage]:

@@ -1,7 +1,8 @@
 """One segment of a version: its files, how they are written, and how they are read back.
 
-series.parquet    the steps that this segment adds: series, time, value
-windows.parquet   its windows, ordered by (known_at, series): where they are and what normalised them
+series.parquet    the steps that this segment adds: series, time, value (null where missing)
+windows.parquet   its windows, ordered by (known_at, series): where they are, what normalised them, and, where some of
+                  them miss cells, how many under each view
 keys-SCOPE-VIEW.faiss   the keys of one key space, as a FAISS index (key_files.py)
 """
 
@@ -17,12 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memory_index.encoder import KeyEncoder
+from memory_index.missing import filled, missing_before
 from memory_index.tables.series import Series, SeriesTable
 from memory_index.types import KeySpace, Scope
 from memory_index.versions.key_files import write_keys
 from memory_index.windows import WindowSpec, complete_moments, cut
 
 SERIES_FILE, WINDOWS_FILE = "series.parquet", "windows.parquet"
+STATISTICS = ("location", "spread", "flat")  # columns of windows.parquet for each view
 CHUNK = 2048  # windows encoded at once
 
 
@@ -58,6 +61,7 @@ class SegmentWindows:
     location: np.ndarray  # float32 [n, V]
     spread: np.ndarray  # float32 [n, V]
     flat: np.ndarray  # bool [n, V]
+    missing: np.ndarray | None = None  # int32 [n, V], see windows.StoredWindows
 
     def __len__(self) -> int:
         return len(self.series)
@@ -111,6 +115,7 @@ def write_segment(
         location=statistics[:, 0, order].T,
         spread=statistics[:, 1, order].T,
         flat=statistics[:, 2, order].T > 0,
+        missing=_missing_cells(table, origins, plan, order),
     )
     for space in plan.spaces:
         if space.scope == "joint":
@@ -121,6 +126,18 @@ def write_segment(
     new_from = new_from or [0] * len(table.series)
     write_series(folder, [(s.times[start:], s.values[start:]) for s, start in zip(table.series, new_from, strict=True)])
     return windows
+
+
+def _missing_cells(
+    table: SeriesTable, origins: list[np.ndarray], plan: SegmentPlan, order: np.ndarray
+) -> np.ndarray | None:
+    """Missing cells of each window under each view, int32 [n, V] in row order; None where no window misses any cell."""
+    spec, counts, any_missing = plan.window, [], False
+    for series, rows in zip(table.series, origins, strict=True):
+        before = missing_before(series.values)
+        counts.append(np.stack([before[rows + 1] - before[rows + 1 - view] for view in plan.views], axis=1))
+        any_missing |= bool((before[rows + 1 + spec.horizon] > before[rows + 1 - spec.lookback]).any())
+    return np.concatenate(counts)[order].astype(np.int32) if any_missing else None
 
 
 def _encode_series(
@@ -135,11 +152,11 @@ def _encode_series(
     total = sum(len(rows) for rows in origins)
     keys: dict[Scope, np.ndarray] = {}
     statistics = np.empty((3, total), dtype=np.float32)
-    done = 0
+    done, season = 0, table.step.season
     for number, rows in enumerate(origins):
         values = table.series[number].values.astype(np.float32)
         for chunk in _chunks(rows):
-            context = cut(values, chunk - spec.lookback + 1, spec.lookback)[:, None]
+            context = filled(cut(values, chunk - spec.lookback + 1, spec.lookback), season)[:, None]
             encoded = encoder.encode(view, context, np.array([number]), scopes)
             place = slice(done, done + len(chunk))
             statistics[:, place] = [part[:, 0] for part in encoded.statistics]
@@ -159,7 +176,7 @@ def _encode_moments(
     for chunk in _chunks(origin_row):
         first = chunk - spec.lookback + 1
         context = np.stack([cut(v, first[:, n], spec.lookback) for n, v in enumerate(values)], axis=1)
-        parts.append(encoder.encode(view, context, numbers, ("joint",)).keys["joint"])
+        parts.append(encoder.encode(view, filled(context, table.step.season), numbers, ("joint",)).keys["joint"])
     return np.concatenate(parts)
 
 
@@ -167,7 +184,7 @@ def write_windows(folder: Path, windows: SegmentWindows, views: tuple[int, ...])
     """Write windows.parquet."""
     columns = {"series": windows.series, "origin_row": windows.origin_row, "known_at": windows.known_at}
     for number, view in enumerate(views):
-        for name in ("location", "spread", "flat"):
+        for name in STATISTICS if windows.missing is None else (*STATISTICS, "missing"):
             columns[f"{name}_{view}"] = getattr(windows, name)[:, number]
     pq.write_table(pa.table(columns), folder / WINDOWS_FILE, compression="zstd")
 
@@ -175,9 +192,8 @@ def write_windows(folder: Path, windows: SegmentWindows, views: tuple[int, ...])
 def read_windows(table: pa.Table, views: tuple[int, ...]) -> SegmentWindows:
     """windows.parquet, decoded."""
     column = {name: table.column(name).to_numpy() for name in table.column_names}
-    stack = {
-        name: np.stack([column[f"{name}_{view}"] for view in views], axis=1) for name in ("location", "spread", "flat")
-    }
+    names = (*STATISTICS, "missing") if f"missing_{views[0]}" in column else STATISTICS
+    stack = {name: np.stack([column[f"{name}_{view}"] for view in views], axis=1) for name in names}
     return SegmentWindows(
         series=column["series"],
         origin_row=column["origin_row"],
@@ -192,7 +208,7 @@ def write_series(folder: Path, parts: list[tuple[np.ndarray, np.ndarray]]) -> No
     columns = {
         "series": number,
         "time": np.concatenate([times for times, _ in parts]),
-        "value": np.concatenate([values for _, values in parts]),
+        "value": pa.array(np.concatenate([values for _, values in parts]), from_pandas=True),  # null where missing
     }
     pq.write_table(pa.table(columns), folder / SERIES_FILE, compression="zstd")
 
