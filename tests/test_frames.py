@@ -1,4 +1,4 @@
-"""Tables of Python: whatever a DataFrame keeps in its index or its types is read as it is meant, or refused with a hint."""
+"""Tables of Python: what a DataFrame keeps in its index or its types is read as it is meant, or refused with a hint."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class OnlyProtocol:
     def __init__(self, frame):
         self.frame = frame
 
-    def __dataframe__(self, **options):  # noqa: PLW3201
+    def __dataframe__(self, **options):
         return self.frame.__dataframe__(**options)
 
 

@@ -1,4 +1,4 @@
-"""Long tables without a column called `unique_id`: which columns name the series is told, and nothing is thrown away."""
+"""Long tables without a column called `unique_id`: which columns name the series is told, nothing is thrown away."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_several_columns_of_values_are_named(tmp_path):
     frame = sales(stores=3, items=1).drop(columns="item").assign(price=lambda f: f.sales / 3)
     with pytest.raises(DataError) as caught:
         read_table(written(frame, tmp_path))
-    assert '--id-column "store" --value-column NAME (one of sales, price)' in caught.value.hint
+    assert '--id-column "store" --value-column NAME (one of sales, price; leave the others out)' in caught.value.hint
     options = ReadOptions(id_column="store", value_column="price")
     with pytest.raises(DataError, match="the column 'sales' would not be used") as caught:
         read_table(tmp_path / "sales.csv", options)

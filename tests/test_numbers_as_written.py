@@ -1,4 +1,4 @@
-"""Numbers as people write them: decimal commas, thousands, units, codes for no value, sizes that float32 cannot hold."""
+"""Numbers as people write them: decimal commas, thousands, units, codes for no value, what float32 cannot hold."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write(tmp_path):
 )
 @pytest.mark.parametrize("whole", [False, True])
 def test_decimal_marks_in_all_or_some_cells(write, decimal, thousands, delimiter, whole):
-    """whole: numbers without decimals are written without them, as spreadsheets do, so that some cells read as they are."""
+    """whole: numbers without decimals are written without them, as spreadsheets do: some cells read as they are."""
     cells = [with_marks(n, decimal, thousands).removesuffix(f"{decimal}0" if whole else "x") for n in NUMBERS]
     path = write(cells, delimiter)
     with pytest.raises(
@@ -157,7 +157,7 @@ def test_what_belongs_to_a_series_is_no_code(write, cells):
 @pytest.mark.parametrize("value", ["1.7976931348623157e+308", "-1e39"])
 def test_a_value_too_large_for_float32_is_a_fault(write, value):
     path = write([*NUMBERS[:9], value, *NUMBERS[10:]])
-    with pytest.raises(DataError, match="row 11: the value .* is too large for float32") as caught:
+    with pytest.raises(DataError, match=r"row 11: the value .* is too large for float32") as caught:
         read_table(path)
     flag = caught.value.hint.split("--missing ")[1].split(",")[0]
     for options in (ReadOptions(missing=(flag,), on_nan="drop"), ReadOptions(on_nan="drop")):

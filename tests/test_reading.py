@@ -182,8 +182,9 @@ def test_hourly_times_with_offsets_across_a_clock_change(write):
 def test_local_days_across_a_clock_change_need_their_zone(write):
     times = pd.date_range("2024-03-25", periods=20, freq="D", tz="Europe/Berlin")
     path = write("date,a\n" + "".join(f"{time.isoformat()},{number}\n" for number, time in enumerate(times)))
-    with pytest.raises(DataError, match="not on the grid"):
+    with pytest.raises(DataError, match="not on the grid") as caught:
         read_table(path)
+    assert "if days begin by local time, name its zone: --time-zone" in caught.value.hint
     table = read_table(path, ReadOptions(time_zone="Europe/Berlin"))
     assert table.step == Step(frequency="D", time_zone="Europe/Berlin")
     assert np.array_equal(table.series[0].times, to_ns(times))
@@ -374,6 +375,12 @@ CASES = {
         "--step",
     ),
     "not a time": (HOURLY + "soon,1,1\n", r"row 26: 'soon' is not a time", "ISO 8601"),
+    "a total": (HOURLY + "Total,276,552\n", r"row 26: 'Total' is not a time", "remove the row if it is a total"),
+    "a preamble of cells": (
+        "Station,Berlin,1\nElement,Load,2\n" + HOURLY,
+        r"there is no time column among Station, Berlin",
+        "seem to stand in row 3: remove the rows above",
+    ),
     "a day's end": (
         HOURLY + "2024-01-01 24:00,1,1\n",
         r"row 26: '2024-01-01 24:00' is not a time",

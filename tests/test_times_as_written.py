@@ -88,6 +88,49 @@ def test_directives_for_offsets_in_a_format(read, form, directives):
     assert np.array_equal(table.times, to_ns(HOURS))
 
 
+@pytest.mark.parametrize(
+    ("form", "step"),
+    [
+        (lambda day: f"{day.year}-Q{day.quarter}", "QS-JAN"),
+        (lambda day: f"{day.year}Q{day.quarter}", "QS-JAN"),
+        (lambda day: f"Q{day.quarter} {day.year}", "QS-JAN"),
+        (lambda day: f"{day.year}-M{day.month:02d}", "MS"),
+        (lambda day: f"{day:%Y-%m}", "MS"),
+        (lambda day: f"{day:%b %Y}", "MS"),
+        (lambda day: f"{day:%B %Y}", "MS"),
+        (lambda day: f"{day:%G-W%V}", "W-MON"),
+        (lambda day: f"{day:%GW%V}", "W-MON"),
+        (lambda day: f"{day:%G-W%V-%u}", "D"),
+    ],
+)
+def test_names_of_periods_are_their_first_day(read, form, step):
+    times = pd.date_range("2001-01-01", periods=40, freq=step)
+    table = read(csv_of([form(day) for day in times], name="TIME_PERIOD"))
+    assert table.step.frequency == step
+    assert np.array_equal(table.times, to_ns(times))
+
+
+def test_what_is_no_period_is_no_time(read):
+    for cell in ("2001-Q5", "2001-W54", "Q1"):
+        with pytest.raises(DataError, match=f"'{cell}' is not a time"):
+            read(csv_of([f"{y}-Q{q}" for y in range(2001, 2010) for q in range(1, 5)] + [cell]))
+
+
+@pytest.mark.parametrize("columns", [["year", "week"], ["Year", "Month"], ["year", "month", "day"]])
+def test_a_time_that_is_spread_over_columns_is_told(tmp_path, columns):
+    parts = {
+        name: range(2020, 2023) if "year" in name.lower() else range(1, 13 if "onth" in name else 20)
+        for name in columns
+    }
+    frame = pd.MultiIndex.from_product(parts.values(), names=parts).to_frame(index=False)
+    frame["cases"] = np.arange(len(frame)) / 2
+    frame.to_csv(tmp_path / "spread.csv", index=False)
+    with pytest.raises(DataError, match=f"spread over '{columns[0]}' and '{', '.join(columns[1:])}'") as caught:
+        read_table(tmp_path / "spread.csv")
+    assert "join these columns" in caught.value.hint
+    assert "--id-column" not in caught.value.hint
+
+
 def test_words_for_zones_are_refused_with_what_to_do(read):
     with pytest.raises(DataError, match="'2024-01-01 00:00 CET' is not a time") as caught:
         read(csv_of(HOURS.strftime("%Y-%m-%d %H:%M CET")), time_format="%Y-%m-%d %H:%M %Z")

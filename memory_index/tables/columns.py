@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.tables.keys import refuse_rows_of_series
-from memory_index.tables.number_times import EXCEL, UNITS, are_numbers, told_by_size
+from memory_index.tables.number_times import EXCEL, UNITS, TimeOptions, are_numbers, told_by_size
 from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.table_files import RawTable
 from memory_index.tables.timestamps import looks_like_times
@@ -100,6 +100,17 @@ class ReadOptions:
             )
         if self.max_cells < 1:
             raise UsageError(f"--max-cells is {self.max_cells}, but must be at least 1")
+
+    @property
+    def of_times(self) -> TimeOptions:
+        """Those that say how the time column is to be read."""
+        return TimeOptions(
+            time_format=self.time_format,
+            time_zone=self.time_zone,
+            time_unit=self.time_unit,
+            time_start=self.time_start,
+            step=self.step,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,7 +222,7 @@ def _find_time(raw: RawTable, names: list[str], options: ReadOptions, log: Probl
     numeric = [
         name for name in names if name not in (*ID_NAMES, *id_columns(raw, options)) and are_numbers(raw.columns[name])
     ]
-    if not candidates and (options.time_unit or options.time_start):
+    if not candidates and options.of_times.as_numbers:
         candidates = numeric[:1]
     if len(candidates) > 1:
         message = f"several columns could be the time: {', '.join(candidates)}"
@@ -220,10 +231,22 @@ def _find_time(raw: RawTable, names: list[str], options: ReadOptions, log: Probl
     if not candidates:
         message = f"there is no time column among {', '.join(list(raw.columns)[:6])}"
         fix = "name it with --time-column"
-        if numeric and (said := told_by_size(raw.columns[numeric[0]])):
+        if (line := _header_below(raw)) is not None:
+            fix = f"the names of the columns seem to stand in row {line}: remove the rows above it"
+        elif numeric and (said := told_by_size(raw.columns[numeric[0]])):
             fix += f'; {said[0]}: --time-column "{numeric[0]}" {said[1]}'
         log.stop(Problem(kind="time", message=message, fix=fix))
     return candidates[0]
+
+
+def _header_below(raw: RawTable) -> int | None:
+    """The row of a file with a preamble that holds the names of its columns: times begin below it."""
+    first = next(iter(raw.columns.values())).slice(0, 40)
+    if not pa.types.is_string(first.type):
+        return None
+    timely = [looks_like_times(pa.chunked_array([[cell or ""]])) for cell in first.to_pylist()]
+    begin = next((place for place, is_time in enumerate(timely) if is_time and all(timely[place:])), 0)
+    return int(raw.row_number[begin - 1]) if begin else None
 
 
 def _is_long(raw: RawTable, time: str, names: list[str], options: ReadOptions) -> bool:

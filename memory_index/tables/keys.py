@@ -6,6 +6,7 @@ series away.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import combinations
 
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.table_files import RawTable
 
+PART_OF_TIME = re.compile(r"(calendar|iso)?[ _]?(year|quarter|month|week|day|hour|minute|mo|dy|hr)s?", re.IGNORECASE)
 MAX_KEYS = 3  # columns that name a series together
 MAX_TIMES = 200  # times whose rows are looked at
 MAX_CANDIDATES = 12
@@ -38,6 +40,10 @@ def refuse_rows_of_series(raw: RawTable, time: str, names: list[str], *, resolve
         return
     number = int(per_time.median())
     keys = next(_keys(frame, time, names, int(per_time.max())), None)
+    if keys is not None and (parts := [key for key in keys if PART_OF_TIME.fullmatch(key)]):
+        message = f"every time is there {number} times, as if it were spread over '{time}' and '{', '.join(parts)}'"
+        fix = "join these columns into one column of times, such as 2024-01-31, 2024-W05 or 2024-01-31 00:00"
+        log.stop(Problem(kind="time", message=message, fix=fix))
     if keys is not None:
         rest = [name for name in names if name not in keys and _is_numeric(raw.columns[name])]
         named = " and ".join(f"'{key}'" for key in keys)
@@ -46,7 +52,7 @@ def refuse_rows_of_series(raw: RawTable, time: str, names: list[str], *, resolve
         message = f"every time is there {number} times, as if {named} named the series"
         fix = (
             f'read the rows as series with --id-column "{flag}"{value}'
-            + (f" (one of {', '.join(rest)})" if value else "")
+            + (f" (one of {', '.join(rest)}; leave the others out)" if value else "")
             + ("" if len(keys) == 1 else ", or join these columns into one")
         )
         log.stop(Problem(kind="series", message=message, fix=fix))

@@ -6,7 +6,7 @@ Without one the table is refused, with the option that its numbers look like.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,6 @@ import pyarrow.compute as pc
 from memory_index.errors import UsageError
 from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.steps import step_of
-
-if TYPE_CHECKING:
-    from memory_index.tables.columns import ReadOptions
 
 UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}  # ns of one
 NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
@@ -31,6 +28,22 @@ COMPACT |= {r"(19|20)\d\d[01]\d[0-3]\d[0-2]\d[0-5]\d": "%Y%m%d%H%M"}
 SINCE_1980 = (315_532_800, 4_102_444_800)  # s, up to 2100
 SERIAL_DAYS = (20_000, 80_000)  # 1954 to 2119
 LONGEST = 10**7  # steps that running numbers may span
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeOptions:
+    """What `ReadOptions` says of the time column and the step."""
+
+    time_format: str | None
+    time_zone: str | None
+    time_unit: str | None
+    time_start: str | None
+    step: str | None
+
+    @property
+    def as_numbers(self) -> bool:
+        """Whether the cells are to be read as numbers."""
+        return self.time_unit is not None or self.time_start is not None
 
 
 def are_numbers(column: pa.ChunkedArray) -> bool:
@@ -51,7 +64,7 @@ def calendar_text(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     return text if pc.all(pc.match_substring_regex(text, CALENDAR_DIGITS)).as_py() else None
 
 
-def number_times(column: pa.ChunkedArray, options: ReadOptions, log: ProblemLog) -> tuple[np.ndarray, str | None]:
+def number_times(column: pa.ChunkedArray, options: TimeOptions, log: ProblemLog) -> tuple[np.ndarray, str | None]:
     """(times as datetime64[ns] [n], NaT where a cell is none; their zone: UTC for counts since 1970).
 
     Raises `DataError` where no option says what the numbers mean, `UsageError` for options that do not go together.
@@ -75,7 +88,7 @@ def number_times(column: pa.ChunkedArray, options: ReadOptions, log: ProblemLog)
     return _since(np.datetime64(0, "ns"), np.round(_floats(column) * UNITS[time_unit]), 1), "UTC"
 
 
-def _running(numbers: np.ma.MaskedArray | None, time_start: str, options: ReadOptions, log: ProblemLog) -> np.ndarray:
+def _running(numbers: np.ma.MaskedArray | None, time_start: str, options: TimeOptions, log: ProblemLog) -> np.ndarray:
     if options.step is None:
         raise UsageError(f"--time-start {time_start} needs the step that the numbers count", hint="name it with --step")
     counted = step_of(options.step, options.time_zone)

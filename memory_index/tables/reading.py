@@ -78,7 +78,9 @@ def assemble(source: Path | pd.DataFrame | pa.Table, options: ReadOptions, log: 
     roles = find_roles(raw, options, log)
     codes, names = _series_codes(raw, roles.id, log)
     times, zone = parse_times(
-        TimeColumn(column=raw.columns[roles.time], row_number=raw.row_number, groups=codes, options=options, log=log)
+        TimeColumn(
+            column=raw.columns[roles.time], row_number=raw.row_number, groups=codes, options=options.of_times, log=log
+        )
     )
     clock = Step(frequency="h", time_zone=zone)
 

@@ -101,14 +101,11 @@ def regular(block: Block, grid: Grid) -> Iterator[Series]:
     position = grid.positions(block.times)
     stray = np.flatnonzero(position < 0)
     if len(stray):
-        _note_rows(
-            block,
-            stray,
-            grid,
-            "off-step",
-            f"the time is not on the grid of the step '{grid.step.frequency}'",
-            "correct the time, or name another step with --step",
-        )
+        what = f"the time is not on the grid of the step '{grid.step.frequency}'"
+        fix = "correct the time, or name another step with --step"
+        if grid.log.count["mixed-offsets"] and not grid.step.is_fixed:
+            fix = f"if days begin by local time, name its zone: --time-zone Europe/Berlin; else {fix}"
+        _note_rows(block, stray, grid, "off-step", what, fix)
         block, position = block.take(position >= 0), position[position >= 0]
     if len(position) == 0:
         return

@@ -13,6 +13,7 @@ from memory_index.errors import NotFoundError
 from memory_index.windows import Step, WindowSpec
 
 MAX_COARSENESS = 0.01  # of a standard deviation: rounding is then a hundred-thousandth of the variance
+LAST_BITS = 2.0**-40  # of the largest value: some thousand roundings of float64
 COARSE_FIX = "subtract a level from it first, and add that to its forecasts"
 
 
@@ -109,12 +110,15 @@ def coarse(series: Series) -> str:
 def differing(stored: np.ndarray, given: np.ndarray) -> np.ndarray:
     """Places at which a stored value is not the one that is given now. One that was missing may have arrived since.
 
-    Windows are kept and compared in float32, so values that are one float32 unit apart or less are the same: a sum that
-    a database adds in another order, or an export as float32.
+    Windows are kept and compared in float32, so values that are at most one float32 number apart are the same: a sum
+    that a database adds in another order, or an export as float32. Where such a sum is zero, what is left of its terms
+    counts by the size of the series.
     """
     if np.array_equal(stored, given):
         return np.empty(0, dtype=np.int64)
-    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: then infinite, and compared as float64
-        unit = np.spacing(np.abs(stored).astype(np.float32)).astype(np.float64)
-        same = np.abs(stored.astype(np.float64) - given) <= np.where(np.isfinite(unit), unit, 0.0)
+    known = np.abs(stored[np.isfinite(stored)]).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: infinite, and compared as it is
+        ours, theirs = stored.astype(np.float32), given.astype(np.float32)
+        apart = np.maximum(np.abs(np.spacing(ours)), known.max(initial=0) * LAST_BITS)
+        same = np.abs(ours.astype(np.float64) - theirs) <= apart
     return np.flatnonzero(~same & (stored != given) & np.isfinite(stored))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,12 +17,10 @@ import pyarrow.compute as pc
 
 from memory_index.errors import UsageError
 from memory_index.tables.local_times import localized
-from memory_index.tables.number_times import are_numbers, calendar_text, number_times
+from memory_index.tables.number_times import TimeOptions, are_numbers, calendar_text, number_times
 from memory_index.tables.offsets import DIRECTIVE, offset_length, split_offsets, without_offset, zone_name
+from memory_index.tables.period_names import first_day
 from memory_index.tables.problems import Problem, ProblemLog
-
-if TYPE_CHECKING:
-    from memory_index.tables.columns import ReadOptions
 
 DATE_FORMATS = (
     "%Y-%m-%d",
@@ -37,6 +35,9 @@ DATE_FORMATS = (
     "%d-%b-%Y",
     "%d %b %Y",
     "%a, %d %b %Y",
+    "%b %Y",
+    "%b-%Y",
+    "%B %Y",
 )
 CLOCK_FORMATS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", "T%H:%M", "T%H:%M:%S")
 ZONE_WORDS = (
@@ -53,7 +54,7 @@ class TimeColumn:
     column: pa.ChunkedArray
     row_number: np.ndarray
     groups: np.ndarray
-    options: ReadOptions
+    options: TimeOptions
     log: ProblemLog
 
     def note_bad(self, bad: np.ndarray, what: str, fix: str) -> None:
@@ -62,8 +63,12 @@ class TimeColumn:
         def problem_at(place: int) -> Problem:
             cell = self.column[place].as_py()
             message = f"'{cell}' {what}" if cell not in (None, "") else "the time is missing"
-            midnight = "write the end of a day as 00:00 of the next day" if END_OF_DAY.search(str(cell)) else fix
-            return Problem(kind="time", row=int(self.row_number[place]), message=message, fix=midnight)
+            todo = fix
+            if END_OF_DAY.search(str(cell)):
+                todo = "write the end of a day as 00:00 of the next day"
+            elif cell and not any(character.isdigit() for character in str(cell)):
+                todo = f"remove the row if it is a total or a remark; else {fix}"
+            return Problem(kind="time", row=int(self.row_number[place]), message=message, fix=todo)
 
         self.log.add_at(np.flatnonzero(bad), int(bad.sum()), problem_at, kind="time")
 
@@ -114,8 +119,7 @@ def _read(times: TimeColumn) -> Wall:
     if pa.types.is_temporal(column.type):
         zone = getattr(column.type, "tz", None)
         return Wall(_ns_or_nat(_typed(column)), f"UTC{zone}" if zone and zone[0] in "+-" else zone)
-    asked = options.time_unit is not None or options.time_start is not None
-    if asked or (options.time_format is None and are_numbers(column)):
+    if options.as_numbers or (options.time_format is None and are_numbers(column)):
         return Wall(*number_times(column, options, log))
     if not pa.types.is_string(column.type) and not are_numbers(column):
         fix = "name the right one with --time-column, or write times as ISO 8601"
@@ -125,7 +129,7 @@ def _read(times: TimeColumn) -> Wall:
 
 def _fix_of_unread(times: TimeColumn, unread: np.ndarray, offset: str) -> str:
     options = times.options
-    if options.time_unit is not None or options.time_start is not None:
+    if options.as_numbers:
         return "correct this cell: the others are numbers"
     if 2 * unread.sum() <= len(unread):
         return f"write this time as ISO 8601{offset}"
@@ -166,6 +170,8 @@ def _parse_text(column: pa.ChunkedArray, log: ProblemLog, time_format: str | Non
             fix = "for steps of a day or more, name their zone with --time-zone"
             log.add(Problem(kind="mixed-offsets", message=message, fix=fix, severity="note"))
     cells = pc.replace_substring_regex(texts, r"(:\d\d),(\d+)$", r"\1.\2").to_pandas()
+    if time_format is None:
+        cells = cells.map(first_day)
     local = _ns_or_nat(_parse(cells, time_format or _find_format(cells, log)))
     return Wall(np.append(local, np.datetime64("NaT", "ns"))[codes], zone, offsets)
 
@@ -225,6 +231,6 @@ def looks_like_times(column: pa.ChunkedArray) -> bool:
     first = next((cell.strip() for cell in column.slice(0, 100).to_pylist() if cell and cell.strip()), "")
     if re.fullmatch(r"[+-]?\d*\.?\d*", first):
         return bool(re.fullmatch(r"(19|20)\d\d(\d{4})?", first))  # a year, or YYYYMMDD
-    cell = pd.Series([without_offset(first)])
+    cell = pd.Series([first_day(without_offset(first))])
     formats = ("ISO8601", *(date + clock for date, clock in product(DATE_FORMATS, CLOCK_FORMATS)))
     return any(not np.isnat(_parse(cell, each)).all() for each in formats)
