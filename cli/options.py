@@ -22,6 +22,7 @@ import typer
 from cli.output import note
 
 if TYPE_CHECKING:
+    from memory_index.origins import Schedule
     from memory_index.references import FoundVersion
     from memory_index.service.serving import Settings
     from memory_index.tables.columns import ReadOptions
@@ -107,12 +108,6 @@ OnEmpty = Annotated[
         help="Without --run: a window without neighbours is an error, or its last-value.", show_default="error"
     ),
 ]
-
-# Which origins.
-Every = Annotated[
-    str | None, typer.Option(help="Only origins this far apart on the clock, as 24h or 7d.", show_default="every step")
-]
-At = Annotated[str | None, typer.Option(help="And at this time of day, in the table's time zone, as 23:00.")]
 
 
 # Of `cli index`
@@ -256,6 +251,69 @@ def reading_flags(options: ReadOptions) -> list[str]:
         values = (",".join(values),) if field.name in ("columns", "id_column") else values
         flags += [part for each in values for part in (f"--{field.name.replace('_', '-')}", str(each))]
     return flags
+
+
+# What is scored, and what is shown of it
+
+
+BY, SCALED_BY = ("series", "step"), ("training", "origin")
+
+
+def _text_option(default: str | bool, text: str) -> tuple[Any, Any]:
+    return Annotated[str | None, typer.Option(help=text, show_default=default)], None
+
+
+# Type and default by name.
+SCORING_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "every": _text_option("every step", "Only origins this far apart on the clock, as 24h or 7d."),
+    "at": _text_option(False, "And at this time of day, in the table's time zone, as 23:00."),
+    "baselines": (
+        Annotated[bool, typer.Option("--baselines", help="Also score every key space by itself.")],
+        False,
+    ),
+    "by": (
+        Annotated[list[str] | None, typer.Option(help="Also list scores by series or by step; may be repeated.")],
+        None,
+    ),
+    "scaled_by": _text_option("training", "Seasonal naive error that scales MASE: of training, or up to each origin."),
+    "quantiles": _text_option(
+        "with --run 0.1 to 0.9, else none",
+        "Levels to score, or none. Those of the memory alone take three times as long.",
+    ),
+    "out": (Annotated[Path | None, typer.Option(help="Also write every forecast: a .csv or .parquet file.")], None),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """Which origins are scored, how, and what is shown. quantiles: as typed, None if nothing was."""
+
+    schedule: Schedule | None
+    baselines: bool
+    by: tuple[str, ...]
+    scaled_by: str
+    quantiles: str | None
+    out: Path | None
+
+
+def scores(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command these options, and hand them to its keyword argument `scoring` as a `Scoring`.
+
+    The command raises `UsageError` for a choice that there is not.
+    """
+
+    def record(given: dict[str, Any]) -> Scoring:
+        from memory_index.errors import UsageError
+        from memory_index.origins import parse_schedule
+
+        by, scaled_by = tuple(given.pop("by") or ()), given.pop("scaled_by") or SCALED_BY[0]
+        for flag, typed, known in (("--by", by, BY), ("--scaled-by", (scaled_by,), SCALED_BY)):
+            if unknown := [each for each in typed if each not in known]:
+                raise UsageError(f"{flag} {unknown[0]}: there is no such choice", hint=f"choose {' or '.join(known)}")
+        schedule = parse_schedule(given.pop("every"), given.pop("at"))
+        return Scoring(schedule=schedule, by=by, scaled_by=scaled_by, **given)
+
+    return with_record(command, "scoring", SCORING_OPTIONS, record)
 
 
 # How a service is reached, and what it allows

@@ -7,7 +7,7 @@ Columns are those of the field: `unique_id, ds, yhat`, one column per quantile (
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -50,9 +50,11 @@ class ForecastWriter:
     came, missing where nothing was observed.
     """
 
-    def __init__(self, file: IO[bytes], table: SeriesTable, *, as_parquet: bool, made_by: dict[str, Any]) -> None:
+    def __init__(
+        self, file: IO[bytes], table: SeriesTable, *, as_parquet: bool, made_by: Mapping[str, Any] | None = None
+    ) -> None:
         """made_by: kept inside a Parquet file, where pandas finds it as `attrs`; as `cli forecast` does."""
-        self.file, self.table, self.as_parquet, self.made_by = file, table, as_parquet, made_by
+        self.file, self.table, self.as_parquet, self.made_by = file, table, as_parquet, dict(made_by or {})
         self.waiting: list[pa.Table] = []
         self.num_waiting = self.num_rows = 0
         self.writer: pa.parquet.ParquetWriter | None = None
@@ -111,7 +113,7 @@ class ForecastWriter:
 
 @contextmanager
 def writing(
-    file: IO[bytes], table: SeriesTable, *, as_parquet: bool, made_by: dict[str, Any]
+    file: IO[bytes], table: SeriesTable, *, as_parquet: bool, made_by: Mapping[str, Any] | None = None
 ) -> Iterator[ForecastWriter]:
     """A `ForecastWriter` whose file is whole at the end of the block."""
     writer = ForecastWriter(file, table, as_parquet=as_parquet, made_by=made_by)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,9 @@ from cli.output import note, print_table
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from cli.options import Scoring
     from memory_index.evaluation import Evaluation
     from memory_index.metrics import Score
-    from memory_index.origins import Schedule
 
 BASELINES = {
     "memory_only": "memory alone",
@@ -36,29 +35,17 @@ EXTREMES = 5  # worst, and as many best, of the series
 COVERAGE_SHOWN = ("q0.1", "q0.5", "q0.9")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shown:
-    """What an evaluation is of, and how much of it is asked for."""
-
-    run: Path | None
-    ref: str
-    schedule: Schedule | None
-    by: tuple[str, ...]
-    with_spaces: bool
-    out: Path | None
-
-
-def evaluation_document(result: Evaluation, shown: Shown) -> dict[str, Any]:
+def evaluation_document(result: Evaluation, scoring: Scoring, *, run: Path | None, ref: str) -> dict[str, Any]:
     """The JSON document of `evaluate`. What an arm does not have is null."""
 
     def plain(score: Score | None) -> dict[str, float] | None:
         return None if score is None else {"mse": score.mse, "mae": score.mae}
 
     document: dict[str, Any] = {
-        "run": shown.run,
-        "ref": shown.ref,
+        "run": run,
+        "ref": ref,
         "split": result.part,
-        "schedule": None if shown.schedule is None else str(shown.schedule),
+        "schedule": None if scoring.schedule is None else str(scoring.schedule),
         "num_windows": result.num_windows,
         "num_series": result.num_series,
         "num_scored": result.num_scored,
@@ -77,13 +64,13 @@ def evaluation_document(result: Evaluation, shown: Shown) -> dict[str, Any]:
         "season": result.season,
         "baselines": {name: plain(score) for name, score in result.baselines.items()},
         "key_spaces": {name: plain(score) for name, score in result.by_space.items()},
-        "out": shown.out,
+        "out": scoring.out,
         "in_sample": result.in_sample,
         "seconds": round(result.seconds, 3),
     }
-    if "series" in shown.by:
+    if "series" in scoring.by:
         document["by_series"] = list(_series_records(result))
-    if "step" in shown.by:
+    if "step" in scoring.by:
         document["by_step"] = {name: list(values) for name, values in result.score.by_step.items()}
     return document
 
@@ -104,23 +91,23 @@ def _series_records(result: Evaluation) -> Iterable[dict[str, Any]]:
             }
 
 
-def print_evaluation(result: Evaluation, shown: Shown) -> None:
+def print_evaluation(result: Evaluation, scoring: Scoring, *, run: Path | None, ref: str) -> None:
     """The scores beside those of the baselines, the worst and best series, and what else is known of the forecasts."""
-    of = shown.ref if shown.run is None else f"{shown.run} with {shown.ref}"
-    rows: list[tuple[str, Score | None]] = [] if shown.run is None else [(str(shown.run), result.score)]
-    linear = "widest view" if shown.run is None else "the run's own"
+    of = ref if run is None else f"{run} with {ref}"
+    rows: list[tuple[str, Score | None]] = [] if run is None else [(str(run), result.score)]
+    linear = "widest view" if run is None else "the run's own"
     rows += [(label.format(linear), result.scores.get(name)) for name, label in BASELINES.items()]
-    rows += [(f"  key space {name}", score) for name, score in result.by_space.items()] if shown.with_spaces else []
+    rows += [(f"  key space {name}", score) for name, score in result.by_space.items()] if scoring.baselines else []
     columns = _columns(result.score)
-    when = "" if shown.schedule is None else f", {shown.schedule}"
+    when = "" if scoring.schedule is None else f", {scoring.schedule}"
     title = f"{of}, {result.part}{when}: {result.num_windows:,} origins x {result.num_series} series"
     cells = [[name, *_cells(score.metrics if score else {}, columns)] for name, score in rows]
     print_table(["forecast", *columns.values()], cells, title=title)
     if result.num_series > 1:
-        _print_series(result, whole="series" in shown.by)
-    if "step" in shown.by:
+        _print_series(result, whole="series" in scoring.by)
+    if "step" in scoring.by:
         _print_steps(result)
-    if shown.run is not None:
+    if run is not None:
         _tell_run(result)
     _tell_units(result)
 
