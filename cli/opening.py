@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cli.output import note
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from cli.options import Indexes
     from forecaster.predictor import Predictor
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from memory_index.encoder import KeyEncoder
     from memory_index.memory import Memory
     from memory_index.references import FoundVersion
+    from memory_index.skipped import Skipped
     from memory_index.tables.columns import ReadOptions
     from memory_index.tables.series import SeriesTable
     from memory_index.versions.manifest import Manifest
@@ -132,7 +133,7 @@ def updated_ref(ref: str, file: Path, indexes: Indexes, options: ReadOptions) ->
     require_local(ref, UPDATING)
     store, manifest = Store(indexes.folder), indexes.find(ref).manifest
     table = read_like(file, manifest, ref, options)
-    latest_origins(table, manifest.window)
+    latest_origins(table, manifest.window, views=tuple(dict.fromkeys(space.view for space in manifest.key_spaces)))
     try:
         version = append(store, ref, table, load_encoder=encoder_loader(manifest))
     except NothingNewError as error:
@@ -160,13 +161,34 @@ def tell_ends(table: SeriesTable, memory: Memory) -> None:
     """Say which series end before the others, and are forecast from there."""
     from memory_index.queries import latest_origins
 
-    origins = latest_origins(table, memory.windows.spec)
-    ends = {series.series_id: series.times[rows[0]] for series, rows in zip(table.series, origins, strict=True)}
+    origins, _ = latest_origins(table, memory.windows.spec, views=memory.windows.views)
+    asked = [(series, rows) for series, rows in zip(table.series, origins, strict=True) if len(rows)]
+    ends = {series.series_id: series.times[rows[0]] for series, rows in asked}
     last = max(ends.values())
     if early := [name for name, end in ends.items() if end < last]:
         whole = memory.manifest.joint == "built" and not {*early}.isdisjoint(memory.manifest.series_ids)
         others = "; the others without moments of all series (scope joint), which end there" if whole else ""
         note(f"{_some(early)}: forecast from where it ends, before the last step of the table{others}")
+
+
+def tell_skipped(skipped: Sequence[Skipped], done: str, *, source: str, strict: bool) -> None:
+    """Say which series were left out and why. strict: raise `DataError` for them instead."""
+    from memory_index.skipped import require_none_skipped, skipped_sentence
+
+    if strict:
+        require_none_skipped(skipped, source, done)
+    if skipped:
+        note(f"note: {skipped_sentence(skipped, done)}")
+
+
+def tell_joint(memory: Memory, scopes: Collection[str], table: SeriesTable) -> None:
+    """Say that moments of all series were not compared, because one of them lags or misses too much. scopes: asked."""
+    if (
+        memory.manifest.joint == "built"
+        and "joint" not in scopes
+        and set(memory.manifest.series_ids) <= set(table.series_ids)
+    ):
+        note("not every series has a usable window at that time: whole moments are not compared (scope joint)")
 
 
 def _some(names: list[str]) -> str:

@@ -76,6 +76,10 @@ NeighboursDir = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
+Strict = Annotated[
+    bool, typer.Option("--strict", help="A series that cannot take part is an error (exit code 3), not a note.")
+]
+
 # Of commands that ask a run, or a memory alone.
 REF = "NAME, NAME@3, NAME@alias or an address"
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of a run that 'cli train' made.")]
@@ -171,8 +175,9 @@ def asks_memory(command: Callable[..., None]) -> Callable[..., None]:
 
 
 FILL = (
-    "keep (it stays missing and counts for nothing), error, drop (windows that touch it are not used), ffill (the last value before; knows nothing "
-    "later) or interpolate (a straight line; a filled cell then knows the NEXT observed value, flattering scores there)"
+    "keep (it stays missing and counts for nothing), error, drop (windows that touch it are not used), ffill (the last "
+    "value before; knows nothing later) or interpolate (a straight line; a filled cell then knows the NEXT observed "
+    "value, flattering scores there)"
 )
 COLUMNS = "Read only these variates or series: A,B. For a name with a comma in it, --ignore the others."
 

@@ -12,7 +12,16 @@ from forecaster.model.tapr import labels, trend_change
 from forecaster.predictor import Predicted, Predictor
 from forecaster.retrieval.batches import LiveBlock, live_blocks
 from memory_index.baselines import baseline_forecasts
-from memory_index.evaluation import MEMORY_ONLY, MODEL, Distribution, Evaluation, ForecastBlock, Report, scored_origins, tally
+from memory_index.evaluation import (
+    MEMORY_ONLY,
+    MODEL,
+    Distribution,
+    Evaluation,
+    ForecastBlock,
+    Report,
+    scored_origins,
+    tally,
+)
 from memory_index.memory import Memory
 from memory_index.metrics import DECILES
 from memory_index.missing import last_known

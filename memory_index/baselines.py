@@ -23,7 +23,12 @@ def seasonal_naive(context: np.ndarray, horizon: int, season: int) -> np.ndarray
 
 def baseline_forecasts(context: np.ndarray, horizon: int, step: Step) -> dict[str, np.ndarray]:
     """Those that can be made of a context [B, N, L], NaN where missing, by name: [B, N, H] each."""
-    forecasts, season = {"last_value": last_value(context, horizon)}, step.season
+    forecasts, season = {"last_value": last_value(context, horizon)}, season_length(step)
     if season is not None and season <= context.shape[-1]:
         forecasts["seasonal_naive"] = seasonal_naive(filled(context, season), horizon, season)
     return forecasts
+
+
+def season_length(step: Step) -> int | None:
+    """Steps of the usual season, None where there is none: see `Step.season`."""
+    return step.season

@@ -69,6 +69,11 @@ class EncoderConfig:
         return asdict(self) | {"views": list(self.views)}
 
 
+def default_views(lookback: int) -> tuple[int, ...]:
+    """The default views that fit a lookback, or the whole lookback where none does."""
+    return tuple(view for view in EncoderConfig().views if view <= lookback) or (lookback,)
+
+
 class Encoded(NamedTuple):
     """Keys of B moments of N series under one view, and the statistics that normalised them.
 

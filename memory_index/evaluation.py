@@ -66,8 +66,8 @@ class Evaluation:
 
     gate: of a run, over all windows and steps, 1 trusts the model, 0 the memory. feature_gate: of GRA-M's gating of
     features, one per window. trend_accuracy: share of windows whose class (up, flat, down) TAPR's head told. None for
-    what an arm does not have. skipped: series without a scored window. in_sample: whether training or validation used the part, or a fitted part has seen steps
-    later than some origin.
+    what an arm does not have. skipped: series without a scored window. in_sample: whether training or validation used
+    the part, or a fitted part has seen steps later than some origin.
     """
 
     part: str

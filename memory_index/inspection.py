@@ -181,8 +181,8 @@ def require_neighbours(neighbours: Neighbours, place: int, *, filtered: bool = F
         context = queries.context[0, place]
         if all(too_much_missing(context[None, None], space, windows.spec).all() for space in neighbours.spaces):
             raise NotFoundError(
-                f"series '{queries.series_id[place]}' misses {int(np.isnan(context).sum())} of {len(context)} steps up to "
-                f"{step.isoformat(at)}, too many to compare that window with others",
+                f"series '{queries.series_id[place]}' misses {int(np.isnan(context).sum())} of {len(context)} steps up "
+                f"to {step.isoformat(at)}, too many to compare that window with others",
                 hint="choose another time, or build with a larger --max-missing",
             )
         reason = f"the memory's first window is known at {step.isoformat(first)}"

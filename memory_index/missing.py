@@ -1,16 +1,16 @@
 """Missing cells: how much of a window may be missing, and the fill that keys and linear maps read instead.
 
 A missing cell stays missing (NaN) in series, queries and futures. What compares windows reads `filled` contexts: each
-missing cell is the mean of its phase of the season in the context, plus how far the known cells at both edges of the gap
-are from theirs, interpolated in between. Everything in it is a cell of the context itself, so that a stored window and a query
-are filled alike and no fill knows anything later than its window's origin (docs/method.md).
+missing cell is the mean of its phase of the season in the context, plus how far the known cells at both edges of the
+gap are from theirs, interpolated in between. Everything in it is a cell of the context itself, so that a stored window
+and a query are filled alike and no fill knows anything later than its window's origin (docs/method.md).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-MAX_MISSING = 0.5  # of a view, above which it is left out for that window (docs/experiments.md)
+MAX_MISSING = 0.75  # of a view, above which it is left out for that window (docs/experiments.md)
 
 
 def has_missing(windows: np.ndarray) -> bool:

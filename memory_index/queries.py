@@ -47,8 +47,8 @@ def query_blocks(
 
     origins: origin rows per series. known: series that the memory has, views: those of the memory. They are asked
     together (so that the joint scope can answer) at every time at which all of them have a *context* that is usable
-    under a view; all other windows are asked series by series. Nothing later may decide that: a gap in the future of one series, or steps that only some of them have yet,
-    would change what is asked for another. Series that are not asked together with all others, or are more than the
+    under a view; all other windows are asked by themselves. Nothing later may decide that: a gap in the future of one
+    series, or steps that only some of them have yet, would change what is asked for another. Series that are not asked together with all others, or are more than the
     joint scope takes, are asked with those that are asked at the very same times: a few that lag hinder nobody.
     """
     there = set(known)
@@ -82,9 +82,7 @@ def query_blocks(
             yield QueryBlock(queries, members, rows, wanted)
 
 
-def _asked_alike(
-    asked: list[np.ndarray], known: Collection[int]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _asked_alike(asked: list[np.ndarray], known: Collection[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(numbers of series, their times) for the series of a table that are asked at the same times.
 
     asked: of each series. known: those that the memory has; the others are searched in other scopes.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from memory_index.errors import DataError
+
 SHOWN = 5  # series that a sentence names
 
 
@@ -14,6 +16,14 @@ class Skipped:
 
     series_id: str
     reason: str
+
+
+def require_none_skipped(skipped: Sequence[Skipped], source: str, done: str) -> None:
+    """Raise `DataError` if a series was left out, for whoever wants all or nothing (`--strict`)."""
+    if skipped:
+        raise DataError(
+            f"{source}: {skipped_sentence(skipped, done)}", hint="leave them out with --ignore, or --strict itself"
+        )
 
 
 def skipped_sentence(skipped: Sequence[Skipped], done: str) -> str:

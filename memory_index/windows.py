@@ -315,8 +315,12 @@ class StoredWindows:
         return np.array([self.series_number.get(str(name), -1) for name in series_id], dtype=np.int64)
 
     def moments(self) -> np.ndarray:
-        """int64 [M, N]: the rows of each moment at which all N series have a window; see `complete_moments`."""
-        return complete_moments(self.known_at, len(self.series_ids))
+        """int64 [M, N]: the rows of moments at which all N series have a window; see `complete_moments`.
+
+        Those of which an earlier segment has a part, because some series lagged, are not among them.
+        """
+        moments = complete_moments(self.known_at, len(self.series_ids))
+        return moments[np.all(self.series[moments] == np.arange(len(self.series_ids)), axis=1)]
 
     @cached_property
     def num_steps_spanned(self) -> int:

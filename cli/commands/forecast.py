@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.opening import open_run_with_table, open_with_table, tell_ends, tell_series, updated_ref
+from cli.opening import open_run_with_table, open_with_table, tell_ends, tell_series, tell_skipped, updated_ref
 from cli.options import (
     AsJson,
     File,
@@ -19,6 +19,7 @@ from cli.options import (
     RunFolder,
     RunLlm,
     Scopes,
+    Strict,
     Views,
     asks_memory,
     reads_table,
@@ -56,6 +57,7 @@ def forecast(
     scopes: Scopes = None,
     views: Views = None,
     on_empty: OnEmpty = None,
+    strict: Strict = False,
     llm: RunLlm = None,
     device: RunDevice = "auto",
     as_json: AsJson = False,
@@ -66,8 +68,11 @@ def forecast(
     """Forecast the next steps of every series of FILE: by a trained run, or with --index alone from the memory.
 
     A long table in original units: unique_id, ds, yhat and one column per quantile (q0.1). A series that was never seen
-    is forecast from windows of all series (scope pooled). Only windows known by the last step of FILE are used.
+    is forecast from windows of all series (scope pooled). Only windows known by the last step of FILE are used. A
+    series that cannot be forecast (a short history) is named, and stops no other.
     """
+    from memory_index.skipped import Skipped
+
     levels = quantile_levels(quantiles)
     require_targets(table=out, picture=plot)
     options = memory_options(run, index, llm=llm, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
@@ -89,6 +94,8 @@ def forecast(
         memory, table, ref = opened.memory, opened.table, opened.ref
         result = forecast_by_run(opened.predictor, memory, table, quantiles=levels)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
+    skipped = [Skipped(**each) for each in result.attrs["skipped"]]
+    tell_skipped(skipped, "not forecast", source=table.source, strict=strict)
     tell_ends(table, memory)
     # Travels inside a Parquet file.
     result.attrs.update(
@@ -96,7 +103,7 @@ def forecast(
     )
     if out is not None:
         write_file(out, _as_file(result, out.suffix.lower()))
-        note(f"{len(table.series)} series x {horizon} steps by {by}: {out}")
+        note(f"{result['unique_id'].nunique()} series x {horizon} steps by {by}: {out}")
     if plot is not None:
         _draw(plot, table, result, by)
     if as_json:
@@ -115,7 +122,7 @@ def forecast_document(
         "file": str(file),
         "horizon": horizon,
         "out": out,
-        "num_series": len(table.series),
+        "num_series": int(result["unique_id"].nunique()),
         "forecast": None if out else rows,
     }
 

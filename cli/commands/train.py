@@ -17,6 +17,7 @@ from cli.options import (
     IndexRef,
     NeighboursDir,
     StatedSettings,
+    Strict,
     asks_memory,
     reading_flags,
     reads_table,
@@ -52,6 +53,7 @@ def train(
         bool, typer.Option("--resume", help="Go on where the run in --out stopped, with its settings.")
     ] = False,
     neighbours_dir: NeighboursDir = None,
+    strict: Strict = False,
     as_json: AsJson = False,
     indexes: Indexes,
     table_options: ReadOptions,
@@ -64,8 +66,16 @@ def train(
     read. Interrupted, it goes on with --resume. The run is a folder that can be moved.
     """
     from forecaster.training.fit import train_run
+    from memory_index.skipped import Skipped, require_none_skipped
 
     memory, table, ref = open_with_table(index, file, indexes, table_options)
+    skipped = [
+        Skipped(series_id=name, reason="is not in the index, so nothing is trained on it")
+        for name in table.series_ids
+        if name not in memory.windows.series_number
+    ]
+    if strict:
+        require_none_skipped(skipped, table.source, "not trained on")
     chosen = settings(memory, stated, resumed=out if resume else None)
     flags = [*indexes.flags, *reading_flags(table_options)]
     with progress(out.name) as report:
@@ -94,7 +104,7 @@ def train(
     for line in network_notes(chosen, stated) if trained.is_new else ():
         note(line)
     if as_json:
-        print_json("train", training_document(out, ref, trained))
+        print_json("train", training_document(out, ref, trained) | {"skipped": skipped})
     elif trained.is_new:
         _print_training(out, ref, trained)
         note(f"next: {shlex.join(['cli', 'evaluate', str(file), '--run', str(out), *flags])}")

@@ -50,6 +50,8 @@ def version_document(version: Version | FoundVersion) -> dict[str, Any]:
         "spaces": spaces,
         "joint": manifest.joint,
         "stride": window.stride,
+        "max_missing": window.max_missing,
+        "skipped": manifest.built.skipped,
         "known_delay": window.known_delay,
         "step": manifest.step.frequency,
         "time_zone": manifest.step.time_zone,

@@ -344,7 +344,11 @@ def _answers(
     has_fan = np.isin(np.arange(len(asked)), fan_number)
     origins = [asked.origin_row[mine & (asked.series == number)] for number in range(len(table.series))]
     where = _training_only(memory) if settings.part == "train" else None
-    spec, known, views = memory.manifest.window.scored(settings.horizon), memory.manifest.series_ids, memory.windows.views
+    spec, known, views = (
+        memory.manifest.window.scored(settings.horizon),
+        memory.manifest.series_ids,
+        memory.windows.views,
+    )
     for block in query_blocks(table, origins, spec, settings.policy, known=known, views=views):
         neighbours = answering.search(block.queries, settings.k, where=where)
         part = condense(neighbours, spaces, slots=settings.slots, horizon=settings.horizon)

@@ -22,7 +22,7 @@ from memory_index.errors import IncompatibleError
 from memory_index.leakage import Policy
 from memory_index.neighbours import Neighbours
 from memory_index.types import KeySpace
-from memory_index.windows import StoredWindows, cut
+from memory_index.windows import StoredWindows
 
 FAN_LEVELS = (0.05, *(each / 10 for each in range(1, 10)), 0.95)
 MAX_WORK = 3e12  # operations: about five minutes on two cores (docs/experiments.md)

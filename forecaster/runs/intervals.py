@@ -175,8 +175,8 @@ def calibrate(errors: np.ndarray, series: np.ndarray, series_ids: Sequence[str],
     """Errors of n validation windows in expected widths, `(future - forecast) / width` [n, H] -> quantiles per step.
 
     A missing future's error is NaN, and counts for nothing; a step of which none is known takes its neighbours'
-    quantiles. series: int64 [n], number of each window's series in `series_ids`. prior: see `series_factors`. The conformal
-    correction for n windows takes the outer one of two neighbouring order statistics: rank `ceil(q (n + 1))` above the
+    quantiles. series: int64 [n], number of each window's series in `series_ids`. prior: see `series_factors`. The
+    conformal correction for n windows takes the outer one of two neighbouring order statistics: rank `ceil(q (n + 1))` above the
     median, `floor(q (n + 1))` below.
     """
     known = ~np.isnan(errors)
@@ -198,7 +198,7 @@ def calibrate(errors: np.ndarray, series: np.ndarray, series_ids: Sequence[str],
 
 
 def _between_steps(residual: np.ndarray) -> np.ndarray:
-    """Quantiles [Q, H] of steps of which no error is known (NaN), interpolated from the others; 0 where there are none."""
+    """Quantiles [Q, H], those of steps of which no error is known (NaN) interpolated; 0 where none is known at all."""
     known = ~np.isnan(residual).any(axis=0)
     if known.all() or not known.any():
         return np.nan_to_num(residual)

@@ -263,7 +263,7 @@ def _note_missing(block: Block, values: np.ndarray, position: np.ndarray, grid: 
             message, fix = f"the value is {kind}", KEPT if policy == "keep" else f"--on-nan {FILL_FIX}"
             if kind == "infinite":
                 value = repr(float(block.values[number[each], place[each]]))
-                fix = f"correct it; if it means no value: --missing {value}, or --on-nan {NO_VALUE_FIX} for all such cells"
+                fix = f"if it means no value: --missing {value}, or --on-nan {NO_VALUE_FIX} for all such cells"
             if kind == "too large":
                 value = repr(float(block.values[number[each], place[each]]))
                 message = f"the value {value} is too large for float32 ({LARGEST:.3g}), in which windows are kept"

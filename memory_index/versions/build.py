@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from memory_index.encoder import EncoderConfig, KeyEncoder
+from memory_index.encoder import EncoderConfig, KeyEncoder, default_views
 from memory_index.errors import DataError, IncompatibleError, UsageError
 from memory_index.fit_encoder import fit_encoder, shared_origins
 from memory_index.local import LocalMemory
 from memory_index.measure import recall_at_10, temperatures
-from memory_index.skipped import Skipped, skipped_sentence
+from memory_index.skipped import Skipped, require_none_skipped, skipped_sentence
 from memory_index.splits import Split
 from memory_index.tables.series import COARSE_FIX, Series, SeriesTable, coarse
 from memory_index.types import MAX_JOINT_SERIES, SCOPES, KeySpace, Scope
@@ -33,16 +33,10 @@ from memory_index.versions.store import Store
 from memory_index.versions.version import Version
 from memory_index.windows import WindowSpec, check_views, origin_rows
 
-DEFAULT_VIEWS = EncoderConfig().views
 FIRST_SEGMENT = "segment-0"
 FitEncoder = Callable[..., KeyEncoder]  # called like `fit_encoder`
 Review = Callable[[LocalMemory], tuple[str, ...]]
 RECORDED_LIBRARIES = ("numpy", "pandas", "pyarrow", "faiss-cpu", "safetensors")
-
-
-def default_views(lookback: int) -> tuple[int, ...]:
-    """The default views that fit a lookback, or the whole lookback where none does."""
-    return tuple(view for view in DEFAULT_VIEWS if view <= lookback) or (lookback,)
 
 
 def build(
@@ -58,6 +52,7 @@ def build(
     fit_origins: list[np.ndarray] | None = None,
     fit: FitEncoder = fit_encoder,
     review: Review = lambda memory: (),
+    strict: bool = False,
 ) -> Version:
     """Build a version from the training part of a table and publish it.
 
@@ -67,7 +62,8 @@ def build(
     those are not all that are stored (cross-fitting). fit: makes the encoder, as `fit_encoder` does; how a learned one
     comes in. review: looks at the finished memory before it is published; what it returns becomes the version's notes.
 
-    A series without a window in the training part is left out, and named in the manifest's `built.skipped`.
+    Each series ends with its last value. One without a window in the training part is left out, and named in the
+    manifest's `built.skipped`; strict: or raises `DataError`.
 
     Raises `DataError` (every series too short), `UsageError` (views, scopes, factory), `IncompatibleError` (a scope
     that this table cannot have), `ResourceError` (disk, lock).
@@ -76,8 +72,11 @@ def build(
     encoder = encoder or EncoderConfig(views=default_views(window.lookback))
     check_views(encoder.views, window)
     window = table.rule(window)
-    training, origins, skipped = with_windows(stored_part(table, split.train_until, window), window, encoder.views)
-    joint = joint_refusal(training, origins)
+    known = stored_part(table, split.train_until, window)
+    training, origins, skipped = with_windows(up_to_last_values(known), window, encoder.views)
+    if strict:
+        require_none_skipped(skipped, table.source, "without a window")
+    joint = joint_refusal(known, training, origins)
     scopes = choose_scopes(scopes, joint)
     sizes = {KeySpace(scope, view): group_sizes(scope, origins) for scope in scopes for view in encoder.views}
     chosen = {space: choose_factory(factory, each) for space, each in sizes.items()}
@@ -148,11 +147,14 @@ def measured(folder: Path, manifest: Manifest, encoder: KeyEncoder) -> Manifest:
     return with_recall(folder, dataclasses.replace(manifest, spaces=spaces), encoder)
 
 
-def joint_refusal(table: SeriesTable, origins: list[np.ndarray]) -> str:
-    """Why a table with these training windows cannot have the joint scope; empty if it can (docs/method.md)."""
+def joint_refusal(known: SeriesTable, table: SeriesTable, origins: list[np.ndarray]) -> str:
+    """Why a table with these training windows cannot have the joint scope; empty if it can (docs/method.md).
+
+    known: the training part as it was given, before each series was cut after its last value.
+    """
     if not 2 <= len(table.series) <= MAX_JOINT_SERIES:
         return f"it needs 2 to {MAX_JOINT_SERIES} series, and there are {len(table.series)}"
-    if not table.shares_times:
+    if not known.shares_times:
         return "it needs series that share all time stamps of the training part"
     return (
         "" if len(shared_origins(origins)) else "it needs a time at which no series has a missing value in its window"
@@ -190,6 +192,12 @@ def stored_part(table: SeriesTable, until: str | np.datetime64, window: WindowSp
             for series in table.series
         ],
     )
+
+
+def up_to_last_values(table: SeriesTable) -> SeriesTable:
+    """Each series up to its last value: steps behind that are not there yet, and are stored once they are."""
+    known = [np.flatnonzero(np.isfinite(series.values)) for series in table.series]
+    return cut_table(table, [int(rows[-1]) + 1 if len(rows) else 0 for rows in known])
 
 
 def steps_until(table: SeriesTable, until: np.datetime64) -> SeriesTable:
@@ -279,7 +287,8 @@ def with_recall(folder: Path, manifest: Manifest, encoder: KeyEncoder) -> Manife
 
 def segment_record(folder: str, windows: SegmentWindows, num_steps: int) -> SegmentRecord:
     """What the manifest says of a segment. num_steps: of all series."""
-    return SegmentRecord(folder=folder, num_rows=len(windows), num_steps=num_steps)
+    num_moments = None if windows.across is None else len(windows.across)
+    return SegmentRecord(folder=folder, num_rows=len(windows), num_steps=num_steps, num_moments=num_moments)
 
 
 def built_since(started: float, source: str) -> BuildRecord:

@@ -30,6 +30,7 @@ class SegmentRecord:
     folder: str
     num_rows: int
     num_steps: int  # over all series
+    num_moments: int | None = None  # in moments.parquet; None where there is none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,15 +3,18 @@
 series.parquet    the steps that this segment adds: series, time, value (null where missing)
 windows.parquet   its windows, ordered by (known_at, series): where they are, what normalised them, and, where some of
                   them miss cells, how many under each view
+moments.parquet   only where some series lagged: the windows of each moment of all series, which may lie in
+                  earlier segments
 keys-SCOPE-VIEW.faiss   the keys of one key space, as a FAISS index (key_files.py)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +27,7 @@ from memory_index.types import KeySpace, Scope
 from memory_index.versions.key_files import write_keys
 from memory_index.windows import WindowSpec, complete_moments, cut
 
-SERIES_FILE, WINDOWS_FILE = "series.parquet", "windows.parquet"
+SERIES_FILE, WINDOWS_FILE, MOMENTS_FILE = "series.parquet", "windows.parquet", "moments.parquet"
 STATISTICS = ("location", "spread", "flat")  # columns of windows.parquet for each view
 CHUNK = 2048  # windows encoded at once
 
@@ -62,6 +65,7 @@ class SegmentWindows:
     spread: np.ndarray  # float32 [n, V]
     flat: np.ndarray  # bool [n, V]
     missing: np.ndarray | None = None  # int32 [n, V], see windows.StoredWindows
+    across: np.ndarray | None = None  # int64 [M, N], row ids of the version; see `moments_across`
 
     def __len__(self) -> int:
         return len(self.series)
@@ -78,7 +82,17 @@ class SegmentWindows:
         """int64 [groups + 1]: where the groups of a key space begin and end in its keys."""
         if space.scope == "own":
             return np.concatenate([[0], np.cumsum(np.bincount(self.series, minlength=num_series))])
-        return np.array([0, len(self.moments(num_series)) if space.scope == "joint" else len(self)])
+        if space.scope == "joint":
+            return np.array([0, len(self.moments(num_series) if self.across is None else self.across)])
+        return np.array([0, len(self)])
+
+
+class EarlierWindows(NamedTuple):
+    """Of all windows of the segments before, end to end: see `SegmentWindows`."""
+
+    series: np.ndarray
+    origin_row: np.ndarray
+    known_at: np.ndarray
 
 
 def write_segment(
@@ -89,11 +103,13 @@ def write_segment(
     plan: SegmentPlan,
     *,
     new_from: list[int] | None = None,
+    earlier: EarlierWindows | None = None,
 ) -> SegmentWindows:
     """Encode the windows at `origins` and write every file of the segment.
 
     table: whole series, from where the version's series begin. origins: origin rows per series, ascending.
-    new_from: per series, the first row of `table` that no earlier segment stores (default: all are new).
+    new_from: per series, the first row of `table` that no earlier segment stores (default: all are new). earlier: the
+    version's windows before, where moments of all series are compared.
     """
     folder.mkdir(parents=True)
     spec, counts = plan.window, [len(rows) for rows in origins]
@@ -117,15 +133,46 @@ def write_segment(
         flat=statistics[:, 2, order].T > 0,
         missing=_missing_cells(table, origins, plan, order),
     )
+    if earlier is not None:
+        windows = replace(windows, across=moments_across(earlier, windows, plan.num_series))
     for space in plan.spaces:
         if space.scope == "joint":
             rows = windows.origin_row[windows.moments(plan.num_series)]
+            if earlier is not None and windows.across is not None:
+                rows = np.concatenate([earlier.origin_row, windows.origin_row])[windows.across]
             keys_of_moments = _encode_moments(table, rows, encoder, space.view, spec)
             write_keys(folder, space, keys_of_moments, plan.factories[space])
     write_windows(folder, windows, plan.views)
+    if windows.across is not None:
+        columns = {f"row_{number}": windows.across[:, number] for number in range(plan.num_series)}
+        pq.write_table(pa.table(columns), folder / MOMENTS_FILE, compression="zstd")
     new_from = new_from or [0] * len(table.series)
     write_series(folder, [(s.times[start:], s.values[start:]) for s, start in zip(table.series, new_from, strict=True)])
     return windows
+
+
+def moments_across(earlier: EarlierWindows, windows: SegmentWindows, num_series: int) -> np.ndarray | None:
+    """int64 [M, N], row ids of the version: the moments that are complete with a segment, in time order.
+
+    None where all of them are made of its own windows. Else some series lagged, and its windows complete moments of
+    which an earlier segment has the others.
+    """
+    first, own = len(earlier.series), windows.moments(num_series)
+    alone = np.ones(len(windows), dtype=bool)
+    alone[own.ravel()] = False
+    times = np.unique(windows.known_at[alone])
+    stored = np.flatnonzero(np.isin(earlier.known_at, times))
+    if not len(stored):
+        return None
+    rows = np.concatenate([stored, first + np.flatnonzero(alone)])
+    known_at = np.concatenate([earlier.known_at, windows.known_at])
+    series = np.concatenate([earlier.series, windows.series])
+    rows = rows[np.lexsort((series[rows], known_at[rows]))]
+    found = rows[complete_moments(known_at[rows], num_series)]
+    if not len(found):
+        return None
+    every = np.concatenate([own + first, found])
+    return every[np.argsort(known_at[every[:, 0]], kind="stable")]
 
 
 def _missing_cells(
