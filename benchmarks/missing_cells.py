@@ -45,6 +45,9 @@ PATTERNS = (*SHARES, OUTAGES)
 Forecast = Callable[[SeriesTable, list[np.ndarray]], dict[tuple[int, int], np.ndarray]]
 
 
+TRAINED: dict[str, Forecast] = {}  # what has been trained against a version: the complete table's serves every pattern
+
+
 class Side(NamedTuple):
     """A table and the memory that was built from it."""
 
@@ -180,6 +183,8 @@ def run_forecasts(side: Side, folder: Path) -> Forecast:
     from forecaster.training.fit import train_run
 
     config = Config.from_dict({"lookback": LOOKBACK, "horizon": HORIZON})
+    if (known := TRAINED.get(side.memory.fingerprint)) is not None:
+        return known
     with tempfile.TemporaryDirectory(dir=folder) as out:
         trained = train_run(
             side.table, side.memory, "memory@1", config, Path(out) / "run", neighbours_dir=Path(out) / "neighbours"
@@ -194,6 +199,7 @@ def run_forecasts(side: Side, folder: Path) -> Forecast:
                 made[int(block.asked.series[n]), int(block.asked.row[b, n])] = values[b, n]
         return made
 
+    TRAINED[side.memory.fingerprint] = forecasts
     return forecasts
 
 

@@ -256,9 +256,9 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
         share = weight[chunk][..., None]
         if (missing := np.isnan(values)).any():
             share = np.where(missing, np.float32(0), share)
-            nothing = ~(share > 0).any(axis=2)
-            values = np.where(nothing[:, :, None], _by_maps(neighbours, chunk)[:, :, None], values)
-            share = np.where(nothing[:, :, None], weight[chunk][..., None], share)
+            nothing = ~np.any(share > 0, axis=2, keepdims=True)
+            values = np.where(nothing, _by_maps(neighbours, chunk)[:, :, None], values)
+            share = np.where(nothing, weight[chunk][..., None], share)
         result[chunk] = _weighted_quantiles(values, share, levels)
     return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)
 

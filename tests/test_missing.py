@@ -9,6 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import forecaster_fixtures
+from forecaster.evaluate import evaluate as evaluate_run
+from forecaster.forecast import forecast as forecast_run
+from forecaster.predictor import load_predictor
+from forecaster.retrieval.batches import live_blocks
 from memory_fixtures import (
     ENCODER,
     NUM_TRAINING,
@@ -46,6 +51,18 @@ def holes(share: float = 0.1, *, seed: int = 0, outage: tuple[int, int] | None =
     rng = np.random.default_rng(seed)
     cells = [(s.series_id, int(row)) for s in TABLE.series for row in np.flatnonzero(rng.random(len(s)) < share)]
     return with_missing(TABLE, cells + [("load", row) for row in range(*(outage or (0, 0)))])
+
+
+HOLES = with_missing(
+    forecaster_fixtures.TABLE,
+    [
+        (series.series_id, int(row))
+        for number, series in enumerate(forecaster_fixtures.TABLE.series)
+        for row in np.flatnonzero(np.random.default_rng(number).random(len(series)) < 0.08)
+        if row < len(series) - 1
+    ]
+    + [("load", row) for row in range(120, 150)],
+)
 
 
 @pytest.fixture(scope="module")
@@ -286,3 +303,46 @@ def test_a_complete_table_has_no_masks_and_the_same_version_whatever_may_be_miss
     assert files[0] == files[1] == files[2]
 
 
+
+
+# Through a trained run
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A closed-form run that was trained on a table with holes, and what belongs to it."""
+    folder = tmp_path_factory.mktemp("run")
+    memory = forecaster_fixtures.memory_of(folder / "indexes", HOLES)
+    trained = forecaster_fixtures.train_small(memory, folder / "run", HOLES, **forecaster_fixtures.WITHOUT_NETWORK)
+    return memory, load_predictor(trained.run, device="cpu")
+
+
+def test_a_table_with_holes_trains_evaluates_and_forecasts(small_run):
+    memory, predictor = small_run
+    scored = evaluate_run(predictor, memory, HOLES, levels=(0.1, 0.5, 0.9))
+    assert all(np.isfinite(score.mse) for score in scored.scores.values())
+    made = forecast_run(predictor, memory, HOLES, quantiles=(0.1, 0.5, 0.9))
+    assert np.isfinite(made[["yhat", "q0.1", "q0.5", "q0.9"]].to_numpy()).all()
+    assert made.attrs["skipped"] == []
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_run_knows_nothing_later_than_the_origin(small_run, seed):
+    memory, predictor = small_run
+    table, row = forecaster_fixtures.TABLE, len(forecaster_fixtures.TABLE.times) - 20 - seed
+    assert table.series_ids == HOLES.series_ids
+    origins = [np.array([row])] * len(HOLES.series)
+    made = []
+    for known in (HOLES, poisoned(HOLES, HOLES.times[row], seed=seed), between(HOLES, 0, row + 1)):
+        blocks = live_blocks(memory, known, origins, predictor.config.model, 8, predictor.units)
+        made.append(np.concatenate([predictor.predict(block.batch).forecast for block in blocks]))
+    assert np.array_equal(made[0], made[1])
+    assert np.array_equal(made[0], made[2])
+
+
+def test_a_network_trains_on_windows_with_holes(tmp_path):
+    memory = forecaster_fixtures.memory_of(tmp_path / "indexes", HOLES)
+    trained = forecaster_fixtures.train_small(memory, tmp_path / "run", HOLES, epochs=1)
+    assert np.isfinite(trained.result.best_val_mse)
+    predictor = load_predictor(trained.run, device="cpu")
+    assert np.isfinite(forecast_run(predictor, memory, HOLES)["yhat"]).all()

@@ -26,7 +26,7 @@ from memory_index.fit_encoder import fit_encoder
 from memory_index.local import LocalMemory
 from memory_index.splits import Split
 from memory_index.tables.series import SeriesTable
-from memory_index.versions.build import FitEncoder, build, stored_part
+from memory_index.versions.build import FitEncoder, build, stored_part, up_to_last_values
 from memory_index.versions.manifest import Manifest
 from memory_index.versions.opening import encoder_config, open_version
 from memory_index.versions.store import Store
@@ -54,7 +54,7 @@ class CrossFitSettings:
 def admit_origins(manifest: Manifest, table: SeriesTable, folds: Folds, fold: int) -> list[np.ndarray]:
     """Origin rows per series, in the version's order, of the stored windows that what serves a fold is fitted on."""
     window, step = manifest.window, table.step
-    training = stored_part(_like(manifest, table), manifest.split.train_until, window)
+    training = up_to_last_values(stored_part(_like(manifest, table), manifest.split.train_until, window))
     origins, views = [], tuple(dict.fromkeys(space.view for space in manifest.key_spaces))
     for series in training.series:
         rows = origin_rows(series.values, training.rule(window), views=views)
