@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -219,14 +220,19 @@ class KeySpaceSearch:
     def _tasks(self, number: int, space: KeySpace, asked: Asked, queries: Queries, where: Filter) -> Iterator[Task]:
         """Blocks of queries that look at one group of keys and are flat or not alike, those that see little first."""
         segment = self.segments[number]
-        for group in (int(each) for each in np.unique(asked.group)):
+        by_group = np.lexsort((asked.flat, asked.group))  # once, for thousands of groups of few queries each
+        edges = np.flatnonzero(np.diff(asked.group[by_group], prepend=-1, append=-1))
+        for of_group in (by_group[start:end] for start, end in pairwise(edges)):
+            group = int(asked.group[of_group[0]])
             if len(segment.groups[space][group]) == 0:
                 continue
             ranges = self._ranges(number, space.scope, group, queries, where)
-            for flat in (False, True):
-                chosen = np.flatnonzero((asked.group == group) & (asked.flat == flat))
+            num_other = int(np.searchsorted(asked.flat[of_group], True))
+            for flat, chosen in ((False, of_group[:num_other]), (True, of_group[num_other:])):
+                if len(chosen) == 0:
+                    continue
                 chosen = chosen[np.argsort(ranges.before[asked.moment[chosen]], kind="stable")]
-                excluded = self._excluded(segment, space, group, flat, where) if len(chosen) else None
+                excluded = self._excluded(segment, space, group, flat, where)
                 size = min(BLOCK, max(LEAST_BLOCK, -(-len(chosen) // self.workers.num)))
                 for start in range(0, len(chosen), size):
                     part = chosen[start : start + size]
