@@ -5,10 +5,10 @@
     python -m benchmarks.retail next.parquet --days 1942 --first-day 1941   # one more day, to append
 
 Every series sells in whole units: a level of its own, from less than one a week to some hundred a day, a weekly season
-whose strength differs, a yearly one, weeks of promotion, stretches without stock, and a negative binomial spread, so that
-many days have none. Items come into the range at random days; a row before that is there and empty, as in the melted
-grids that retailers publish (the M5 competition's has as many series and days). The rows of a day do not depend on how
-many days are asked for, nor those of a series on how many series.
+whose strength differs, a yearly one, weeks of promotion, stretches without stock, and a negative binomial spread, so
+that many days have none. Items come into the range at random days; a row before that is there and empty, as in the
+melted grids that retailers publish (the M5 competition's has as many series and days). The rows of a day do not depend
+on how many days are asked for, nor those of a series on how many series.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from memory_index.encoder import EncoderConfig
     from memory_index.tables.columns import ReadOptions
     from memory_index.tables.series import SeriesTable
+    from memory_index.versions.budget import Budget
     from memory_index.versions.version import Version
 
 DUAL, PATTERN = "dual", "pattern"  # kinds of encoders
@@ -56,6 +57,14 @@ SplitName = Annotated[
 Until = Annotated[str | None, typer.Option(help=f"Store what is known by this time, or `end`: all. {UNTIL}.")]
 ValUntil = Annotated[str | None, typer.Option(help="With --until: end of the validation part.")]
 Stride = Annotated[int, typer.Option(help="Steps between the origins of two stored windows.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        help="Peak memory, such as 8GB. A longer stride, then fewer views and scopes, are chosen to stay within it, and "
+        "told; what is asked for by its own option stays.",
+    ),
+]
 Views = Annotated[
     str | None,
     typer.Option(
@@ -105,6 +114,7 @@ def build(
     shape_weight: ShapeWeight = None,
     spread_floor: SpreadFloor = None,
     encoder: Encoder = DUAL,
+    budget: Memory = None,
     max_missing: MaxMissing = None,
     strict: Strict = False,
     indexes_dir: IndexesDir = DEFAULT_DIR,
@@ -128,6 +138,7 @@ def build(
         window = replace(window, max_missing=max_missing)
     settings = encoder_config(numbers("--views", views), lookback, shape_weight=shape_weight, spread_floor=spread_floor)
     require_encoder(encoder)
+    limit = memory_budget(budget, encoder, keep_views=views is not None)
     with progress(f"{name}: reading {file.name}, fitting and encoding its windows"):
         table = read_table(file, table_options)
         version = building.build(
@@ -137,6 +148,7 @@ def build(
             window=window,
             split=choose_split(table, split=split, until=until, val_until=val_until),
             encoder=settings,
+            budget=limit,
             scopes=names(scopes),  # type: ignore[arg-type]  # judged by the library
             factory=factory,
             strict=strict,
@@ -222,6 +234,18 @@ def require_encoder(kind: str) -> None:
         raise UsageError(f"unknown encoder '{kind}'", hint=f"choose {DUAL} or {PATTERN}")
 
 
+def memory_budget(text: str | None, encoder: str, *, keep_views: bool) -> Budget | None:
+    """What `--budget` asks for. Raises `UsageError` for what is no size, and for keys that it cannot count."""
+    from memory_index.errors import UsageError
+    from memory_index.versions.budget import Budget, parse_budget
+
+    if text is None:
+        return None
+    if encoder != DUAL:
+        raise UsageError(f"--budget does not know what an encoder of kind '{encoder}' takes", hint="leave one out")
+    return Budget(num_bytes=parse_budget(text), keep_views=keep_views)
+
+
 def learned(kind: str, table: SeriesTable) -> dict[str, Any]:
     """How `build` makes a learned encoder, as its options; none for the built-in one, which needs no torch."""
     if kind == DUAL:
@@ -238,8 +262,7 @@ def encoder_config(
     views: tuple[int, ...] | None, lookback: int, *, shape_weight: float | None, spread_floor: float | None
 ) -> EncoderConfig:
     """The settings of the key that were given; the others stay at their defaults."""
-    from memory_index.encoder import EncoderConfig
-    from memory_index.encoder import default_views
+    from memory_index.encoder import EncoderConfig, default_views
 
     config = EncoderConfig(views=views or default_views(lookback))
     if shape_weight is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,9 @@ from memory_index.skipped import Skipped, require_none_skipped, skipped_sentence
 from memory_index.splits import Split
 from memory_index.tables.series import COARSE_FIX, Series, SeriesTable, coarse
 from memory_index.types import MAX_JOINT_SERIES, SCOPES, KeySpace, Scope
+from memory_index.versions.budget import Asked, Budget, within_budget
 from memory_index.versions.factories import check_factory, choose_factory
-from memory_index.versions.manifest import FORMAT, BuildRecord, Manifest, SegmentRecord, SpaceRecord
+from memory_index.versions.manifest import FORMAT, BudgetRecord, BuildRecord, Manifest, SegmentRecord, SpaceRecord
 from memory_index.versions.opening import read_memory, write_encoder
 from memory_index.versions.segments import SegmentPlan, SegmentWindows, write_segment
 from memory_index.versions.store import Store
@@ -53,6 +54,7 @@ def build(
     fit: FitEncoder = fit_encoder,
     review: Review = lambda memory: (),
     strict: bool = False,
+    budget: Budget | None = None,
 ) -> Version:
     """Build a version from the training part of a table and publish it.
 
@@ -62,45 +64,118 @@ def build(
     those are not all that are stored (cross-fitting). fit: makes the encoder, as `fit_encoder` does; how a learned one
     comes in. review: looks at the finished memory before it is published; what it returns becomes the version's notes.
 
+    budget: peak memory; then stride, views, scopes and factories are chosen to stay within it (budget.py), and the
+    manifest says which. Those that were asked for stay.
+
     Each series ends with its last value. One without a window in the training part is left out, and named in the
     manifest's `built.skipped`; strict: or raises `DataError`.
 
     Raises `DataError` (every series too short), `UsageError` (views, scopes, factory), `IncompatibleError` (a scope
-    that this table cannot have), `ResourceError` (disk, lock).
+    that this table cannot have), `ResourceError` (disk, lock, or a budget that nothing fits).
     """
     started = time.perf_counter()
     encoder = encoder or EncoderConfig(views=default_views(window.lookback))
     check_views(encoder.views, window)
-    window = table.rule(window)
-    known = stored_part(table, split.train_until, window)
-    training, origins, skipped = with_windows(up_to_last_values(known), window, encoder.views)
+    contents = contents_of(table, split, window=table.rule(window), encoder=encoder, scopes=scopes, factory=factory)
+    if budget is not None:
+        contents = contents_within(contents, budget, table, factory=factory, keep_scopes=scopes is not None)
     if strict:
-        require_none_skipped(skipped, table.source, "without a window")
-    joint = joint_refusal(known, training, origins)
-    scopes = choose_scopes(scopes, joint)
-    sizes = {KeySpace(scope, view): group_sizes(scope, origins) for scope in scopes for view in encoder.views}
-    chosen = {space: choose_factory(factory, each) for space, each in sizes.items()}
+        require_none_skipped(contents.skipped, table.source, "without a window")
     plan = SegmentPlan(
-        window=window,
-        factories={space: name for space, (name, _) in chosen.items()},
-        num_series=len(training.series),
+        window=contents.window,
+        factories={space: name for space, (name, _) in contents.factories.items()},
+        num_series=len(contents.training.series),
     )
-    check_factory(factory, {space: encoder.key_width(space, plan.num_series) for space in plan.spaces}, sizes)
+    encoder, training, origins = contents.encoder, contents.training, contents.origins
+    widths = {space: encoder.key_width(space, plan.num_series) for space in plan.spaces}
+    check_factory(factory, widths, {space: group_sizes(space.scope, origins) for space in plan.spaces})
     with store.staging(name) as staging:
-        fitted = fit(
-            training, fit_origins or origins, encoder, lookback=window.lookback, horizon=window.horizon, scopes=scopes
-        )
+        shape = {"lookback": window.lookback, "horizon": window.horizon}
+        fitted = fit(training, fit_origins or origins, encoder, scopes=contents.scopes, **shape)
         described = write_encoder(staging.path, fitted)
         windows = write_segment(staging.path / FIRST_SEGMENT, training, origins, fitted, plan)
         records = tuple(
-            space_record(space, encoder.key_width(space, plan.num_series), fitted.value_width(space), *chosen[space])
+            space_record(space, widths[space], fitted.value_width(space), *contents.factories[space])
             for space in plan.spaces
         )
-        manifest = first_manifest(training, windows, plan, records, described, split, joint)
-        manifest = measured(staging.path, manifest, fitted)
+        manifest = first_manifest(training, windows, plan, records, described, split, contents.joint)
+        manifest = measured(staging.path, dataclasses.replace(manifest, budget=contents.budget), fitted)
         notes = coarse_notes(training) + review(read_memory(staging.path, manifest, fitted))
-        built = dataclasses.replace(built_since(started, table.source), notes=notes, skipped=skipped)
+        built = dataclasses.replace(built_since(started, table.source), notes=notes, skipped=contents.skipped)
         return staging.publish(dataclasses.replace(manifest, built=built))
+
+
+class Contents(NamedTuple):
+    """What a version will hold: which windows of which series, under which views and scopes, and how each is searched.
+
+    training: the series that are stored. origins: origin rows of each of them. joint: why there can be no joint scope,
+    or empty. factories: FAISS factory string, and the reason for it. budget: what one made of all this.
+    """
+
+    known: SeriesTable
+    training: SeriesTable
+    origins: list[np.ndarray]
+    skipped: tuple[Skipped, ...]
+    window: WindowSpec
+    encoder: EncoderConfig
+    scopes: tuple[Scope, ...]
+    joint: str
+    factories: dict[KeySpace, tuple[str, str]]
+    budget: BudgetRecord | None = None
+
+
+def contents_of(
+    table: SeriesTable,
+    split: Split,
+    *,
+    window: WindowSpec,
+    encoder: EncoderConfig,
+    scopes: tuple[Scope, ...] | None,
+    factory: str,
+) -> Contents:
+    """All that was asked for. Raises what `build` raises."""
+    known = stored_part(table, split.train_until, window)
+    training, origins, skipped = with_windows(up_to_last_values(known), window, encoder.views)
+    joint = joint_refusal(known, training, origins)
+    scopes = choose_scopes(scopes, joint)
+    factories = {
+        KeySpace(scope, view): choose_factory(factory, group_sizes(scope, origins))
+        for scope in scopes
+        for view in encoder.views
+    }
+    return Contents(known, training, origins, skipped, window, encoder, scopes, joint, factories)
+
+
+def contents_within(
+    contents: Contents, budget: Budget, table: SeriesTable, *, factory: str, keep_scopes: bool
+) -> Contents:
+    """The same, or as much of it as a budget has room for."""
+    asked = Asked(
+        origins=contents.origins,
+        num_steps=sum(len(series) for series in table.series),
+        first_origin=contents.window.lookback - 1,
+        stride=contents.window.stride,
+        season=table.step.season,
+        encoder=contents.encoder,
+        scopes=contents.scopes,
+        factory=factory,
+        keep_views=budget.keep_views,
+        keep_scopes=keep_scopes,
+    )
+    choice, record = within_budget(asked, budget.num_bytes)
+    window = dataclasses.replace(contents.window, stride=choice.stride)
+    encoder = dataclasses.replace(contents.encoder, views=choice.views)
+    training, origins, skipped = with_windows(up_to_last_values(contents.known), window, encoder.views)
+    return contents._replace(
+        training=training,
+        origins=origins,
+        skipped=skipped,
+        window=window,
+        encoder=encoder,
+        scopes=choice.scopes,
+        factories=choice.factories,
+        budget=record,
+    )
 
 
 def first_manifest(
@@ -145,6 +220,32 @@ def measured(folder: Path, manifest: Manifest, encoder: KeyEncoder) -> Manifest:
     found = temperatures(read_memory(folder, manifest, encoder))
     spaces = tuple(dataclasses.replace(record, temperature=found[record.space]) for record in manifest.spaces)
     return with_recall(folder, dataclasses.replace(manifest, spaces=spaces), encoder)
+
+
+def asked_of(
+    table: SeriesTable,
+    origins: list[np.ndarray],
+    window: WindowSpec,
+    encoder: EncoderConfig,
+    scopes: tuple[Scope, ...],
+    factory: str,
+    budget: Budget,
+    *,
+    keep_scopes: bool,
+) -> Asked:
+    """What a budget is spent on."""
+    return Asked(
+        origins=origins,
+        num_steps=sum(len(series) for series in table.series),
+        first_origin=window.lookback - 1,
+        stride=window.stride,
+        season=table.step.season,
+        encoder=encoder,
+        scopes=scopes,
+        factory=factory,
+        keep_views=budget.keep_views,
+        keep_scopes=keep_scopes,
+    )
 
 
 def joint_refusal(known: SeriesTable, table: SeriesTable, origins: list[np.ndarray]) -> str:

@@ -70,6 +70,15 @@ class BuildRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetRecord:
+    """What a budget of peak memory made of a build (budget.py). choices: one sentence each, for people."""
+
+    budget_bytes: int
+    estimated_bytes: int
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """Everything that a version is. Equal data and settings give equal fingerprints.
 
@@ -96,6 +105,7 @@ class Manifest:
     parent: str | None  # fingerprint of the version that this one was appended to
     libraries: dict[str, str]
     built: BuildRecord
+    budget: BudgetRecord | None = None  # None where none was set
 
     @property
     def fingerprint(self) -> str:
@@ -130,10 +140,14 @@ class Manifest:
         window = asdict(self.window)
         if self.window.max_missing == 0:  # whole windows only, as before there was a choice
             del window["max_missing"]
+        built = asdict(self.built)
+        if not self.built.skipped:
+            del built["skipped"]
         return _without_defaults(self) | {
             "window": window,
             "spaces": [_without_defaults(record) for record in self.spaces],
             "segments": [_without_defaults(record) for record in self.segments],
+            "built": built,
         }
 
     def to_json(self) -> str:
@@ -245,6 +259,7 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
                 "segments": tuple(SegmentRecord(**record) for record in document["segments"]),
                 "files": {path: file_record(path, record) for path, record in document["files"].items()},
                 "built": _build_record(document["built"]),
+                "budget": _budget_record(document.get("budget")),
             }
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # a UsageError of WindowSpec is a ValueError
@@ -256,6 +271,10 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
 def _build_record(document: dict[str, Any]) -> BuildRecord:
     skipped = tuple(Skipped(**each) for each in document.get("skipped", ()))
     return BuildRecord(**{**document, "notes": tuple(document["notes"]), "skipped": skipped})
+
+
+def _budget_record(document: dict[str, Any] | None) -> BudgetRecord | None:
+    return None if document is None else BudgetRecord(**{**document, "choices": tuple(document["choices"])})
 
 
 def file_record(path: str, record: dict[str, Any]) -> FileRecord:
