@@ -61,8 +61,8 @@ Memory = Annotated[
     str | None,
     typer.Option(
         "--budget",
-        help="Peak memory, such as 8GB. A longer stride, then fewer views and scopes, are chosen to stay within it, and "
-        "told; what is asked for by its own option stays.",
+        help="Peak memory, such as 8GB. A longer stride, then fewer views and scopes, are chosen to stay within it, "
+        "and told; what is asked for by its own option stays.",
     ),
 ]
 Views = Annotated[

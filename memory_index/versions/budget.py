@@ -17,7 +17,7 @@ import numpy as np
 from memory_index.encoder import EncoderConfig
 from memory_index.errors import ResourceError, UsageError
 from memory_index.types import KeySpace, Scope
-from memory_index.versions.factories import AUTO_FACTORY, EXACT, choose_factory
+from memory_index.versions.factories import AUTO_FACTORY, EXACT, MAX_EXACT_ROWS, choose_factory
 from memory_index.versions.manifest import BudgetRecord
 
 BASE_BYTES = 400 << 20  # Python and the libraries
@@ -29,7 +29,6 @@ GRAPH_BYTES = 280  # of a key in a graph: its links
 CODE_BYTES = 8  # of a key in an inverted file, beside a byte for each of its numbers
 MAX_STRIDE = 16
 MIN_WINDOWS = 50  # of the median series, where a longer stride would leave fewer: as many as a forecast asks for
-GRAPH_ROWS = 1_000_000  # keys above which a graph takes too long to build
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,13 +196,13 @@ def _variants(asked: Asked) -> Iterator[tuple[tuple[int, ...], tuple[Scope, ...]
 def _factory(asked: Asked, scope: Scope, of_series: np.ndarray) -> tuple[str, str]:
     """The factory of a key space, and the reason for it. of_series: windows of each series, int64 [N]."""
     total = int(of_series.sum())
-    if asked.factory != "auto" or scope != "pooled" or total <= GRAPH_ROWS:
+    if asked.factory != "auto" or scope != "pooled" or total <= MAX_EXACT_ROWS:
         sizes = {"own": of_series, "joint": of_series[:1], "pooled": np.array([total])}
         return choose_factory(asked.factory, sizes[scope])
     num_lists = 2 ** math.ceil(math.log2(math.sqrt(total)))
     reason = (
-        f"{total:,} keys in a group: a graph over more than {GRAPH_ROWS:,} would take {GRAPH_BYTES} bytes a key more, "
-        "and hours; candidates come from 8-bit keys in lists, distances from the keys themselves"
+        f"{total:,} keys in a group, and a graph would take {GRAPH_BYTES} bytes of memory a key and much longer: "
+        "candidates come from 8-bit keys in lists, distances from the keys themselves"
     )
     return f"IVF{num_lists},SQ8", reason
 
