@@ -49,7 +49,7 @@ class _OfSeries(NamedTuple):
 
     gram: np.ndarray
     cross: np.ndarray
-    count: int
+    num_windows: int
     num_known: np.ndarray
 
 
@@ -139,7 +139,7 @@ def _second_moments(
                 cross += found.cross
                 num_known += found.num_known
                 if (len(own) + 1) * found.gram.nbytes <= GRAM_BYTES:
-                    own[number] = found.gram / max(found.count, 1)
+                    own[number] = found.gram / max(found.num_windows, 1)
     return Moments(gram=gram / total, cross=cross / np.maximum(num_known, 1), own=own)
 
 
@@ -182,7 +182,7 @@ def _own_principal(
             gram = moments.own.get(number)
             if gram is None:
                 found = _moments_of(table, origins, encoder, number, view=view, lookback=lookback)
-                gram = found.gram / max(found.count, 1)
+                gram = found.gram / max(found.num_windows, 1)
             result[number] = _principal(gram, root, width)
 
     with one_blas_thread():
