@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cli.options import Indexes
     from forecaster.predictor import Predictor
     from forecaster.runs.run import Run
+    from memory_index.bounds import Bounds
     from memory_index.encoder import KeyEncoder
     from memory_index.memory import Memory
     from memory_index.references import FoundVersion
@@ -76,8 +77,8 @@ def open_run_with_table(
     """
     from forecaster.predictor import load_predictor, require_same_memory
     from forecaster.runs.run import open_run
-    from memory_index.errors import NotFoundError, ServiceError
-    from memory_index.references import is_address, require_local
+    from memory_index.errors import NotFoundError, ServiceError, UsageError
+    from memory_index.references import OLD_SCHEMES, is_address, require_local
 
     opened = open_run(run)
     ref, newer = index or opened.record.index.ref, update or index is not None
@@ -90,8 +91,8 @@ def open_run_with_table(
         ref = updated_ref(ref, file, indexes, options)
     try:
         found = indexes.find(ref)
-    except (NotFoundError, ServiceError) as error:
-        if index is None and is_address(ref):
+    except (NotFoundError, ServiceError, UsageError) as error:
+        if index is None and is_address(ref) and (ref.startswith(OLD_SCHEMES) or not isinstance(error, UsageError)):
             between = "" if not error.hint else " " if error.hint.endswith("?") else "; "
             error.hint += f"{between}--index REF names the run's version where it lies now, or a newer one"
         raise
@@ -149,7 +150,7 @@ def tell_series(table: SeriesTable, manifest: Manifest, ref: str, known: Collect
     """Say which series are new `to` a run or version, and which a table lacks that whole moments are made of."""
     there, trained = set(table.series_ids), set(known)
     if new := [name for name in table.series_ids if name not in trained]:
-        note(f"{_some(new)}: new to {to}, forecast like the other series, from windows of all of them")
+        note(f"{_some(new)}: new to {to}, compared with windows of all series")
     lacking = [name for name in manifest.series_ids if name not in there]
     if lacking and manifest.joint == "built":
         note(
@@ -169,6 +170,14 @@ def tell_ends(table: SeriesTable, memory: Memory) -> None:
         whole = memory.manifest.joint == "built" and not {*early}.isdisjoint(memory.manifest.series_ids)
         others = "; the others without moments of all series (scope joint), which end there" if whole else ""
         note(f"{_some(early)}: forecast from where it ends, before the last step of the table{others}")
+
+
+def tell_bounds(table: SeriesTable, memory: Memory, bounds: Bounds | None = None) -> None:
+    """Say which series are counts, and so kept at 0 or above without being asked."""
+    from memory_index.bounds import BoundsOf
+
+    if said := BoundsOf(memory, bounds).said(table):
+        note(said)
 
 
 def tell_skipped(skipped: Sequence[Skipped], done: str, *, source: str, strict: bool) -> None:
@@ -222,12 +231,23 @@ def read_like(file: Path, manifest: Manifest, ref: str, options: ReadOptions) ->
 
     like = options_like(manifest, options)
     try:
-        return read_table(file, like)
+        table = read_table(file, like)
     except DataError:
         own = None if options.step else _own_step(file, like)
         if own is None:
             raise
         raise other_step(file.name, own, ref, manifest.step) from None
+    if options.step is None and _is_mostly_missing(table) and (own := _own_step(file, like)) is not None:
+        raise other_step(file.name, own, ref, manifest.step)
+    return table
+
+
+def _is_mostly_missing(table: SeriesTable) -> bool:
+    """Whether more than half of the steps have no value, as where a file is of a longer step."""
+    import numpy as np
+
+    num_known = sum(int(np.isfinite(series.values).sum()) for series in table.series)
+    return 2 * num_known < sum(len(series) for series in table.series)
 
 
 def _own_step(file: Path, options: ReadOptions) -> Step | None:

@@ -24,7 +24,7 @@ from cli.output import note
 if TYPE_CHECKING:
     from memory_index.origins import Schedule
     from memory_index.references import FoundVersion
-    from memory_index.service.serving import Settings
+    from memory_index.service.settings import Settings
     from memory_index.tables.columns import ReadOptions
 
 
@@ -332,7 +332,7 @@ def _host(default: str, text: str) -> tuple[Any, Any]:
     return Annotated[str | None, typer.Option(help=text, show_default=default)], None
 
 
-def _port(default: str | bool, text: str) -> tuple[Any, Any]:
+def _port(default: str, text: str) -> tuple[Any, Any]:
     return Annotated[int | None, typer.Option(help=text, min=0, max=65535, show_default=default)], None
 
 
@@ -362,11 +362,9 @@ SERVE_OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
-    "max_connections": _count("64", "Connections at once."),
+    "max_connections": _count("256", "Connections at once."),
     "max_waiting": _count("64", "Questions that may wait for their turn."),
-    "status_port": _port(False, "Also answer /healthz and /readyz over HTTP."),
-    "status_host": _host("127.0.0.1", "Where; no token is asked."),
-    "metrics": _flag("--metrics", "And /metrics, for Prometheus."),
+    "max_memory_mb": _count("1024", "Memory for all questions at once, beside the versions."),
     "access_log": _file("Append a JSON line for every call; no value of the data."),
 }
 
@@ -378,12 +376,14 @@ def serves(command: Callable[..., None]) -> Callable[..., None]:
     """
 
     def record(given: dict[str, Any]) -> Settings:
-        from memory_index.service.serving import Settings
-        from memory_index.service.wire import Limits
+        from memory_index.service.settings import Settings
+        from memory_index.wire import Limits
 
         stated = {name: value for name, value in given.items() if value is not None}
         if "max_message_mb" in stated:
             stated["max_message"] = stated.pop("max_message_mb") << 20
+        if "max_memory_mb" in stated:
+            stated["max_held"] = stated.pop("max_memory_mb") << 20
         limits = {each.name: stated.pop(each.name) for each in fields(Limits) if each.name in stated}
         return Settings(**stated, limits=Limits(**limits))
 
@@ -443,6 +443,7 @@ SETTINGS: dict[str, tuple[Any, Any]] = {
     "memory_k": _value(int, "50", "Neighbours per key space that make its forecast."),
     "lambda_retrieval": _value(float, "0.1", "Weight of the retrieval loss."),
     "policy": _value(str, "disjoint", "What training windows may retrieve: disjoint or causal."),
+    "max_work": _value(float, "3e12", "Operations to find the neighbours of all windows; more are thinned out."),
     "prompt_layout": _value(str, "spec", "spec, or cached: text first, much faster."),
     "vocabulary_mapping": _switch("--vocabulary-mapping", True, "Learn text prototypes as the original does: slow."),
     "epochs": _value(int, "3", "Passes of the network, at most."),

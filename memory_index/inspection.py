@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from memory_index.bounds import BoundsOf
 from memory_index.closeness import UsualDistances, closeness, nearest_distances
 from memory_index.errors import NotFoundError
 from memory_index.leakage import Policy
@@ -121,6 +122,7 @@ def inspect_window(
     behind = of_series(memory.search(block.queries, MEMORY_K, scopes=scopes, views=views, where=where), place)
     actual = actual_after(table.series[number], row, spec.horizon)
     shares: dict[KeySpace, float | None] = {}
+    within = BoundsOf(memory)
     no_close_analogue = False
     if usual is not None and not filtered:
         shares, no_close_analogue = closeness(usual, nearest_distances(neighbours, place), at)
@@ -133,8 +135,8 @@ def inspect_window(
         context=block.queries.context[0, place],
         times=table.step.range(table.series[number].times[row - spec.lookback + 1], spec.length),
         actual=actual,
-        forecast=behind.forecast(on_empty="last-value")[0, 0],
-        quantiles=behind.quantiles(FAN, on_empty="last-value")[0, 0],
+        forecast=within.kept(behind.queries, behind.forecast(on_empty="last-value"))[0, 0],
+        quantiles=within.kept(behind.queries, behind.quantiles(FAN, on_empty="last-value"))[0, 0],
         neighbours=tuple(neighbour_records(neighbours, place, every, actual)),
         share_closer=shares,
         no_close_analogue=no_close_analogue,
@@ -210,11 +212,12 @@ def neighbour_records(
         neighbours.futures()[0, place],
         neighbours.aligned_futures()[0, place],
     )
+    curve = windows.curve(neighbours.queries).take((0, place))
     for v, rank in slots:
         space, view, row = neighbours.spaces[v], neighbours.view_number[v], neighbours.row[0, place, v, rank]
         location, spread = neighbours.query_location[0, place, v], neighbours.query_spread[0, place, v]
         spans, context = windows.spans(row), windows.contexts(row)
-        standard = (context - windows.location[row, view]) / windows.spread[row, view]
+        standard = (windows.inside.contexts(row) - windows.location[row, view]) / windows.spread[row, view]
         yield NeighbourRecord(
             scope=space.scope,
             view=space.view,
@@ -232,7 +235,7 @@ def neighbour_records(
             age_days=round(float((neighbours.queries.origin[0] - windows.origin(row)) / np.timedelta64(1, "D")), 2),
             context=context,
             future=futures[v, rank],
-            aligned_context=(location + spread * standard).astype(np.float32),
+            aligned_context=curve.inverse((location + spread * standard).astype(np.float32)),
             aligned_future=aligned[v, rank],
         )
 

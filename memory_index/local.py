@@ -15,7 +15,7 @@ import numpy as np
 from memory_index.cores import num_cores
 from memory_index.encoder import Encoded, KeyEncoder
 from memory_index.key_spaces import BLOCK, KeySpaceSearch, Segment
-from memory_index.memory import require_counts, require_lookback, spaces_asked, too_much_missing
+from memory_index.memory import linear_forecast, require_counts, require_lookback, spaces_asked, too_much_missing
 from memory_index.missing import filled
 from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale, WindowStatistics
@@ -73,9 +73,7 @@ class LocalMemory:
     def linear_forecast(self, queries: Queries) -> np.ndarray:
         """See `Memory.linear_forecast`."""
         require_lookback(queries, self.windows)
-        series = self.windows.numbers_of(queries.series_id)
-        context = filled(queries.context, self.windows.step.season)
-        return self.encoder.linear_forecast(max(self.windows.views), context, series)
+        return linear_forecast(self.encoder, self.windows, queries)
 
     def search(
         self,
@@ -98,7 +96,8 @@ class LocalMemory:
         squared, value = np.full(shape, np.inf, dtype=np.float32), np.full(shape, np.inf, dtype=np.float32)
         row = np.full(shape, -1, dtype=np.int64)
         location, spread = np.empty(shape[:3]), np.empty(shape[:3])
-        whole = replace(queries, context=filled(queries.context, self.windows.step.season))
+        inside = self.windows.queries_inside(queries)
+        whole = replace(inside, context=filled(inside.context, self.windows.step.season))
         with one_blas_thread():  # the threads are ours: a BLAS that wants all cores as well gets in their way
             for view in dict.fromkeys(space.view for space in spaces):
                 wanted = tuple(space.scope for space in spaces if space.view == view)
@@ -108,7 +107,7 @@ class LocalMemory:
                         result = self._key_spaces.nearest(space, encoded, queries, series, k, where, min_gap)
                         squared[:, :, place], row[:, :, place], value[:, :, place] = result
                         location[:, :, place], spread[:, :, place] = encoded.statistics[:2]
-        if whole.context is not queries.context:
+        if whole.context is not inside.context:
             for place, space in enumerate(spaces):
                 hidden = too_much_missing(queries.context, space, spec)
                 squared[:, :, place][hidden], row[:, :, place][hidden] = np.inf, -1

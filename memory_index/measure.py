@@ -91,7 +91,7 @@ def self_distances(memory: LocalMemory) -> dict[KeySpace, float]:
     for segment in memory.segments:
         for scope in dict.fromkeys(space.scope for space in worst):
             for series, rows in _sample_rows(segment, scope):
-                context = filled(memory.windows.contexts(segment.first_row + rows), memory.windows.step.season)
+                context = filled(memory.windows.inside.contexts(segment.first_row + rows), memory.windows.step.season)
                 for space in (space for space in worst if space.scope == scope):
                     keys = memory.encoder.encode(space.view, context, series, (scope,)).keys[scope]
                     stored = _stored_keys(segment, space, series, rows)

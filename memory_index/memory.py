@@ -9,7 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
+from memory_index.encoder import KeyEncoder
 from memory_index.errors import IncompatibleError, NotFoundError, UsageError
+from memory_index.missing import filled
 from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale
 from memory_index.types import SCOPES, Filter, KeySpace, Queries, Scope
@@ -32,7 +34,7 @@ class Memory(Protocol):
 
     @property
     def scale(self) -> SeriesScale:
-        """The training scale of each series of the version, float64 [N_v]: the units of its keys and of errors."""
+        """The training scale of each series, float64 [N_v]: that of the keys, in units of the version's transform."""
         ...
 
     @property
@@ -79,6 +81,19 @@ class Memory(Protocol):
         the version does not have), `NotFoundError` (unknown series).
         """
         ...
+
+
+def raw_units(memory: Memory) -> np.ndarray:
+    """The raw training standard deviation of each series of a version, float64 [N_v]: what errors are counted in."""
+    transform = memory.manifest.transform
+    return np.array(transform.unit) if transform else memory.scale.std
+
+
+def linear_forecast(encoder: KeyEncoder, windows: StoredWindows, queries: Queries) -> np.ndarray:
+    """See `Memory.linear_forecast`. Out of a transform it comes by its inverse alone, so it is rather a median."""
+    context = filled(windows.queries_inside(queries).context, windows.step.season)
+    inside = encoder.linear_forecast(max(windows.views), context, windows.numbers_of(queries.series_id))
+    return windows.curve(queries).inverse(inside)
 
 
 def spaces_asked(

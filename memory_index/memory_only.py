@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from memory_index.baselines import baseline_forecasts
+from memory_index.bounds import Bounds, BoundsOf
 from memory_index.errors import UsageError
 from memory_index.evaluation import MEMORY_ONLY, Evaluation, ForecastBlock, Report, scored_origins, tally
 from memory_index.leakage import Policy
 from memory_index.long_tables import forecast_frame
-from memory_index.memory import Memory
+from memory_index.memory import Memory, raw_units
 from memory_index.missing import last_known
 from memory_index.neighbours import Neighbours, OnEmpty, mean_over_spaces, require_neighbours, with_last_value
 from memory_index.origins import Schedule
@@ -71,7 +72,7 @@ def evaluate(
     """
     options, spec, manifest = options or MemoryOptions(), memory.windows.spec, memory.manifest
     views = memory.windows.views
-    units = dict(zip(manifest.series_ids, memory.scale.std, strict=True))
+    units = dict(zip(manifest.series_ids, raw_units(memory), strict=True))
     every = require_origins(table, spec, manifest.split, part, schedule=schedule, views=views)
     origins, skipped = scored_origins(table, every, manifest.split, units, part)
     counted = tally(
@@ -84,14 +85,17 @@ def evaluate(
         scaled_by=scaled_by,
         levels=levels,
     )
-    first_origin = np.datetime64("NaT", "ns")
+    first_origin, within = np.datetime64("NaT", "ns"), BoundsOf(memory)
     known = manifest.series_ids
     for asked in query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views, block=block):
         neighbours, empty = _search(memory, asked, options)
         forecasts = block_forecasts(neighbours)
         forecasts |= baseline_forecasts(asked.queries.context, spec.horizon, table.step)
         forecasts["linear"] = memory.linear_forecast(asked.queries)
-        quantiles = neighbours.quantiles(levels, on_empty="last-value") if levels else None
+        forecasts = {name: within.kept(asked.queries, values) for name, values in forecasts.items()}
+        quantiles = None
+        if levels:
+            quantiles = within.kept(asked.queries, neighbours.quantiles(levels, on_empty="last-value"))
         counted.num_without += empty
         each(counted.add(asked, forecasts, quantiles))
         first_origin = np.fmin(first_origin, asked.queries.origin.min())
@@ -124,20 +128,26 @@ def block_forecasts(neighbours: Neighbours) -> dict[str, np.ndarray]:
 
 
 def forecast(
-    memory: Memory, table: SeriesTable, *, quantiles: tuple[float, ...] = (), options: MemoryOptions | None = None
+    memory: Memory,
+    table: SeriesTable,
+    *,
+    quantiles: tuple[float, ...] = (),
+    options: MemoryOptions | None = None,
+    bounds: Bounds | None = None,
 ) -> pd.DataFrame:
     """The next H steps of every series: a long table `unique_id, ds, yhat` and one column per quantile (`q0.1`).
 
     Original units; times in the table's own time zone. Asked under `causal` at the last value of each series: one that
     ends earlier than the others is forecast from where it ends. Series that cannot be forecast are named in
-    `attrs["skipped"]`, a list of `{"series_id", "reason"}`.
+    `attrs["skipped"]`, a list of `{"series_id", "reason"}`. bounds: that no forecast and no quantile leaves; without,
+    those of counts are kept at 0 or above (`bounds.py`).
 
     Raises `DataError` (every history too short), `NotFoundError` (no neighbours for any series).
     """
     options = options or MemoryOptions()
     spec, views = memory.windows.spec, memory.windows.views
     origins, skipped = latest_origins(table, spec, views=views)
-    parts, alone = [], []
+    parts, alone, within = [], [], BoundsOf(memory, bounds)
     for block in query_blocks(table, origins, spec, Policy.CAUSAL, known=memory.manifest.series_ids, views=views):
         neighbours = memory.search(block.queries, options.k, scopes=options.scopes, views=options.views)
         if options.on_empty == "error":
@@ -149,6 +159,7 @@ def forecast(
         values = neighbours.forecast(on_empty="last-value")
         no_levels = np.empty((*values.shape, 0), dtype=np.float32)
         levels = neighbours.quantiles(quantiles, on_empty="last-value") if quantiles else no_levels
+        values, levels = (within.kept(block.queries, each) for each in (values, levels))
         parts.append(forecast_frame(table, block, values, quantiles, levels))
     if not parts:
         require_neighbours(*alone[0])

@@ -21,6 +21,7 @@ from memory_index.leakage import TimeSpans, require_admissible
 from memory_index.missing import last_known
 from memory_index.products import project
 from memory_index.threads import Workers, one_blas_thread
+from memory_index.transforms import NO_TRANSFORM
 from memory_index.types import KeySpace, Queries
 from memory_index.windows import StoredWindows, cut
 
@@ -37,8 +38,8 @@ class Neighbours:
     row, distance, shape_distance, value_distance: [B, N, V, K]; int64 row ids (-1 in unused slots) and
     float32 distances (+inf there). `distance^2 = w * shape_distance^2 + (1 - w) * value_distance^2`
     (docs/method.md), in units of a window's own spread. query_location, query_spread: float64 [B, N, V], the
-    query's own statistics under each view. temperature: float32 [V], stored with the version. linear_maps: of each
-    view, float32 [view, H], stored with it too (`KeyEncoder.linear_map`).
+    query's own statistics under each view, in units of the version's transform. temperature: float32 [V], stored with
+    the version. linear_maps: of each view, float32 [view, H], stored with it too (`KeyEncoder.linear_map`).
 
     Constructing it raises `LeakError` if any row is not admissible for its query.
     """
@@ -143,6 +144,15 @@ class Neighbours:
         """float32 [B, N, H, Q]: weighted quantiles of all aligned futures, each level in (0, 1)."""
         return quantiles(self, levels, on_empty)
 
+    def inside(self) -> Neighbours:
+        """The same with queries and windows in units of the version's transform; itself where there is none.
+
+        What it makes of them, a forecast too, is in those units.
+        """
+        if not self.windows.transform:
+            return self
+        return replace(self, queries=self.windows.queries_inside(self.queries), windows=self.windows.inside)
+
     def at_moments(self, chosen: np.ndarray) -> Neighbours:
         """The same of some of the moments. chosen: int [b] or bool [B]."""
         of_moments = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
@@ -165,13 +175,15 @@ def aligned_futures(neighbours: Neighbours) -> np.ndarray:
     """Futures as they would follow each query, float32 [B, N, V, K, H]; NaN in unused slots and where missing.
 
     In the query's own location and spread, and moved by what the linear map makes of the difference between its window
-    and the neighbour's: neighbours are never quite alike, and this much of what follows from it is known.
+    and the neighbour's: neighbours are never quite alike, and this much of what follows from it is known. All of that
+    in units of the transform, and back.
     """
     b, n, v, k = neighbours.row.shape
+    curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, v, k, neighbours.windows.spec.horizon), dtype=np.float32)
     for number, space in enumerate(neighbours.spaces):
         for chunk in _chunks(b, n, k * _num_steps(neighbours, space)):
-            result[*chunk, number] = _aligned(neighbours, chunk, number)
+            result[*chunk, number] = curve.take(chunk).inverse(_aligned(inside, chunk, number))
     return np.where(neighbours.valid[..., None], result, np.float32(np.nan))
 
 
@@ -181,9 +193,10 @@ def space_forecasts(neighbours: Neighbours) -> np.ndarray:
 
     A missing step of a future has no weight; a step that all of a key space's futures miss is what the linear map makes
     of the query. The map is linear, so the mean of what it makes of K differences is what it makes of their mean.
+    Behind a transform it is the mean of the futures in raw units: what comes back from a mean is no mean.
     """
     b, n, v, k = neighbours.row.shape
-    weight = weights(neighbours)
+    weight, curve, inside = weights(neighbours), neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, v, neighbours.windows.spec.horizon), dtype=np.float32)
 
     def run(task: tuple[int, Chunk]) -> None:
@@ -196,17 +209,18 @@ def space_forecasts(neighbours: Neighbours) -> np.ndarray:
         for inner in _chunks(num_moments, num_series, k * _num_steps(neighbours, space)):
             chunk = _within(moments, inner[0]), _within(series, inner[1])
             # One small sum for each window: what comes out does not depend on how many there are.
-            standard = _standard_windows(neighbours, chunk, number)
+            standard = _standard_windows(inside, chunk, number)
             mean[*inner, 0] = np.einsum("bnk,bnkw->bnw", weight[*chunk, number], standard)
-            holes = np.isnan(mean[*inner, 0]).any(axis=-1)
-            if holes.any():  # each neighbour by itself, since steps are means over different ones
-                query = _query_windows(neighbours, chunk, number).take(holes)
-                known = _mean_of_known(_moved(query, standard[holes], linear_map), weight[*chunk, number][holes])
-                part = np.where(np.isnan(known), _by_map(query, neighbours, number), known)
-                one_by_one.append((inner, holes, part))
-        moved = _moved(_query_windows(neighbours, (moments, series), number), mean, linear_map)[:, :, 0]
-        for inner, holes, part in one_by_one:
-            moved[inner][holes] = part
+            each = np.any(np.isnan(mean[*inner, 0]), axis=-1) | (neighbours.windows.transform != NO_TRANSFORM)
+            if each.any():  # each neighbour by itself: steps are means over different ones, or of raw units
+                back, asked = curve.take(chunk).take(each), _query_windows(inside, chunk, number).take(each)
+                aligned = back.inverse(_moved(asked, standard[each], linear_map))
+                known = _mean_of_known(aligned, weight[*chunk, number][each])
+                part = np.where(np.isnan(known), back.inverse(_by_map(asked, neighbours, number)), known)
+                one_by_one.append((inner, each, part))
+        moved = _moved(_query_windows(inside, (moments, series), number), mean, linear_map)[:, :, 0]
+        for inner, each, part in one_by_one:
+            moved[inner][each] = part
         result[moments, series, number] = moved
 
     # The map multiplies whole blocks of rows (`products.project`), so many means are moved at once.
@@ -244,22 +258,24 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
 
     Each key space that has neighbours counts the same. `on_empty` as in `forecast`. The quantile of a level is
     interpolated linearly between the values at the midpoints of the cumulative weights. A missing step of a future has
-    no weight; where all miss it, every quantile is what the linear maps make of the query.
+    no weight; where all miss it, every quantile is what the linear maps make of the query. A transform keeps the order
+    of values, so quantiles are taken in its units.
     """
     if not levels or not all(0 < level < 1 for level in levels):
         raise UsageError(f"quantile levels must lie between 0 and 1, not {list(levels)}")
     b, n, v, k = neighbours.row.shape
     weight = weights(neighbours).reshape(b, n, v * k)
+    curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, neighbours.windows.spec.horizon, len(levels)), dtype=np.float32)
     for chunk in _chunks(b, n, k * sum(_num_steps(neighbours, space) for space in neighbours.spaces)):
-        values = np.concatenate([_aligned(neighbours, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
+        values = np.concatenate([_aligned(inside, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
         share = weight[chunk][..., None]
         if (missing := np.isnan(values)).any():
             share = np.where(missing, np.float32(0), share)
             nothing = ~np.any(share > 0, axis=2, keepdims=True)
-            values = np.where(nothing, _by_maps(neighbours, chunk)[:, :, None], values)
+            values = np.where(nothing, _by_maps(inside, chunk)[:, :, None], values)
             share = np.where(nothing, weight[chunk][..., None], share)
-        result[chunk] = _weighted_quantiles(values, share, levels)
+        result[chunk] = curve.take(chunk).inverse(_weighted_quantiles(values, share, levels))
     return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)
 
 
@@ -316,7 +332,7 @@ def _aligned(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
 
 
 def _moved(query: _Query, standard: np.ndarray, linear_map: np.ndarray) -> np.ndarray:
-    """Futures as they would follow the query, raw units, float64 [..., K, H].
+    """Futures as they would follow the query, in its units, float64 [..., K, H].
 
     standard: [..., K, view + H], as of `_standard_windows`, or means of such windows. A cell that either misses moves
     nothing: there is no difference to be told.
@@ -345,7 +361,7 @@ def _by_maps(neighbours: Neighbours, chunk: Chunk) -> np.ndarray:
 
 
 def _by_map(query: _Query, neighbours: Neighbours, number: int) -> np.ndarray:
-    """What the linear map of one key space makes of queries, float64 [..., H], raw units."""
+    """What the linear map of one key space makes of queries, float64 [..., H], in their units."""
     linear_map = neighbours.linear_maps[neighbours.spaces[number].view]
     z = np.where(np.isnan(query.z), 0.0, query.z)
     return (query.location + query.spread * project(z, linear_map))[..., 0, :]

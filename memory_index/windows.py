@@ -18,6 +18,8 @@ import pandas as pd
 from memory_index.errors import DataError, UsageError
 from memory_index.leakage import TimeSpans
 from memory_index.missing import MAX_MISSING, filled, missing_before
+from memory_index.transforms import NO_TRANSFORM, Curve, Transform, out_of_domain
+from memory_index.types import Queries
 
 DAY = pd.Timedelta(days=1)
 # Steps in a week (days) or a year, by the rule that a pandas frequency follows, business days or not.
@@ -271,7 +273,7 @@ class StoredWindows:
     step: Step
     series_ids: tuple[str, ...]
     views: tuple[int, ...]
-    values: np.ndarray  # float32 [T], raw units
+    values: np.ndarray  # float32 [T], raw units but in `inside`
     times: np.ndarray  # datetime64[ns] [T]
     offset: np.ndarray  # int64 [num_series + 1], where each series begins in values and times
     series: np.ndarray  # int32 [R], number of the series
@@ -281,9 +283,34 @@ class StoredWindows:
     spread: np.ndarray  # float32 [R, V]
     flat: np.ndarray  # bool [R, V]
     missing: np.ndarray | None = None  # int32 [R, V], missing cells under each view; None where no window misses one
+    transform: Transform = NO_TRANSFORM  # of whose units location and spread are
 
     def __len__(self) -> int:
         return len(self.series)
+
+    @cached_property
+    def inside(self) -> StoredWindows:
+        """The same with values in units of the transform; this record itself where there is none."""
+        if not self.transform:
+            return self
+        return replace(self, values=self.transform.of_values(self.values, self.offset), transform=NO_TRANSFORM)
+
+    def curve(self, queries: Queries) -> Curve:
+        """The transform with the numbers of each query, [B, N]."""
+        return self.transform.of_queries(self.numbers_of(queries.series_id), queries.context)
+
+    def queries_inside(self, queries: Queries) -> Queries:
+        """Queries in units of the transform; themselves where there is none. Raises `DataError` for a value it cannot
+        transform.
+        """
+        if not self.transform:
+            return queries
+        if self.transform.kind == "log1p" and (queries.context <= -1).any():
+            b, n, place = (int(i) for i in np.argwhere(queries.context <= -1)[0])
+            at = self.step.add(queries.origin[b : b + 1], place + 1 - queries.context.shape[2])[0]
+            value = queries.context[b, n, place]
+            raise out_of_domain(f"series '{queries.series_id[n]}' at {self.step.isoformat(at)} is {value:g}")
+        return replace(queries, context=self.curve(queries).forward(queries.context))
 
     @cached_property
     def usable(self) -> np.ndarray | None:
@@ -350,8 +377,8 @@ class StoredWindows:
         return cut(self.values, self.origin_position[rows] + 1, self.spec.horizon)
 
     def filled_windows(self, rows: np.ndarray, lookback: int, horizon: int) -> np.ndarray:
-        """float32 [..., lookback + horizon], raw units: the last steps of each context, filled, and the first that
-        followed, NaN where missing (`missing.py`). lookback, horizon: at most those of the windows.
+        """float32 [..., lookback + horizon], units of `values`: the last steps of each context, filled, and the
+        first that followed, NaN where missing (`missing.py`). lookback, horizon: at most those of the windows.
         """
         windows = cut(self.values, self.origin_position[rows] - lookback + 1, lookback + horizon)
         if self.has_holes is not None and (holes := self.has_holes[rows]).any():

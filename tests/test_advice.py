@@ -2,8 +2,8 @@
 
 A table of known values is written with one fault of some kind. Then every alternative of every advice is followed,
 one after the other, until the table is read or the advice is to change the file. What is read must hold every value
-that was written, under its series and at its time, but for what the followed words gave up by name: a column that is left out,
-a cell that means no value, one of two rows with one time.
+that was written, under its series and at its time, but for what the followed words gave up by name: a column that is
+left out, a cell that means no value, one of two rows with one time.
 """
 
 from __future__ import annotations

@@ -27,9 +27,9 @@ from memory_fixtures import WINDOW, poisoned, ragged_table, with_missing
 from forecaster.evaluate import GATE_BINS, Histogram, evaluate
 from forecaster.explain import explain
 from forecaster.model.tapr import labels, trend_change
-from forecaster.predictor import Predictor, load_predictor, require_same_memory
+from forecaster.predictor import Predictor, load_predictor, memory_fan, require_same_memory
 from forecaster.retrieval import batches
-from forecaster.runs.intervals import LEVELS, Intervals, expected_width
+from forecaster.runs.intervals import LEVELS, Intervals, MemoryFan, expected_width
 from memory_index import memory_only, queries
 from memory_index.errors import DataError, UsageError
 from memory_index.evaluation import Evaluation, standard_units
@@ -42,6 +42,8 @@ LOOKBACK, HORIZON = config_of().model.lookback, WINDOW.horizon
 FIRST_TEST = 336  # of 420 rows, and the last fifth is for the test
 UNTIL_TRAIN = 252
 TEST_ROWS = [np.arange(FIRST_TEST - 1, NUM_STEPS)] * 3
+
+SHOWN_LEVELS = (0.1, 0.5, 0.9)
 
 
 @pytest.fixture(scope="module")
@@ -118,14 +120,15 @@ def test_scores_are_plain_means_over_windows_steps_and_series(small):
                 unit=asked.unit.numpy(),
                 horizon=HORIZON,
             )
-            levels = small.predictor.intervals.quantiles(forecast, width, [series.series_id], (0.1, 0.5, 0.9))
+            fan = MemoryFan(*(part[[n]] for part in memory_fan(block.found, block.condensed, SHOWN_LEVELS, HORIZON)))
+            levels = small.predictor.intervals.quantiles(forecast, width, [series.series_id], SHOWN_LEVELS, fan)
             below += (future[:, None] <= levels[0]).mean(axis=0)
     result = evaluate(small.predictor, memory, TABLE)
     assert result.mse == pytest.approx(np.mean(squared), rel=1e-4)
     assert result.mae == pytest.approx(np.mean(absolute), rel=1e-4)
     assert result.trend_accuracy == pytest.approx(np.mean(right), abs=1e-6)
     assert list(result.coverage) == [f"q0.{decile}" for decile in range(1, 10)]
-    found = [result.coverage[name] for name in ("q0.1", "q0.5", "q0.9")]
+    found = [result.coverage[f"q{level}"] for level in SHOWN_LEVELS]
     np.testing.assert_allclose(found, below / len(squared), atol=1e-3)
     for found, values in ((result.gate, gates), (result.feature_gate, feature_gates)):
         assert found.mean == pytest.approx(np.mean(values), rel=1e-4)
@@ -183,7 +186,7 @@ def test_windows_that_are_only_asked_beside_others_do_not_count(small, monkeypat
     """A gap in the future of one series leaves its window out; whole moments are asked all the same."""
     added, add = [], Histogram.add
     monkeypatch.setattr(Histogram, "add", lambda self, values: (added.append(values.size), add(self, values)))
-    table = with_missing(TABLE, [("load", NUM_STEPS - 1)])
+    table = replace(with_missing(TABLE, [("load", NUM_STEPS - 1)]), whole_windows=True)
     found = evaluate(small.predictor, small.memory, table)
     assert found.num_scored == 230
     assert sorted(added) == [230, 230 * HORIZON]

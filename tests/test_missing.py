@@ -1,19 +1,14 @@
-"""Missing cells stay missing: the causal fill, views, futures, appending, lagging series; and no fill knows the future."""
+"""Missing cells stay missing: the fill, views, futures, appending, lagging series; and no fill knows the future."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import forecaster_fixtures
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import forecaster_fixtures
-from forecaster.evaluate import evaluate as evaluate_run
-from forecaster.forecast import forecast as forecast_run
-from forecaster.predictor import load_predictor
-from forecaster.retrieval.batches import live_blocks
 from memory_fixtures import (
     ENCODER,
     NUM_TRAINING,
@@ -32,6 +27,11 @@ from memory_fixtures import (
     with_missing,
     with_values,
 )
+
+from forecaster.evaluate import evaluate as evaluate_run
+from forecaster.forecast import forecast as forecast_run
+from forecaster.predictor import load_predictor
+from forecaster.retrieval.batches import live_blocks
 from memory_index import memory_only
 from memory_index.errors import DataError
 from memory_index.leakage import Policy
@@ -75,8 +75,10 @@ def memory(version):
     return open_version(version)
 
 
-contexts = st.integers(0, 10**6).map(lambda seed: np.random.default_rng(seed)).map(
-    lambda rng: np.where(rng.random((5, 30)) < rng.random(), np.nan, rng.normal(size=(5, 30)) + np.arange(30) % 7)
+contexts = (
+    st.integers(0, 10**6)
+    .map(lambda seed: np.random.default_rng(seed))
+    .map(lambda rng: np.where(rng.random((5, 30)) < rng.random(), np.nan, rng.normal(size=(5, 30)) + np.arange(30) % 7))
 )
 
 
@@ -192,7 +194,9 @@ def test_no_fill_knows_later_values_or_what_is_missing_later(tmp_path, seed):
     row = NUM_TRAINING + 25 + seed
     dirty = poisoned(holes(), TIMES[row], seed=seed)
     rng = np.random.default_rng(seed)
-    dirty = with_values(dirty, lambda s: np.where((s.times > TIMES[row]) & (rng.random(len(s)) < 0.4), np.nan, s.values))
+    dirty = with_values(
+        dirty, lambda s: np.where((s.times > TIMES[row]) & (rng.random(len(s)) < 0.4), np.nan, s.values)
+    )
     answers = []
     for number, table in enumerate((holes(), dirty)):
         store = Store(tmp_path / str(number))
@@ -242,7 +246,9 @@ def lagging(end: int):
 
 
 def test_a_series_that_ends_early_or_is_short_is_named_and_stops_no_other(tmp_path, memory):
-    short = replace(TABLE, layout="long", series=(*TABLE.series, part(replace(TABLE.series[0], series_id="new"), 340, 360)))
+    short = replace(
+        TABLE, layout="long", series=(*TABLE.series, part(replace(TABLE.series[0], series_id="new"), 340, 360))
+    )
     result = memory_only.forecast(memory, short, quantiles=(0.5,))
     assert set(result["unique_id"]) == {"load", "flat", "beat"}
     [skipped] = result.attrs["skipped"]
@@ -301,8 +307,6 @@ def test_a_complete_table_has_no_masks_and_the_same_version_whatever_may_be_miss
         assert np.array_equal(answer.forecast(), answers[0].forecast())
     files = [{path: f.sha256 for path, f in version.manifest.files.items()} for version in versions]
     assert files[0] == files[1] == files[2]
-
-
 
 
 # Through a trained run

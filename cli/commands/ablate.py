@@ -23,7 +23,7 @@ from cli.options import (
     reads_table,
     states_full_model,
 )
-from cli.output import jsonable, note, print_json, print_table, progress
+from cli.output import note, print_json, print_table, progress
 from cli.parsing import names, settings
 from cli.reports.training_progress import TrainingShown
 from cli.targets import write_file
@@ -161,5 +161,7 @@ def _print(rows: list[Row], title: str) -> None:
 
 def _json(document: Mapping[str, object]) -> bytes:
     import json
+
+    from memory_index.documents import jsonable
 
     return (json.dumps({"schema": "ablate", **jsonable(document)}, indent=1) + "\n").encode()

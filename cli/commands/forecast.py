@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.opening import open_run_with_table, open_with_table, tell_ends, tell_series, tell_skipped, updated_ref
+from cli.opening import (
+    open_run_with_table,
+    open_with_table,
+    tell_bounds,
+    tell_ends,
+    tell_series,
+    tell_skipped,
+    updated_ref,
+)
 from cli.options import (
     AsJson,
     File,
@@ -34,6 +42,13 @@ if TYPE_CHECKING:
     from memory_index.tables.columns import ReadOptions
     from memory_index.tables.series import SeriesTable
 
+Lower = Annotated[
+    float | None,
+    typer.Option(
+        help="No forecast and no quantile is below it; -inf for no such bound.", show_default="0 for counts, else none"
+    ),
+]
+Upper = Annotated[float | None, typer.Option(help="No forecast and no quantile is above it.", show_default="none")]
 UpdateIndex = Annotated[
     bool,
     typer.Option(
@@ -52,6 +67,8 @@ def forecast(
     out: Annotated[Path | None, typer.Option(help="Write a .csv or .parquet file instead of printing CSV.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it into a PNG, SVG or PDF file.")] = None,
     quantiles: Annotated[str, typer.Option(help="Levels between 0 and 1, or none.")] = "0.1,0.5,0.9",
+    lower: Lower = None,
+    upper: Upper = None,
     update_index: UpdateIndex = False,
     memory_k: MemoryK = None,
     scopes: Scopes = None,
@@ -71,8 +88,9 @@ def forecast(
     is forecast from windows of all series (scope pooled). Only windows known by the last step of FILE are used. A
     series that cannot be forecast (a short history) is named, and stops no other.
     """
-    from memory_index.skipped import Skipped
+    from memory_index.bounds import Bounds
 
+    bounds = Bounds(lower=lower, upper=upper)
     levels = quantile_levels(quantiles)
     require_targets(table=out, picture=plot)
     options = memory_options(run, index, llm=llm, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
@@ -83,7 +101,7 @@ def forecast(
         ref = updated_ref(index, file, indexes, table_options) if update_index else index
         memory, table, ref = open_with_table(ref, file, indexes, table_options)
         tell_series(table, memory.manifest, ref, memory.manifest.series_ids, to=ref)
-        result = memory_only.forecast(memory, table, quantiles=levels, options=options)
+        result = memory_only.forecast(memory, table, quantiles=levels, options=options, bounds=bounds)
         horizon, by = memory.windows.spec.horizon, f"{ref}, memory alone"
     else:
         from forecaster.forecast import forecast as forecast_by_run
@@ -92,11 +110,11 @@ def forecast(
         require_calibrated(levels)
         opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm, update=update_index)
         memory, table, ref = opened.memory, opened.table, opened.ref
-        result = forecast_by_run(opened.predictor, memory, table, quantiles=levels)
+        result = forecast_by_run(opened.predictor, memory, table, quantiles=levels, bounds=bounds)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
-    skipped = [Skipped(**each) for each in result.attrs["skipped"]]
-    tell_skipped(skipped, "not forecast", source=table.source, strict=strict)
+    _tell_skipped(result, table, strict=strict)
     tell_ends(table, memory)
+    tell_bounds(table, memory, bounds)
     # Travels inside a Parquet file.
     result.attrs.update(
         {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
@@ -110,6 +128,13 @@ def forecast(
         print_json("forecast", forecast_document(result, table, file=file, horizon=horizon, out=out))
     elif out is None:
         typer.echo(result.to_csv(index=False), nl=False)
+
+
+def _tell_skipped(result: pd.DataFrame, table: SeriesTable, *, strict: bool) -> None:
+    from memory_index.skipped import Skipped
+
+    skipped = [Skipped(**each) for each in result.attrs["skipped"]]
+    tell_skipped(skipped, "not forecast", source=table.source, strict=strict)
 
 
 def forecast_document(

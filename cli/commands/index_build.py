@@ -88,6 +88,13 @@ SpreadFloor = Annotated[
     float | None,
     typer.Option(help="Least spread of a window, in its series' training deviations.", show_default="0.3"),
 ]
+Transform = Annotated[
+    str,
+    typer.Option(
+        help="Units in which windows are compared and averaged: none, asinh (spikes on both sides), log1p (counts; "
+        "values above -1), or auto, by the tails of the training values. Files and forecasts keep their own units."
+    ),
+]
 Encoder = Annotated[
     str,
     typer.Option(
@@ -115,6 +122,7 @@ def build(
     spread_floor: SpreadFloor = None,
     encoder: Encoder = DUAL,
     budget: Memory = None,
+    transform: Transform = "none",
     max_missing: MaxMissing = None,
     strict: Strict = False,
     indexes_dir: IndexesDir = DEFAULT_DIR,
@@ -151,6 +159,7 @@ def build(
             budget=limit,
             scopes=names(scopes),  # type: ignore[arg-type]  # judged by the library
             factory=factory,
+            transform=transform,
             strict=strict,
             **learned(encoder, table),
         )

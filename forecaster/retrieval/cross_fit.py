@@ -89,6 +89,7 @@ def trial_memory(
             scopes=manifest.scopes,
             fit_origins=target_origins if manifest.encoder["kind"] == PATTERN else None,
             fit=fit or _fit_of(manifest, target_origins),
+            transform=manifest.transform if split is None else manifest.transform.kind,
         )
         yield open_version(version, load_encoder=load_encoder)
     finally:

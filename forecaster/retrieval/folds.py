@@ -85,7 +85,7 @@ def plan_folds(
     plans = [FoldPlan(kind="time", num=num, gap=gap) for gap in (whole, horizon) for num in tried]
     kept = [_share_kept(plan, distinct, times, step) for plan in plans]
     for plan, share in zip(plans, kept, strict=True):
-        if share >= ENOUGH:
+        if share >= (ENOUGH if num_folds is None else LEAST):
             return plan
     if num_folds is None and len(np.unique(series)) >= LEAST_SERIES:
         return FoldPlan(kind="series", num=NUM_GROUPS)

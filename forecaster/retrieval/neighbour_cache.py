@@ -350,7 +350,7 @@ def _answers(
         memory.windows.views,
     )
     for block in query_blocks(table, origins, spec, settings.policy, known=known, views=views):
-        neighbours = answering.search(block.queries, settings.k, where=where)
+        neighbours = answering.search(block.queries, settings.k, where=where).inside()
         part = condense(neighbours, spaces, slots=settings.slots, horizon=settings.horizon)
         number = place.numbers(block.series, block.row)  # [B, N]
         drawn = block.wanted & has_fan[number]

@@ -176,8 +176,8 @@ def calibrate(errors: np.ndarray, series: np.ndarray, series_ids: Sequence[str],
 
     A missing future's error is NaN, and counts for nothing; a step of which none is known takes its neighbours'
     quantiles. series: int64 [n], number of each window's series in `series_ids`. prior: see `series_factors`. The
-    conformal correction for n windows takes the outer one of two neighbouring order statistics: rank `ceil(q (n + 1))` above the
-    median, `floor(q (n + 1))` below.
+    conformal correction for n windows takes the outer one of two neighbouring order statistics: rank `ceil(q (n + 1))`
+    above the median, `floor(q (n + 1))` below.
     """
     known = ~np.isnan(errors)
     sizes = np.where(known, np.abs(errors), 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)

@@ -15,10 +15,10 @@ from forecaster.model.patching import instance_norm
 from forecaster.model.shortcut import LinearShortcut
 from forecaster.model.tapr import fit_thresholds, trend_change
 from forecaster.retrieval.batches import CachedWindows
-from forecaster.retrieval.folds import FoldPlan, lay_folds
+from forecaster.retrieval.folds import lay_folds
 from forecaster.training.fit_gate import GateFit, fit_value_gate
 from forecaster.training.linear_maps import MapChoice, Windows, fit_maps
-from forecaster.training.weighing import series_weights
+from forecaster.training.weighing import weights_of
 from memory_index.tables.series import SeriesTable
 
 CHUNK = 4096  # windows handled at once where thresholds are fitted
@@ -39,39 +39,26 @@ class ClosedForm:
         }
 
 
-def fit_closed_form(
-    model: ForecastModel, training: CachedWindows, table: SeriesTable, folds: FoldPlan, config: Config
-) -> ClosedForm:
-    """Fit it. folds: how the training windows are held out.
+def fit_closed_form(model: ForecastModel, training: CachedWindows, table: SeriesTable, config: Config) -> ClosedForm:
+    """Fit it. table: of the training windows, which know how they are held out.
 
     Where the network is the whole forecast, the gate is left to be trained with it.
     """
     linear_map = gate = None
-    weight = series_weights(
-        training.values,
-        training.position,
-        training.unit,
-        training.series,
-        lookback=config.model.lookback,
-        horizon=config.model.horizon,
-        season=config.model.season,
-    )
     if model.tapr is not None:
         change = torch.cat([_change(training, start, config) for start in range(0, len(training), CHUNK)])
         model.tapr.thresholds.copy_(fit_thresholds(change))
     if model.shortcut is not None:
-        linear_map = _fit_shortcut(model.shortcut, training, weight, table, folds, config)
+        linear_map = _fit_shortcut(model.shortcut, training, table, config)
     if model.shortcut is not None or model.patches is None:
-        gate = fit_value_gate(model, training, weight, config.train.gate_shrinkage)
+        gate = fit_value_gate(model, training, config.train.gate_shrinkage)
     return ClosedForm(linear_map=linear_map, gate=gate)
 
 
 def _fit_shortcut(
     shortcut: LinearShortcut,
     training: CachedWindows,
-    weight: np.ndarray,
     table: SeriesTable,
-    folds: FoldPlan,
     config: Config,
 ) -> MapChoice:
     """The linear map, on all training windows and for each fold on the others."""
@@ -84,8 +71,8 @@ def _fit_shortcut(
             unit=training.unit,
             times=times,
             series=training.series,
-            weight=weight,
-            folds=lay_folds(folds, times, training.series),
+            weight=weights_of(training),
+            folds=lay_folds(training.folds, times, training.series),
             fill=training.fill,
             step=table.step,
         ),

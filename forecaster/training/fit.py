@@ -130,7 +130,7 @@ def train_run(
         )
         neighbour_seconds = time.perf_counter() - started
         began = time.perf_counter()
-        closed_form = fit_closed_form(model, training, table, plan.folds, config)
+        closed_form = fit_closed_form(model, training, table, config)
         fit_seconds = time.perf_counter() - began
         result = train(
             model,

@@ -25,6 +25,7 @@ from torch import Tensor
 from forecaster.model.model import ForecastModel
 from forecaster.model.patching import instance_norm
 from forecaster.retrieval.batches import CachedWindows
+from forecaster.training.weighing import weights_of
 
 CHUNK = 2048  # windows read at once
 NUM_STEPS = 96  # of the horizon that are looked at, at most: the weights are linear between their knots
@@ -95,16 +96,14 @@ class GateFit:
         return asdict(self)
 
 
-def fit_value_gate(
-    model: ForecastModel, training: CachedWindows, weight: np.ndarray, penalty: float | None = None
-) -> GateFit:
+def fit_value_gate(model: ForecastModel, training: CachedWindows, penalty: float | None = None) -> GateFit:
     """Fit the gate of a model whose shortcut is fitted, and hold it fixed.
 
-    weight: how much each window counts, float64 [n] (`weighing.py`). penalty: see `GateSetting`; None chooses it.
+    penalty: see `GateSetting`; None chooses it.
     """
     gate, config = model.value_gate, training.config
     spaces = [str(space) for space in training.spaces] if training.condensed is not None else []
-    evidence = gather_evidence(model, training, weight, (*model.base_names, *spaces))
+    evidence = gather_evidence(model, training, (*model.base_names, *spaces))
     logits, found = choose_gate(evidence, len(model.base_names), gate.hats.double(), config.horizon, penalty)
     with torch.no_grad():
         gate.logits.copy_(logits)
@@ -276,15 +275,13 @@ def add_errors(errors: Tensor, there: Tensor, sums: dict[bytes, Quadratic]) -> N
 
 
 @torch.no_grad()
-def gather_evidence(
-    model: ForecastModel, training: CachedWindows, weight: np.ndarray, names: tuple[str, ...]
-) -> Evidence:
-    """The errors of the parts over all training windows, in standardised units, fold by fold.
+def gather_evidence(model: ForecastModel, training: CachedWindows, names: tuple[str, ...]) -> Evidence:
+    """The errors of the parts over all training windows, standardised and weighed by series, fold by fold.
 
     Where enough windows have every part, the others are left out: what they lack would be judged on other windows than
     what they have.
     """
-    steps = horizon_steps(training.config.horizon)
+    steps, weight = horizon_steps(training.config.horizon), weights_of(training)
     there = parts_there(training, len(model.base_names))
     whole = there.all(dim=1)
     used = whole if float(whole.double().mean()) >= LEAST_WHOLE else torch.ones_like(whole)

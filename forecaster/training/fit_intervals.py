@@ -27,6 +27,7 @@ from forecaster.runs.intervals import (
     no_errors,
     prior_windows,
 )
+from forecaster.training.weighing import weights_of
 from memory_index.neighbours import mean_over_spaces
 
 CHUNK = 4096  # windows handled at once
@@ -41,19 +42,21 @@ STRETCHES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)
 class Errors:
     """Held-out windows of one part and how they were forecast; raw units.
 
-    error, width: [n, H]. series: [n]. unit: [n]. group: int [n], what is left out together. fan: numbers [m] of those
-    whose memory quantiles are known; forecast, future: [m, H] of these, and memory: their fan.
+    error, width: [n, H]. series: [n]. weight: float64 [n], how much each counts (`weighing.py`). group: int [n], what
+    is left out together. fan: numbers [m] of those whose memory quantiles are known; forecast, future: [m, H] of these,
+    and memory: their fan. share: of all windows of the part that are looked at.
     """
 
     error: np.ndarray
     width: np.ndarray
     series: np.ndarray
-    unit: np.ndarray
+    weight: np.ndarray
     group: np.ndarray
     fan: np.ndarray
     forecast: np.ndarray
     future: np.ndarray
     memory: MemoryFan | None
+    share: float
 
 
 def fit_intervals(
@@ -110,6 +113,7 @@ def errors_of(model: ForecastModel, windows: CachedWindows, group: np.ndarray) -
             horizon=horizon,
         )
         forecast[part], error[part] = predicted.forecast, batch.future.numpy() - predicted.forecast
+    weight = weights_of(windows)
     fan, memory = np.empty(0, dtype=np.int64), None
     if windows.fans is not None and windows.condensed is not None:
         fan = np.searchsorted(chosen, windows.fans.number)
@@ -120,21 +124,20 @@ def errors_of(model: ForecastModel, windows: CachedWindows, group: np.ndarray) -
         error=error,
         width=width,
         series=windows.series[chosen],
-        unit=windows.unit[chosen],
+        weight=weight[chosen] / windows.unit[chosen],
         group=group[chosen],
         fan=fan,
         forecast=forecast[fan],
         future=(forecast + error)[fan],
         memory=memory,
+        share=len(chosen) / whole,
     )
 
 
 def calibrated(errors: Errors, series_ids: Sequence[str], horizon: int, keep: np.ndarray | None = None) -> Intervals:
     """The fan of the errors alone. keep: bool [n], which of them."""
     used = np.ones(len(errors.error), dtype=bool) if keep is None else keep
-    # Windows that follow each other by a step share most of what they tell; thinned ones are worth more each.
-    spacing = min(1.0, np.bincount(errors.series[used]).max() / max(horizon, 1))
-    prior = prior_windows(horizon, max(spacing, 1 / horizon))
+    prior = prior_windows(horizon, errors.share)
     return calibrate(errors.error[used] / errors.width[used], errors.series[used], series_ids, prior=prior)
 
 
@@ -155,7 +158,7 @@ def choose_blend(errors: Errors, series_ids: Sequence[str], horizon: int) -> Ble
         own[mine] = fitted.quantiles(errors.forecast[mine], wide, names, FAN_LEVELS)[:, steps]
     forecast, future = errors.forecast[:, steps], errors.future[:, steps]
     memory = MemoryFan(errors.memory.levels[:, steps], errors.memory.center[:, steps])
-    weight = 1 / errors.unit[errors.fan].astype(np.float64)
+    weight = errors.weight[errors.fan]
     candidates = [
         Blend(share=share, moved=moved, stretch=stretch)
         for share, moved, stretch in itertools.product(SHARES, (True, False), STRETCHES)
@@ -190,7 +193,8 @@ def _joined(parts: Sequence[Errors]) -> Errors:
 
     memories = [part.memory for part in parts if part.memory is not None]
     return Errors(
-        **{name: all_of(name) for name in ("error", "width", "series", "unit", "group", "forecast", "future")},
+        **{name: all_of(name) for name in ("error", "width", "series", "weight", "group", "forecast", "future")},
         fan=np.concatenate([part.fan + first for part, first in zip(parts, offset, strict=True)]),
         memory=MemoryFan(*(np.concatenate(each) for each in zip(*memories, strict=True))) if memories else None,
+        share=float(np.average([part.share for part in parts], weights=[len(part.error) for part in parts])),
     )

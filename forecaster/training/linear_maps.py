@@ -112,10 +112,7 @@ def fit_maps(
     floor: least spread of a window in units of its series. penalty: the only one to try; None tries `PENALTIES`.
     Without folds nothing can be chosen: then it shrinks to the mean of the window.
     """
-    folds = windows.folds
-    own, scored, near = _equations(windows, lookback, horizon, floor)
-    total = sum(own[1:], own[0])
-    rest = [total - own[fold] - near[fold] for fold in range(folds.plan.num)]
+    rest, scored, total = fold_equations(windows, lookback, horizon, floor)
     priors = prior_maps(lookback, horizon, season)
     if not rest:
         choice = MapChoice(prior=f"mean of {lookback}", lookback=lookback, penalty=penalty or DEFAULT_PENALTY)
@@ -160,11 +157,11 @@ def _at_steps(equations: NormalEquations, steps: np.ndarray) -> NormalEquations:
     )
 
 
-def _equations(
+def fold_equations(
     windows: Windows, lookback: int, horizon: int, floor: float
-) -> tuple[list[NormalEquations], list[NormalEquations], list[NormalEquations]]:
-    """Normal equations of each fold's windows; the same as they are scored; and of the others that a fit for it leaves
-    out. One fold of all windows where there are none.
+) -> tuple[list[NormalEquations], list[NormalEquations], NormalEquations]:
+    """Normal equations: of each fold, of the windows that what serves it is fitted on; of each, of its own windows as
+    they are scored; and of all windows.
     """
     folds = windows.folds
     num_folds = folds.plan.num
@@ -189,14 +186,14 @@ def _equations(
         return equations if not as_scored else _counted(equations, len(numbers))
 
     if not num_folds:
-        return [summed(np.ones(len(windows.position), dtype=bool))], [], []
+        return [], [], summed(np.ones(len(windows.position), dtype=bool))
     own = [summed(folds.number == fold) for fold in range(num_folds)]
     scored = [summed(folds.number == fold, as_scored=True) for fold in range(num_folds)]
-    near = [
-        summed(~folds.admitted(fold, windows.times, windows.series, windows.step) & (folds.number != fold))
-        for fold in range(num_folds)
-    ]
-    return own, scored, near
+    total, rest = sum(own[1:], own[0]), []
+    for fold, mine in enumerate(own):
+        admitted = folds.admitted(fold, windows.times, windows.series, windows.step)
+        rest.append(total - mine - summed(~admitted & (folds.number != fold)))
+    return rest, scored, total
 
 
 def _counted(equations: NormalEquations, num: int) -> NormalEquations:

@@ -10,11 +10,25 @@ from __future__ import annotations
 
 import numpy as np
 
+from forecaster.retrieval.batches import CachedWindows
 from memory_index.windows import cut
 
 LEAST = 0.05  # of the median series' naive error: a series that all but repeats is not all that counts
 STEPS = 48  # of the horizon that are looked at, at most
 CHUNK = 4096  # windows handled at once
+
+
+def weights_of(windows: CachedWindows) -> np.ndarray:
+    """`series_weights` of the windows of a part."""
+    return series_weights(
+        windows.values,
+        windows.position,
+        windows.unit,
+        windows.series,
+        lookback=windows.config.lookback,
+        horizon=windows.config.horizon,
+        season=windows.config.season,
+    )
 
 
 def series_weights(

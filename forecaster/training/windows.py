@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from forecaster.config import Config
-from forecaster.retrieval.batches import CachedWindows, flat_values
+from forecaster.retrieval.batches import CachedWindows, flat_values, units_inside
+from forecaster.retrieval.folds import NO_FOLDS
 from forecaster.retrieval.neighbour_cache import (
     AskedWindows,
     NeighbourCache,
@@ -17,7 +18,7 @@ from forecaster.retrieval.neighbour_cache import (
     training_neighbours,
 )
 from forecaster.runs.run_record import RunRecord
-from forecaster.training.plan import TrainingPlan
+from forecaster.training.plan import TrainingPlan, plan_training
 from memory_index.memory import Memory
 from memory_index.tables.series import SeriesTable
 
@@ -34,15 +35,16 @@ def windows_of(
     record: RunRecord,
     part: str,
     neighbours_dir: Path,
-    plan: TrainingPlan,
+    plan: TrainingPlan | None = None,
     report: Report = lambda done, total: None,
     note: Note = lambda text: None,
 ) -> CachedWindows:
     """The windows of the training (`train`) or validation part (`val`), with neighbours if the model has a memory.
 
-    Training windows are held out in folds; validation windows are asked under `causal`. Where there are none, the last
-    training windows stand in, forecast by what was fitted without them.
+    plan: default what `plan_training` decides. Training windows are held out in folds; validation windows are asked
+    under `causal`. Where there are none, the last training windows stand in, forecast by what was fitted without them.
     """
+    plan = plan or plan_training(memory, table, config)
     if part == "val" and not plan.validates:
         training = windows_of(table, memory, config, record, "train", neighbours_dir, plan, report)
         return training.last(max(1, round(STANDING_IN * len(training))))
@@ -78,9 +80,11 @@ def windows_of(
         )
     for said in found.notes if isinstance(found, NeighbourCache) else ():
         note(said)
-    values, offset = flat_values(table)
+    numbers = memory.windows.numbers_of(np.array(table.series_ids))
+    values, offset = flat_values(memory.manifest.transform.of_table(table, numbers))
     series = np.asarray(found.series)
-    units = np.array([record.data.units[name] for name in table.series_ids], dtype=np.float32)
+    of_series = units_inside(memory, record.data.units)
+    units = np.array([of_series[name] for name in table.series_ids], dtype=np.float32)
     return CachedWindows(
         config=model,
         values=values,
@@ -88,8 +92,9 @@ def windows_of(
         series=series,
         unit=units[series],
         fold=np.asarray(found.fold).astype(np.int64) if is_training and plan.folds.num else None,
+        folds=plan.folds if is_training else NO_FOLDS,
         condensed=found.condensed if isinstance(found, NeighbourCache) else None,
         fans=found.fans if isinstance(found, NeighbourCache) else None,
-        windows=memory.windows,
+        windows=memory.windows.inside,
         spaces=tuple(space.space for space in memory.manifest.spaces),
     )

@@ -95,8 +95,8 @@ def check_table(
         table, num_rows = assemble(Path(path), options or ReadOptions(), log)
     except DataError:
         return _report(str(path), None, None, log)
-    if lookback is not None or horizon is not None:
-        _note_without_windows(table, lookback or 0, horizon or 0, log)
+    if lookback is not None and lookback >= 2:
+        _note_without_windows(table, lookback, horizon, log)
     for series in table.series:
         _note_flat(series, table, log)
         _note_coarse(series, log)
@@ -136,30 +136,39 @@ def _summaries(table: SeriesTable) -> tuple[SeriesSummary, ...]:
     return tuple(summaries)
 
 
-def _note_without_windows(table: SeriesTable, lookback: int, horizon: int, log: ProblemLog) -> None:
-    """Series of which `build` would store nothing: it leaves them out, and is refused if that are all."""
-    spec = WindowSpec(lookback=max(lookback, 2), horizon=max(horizon, 1))
-    until = np.datetime64(split_by_name(DEFAULT_SPLIT, table.times).train_until, "ns")
+def _note_without_windows(table: SeriesTable, lookback: int, horizon: int | None, log: ProblemLog) -> None:
+    """Series of which `build` would store nothing: it leaves them out, and is refused if that are all.
+
+    Without a horizon those that have no whole context.
+    """
+    spec, with_future = WindowSpec(lookback=lookback, horizon=horizon or 1), bool(horizon)
+    try:
+        until = np.datetime64(split_by_name(DEFAULT_SPLIT, table.times).train_until, "ns")
+    except DataError:  # no row is left for training
+        until = table.times[0] - np.timedelta64(1, "ns")
     without = []
     for number, series in enumerate(table.series):
         known = np.flatnonzero(np.isfinite(series.values))
         last = min(int(np.searchsorted(series.times, until, side="right")), int(known[-1]) + 1 if len(known) else 0)
-        if not len(origin_rows(series.values[:last], table.rule(spec), views=default_views(spec.lookback))):
+        views, rule = default_views(lookback), table.rule(spec)
+        if not len(origin_rows(series.values[:last], rule, views=views, with_future=with_future)):
             without.append((number, last))
     nothing_left = len(without) == len(table.series)
 
     def problem_at(place: int) -> Problem:
         number, num_training = without[place]
-        series, steps = table.series[number], spec.lookback + spec.horizon
+        series, steps = table.series[number], lookback + (horizon or 0)
         enough = num_training >= steps
         return Problem(
             kind="short",
             series_id=series.series_id,
             at=table.step.isoformat(series.times[0]),
-            message=f"of {len(series)} steps {num_training} are in the training part of the split {DEFAULT_SPLIT}"
+            message=f"the series has {len(series)} steps, but a window needs {steps}"
+            if len(series) < steps
+            else f"of {len(series)} steps {num_training} are in the training part of the split {DEFAULT_SPLIT}"
             + (", but too much of every window there is missing" if enough else f", but a window needs {steps}"),
             fix="choose a shorter --lookback or --horizon, or a larger training part (--split, --until)"
-            + ("" if nothing_left else "; else the series is left out, and the others are not"),
+            + ("" if nothing_left else f'; else the series is left out, as with --ignore "{series.series_id}"'),
             severity="fault" if nothing_left else "note",
         )
 

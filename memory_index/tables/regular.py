@@ -22,7 +22,7 @@ from memory_index.windows import Step
 
 FILL_FIX = "keep, ffill or interpolate"
 NO_VALUE_FIX = "drop, ffill or interpolate"
-KEPT = "nothing to do: what is missing counts for nothing"
+KEPT = "nothing to do, since what is missing counts for nothing; or fill it: {} ffill"
 DONE = {  # what becomes of missing cells
     "keep": "stay missing",
     "drop": "stay missing, and no window that touches one is used",
@@ -223,7 +223,7 @@ def _note_gaps(block: Block, position: np.ndarray, grid: Grid) -> None:
             at=at,
             row=int(block.row_number[place]),
             message=message,
-            fix=_clocks_fix(missing, grid) + (KEPT if policy == "keep" else f"--on-gap {FILL_FIX}"),
+            fix=_clocks_fix(missing, grid) + (KEPT.format("--on-gap") if policy == "keep" else f"--on-gap {FILL_FIX}"),
             severity="note" if policy == "keep" else "fault",
         )
 
@@ -261,7 +261,10 @@ def _note_missing(block: Block, values: np.ndarray, position: np.ndarray, grid: 
 
         def problem_at(each: int, kind: str = kind, number: np.ndarray = number, place: np.ndarray = place) -> Problem:
             at, row = grid.step.isoformat(block.times[place[each]]), int(block.row_number[place[each]])
-            message, fix = f"the value is {kind}", KEPT if policy == "keep" else f"--on-nan {FILL_FIX}"
+            message, fix = (
+                f"the value is {kind}",
+                KEPT.format("--on-nan") if policy == "keep" else f"--on-nan {FILL_FIX}",
+            )
             if kind == "infinite":
                 value = repr(float(block.values[number[each], place[each]]))
                 fix = f"if it means no value: --missing {value}, or --on-nan {NO_VALUE_FIX} for all such cells"

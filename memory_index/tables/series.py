@@ -108,7 +108,8 @@ def coarse(series: Series) -> str:
 
 
 def differing(stored: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Places at which a stored value is not the one that is given now. One that was missing may have arrived since.
+    """Places at which a stored value is not the one that is given now. What is missing on either side disagrees with
+    nothing: a value may have arrived since, or be missing from this file.
 
     Windows are kept and compared in float32, so values that are at most one float32 number apart are the same: a sum
     that a database adds in another order, or an export as float32. Where such a sum is zero, what is left of its terms
@@ -121,4 +122,4 @@ def differing(stored: np.ndarray, given: np.ndarray) -> np.ndarray:
         ours, theirs = stored.astype(np.float32), given.astype(np.float32)
         apart = np.maximum(np.abs(np.spacing(ours)), known.max(initial=0) * LAST_BITS)
         same = np.abs(ours.astype(np.float64) - theirs) <= apart
-    return np.flatnonzero(~same & (stored != given) & np.isfinite(stored))
+    return np.flatnonzero(~same & (stored != given) & np.isfinite(stored) & ~np.isnan(given))

@@ -41,6 +41,7 @@ def append(
     version does not have. strict: or raises `DataError`. Cost and disk are in proportion to what is new.
 
     Raises `IncompatibleError` (no common series, step, a gap, or an overlap that differs: names the first cell),
+    `DataError` (a value that the version's transform cannot take),
     `NothingNewError`, `NotFoundError` if the version is removed meanwhile.
     """
     started = time.perf_counter()
@@ -61,7 +62,14 @@ def append(
         folder, new_from = f"segment-{len(manifest.segments)}", [len(series) for series in stored.series]
         origins = new_origins(stored, joined, plan)
         windows = write_segment(
-            staging.path / folder, joined, origins, encoder, plan, new_from=new_from, earlier=earlier
+            staging.path / folder,
+            joined,
+            origins,
+            encoder,
+            plan,
+            inside=manifest.transform.of_table(joined),
+            new_from=new_from,
+            earlier=earlier,
         )
         num_new = [len(series) - start for series, start in zip(joined.series, new_from, strict=True)]
         known_at = np.append(

@@ -16,6 +16,7 @@ from memory_index.errors import IncompatibleError, VerificationError
 from memory_index.files import FileRecord, sha256_of
 from memory_index.skipped import Skipped
 from memory_index.splits import Split
+from memory_index.transforms import NO_TRANSFORM, Transform, transform_from_json
 from memory_index.types import KeySpace, Scope
 from memory_index.windows import Step, WindowSpec
 
@@ -106,6 +107,7 @@ class Manifest:
     libraries: dict[str, str]
     built: BuildRecord
     budget: BudgetRecord | None = None  # None where none was set
+    transform: Transform = NO_TRANSFORM
 
     @property
     def fingerprint(self) -> str:
@@ -137,17 +139,16 @@ class Manifest:
 
     def to_document(self) -> dict[str, Any]:
         """The fields by name, without those that are at their default."""
-        window = asdict(self.window)
-        if self.window.max_missing == 0:  # whole windows only, as before there was a choice
-            del window["max_missing"]
-        built = asdict(self.built)
+        window, built = asdict(self.window), asdict(self.built)
         if not self.built.skipped:
             del built["skipped"]
+        if self.window.max_missing == 0:  # whole windows only, as before there was a choice
+            del window["max_missing"]
         return _without_defaults(self) | {
             "window": window,
+            "built": built,
             "spaces": [_without_defaults(record) for record in self.spaces],
             "segments": [_without_defaults(record) for record in self.segments],
-            "built": built,
         }
 
     def to_json(self) -> str:
@@ -260,6 +261,7 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
                 "files": {path: file_record(path, record) for path, record in document["files"].items()},
                 "built": _build_record(document["built"]),
                 "budget": _budget_record(document.get("budget")),
+                "transform": transform_from_json(document.get("transform", {})),
             }
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # a UsageError of WindowSpec is a ValueError

@@ -179,6 +179,7 @@ def stored_windows(folder: Path, manifest: Manifest, parts: list[SegmentWindows]
         times=np.concatenate([part.times for part in series]),
         offset=np.cumsum([0, *(len(part) for part in series)]),
         missing=_joined_missing([part.missing for part in parts], [len(part) for part in parts]),
+        transform=manifest.transform,
         **{name: _joined([getattr(part, name) for part in parts]) for name in names},
     )
     del series

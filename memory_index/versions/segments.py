@@ -110,16 +110,19 @@ def write_segment(
     encoder: KeyEncoder,
     plan: SegmentPlan,
     *,
+    inside: SeriesTable | None = None,
     new_from: list[int] | None = None,
     earlier: EarlierWindows | None = None,
 ) -> SegmentWindows:
     """Encode the windows at `origins` and write every file of the segment.
 
-    table: whole series, from where the version's series begin. origins: origin rows per series, ascending.
+    table: whole series, from where the version's series begin. origins: origin rows per series, ascending. inside: the
+    table in units of the version's transform, which is what is encoded (default: the table, there is none).
     new_from: per series, the first row of `table` that no earlier segment stores (default: all are new). earlier: the
     version's windows before, where moments of all series are compared.
     """
     folder.mkdir(parents=True)
+    inside = inside or table
     spec, counts = plan.window, [len(rows) for rows in origins]
     series = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     ends = [part.times[rows + spec.horizon] for part, rows in zip(table.series, origins, strict=True)]
@@ -129,7 +132,7 @@ def write_segment(
     rank[order] = np.arange(len(order))
     statistics = np.empty((len(plan.views), 3, len(series)), dtype=np.float32)
     for number, view in enumerate(plan.views):
-        _write_view(folder, table, origins, encoder, plan, view, rank, statistics[number])
+        _write_view(folder, inside, origins, encoder, plan, view, rank, statistics[number])
     windows = SegmentWindows(
         series=series[order],
         origin_row=np.concatenate(origins)[order],
@@ -146,7 +149,7 @@ def write_segment(
             rows = windows.origin_row[windows.moments(plan.num_series)]
             if earlier is not None and windows.across is not None:
                 rows = np.concatenate([earlier.origin_row, windows.origin_row])[windows.across]
-            keys_of_moments = _encode_moments(table, rows, encoder, space.view, spec)
+            keys_of_moments = _encode_moments(inside, rows, encoder, space.view, spec)
             write_keys(folder, space, keys_of_moments, plan.factories[space])
     write_windows(folder, windows, plan.views)
     if windows.across is not None:
