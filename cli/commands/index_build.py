@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from memory_index.tables.series import SeriesTable
     from memory_index.versions.budget import Budget
     from memory_index.versions.version import Version
+    from memory_index.windows import WindowSpec
 
 DUAL, PATTERN = "dual", "pattern"  # kinds of encoders
 MANY_SEGMENTS = 16  # every search visits each of them
@@ -139,13 +140,9 @@ def build(
     from memory_index.tables.reading import read_table
     from memory_index.versions import build as building
     from memory_index.versions.store import Store
-    from memory_index.windows import WindowSpec
 
-    window = WindowSpec(lookback=lookback, horizon=horizon, stride=stride, known_delay=known_delay)
-    if max_missing is not None:
-        window = replace(window, max_missing=max_missing)
+    window = window_spec(lookback, horizon, stride=stride, known_delay=known_delay, max_missing=max_missing)
     settings = encoder_config(numbers("--views", views), lookback, shape_weight=shape_weight, spread_floor=spread_floor)
-    require_encoder(encoder)
     limit = memory_budget(budget, encoder, keep_views=views is not None)
     with progress(f"{name}: reading {file.name}, fitting and encoding its windows"):
         table = read_table(file, table_options)
@@ -235,6 +232,14 @@ def compact(ref: Ref, indexes_dir: IndexesDir = DEFAULT_DIR, as_json: AsJson = F
         print_version(version, ("compacted from", f"{parent.ref}, {len(parent.manifest.segments)} segments"))
 
 
+def window_spec(lookback: int, horizon: int, *, stride: int, known_delay: int, max_missing: float | None) -> WindowSpec:
+    """The shape of windows. max_missing: None for the default."""
+    from memory_index.windows import WindowSpec
+
+    window = WindowSpec(lookback=lookback, horizon=horizon, stride=stride, known_delay=known_delay)
+    return window if max_missing is None else replace(window, max_missing=max_missing)
+
+
 def require_encoder(kind: str) -> None:
     """Raise `UsageError` for a kind of encoder that there is not."""
     from memory_index.errors import UsageError
@@ -244,10 +249,14 @@ def require_encoder(kind: str) -> None:
 
 
 def memory_budget(text: str | None, encoder: str, *, keep_views: bool) -> Budget | None:
-    """What `--budget` asks for. Raises `UsageError` for what is no size, and for keys that it cannot count."""
+    """What `--budget` asks for.
+
+    Raises `UsageError` for what is no size, for keys that it cannot count, and for an encoder that there is not.
+    """
     from memory_index.errors import UsageError
     from memory_index.versions.budget import Budget, parse_budget
 
+    require_encoder(encoder)
     if text is None:
         return None
     if encoder != DUAL:

@@ -71,7 +71,7 @@ def build(
     manifest's `built.skipped`; strict: or raises `DataError`.
 
     Raises `DataError` (every series too short, a value that cannot be transformed), `UsageError` (views, scopes,
-    factory, transform), `IncompatibleError` (a scope that this table cannot have), `ResourceError` (disk, lock, budget).
+    factory, transform), `IncompatibleError` (a scope that it cannot have), `ResourceError` (disk, lock, budget).
     """
     started = time.perf_counter()
     encoder = encoder or EncoderConfig(views=default_views(window.lookback))
