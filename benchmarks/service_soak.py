@@ -4,7 +4,7 @@
 
 8 clients, each a process of its own, ask `cli index serve` as fast as they can: questions of 1 to 256 moments, both
 policies, all scopes, now and then on a new connection. Ends with an error if one question fails, one answer differs by
-a bit, or the memory of the two processes of the service grows by more than 5% after a fifth of the time.
+a bit, or the memory of the service grows by more than 5% after a fifth of the time.
 """
 
 from __future__ import annotations

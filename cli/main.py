@@ -25,9 +25,10 @@ from cli import __version__
 from cli.commands import data, index
 from cli.commands.ablate import ablate
 from cli.commands.demo import demo
+from cli.commands.evaluate import evaluate
 from cli.commands.explain import explain
 from cli.commands.explore import explore
-from cli.commands.forecast import evaluate, forecast
+from cli.commands.forecast import forecast
 from cli.commands.train import train
 from cli.output import last_note, print_json, write_in_full
 

@@ -75,8 +75,8 @@ def open_run_with_table(
     """
     from forecaster.predictor import load_predictor, require_same_memory
     from forecaster.runs.run import open_run
-    from memory_index.errors import NotFoundError, ServiceError
-    from memory_index.references import is_address, require_local
+    from memory_index.errors import NotFoundError, ServiceError, UsageError
+    from memory_index.references import OLD_SCHEMES, is_address, require_local
 
     opened = open_run(run)
     ref, newer = index or opened.record.index.ref, update or index is not None
@@ -89,8 +89,8 @@ def open_run_with_table(
         ref = updated_ref(ref, file, indexes, options)
     try:
         found = indexes.find(ref)
-    except (NotFoundError, ServiceError) as error:
-        if index is None and is_address(ref):
+    except (NotFoundError, ServiceError, UsageError) as error:
+        if index is None and is_address(ref) and (ref.startswith(OLD_SCHEMES) or not isinstance(error, UsageError)):
             between = "" if not error.hint else " " if error.hint.endswith("?") else "; "
             error.hint += f"{between}--index REF names the run's version where it lies now, or a newer one"
         raise
@@ -146,9 +146,10 @@ def updated_ref(ref: str, file: Path, indexes: Indexes, options: ReadOptions) ->
 
 def tell_series(table: SeriesTable, manifest: Manifest, ref: str, known: Collection[str], *, to: str) -> None:
     """Say which series are new `to` a run or version, and which a table lacks that whole moments are made of."""
-    if new := [name for name in table.series_ids if name not in known]:
+    there, trained = set(table.series_ids), set(known)
+    if new := [name for name in table.series_ids if name not in trained]:
         note(f"{_some(new)}: new to {to}, forecast like the other series, from windows of all of them")
-    lacking = [name for name in manifest.series_ids if name not in table.series_ids]
+    lacking = [name for name in manifest.series_ids if name not in there]
     if lacking and manifest.joint == "built":
         note(
             f"{table.source} has no {_some(lacking)}, so moments of all series of {ref} are not compared (scope joint)"
@@ -161,7 +162,8 @@ def tell_ends(table: SeriesTable, memory: Memory) -> None:
 
     origins = latest_origins(table, memory.windows.spec)
     ends = {series.series_id: series.times[rows[0]] for series, rows in zip(table.series, origins, strict=True)}
-    if early := [name for name, end in ends.items() if end < max(ends.values())]:
+    last = max(ends.values())
+    if early := [name for name, end in ends.items() if end < last]:
         whole = memory.manifest.joint == "built" and not {*early}.isdisjoint(memory.manifest.series_ids)
         others = "; the others without moments of all series (scope joint), which end there" if whole else ""
         note(f"{_some(early)}: forecast from where it ends, before the last step of the table{others}")

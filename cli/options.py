@@ -22,8 +22,9 @@ import typer
 from cli.output import note
 
 if TYPE_CHECKING:
+    from memory_index.origins import Schedule
     from memory_index.references import FoundVersion
-    from memory_index.service.serving import Settings
+    from memory_index.service.settings import Settings
     from memory_index.tables.columns import ReadOptions
 
 
@@ -76,6 +77,7 @@ NeighboursDir = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 # Of commands that ask a run, or a memory alone.
+REF = "NAME, NAME@3, NAME@alias or an address"
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of a run that 'cli train' made.")]
 RunLlm = Annotated[
     str | None,
@@ -85,6 +87,27 @@ RunLlm = Annotated[
     ),
 ]
 RunDevice = Annotated[str, typer.Option(help="With --run: auto, cpu or cuda.")]
+
+Index = Annotated[
+    str | None,
+    typer.Option(
+        "--index",
+        metavar="REF",
+        help=f"{REF}; with --run a newer version of the run's own, or where that lies now.",
+    ),
+]
+MemoryK = Annotated[
+    int | None,
+    typer.Option(help="Without --run: neighbours per key space that make the forecast.", min=1, show_default="50"),
+]
+Scopes = Annotated[str | None, typer.Option(help="Without --run: own,joint,pooled. Default: all that can be asked.")]
+Views = Annotated[str | None, typer.Option(help="Without --run: compare only the last so many steps, as 96,336.")]
+OnEmpty = Annotated[
+    str | None,
+    typer.Option(
+        help="Without --run: a window without neighbours is an error, or its last-value.", show_default="error"
+    ),
+]
 
 
 # Of `cli index`
@@ -99,7 +122,6 @@ IndexesDir = Annotated[Path, typer.Option("--indexes-dir", help="Folder of the i
 # Where a memory is found
 
 
-REF = "NAME, NAME@3, NAME@alias or an address"
 IndexRef = Annotated[str, typer.Option("--index", metavar="REF", help=f"{REF}.", show_default=False)]
 TOKEN_FILE = typer.Option("--token-file", help="For an address: file with the token to show.")
 TLS_CA = typer.Option("--tls-ca", help="For an address: PEM file of the authority to believe.")
@@ -163,7 +185,12 @@ def _text(flag: str, text: str) -> Any:
 TABLE_OPTIONS: dict[str, tuple[Any, Any]] = {
     "layout": (Annotated[str | None, _text("--layout", "wide or long; detected if not given.")], None),
     "time_column": (Annotated[str | None, _text("--time-column", "Column of the times.")], None),
-    "id_column": (Annotated[str | None, _text("--id-column", "Long table: column that names the series.")], None),
+    "id_column": (
+        Annotated[
+            str | None, _text("--id-column", "Long table: column that names the series, or several: store,item.")
+        ],
+        None,
+    ),
     "value_column": (Annotated[str | None, _text("--value-column", "Long table: column of the values.")], None),
     "columns": (Annotated[str | None, _text("--columns", COLUMNS)], None),
     "ignore": (
@@ -171,12 +198,27 @@ TABLE_OPTIONS: dict[str, tuple[Any, Any]] = {
         None,
     ),
     "missing": (Annotated[list[str] | None, _text("--missing", "A cell that means no value, such as -999.")], None),
+    "decimal": (
+        Annotated[
+            str | None,
+            _text("--decimal", "Decimal mark of a CSV file, ',' or '.'; the other one separates thousands then."),
+        ],
+        None,
+    ),
     "step": (
         Annotated[str | None, _text("--step", "pandas frequency (h, 15min, D, B, MS); found if not given.")],
         None,
     ),
     "time_format": (Annotated[str | None, _text("--time-format", "strptime format, such as %d/%m/%Y %H:%M.")], None),
     "time_zone": (Annotated[str | None, _text("--time-zone", "Zone of the times, such as Europe/Berlin.")], None),
+    "time_unit": (
+        Annotated[str | None, _text("--time-unit", "Times are numbers: s, ms, us or ns since 1970 (UTC), or excel.")],
+        None,
+    ),
+    "time_start": (
+        Annotated[str | None, _text("--time-start", "Times are numbers that count steps: the time of the number 0.")],
+        None,
+    ),
     "on_gap": (Annotated[str, _text("--on-gap", f"Rows that are not there: {FILL}.")], "error"),
     "on_nan": (Annotated[str, _text("--on-nan", "Cells without a finite value: as --on-gap.")], "error"),
     "on_duplicate": (Annotated[str, _text("--on-duplicate", "Repeated times: error, first, last or mean.")], "error"),
@@ -206,9 +248,72 @@ def reading_flags(options: ReadOptions) -> list[str]:
         if value == field.default:
             continue
         values = value if isinstance(value, tuple) else (value,)
-        values = (",".join(values),) if field.name == "columns" else values
+        values = (",".join(values),) if field.name in ("columns", "id_column") else values
         flags += [part for each in values for part in (f"--{field.name.replace('_', '-')}", str(each))]
     return flags
+
+
+# What is scored, and what is shown of it
+
+
+BY, SCALED_BY = ("series", "step"), ("training", "origin")
+
+
+def _text_option(default: str | bool, text: str) -> tuple[Any, Any]:
+    return Annotated[str | None, typer.Option(help=text, show_default=default)], None
+
+
+# Type and default by name.
+SCORING_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "every": _text_option("every step", "Only origins this far apart on the clock, as 24h or 7d."),
+    "at": _text_option(False, "And at this time of day, in the table's time zone, as 23:00."),
+    "baselines": (
+        Annotated[bool, typer.Option("--baselines", help="Also score every key space by itself.")],
+        False,
+    ),
+    "by": (
+        Annotated[list[str] | None, typer.Option(help="Also list scores by series or by step; may be repeated.")],
+        None,
+    ),
+    "scaled_by": _text_option("training", "Seasonal naive error that scales MASE: of training, or up to each origin."),
+    "quantiles": _text_option(
+        "with --run 0.1 to 0.9, else none",
+        "Levels to score, or none. Those of the memory alone take three times as long.",
+    ),
+    "out": (Annotated[Path | None, typer.Option(help="Also write every forecast: a .csv or .parquet file.")], None),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """Which origins are scored, how, and what is shown. quantiles: as typed, None if nothing was."""
+
+    schedule: Schedule | None
+    baselines: bool
+    by: tuple[str, ...]
+    scaled_by: str
+    quantiles: str | None
+    out: Path | None
+
+
+def scores(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command these options, and hand them to its keyword argument `scoring` as a `Scoring`.
+
+    The command raises `UsageError` for a choice that there is not.
+    """
+
+    def record(given: dict[str, Any]) -> Scoring:
+        from memory_index.errors import UsageError
+        from memory_index.origins import parse_schedule
+
+        by, scaled_by = tuple(given.pop("by") or ()), given.pop("scaled_by") or SCALED_BY[0]
+        for flag, typed, known in (("--by", by, BY), ("--scaled-by", (scaled_by,), SCALED_BY)):
+            if unknown := [each for each in typed if each not in known]:
+                raise UsageError(f"{flag} {unknown[0]}: there is no such choice", hint=f"choose {' or '.join(known)}")
+        schedule = parse_schedule(given.pop("every"), given.pop("at"))
+        return Scoring(schedule=schedule, by=by, scaled_by=scaled_by, **given)
+
+    return with_record(command, "scoring", SCORING_OPTIONS, record)
 
 
 # How a service is reached, and what it allows
@@ -222,7 +327,7 @@ def _host(default: str, text: str) -> tuple[Any, Any]:
     return Annotated[str | None, typer.Option(help=text, show_default=default)], None
 
 
-def _port(default: str | bool, text: str) -> tuple[Any, Any]:
+def _port(default: str, text: str) -> tuple[Any, Any]:
     return Annotated[int | None, typer.Option(help=text, min=0, max=65535, show_default=default)], None
 
 
@@ -252,11 +357,9 @@ SERVE_OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
-    "max_connections": _count("64", "Connections at once."),
+    "max_connections": _count("256", "Connections at once."),
     "max_waiting": _count("64", "Questions that may wait for their turn."),
-    "status_port": _port(False, "Also answer /healthz and /readyz over HTTP."),
-    "status_host": _host("127.0.0.1", "Where; no token is asked."),
-    "metrics": _flag("--metrics", "And /metrics, for Prometheus."),
+    "max_memory_mb": _count("1024", "Memory for all questions at once, beside the versions."),
     "access_log": _file("Append a JSON line for every call; no value of the data."),
 }
 
@@ -268,12 +371,14 @@ def serves(command: Callable[..., None]) -> Callable[..., None]:
     """
 
     def record(given: dict[str, Any]) -> Settings:
-        from memory_index.service.serving import Settings
+        from memory_index.service.settings import Settings
         from memory_index.service.wire import Limits
 
         stated = {name: value for name, value in given.items() if value is not None}
         if "max_message_mb" in stated:
             stated["max_message"] = stated.pop("max_message_mb") << 20
+        if "max_memory_mb" in stated:
+            stated["max_held"] = stated.pop("max_memory_mb") << 20
         limits = {each.name: stated.pop(each.name) for each in fields(Limits) if each.name in stated}
         return Settings(**stated, limits=Limits(**limits))
 

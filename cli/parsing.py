@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from cli.options import StatedSettings
     from forecaster.config import Config
     from memory_index.memory import Memory
+    from memory_index.memory_only import MemoryOptions
     from memory_index.splits import Split
     from memory_index.tables.series import SeriesTable
 
@@ -91,3 +92,30 @@ def network_notes(chosen: Config, stated: StatedSettings) -> list[str]:
         return [f"a network was trained too, because {asked[0]} is stated"] if asked else []
     idle = sorted(stated.names & OF_STEPS)
     return [f"{idle[0]} had no effect: without --network nothing is trained in steps"] if idle else []
+
+
+def memory_options(
+    run: Path | None,
+    index: str | None,
+    *,
+    llm: str | None,
+    memory_k: int | None,
+    scopes: str | None,
+    views: str | None,
+    on_empty: str | None,
+) -> MemoryOptions:
+    """How the memory alone is asked. Raises `UsageError` for a missing reference, or options that a run decides."""
+    from memory_index.errors import UsageError
+    from memory_index.memory_only import MemoryOptions
+
+    if run is None and index is None:
+        raise UsageError("neither --run nor --index is given", hint="--run RUN, or --index REF for the memory alone")
+    given = {"--memory-k": memory_k, "--scopes": scopes, "--views": views, "--on-empty": on_empty}
+    stated = [flag for flag, value in given.items() if value is not None]
+    if run is None and llm is not None:
+        raise UsageError("--llm goes with --run: the memory alone has no language model", hint="leave it out")
+    if run is not None and stated:
+        raise UsageError(f"{stated[0]} does not go with --run, which decides it", hint="leave one of them out")
+    options: dict[str, Any] = {"scopes": names(scopes), "views": numbers("--views", views)}
+    options |= {} if memory_k is None else {"k": memory_k}
+    return MemoryOptions(**options | ({} if on_empty is None else {"on_empty": on_empty}))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 WHEN_FULL = "free some disk space, then run it again"
 TABLE_SUFFIXES, PICTURE_SUFFIXES, PAGE_SUFFIXES = (".csv", ".parquet"), (".png", ".svg", ".pdf"), (".html",)
@@ -42,22 +44,26 @@ def require_targets(*, table: Path | None = None, picture: Path | None = None, p
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file that a user asked for. One that is there stays as it is until the new one is whole.
+    """Write a file that a user asked for; see `writing_file`."""
+    with writing_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def writing_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that a user asked for, to write in the block. One that is there stays as it is until the new one is whole.
 
     A link stays a link. A device, a pipe, a file that is mounted by itself and one in a folder that takes no other are
     written in place. Raises `ResourceError` for what the disk refuses.
     """
-
     from memory_index import files
 
     with files.refusals_named(path, option="", when_full=WHEN_FULL):
         target = path.resolve()
         replaceable = not path.exists() or (path.is_file() and os.access(path, os.W_OK))
         if replaceable and os.access(target.parent, os.W_OK):
-            try:
-                files.replace(target, content)
-                return
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
-        path.write_bytes(content)
+            with files.replacing(target, in_place_if_busy=True) as file:
+                yield file
+        else:
+            with path.open("wb") as file:
+                yield file

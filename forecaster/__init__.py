@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         RunIncompatibleError,
         RunNotFoundError,
     )
-    from forecaster.evaluate import RunEvaluation
     from forecaster.explain import Explanation
     from forecaster.learned_keys.pattern_encoder import load_encoder
     from forecaster.pipeline import Forecaster
@@ -37,7 +36,6 @@ _HOMES = {
     "Predictor": "predictor",
     "Run": "runs.run",
     "RunDamagedError": "errors",
-    "RunEvaluation": "evaluate",
     "RunIncompatibleError": "errors",
     "RunNotFoundError": "errors",
     "Trained": "training.fit",
@@ -56,7 +54,6 @@ __all__ = [
     "Predictor",
     "Run",
     "RunDamagedError",
-    "RunEvaluation",
     "RunIncompatibleError",
     "RunNotFoundError",
     "Trained",

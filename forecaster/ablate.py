@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from forecaster.ablation_table import FULL, HEADINGS, Row
 from forecaster.config import ALONE, Config
 from forecaster.errors import ConfigError
-from forecaster.evaluate import Distribution, RunEvaluation, evaluate
+from forecaster.evaluate import evaluate
 from forecaster.model.tapr import require_scales_fit
 from forecaster.predictor import load_predictor
 from forecaster.retrieval.neighbour_cache import part_windows
@@ -27,12 +27,13 @@ from forecaster.runs.run import open_run
 from forecaster.training.fit import check_fits, train_run
 from forecaster.training.train import TrainingProgress
 from memory_index import files
+from memory_index.evaluation import Distribution, Evaluation
 from memory_index.memory import Memory
-from memory_index.metrics import Score
 from memory_index.tables.series import SeriesTable
 from memory_index.versions.build import steps_until
 
 EVALUATION = "evaluation.json"  # in the folder of an arm, written when it has been scored
+FORM = 2  # of what is in it: another form is scored again
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -137,7 +138,7 @@ class Watch(Protocol):
     def step(self, progress: TrainingProgress) -> None:
         """After each step of its training."""
 
-    def ends(self, what: str, evaluation: RunEvaluation) -> None:
+    def ends(self, what: str, evaluation: Evaluation) -> None:
         """It is trained and scored."""
 
     def note(self, text: str) -> None:
@@ -149,11 +150,11 @@ def ablate(
     memory: Memory,
     ref: str,
     config: Config,
-    out: Path,
+    out: Path | str,
     *,
     arms: tuple[Arm, ...],
     seeds: tuple[int, ...],
-    neighbours_dir: Path,
+    neighbours_dir: Path | str,
     watch: Watch,
     part: str = "test",
     device: str = "auto",
@@ -163,6 +164,7 @@ def ablate(
     arms: with the full model among them. part: what is scored, after the choice by validation. Before anything is
     trained, whatever can be known to stand in the way is raised. Raises what `train_run` and `evaluate` raise.
     """
+    out, neighbours_dir = Path(out), Path(neighbours_dir)
     check_fits(config, memory, table)
     settings = possible_arms(arms, config, note=watch.note)
     part_windows(memory, table, part, horizon=config.model.horizon)
@@ -190,7 +192,7 @@ def ablate(
     return sorted(rows, key=lambda row: (list(HEADINGS).index(row.group), row.arm == FULL))
 
 
-_Scored = tuple[Mapping[str, Any], RunEvaluation]
+_Scored = tuple[Mapping[str, Any], Evaluation]
 
 
 def _scored(
@@ -220,20 +222,21 @@ def _scored(
     )
     run, path = open_run(folder), folder / EVALUATION
     scored = steps_until(table, memory.manifest.split.bounds(part)[1])  # the run knows the table up to validation only
-    what = {"fingerprint": memory.manifest.fingerprint, "part": part, "data": scored.content_hash}
+    what = {"fingerprint": memory.manifest.fingerprint, "part": part, "data": scored.content_hash, "form": FORM}
     if not trained.is_new and path.is_file():
         stored = unseal(path)
         if all(stored.get(name) == value for name, value in what.items()):
-            return run.metrics, _evaluation(stored["evaluation"])
+            return run.metrics, Evaluation.from_dict(stored["evaluation"])
     evaluation = evaluate(load_predictor(run, device=device), memory, table, part)
     with refusals_named(path):
-        files.replace(path, seal({**what, "evaluation": dataclasses.asdict(evaluation)}))
+        files.replace(path, seal({**what, "evaluation": evaluation.to_dict()}))
     return run.metrics, evaluation
 
 
 def _row(arm: Arm, scored: list[_Scored], reference: float, *, same_as: str | None) -> Row:
     metrics, evaluations = zip(*scored, strict=True)
     directions = [each.direction_accuracy for each in evaluations if each.direction_accuracy is not None]
+    trends = [each.trend_accuracy for each in evaluations if each.trend_accuracy is not None]
     gates = [each.gate for each in evaluations if each.gate is not None]
     mse = fmean(each.mse for each in evaluations)
     return Row(
@@ -247,12 +250,13 @@ def _row(arm: Arm, scored: list[_Scored], reference: float, *, same_as: str | No
         against_full=mse - reference,
         mae=fmean(each.mae for each in evaluations),
         direction_accuracy=fmean(directions) if directions else None,
+        trend_accuracy=fmean(trends) if trends else None,
         gate=_mean_distribution(gates) if gates else None,
         seconds=fmean(each["training"]["seconds"] for each in metrics),
     )
 
 
-def _untrained_rows(evaluation: RunEvaluation, reference: float) -> list[Row]:
+def _untrained_rows(evaluation: Evaluation, reference: float) -> list[Row]:
     return [
         Row(
             arm=label,
@@ -264,7 +268,8 @@ def _untrained_rows(evaluation: RunEvaluation, reference: float) -> list[Row]:
             mse_deviation=None,
             against_full=score.mse - reference,
             mae=score.mae,
-            direction_accuracy=None,
+            direction_accuracy=score["direction_accuracy"],
+            trend_accuracy=None,
             gate=None,
             seconds=None,
         )
@@ -276,13 +281,3 @@ def _untrained_rows(evaluation: RunEvaluation, reference: float) -> list[Row]:
 def _mean_distribution(gates: list[Distribution]) -> Distribution:
     names = [field.name for field in dataclasses.fields(Distribution)]
     return Distribution(**{name: fmean(getattr(gate, name) for gate in gates) for name in names})
-
-
-def _evaluation(document: dict[str, Any]) -> RunEvaluation:
-    """What `dataclasses.asdict` made of an evaluation."""
-    gates = {name: document[name] and Distribution(**document[name]) for name in ("gate", "feature_gate")}
-    scores = {
-        name: {key: value and Score(**value) for key, value in document[name].items()}
-        for name in ("baselines", "by_space")
-    }
-    return RunEvaluation(**{**document, **gates, **scores})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from forecaster.evaluate import Distribution
+from memory_index.evaluation import Distribution
 
 FULL = "full (TAPR + GRA-M)"
 # Above the groups of arms, in the order of the table.
@@ -19,9 +19,10 @@ TIE = 0.003  # in MSE
 NOTE = (
     "MSE and MAE in standardised units, means over seeds; +- is the standard deviation of the MSE over them. "
     "vs full: the MSE minus that of the full model, so what is above 0 is worse. Differences below .003 are ties. "
+    "direction: steps that moved up or down as forecast; trend: windows whose class TAPR's head told. "
     "[= ...]: the same settings as that arm, and so the same runs."
 )
-COLUMNS = ("seeds", "val MSE", "MSE", "+-", "vs full", "MAE", "direction", "gate (10%, 90%)", "training s")
+COLUMNS = ("seeds", "val MSE", "MSE", "+-", "vs full", "MAE", "direction", "trend", "gate (10%, 90%)", "training s")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +43,7 @@ class Row:
     against_full: float
     mae: float
     direction_accuracy: float | None
+    trend_accuracy: float | None
     gate: Distribution | None
     seconds: float | None
 
@@ -61,6 +63,7 @@ def cells_of(row: Row) -> list[str]:
         "" if row.arm == FULL else told(round(row.against_full, 4) + 0.0, "+.4f"),  # no -0.0000
         told(row.mae, ".4f"),
         told(row.direction_accuracy, ".1%"),
+        told(row.trend_accuracy, ".1%"),
         gate,
         told(row.seconds, ".0f"),
     ]

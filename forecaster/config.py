@@ -161,11 +161,12 @@ def preset_settings(name: str, *, lookback: int, llm: str | None = None) -> dict
     return settings
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path | str) -> dict[str, Any]:
     """The flat settings of a TOML file.
 
     Raises `ConfigError` (not TOML, unknown name, wrong type), `NotFoundError`, `OSError` (may not be read).
     """
+    path = Path(path)
     if not path.is_file():
         raise NotFoundError(f"there is no file of settings {path}", hint="--config takes a TOML file")
     try:

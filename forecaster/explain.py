@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -26,6 +26,7 @@ from memory_index.memory import Memory
 from memory_index.neighbours import Neighbours
 from memory_index.tables.series import SeriesTable
 from memory_index.types import KeySpace
+from memory_index.windows import Step
 
 DIRECTIONS = ("up", "flat", "down")
 MAGNITUDES = ("strong up", "weak up", "weak down", "strong down")
@@ -65,6 +66,16 @@ class GatedNeighbour:
     similarity: float
     match_score: float | None
     weight: float | None
+
+    def to_document(self) -> dict[str, Any]:
+        """As `index neighbours` has it, but `weight` is the one among these neighbours."""
+        own = {
+            "similarity": self.similarity,
+            "match_score": self.match_score,
+            "weight": self.weight,
+            "weight_in_space": self.record.weight,
+        }
+        return self.record.to_dict() | own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -121,6 +132,31 @@ class Explanation:
     def added_by_network(self) -> np.ndarray:
         """What the network adds to the forecast, float32 [H]: `gate * network`; the parts make the rest of it."""
         return self.gate * self.network
+
+    def to_document(self, step: Step) -> dict[str, Any]:
+        """The JSON document but for what it was made by: every number, in its own units."""
+        return {
+            "query": {
+                "series_id": self.series_id,
+                "origin": self.origin_text,
+                "context": self.context,
+                "actual": self.actual,
+            },
+            "in_sample": self.in_sample,
+            "no_close_analogue": self.no_close_analogue,
+            "times": [step.isoformat(time) for time in self.times[len(self.context) :]],
+            "forecast": self.forecast,
+            "quantiles": {f"q{level:g}": self.quantiles[:, number] for number, level in enumerate(self.levels)},
+            "gate": self.gate,
+            "model_part": self.model_part,
+            "memory_part": self.memory_part,
+            "network": self.network,
+            "parts": self.parts,
+            "neighbours": [each.to_document() for each in self.neighbours],
+            "feature_gate": self.feature_gate,
+            "confidence": self.confidence,
+            "trend": self.trend,
+        }
 
 
 class _Window(NamedTuple):

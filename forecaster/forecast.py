@@ -7,8 +7,8 @@ import pandas as pd
 
 from forecaster.predictor import Predictor
 from forecaster.retrieval.batches import live_blocks
+from memory_index.long_tables import forecast_frame
 from memory_index.memory import Memory
-from memory_index.memory_only import forecast_rows
 from memory_index.queries import latest_origins
 from memory_index.tables.series import SeriesTable
 
@@ -26,13 +26,13 @@ def forecast(
     """
     config = predictor.config.model
     origins = latest_origins(table, memory.windows.spec)
-    parts: dict[int, pd.DataFrame] = {}
+    parts = []
     for block in live_blocks(memory, table, origins, config, predictor.config.train.memory_k, predictor.units):
         predicted = predictor.predict(block.batch)
         levels = predictor.quantiles(memory, block, predicted, quantiles)
         shape = (*block.asked.wanted.shape, config.horizon)
         values, levels = predicted.forecast.reshape(shape), levels.reshape(*shape, len(quantiles))
-        parts |= forecast_rows(table, block.asked, values, quantiles, levels)
-    result = pd.concat([parts[number] for number in sorted(parts)], ignore_index=True)
+        parts.append(forecast_frame(table, block.asked, values, quantiles, levels))
+    result = pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
     assert np.isfinite(result["yhat"]).all(), "a finite context and a finite model give a finite forecast"
     return result

@@ -23,7 +23,6 @@ import pandas as pd
 
 from forecaster.config import Config
 from forecaster.errors import RunNotFoundError
-from forecaster.evaluate import RunEvaluation
 from forecaster.evaluate import evaluate as evaluate_run
 from forecaster.explain import Explanation, explain
 from forecaster.forecast import forecast
@@ -33,7 +32,9 @@ from forecaster.runs.run import Run, open_run, run_exists
 from forecaster.training.fit import train_run
 from memory_index.closeness import UsualDistances, usual_distances
 from memory_index.errors import NotFoundError, NothingNewError, UsageError
+from memory_index.evaluation import Evaluation
 from memory_index.local import LocalMemory
+from memory_index.origins import parse_schedule
 from memory_index.queries import require_same_data
 from memory_index.splits import split_by_name
 from memory_index.tables.columns import ReadOptions
@@ -146,12 +147,17 @@ class Forecaster:
         require_same_data(table, memory.windows, self._ref)
         return forecast(predictor, memory, table, quantiles=quantiles)
 
-    def evaluate(self, frame: pd.DataFrame, part: str = "test") -> RunEvaluation:
-        """Score every window of a part (`train`, `val`, `test`), with the memory that was trained against."""
+    def evaluate(
+        self, frame: pd.DataFrame, part: str = "test", *, every: str | None = None, at: str | None = None
+    ) -> Evaluation:
+        """Score every window of a part (`train`, `val`, `test`), with the memory that was trained against.
+
+        every, at: only the origins that operation has, such as `24h` and `23:00` (`memory_index.parse_schedule`).
+        """
         predictor, trained = self._require_fitted(), self._trained_ref()
         table, memory = self._read(frame), self._open(trained)
         require_same_data(table, memory.windows, trained)
-        return evaluate_run(predictor, memory, table, part)
+        return evaluate_run(predictor, memory, table, part, schedule=parse_schedule(every, at))
 
     def explain(self, frame: pd.DataFrame, series_id: str, at: str | datetime | np.datetime64) -> Explanation:
         """The forecast of one series at one time, taken apart, by the memory that answers now.

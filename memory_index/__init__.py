@@ -30,11 +30,13 @@ if TYPE_CHECKING:
         UsageError,
         VerificationError,
     )
+    from memory_index.evaluation import Evaluation
     from memory_index.inspection import Inspection, inspect_window
     from memory_index.leakage import LeakError, Policy
     from memory_index.memory import Memory
-    from memory_index.memory_only import Evaluation, MemoryOptions, evaluate, forecast
+    from memory_index.memory_only import MemoryOptions, evaluate, forecast
     from memory_index.neighbours import Neighbours
+    from memory_index.origins import Schedule, parse_schedule
     from memory_index.queries import query_blocks
     from memory_index.references import open_memory
     from memory_index.service.remote import RemoteMemory
@@ -55,7 +57,7 @@ _HOMES = {
     "Access": "access",
     "DataError": "errors",
     "EncoderConfig": "encoder",
-    "Evaluation": "memory_only",
+    "Evaluation": "evaluation",
     "Filter": "types",
     "IncompatibleError": "errors",
     "Inspection": "inspection",
@@ -74,6 +76,7 @@ _HOMES = {
     "ReadOptions": "tables.columns",
     "RemoteMemory": "service.remote",
     "ResourceError": "errors",
+    "Schedule": "origins",
     "Scope": "types",
     "Series": "tables.series",
     "SeriesTable": "tables.series",
@@ -92,6 +95,7 @@ _HOMES = {
     "forecast": "memory_only",
     "inspect_window": "inspection",
     "open_memory": "references",
+    "parse_schedule": "origins",
     "query_blocks": "queries",
     "read_frame": "tables.reading",
     "read_table": "tables.reading",
@@ -123,6 +127,7 @@ __all__ = [
     "ReadOptions",
     "RemoteMemory",
     "ResourceError",
+    "Schedule",
     "Scope",
     "Series",
     "SeriesTable",
@@ -141,6 +146,7 @@ __all__ = [
     "forecast",
     "inspect_window",
     "open_memory",
+    "parse_schedule",
     "query_blocks",
     "read_frame",
     "read_table",

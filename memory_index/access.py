@@ -2,20 +2,26 @@
 
 A token file has one token a line, each with a name before it if you like (`trainer-1 6f1ed002ab55...`); empty lines and
 those that begin with # do not count. A service lets every token of its file in and writes the name into its log; a
-client shows the first one of its own.
+client shows the first one of its own. What a service was given it follows: `KnownTokens`, `Certificate`.
 """
 
 from __future__ import annotations
 
+import ssl
+import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
-from memory_index.errors import NotFoundError, UsageError
+from memory_index.errors import MemoryIndexError, NotFoundError, UsageError
 from memory_index.files import refusals_named
 
 LEAST_TOKEN = 16  # characters
 MAX_FILE_BYTES = 1 << 20
 DEADLINE_S = 60.0
+SOON_S = 7 * 86400.0  # a certificate that ends earlier is a trouble
+
+Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,14 +45,14 @@ class Token:
     token: str = field(repr=False)
 
 
-def read_access(token_file: Path | None, tls_ca: Path | None) -> Access:
+def read_access(token_file: Path | str | None, tls_ca: Path | str | None) -> Access:
     """The first token of a file and the certificate of an authority, where they are given.
 
     Raises `NotFoundError`, `UsageError` (not a token, not a certificate), `ResourceError`.
     """
     return Access(
-        token="" if token_file is None else read_tokens(token_file, least=1)[0].token,
-        tls_ca=None if tls_ca is None else read_pem(tls_ca, "CERTIFICATE"),
+        token="" if token_file is None else read_tokens(Path(token_file), least=1)[0].token,
+        tls_ca=None if tls_ca is None else read_pem(Path(tls_ca), "CERTIFICATE"),
     )
 
 
@@ -79,6 +85,110 @@ def read_pem(path: Path, what: str) -> bytes:
     if b"-----BEGIN " not in content or f"{what}-----".encode() not in content:
         raise UsageError(f"{path} holds no {what.lower()} in PEM form", hint=f"it would have a line BEGIN {what}")
     return content
+
+
+class KnownTokens:
+    """The tokens of a file, read again when it changes; a file that has become wrong changes nothing.
+
+    path: None for a service that wants none. Raises as `read_tokens` does.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._stamp = path, _stamp(path)
+        self._tokens = () if path is None else read_tokens(path)
+
+    def __call__(self) -> tuple[Token, ...]:
+        """Who may ask."""
+        return self._tokens
+
+    def refresh(self) -> str:
+        """Look whether the file has changed; returns what a person should know of that, or nothing."""
+        stamp = _stamp(self._path)
+        if self._path is None or stamp == self._stamp:
+            return ""
+        self._stamp = stamp
+        try:
+            self._tokens = read_tokens(self._path)
+        except MemoryIndexError as error:
+            return f"the tokens stay as they are: {error}"
+        return f"{self._path} has changed: {len(self._tokens)} tokens are known now"
+
+
+class Certificate:
+    """A certificate and its key for a TLS server, shown again from the files when they change.
+
+    context: for the server. Raises what `require_valid` does.
+    """
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        self._cert, self._key, self._stamps = cert, key, (_stamp(cert), _stamp(key))
+        self._until = require_valid(cert, key)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.context.options |= ssl.OP_NO_RENEGOTIATION
+        self.context.load_cert_chain(cert, key, password=lambda: "")
+
+    def refresh(self) -> str:
+        """Show another one from the next connection on, if there is one; returns what to say of that, or nothing.
+
+        Raises `UsageError` for one that is wrong, which is not shown, or that ends soon.
+        """
+        said, stamps = "", (_stamp(self._cert), _stamp(self._key))
+        if stamps != self._stamps:
+            self._until = require_valid(self._cert, self._key)
+            self.context.load_cert_chain(self._cert, self._key, password=lambda: "")
+            self._stamps, said = stamps, f"{self._cert} has changed: the new one is shown from now on"
+        if self._until - time.time() < SOON_S:
+            day = datetime.fromtimestamp(self._until, UTC).strftime("%Y-%m-%d %H:%M")
+            raise UsageError(f"{self._cert} is valid until {day} UTC only", hint="renew it")
+        return said
+
+
+def require_valid(cert: Path, key: Path) -> float:
+    """Require that a certificate and its key belong together and are valid today. Returns until when, in Unix time.
+
+    A handshake with ourselves tells: the certificate is trusted for it, so that nothing but its dates can be wrong.
+
+    Raises `UsageError`, and what `read_pem` does.
+    """
+    for path, what in ((cert, "CERTIFICATE"), (key, "PRIVATE KEY")):
+        read_pem(path, what)
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        server.load_cert_chain(cert, key, password=lambda: "")
+        client.load_verify_locations(cert)
+    except (ssl.SSLError, OSError) as error:
+        raise UsageError(
+            f"{cert} and {key} are not a certificate and its key: {error}",
+            hint="both are PEM files, without a password",
+        ) from error
+    client.check_hostname = False
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True)]
+    for _ in range(4):
+        for end in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLCertVerificationError as error:
+                raise UsageError(f"{cert}: {error.verify_message}", hint="renew it") from error
+            except ssl.SSLError:  # the other end has been told why
+                continue
+    shown_cert = ends[0].getpeercert()
+    if not shown_cert:
+        raise UsageError(f"{cert} and {key} are not a certificate that a client could believe")
+    return ssl.cert_time_to_seconds(str(shown_cert["notAfter"]))
+
+
+def _stamp(path: Path | None) -> Stamp:
+    """What changes with a file."""
+    try:
+        found = None if path is None else path.stat()
+    except OSError:
+        found = None
+    return (0, 0, 0) if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def _read(path: Path) -> bytes:

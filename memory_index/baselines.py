@@ -11,7 +11,10 @@ import pandas as pd
 from memory_index.windows import Step
 
 DAY = pd.Timedelta(days=1)
-CALENDAR_SEASONS = {"D": 7, "B": 5, "W": 52, "M": 12, "Q": 4}  # by the letter that a pandas frequency begins with
+# Steps in a week (days) or a year, by the rule that a pandas frequency follows, business days or not.
+CALENDAR_SEASONS = {"D": 7, "B": 5, "C": 5, "W": 52, "SMS": 24, "SME": 24}
+CALENDAR_SEASONS |= dict.fromkeys(("MS", "ME", "BMS", "BME", "CBMS", "CBME"), 12)
+CALENDAR_SEASONS |= dict.fromkeys(("QS", "QE", "BQS", "BQE"), 4)
 
 
 def last_value(context: np.ndarray, horizon: int) -> np.ndarray:
@@ -37,10 +40,13 @@ def season_length(step: Step) -> int | None:
 
     None where the step has no usual season (yearly steps, or steps that do not divide a day).
     """
-    letter = step.frequency.lstrip("0123456789")[:1]
     if step.is_fixed:
         length = pd.Timedelta(step.add(np.zeros(1, dtype="datetime64[ns]"), 1)[0].astype("timedelta64[ns]"))
         if length < DAY:
             return int(DAY / length) if DAY % length == pd.Timedelta(0) else None
         return 7 if length == DAY else 52 if length == 7 * DAY else None
-    return CALENDAR_SEASONS.get(letter) if step.frequency[:1] == letter else None
+    rule, num = step.offset.rule_code.split("-")[0], step.offset.n
+    if rule == "D" and num % 7 == 0:
+        rule, num = "W", num // 7
+    season = CALENDAR_SEASONS.get(rule)
+    return season // num if season and season % num == 0 and season > num else None

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -199,16 +200,32 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a small file so that a reader, or a crash, sees the old content or the new and nothing between.
+    """Write a small file as `replacing` does."""
+    with replacing(path) as file:
+        file.write(content)
 
-    It keeps its permissions.
+
+@contextmanager
+def replacing(path: Path, *, in_place_if_busy: bool = False) -> Iterator[BinaryIO]:
+    """A file to write, so that a reader, or a crash, sees the old content or the new and nothing between.
+
+    What was there stays if the block fails; its permissions are kept. in_place_if_busy: write over a file that cannot
+    be renamed over, because it is mounted by itself.
     """
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}")
     try:
-        write_new(temporary, content)
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         if path.exists():
             shutil.copymode(path, temporary)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError as error:
+            if not in_place_if_busy or error.errno != errno.EBUSY:
+                raise
+            shutil.copyfile(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)

@@ -10,6 +10,7 @@ import numpy as np
 from memory_index.errors import DataError, IncompatibleError, NotFoundError
 from memory_index.leakage import Policy
 from memory_index.tables.series import Series, SeriesTable, differing
+from memory_index.tables.steps import same_step
 from memory_index.types import MAX_JOINT_SERIES, Queries
 from memory_index.windows import Step, StoredWindows, WindowSpec, cut, origin_rows
 
@@ -50,6 +51,7 @@ def query_blocks(
     """
     there = set(known)
     numbers = [n for n, series in enumerate(table.series) if series.series_id in there]
+    members_of_moment = set(numbers)
     every = WindowSpec(lookback=spec.lookback, horizon=spec.horizon)
     asked = [series.times[rows] for series, rows in zip(table.series, origins, strict=True)]
     together = np.unique(np.concatenate([asked[n] for n in numbers])) if numbers else np.empty(0, "datetime64[ns]")
@@ -58,7 +60,7 @@ def query_blocks(
         if len(numbers) <= MAX_JOINT_SERIES:
             whole = table.series[n].times[origin_rows(table.series[n].values, every, with_future=False)]
         together = np.intersect1d(together, whole, assume_unique=True)
-    alone = [np.setdiff1d(times, together) if n in numbers else times for n, times in enumerate(asked)]
+    alone = [np.setdiff1d(times, together) if n in members_of_moment else times for n, times in enumerate(asked)]
     groups = [(np.array(numbers, dtype=np.int64), together), *((np.array([n]), times) for n, times in enumerate(alone))]
     values = [series.values.astype(np.float32) for series in table.series]
     is_wanted = [np.isin(np.arange(len(s)), rows) for s, rows in zip(table.series, origins, strict=True)]
@@ -132,7 +134,7 @@ def require_same_data(table: SeriesTable, windows: StoredWindows, ref: str) -> N
 
     Series that the version does not have, and steps for which it stores no value, are not compared.
     """
-    if table.step != windows.step:
+    if not same_step(table.step, windows.step, table.series[0].times[0]):
         raise other_step(table.source, table.step, ref, windows.step)
     for series in table.series:
         number = windows.series_number.get(series.series_id)

@@ -1,7 +1,7 @@
 """What a reference may be, and finding what it means.
 
     NAME, NAME@3, NAME@alias          a version in a folder of indexes
-    grpc://HOST:PORT/NAME@3           the same behind a service (`cli index serve`); grpc+tls:// with TLS
+    http://HOST:PORT/NAME@3           the same behind a service (`cli index serve`); https:// with TLS
     milvus://HOST:PORT/NAME@3         a version in the folder whose keys are searched by a Milvus server
     milvus:PATH.db/NAME@3             likewise, by Milvus Lite inside this process
 
@@ -23,7 +23,8 @@ from memory_index.versions.manifest import Manifest
 from memory_index.versions.opening import LoadEncoder, open_version
 from memory_index.versions.store import Store
 
-SERVICE_SCHEMES = ("grpc://", "grpc+tls://")
+SERVICE_SCHEMES = ("http://", "https://")
+OLD_SCHEMES = ("grpc://", "grpc+tls://")  # of a service before it spoke HTTP
 MILVUS_SCHEMES = ("milvus:", "milvus+tls:")
 
 Note = Callable[[str], None]
@@ -64,6 +65,13 @@ def find(
 
         memory = RemoteMemory(ref, access=access or Access(), note=note)
         return FoundVersion(ref=memory.ref, manifest=memory.manifest, open=lambda **_: memory)
+    if ref.startswith(OLD_SCHEMES):
+        scheme, _, place = ref.partition("://")
+        now = f"{'https' if 'tls' in scheme else 'http'}://{place}"
+        raise UsageError(
+            f"'{ref}': a service speaks HTTP by now, and is not reached at {scheme}:// any more",
+            hint=f"where 'cli index serve' of this program runs there, it is {now}",
+        )
     if ref.startswith(MILVUS_SCHEMES):
         from memory_index.milvus.searching import open_milvus
 
@@ -77,7 +85,7 @@ def find(
     if "/" in ref:
         raise UsageError(
             f"'{ref}' is neither a reference to an index nor an address",
-            hint="NAME, NAME@3 or NAME@alias, or grpc://HOST:PORT/NAME of a service (grpc+tls:// with TLS)",
+            hint="NAME, NAME@3 or NAME@alias, or http://HOST:PORT/NAME of a service (https:// with TLS)",
         )
     if access not in (None, Access()):
         raise UsageError(
@@ -132,7 +140,7 @@ def open_memory(
 
 def is_address(ref: str) -> bool:
     """Whether a reference leads out of the folder of indexes."""
-    return ref.startswith((*SERVICE_SCHEMES, *MILVUS_SCHEMES))
+    return ref.startswith((*SERVICE_SCHEMES, *OLD_SCHEMES, *MILVUS_SCHEMES))
 
 
 def require_local(ref: str, what: str) -> None:

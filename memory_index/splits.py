@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memory_index.errors import DataError, UsageError
+from memory_index.origins import Schedule, scheduled
 from memory_index.tables.series import SeriesTable
 from memory_index.windows import Step, WindowSpec, origin_rows
 
@@ -89,8 +90,9 @@ def split_by_name(name: str, times: np.ndarray) -> Split:
 def split_until(until: str, val_until: str | None, times: np.ndarray, step: Step) -> Split:
     """Everything known up to a time, or to the `end` of the table, is training.
 
-    until, val_until: as `Step.parse` reads them. Without `val_until` there is no validation or test part; with it,
-    validation ends there and the rest of the table is the test part. times: as in `split_by_name`. step: the table's.
+    until, val_until: `end`, or as `Step.parse` reads them. Without `val_until` there is no validation or test part;
+    with it, validation ends there and the rest of the table is the test part. times: as in `split_by_name`. step: the
+    table's.
     """
     first, last = times[0], times[-1]
     train = last if until == "end" else step.parse(until)
@@ -100,7 +102,7 @@ def split_until(until: str, val_until: str | None, times: np.ndarray, step: Step
             hint=f"choose a time up to {step.isoformat(last)}",
         )
     train = min(train, last)
-    val = None if val_until is None else min(step.parse(val_until), last)
+    val = None if val_until is None else last if val_until == "end" else min(step.parse(val_until), last)
     if val is not None and val <= train:
         raise UsageError(
             f"--val-until {val_until} leaves no validation part behind --until {until}",
@@ -114,11 +116,20 @@ def split_until(until: str, val_until: str | None, times: np.ndarray, step: Step
     )
 
 
-def part_origins(table: SeriesTable, spec: WindowSpec, split: Split, part: str, *, delay: int = 0) -> list[np.ndarray]:
+def part_origins(
+    table: SeriesTable,
+    spec: WindowSpec,
+    split: Split,
+    part: str,
+    *,
+    delay: int = 0,
+    schedule: Schedule | None = None,
+) -> list[np.ndarray]:
     """Origin rows of every window whose whole future lies in one part, per series (int64 arrays).
 
     Stride 1; the lookback may reach back into the part before (docs/method.md). Windows with missing values are
     left out. delay: steps after which a value is published; with it, only windows that are known by the part's end.
+    schedule: only the origins that it has; raises as `origins.scheduled` does.
     """
     before, until = split.bounds(part)
     every = WindowSpec(lookback=spec.lookback, horizon=spec.horizon)
@@ -130,14 +141,20 @@ def part_origins(table: SeriesTable, spec: WindowSpec, split: Split, part: str, 
         if before is not None:
             keep &= future_start > before
         chosen.append(rows[keep])
-    return chosen
+    return chosen if schedule is None else scheduled(table, chosen, schedule)
 
 
 def require_origins(
-    table: SeriesTable, spec: WindowSpec, split: Split, part: str, *, delay: int = 0
+    table: SeriesTable,
+    spec: WindowSpec,
+    split: Split,
+    part: str,
+    *,
+    delay: int = 0,
+    schedule: Schedule | None = None,
 ) -> list[np.ndarray]:
     """What `part_origins` gives. Raises `DataError` if that is no window at all."""
-    origins = part_origins(table, spec, split, part, delay=delay)
+    origins = part_origins(table, spec, split, part, delay=delay, schedule=schedule)
     if not any(len(rows) for rows in origins):
         raise DataError(
             f"{table.source} has no whole window of {spec.lookback} + {spec.horizon} steps in the {part} part "

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from memory_fixtures import (
     ENCODER,
@@ -40,6 +41,11 @@ from memory_fixtures import (
 )
 
 from memory_index.errors import DataError, IncompatibleError, NothingNewError, UsageError
+from memory_index.queries import require_same_data
+from memory_index.tables.columns import ReadOptions
+from memory_index.tables.reading import read_frame
+from memory_index.tables.series import Series
+from memory_index.tables.steps import step_of
 from memory_index.versions.opening import verify_contents
 
 HOUR = np.timedelta64(1, "h")
@@ -305,6 +311,69 @@ def test_nothing_new_is_refused(base: tuple[Store, Version], end: int) -> None:
         append(store, version.ref, between(wide_table(), 0, end))
     with pytest.raises(DataError, match="has no steps after"):
         append(store, version.ref, wide_table(), until=wide_table().series[0].times[NUM_TRAINING - 1])
+
+
+LAST_BITS = {
+    "another order of a sum": lambda values: values * (1 + 4e-16) + 1e-13,
+    "float32": lambda values: values.astype(np.float32).astype(np.float64),
+    "float32 of other values beside a rounding border": lambda values: np.nextafter(
+        values.astype(np.float32), np.float32(np.inf)
+    ).astype(np.float64),
+}
+
+
+@pytest.mark.parametrize("how", LAST_BITS)
+def test_an_overlap_that_differs_in_the_last_bits_is_the_same_history(base: tuple[Store, Version], how: str) -> None:
+    store, version = base
+    table = with_values(wide_table(), lambda series: LAST_BITS[how](series.values))
+    assert append(store, version.ref, table).manifest.parent == version.manifest.fingerprint
+    require_same_data(table, open_version(version).windows, version.ref)
+    with pytest.raises(IncompatibleError, match="overlapping steps differ"):
+        append(store, version.ref, with_values(table, lambda series: series.values * (1 + 1e-6)))
+
+
+@pytest.mark.parametrize("name", ["60min", "60T", "H", "hourly"])
+def test_a_step_under_another_name_is_the_same_step(base: tuple[Store, Version], name: str) -> None:
+    store, version = base
+    table = replace(wide_table(), step=step_of(name, None))
+    assert append(store, version.ref, table).manifest.parent == version.manifest.fingerprint
+
+
+def lagging(num: int) -> SeriesTable:
+    """The first steps of the wide table as a file would have them: the last two cells of `beat` are still empty."""
+    frame = pd.DataFrame({s.series_id: s.values[:num] for s in wide_table().series}, index=wide_table().times[:num])
+    frame.loc[frame.index[-2:], "beat"] = np.nan
+    return read_frame(frame, ReadOptions(on_nan="drop"))
+
+
+def test_empty_cells_behind_the_last_value_are_not_there_yet(tmp_path: Path) -> None:
+    store, table = Store(tmp_path), lagging(NUM_TRAINING)
+    version = build_until(store, table, table.times[-1])
+    for end in (280, 300, NUM_STEPS - 2):
+        version = append(store, version.ref, lagging(end))
+        assert version.manifest.built.notes == ()
+    version = append(store, version.ref, wide_table())
+    memory = open_version(version)
+    assert_like_a_rebuild(tmp_path, memory, wide_table(), wide_table(), rows=False)
+
+
+@pytest.mark.parametrize("rows", [range(NUM_TRAINING + 20), range(NUM_TRAINING, NUM_TRAINING + 20)])
+def test_rows_for_the_future_without_values_are_not_stored(tmp_path: Path, rows: range) -> None:
+    """A date with empty cells is no step that has happened; nor is one of a table that was made by hand."""
+    store, version = Store(tmp_path), built(tmp_path, scopes=("own", "pooled"))
+    times = wide_table().times[rows.start : rows.stop]
+    empty = [
+        Series(
+            series_id=one.series_id,
+            times=times,
+            values=np.where(times > wide_table().times[NUM_TRAINING + 4], np.nan, one.values[rows.start : rows.stop]),
+        )
+        for one in wide_table().series
+    ]
+    version = append(store, version.ref, replace(wide_table(), series=tuple(empty)))
+    assert open_version(version).windows.times.max() == wide_table().times[NUM_TRAINING + 4]
+    grown = append(store, version.ref, wide_table())
+    assert_like_a_rebuild(tmp_path, open_version(grown), wide_table(), wide_table())
 
 
 def test_series_may_come_in_another_order(base: tuple[Store, Version]) -> None:

@@ -89,9 +89,10 @@ def test_rows_say_what_an_arm_is_worth(once):
     for row in rows.values():
         assert row["against_full"] == pytest.approx(row["mse"] - full["mse"], abs=1e-12)
     assert full["gate"] is not None
-    assert full["direction_accuracy"] is not None
+    assert full["trend_accuracy"] is not None
     assert rows["+ TAPR"]["gate"] is None
-    assert rows["+ GRA-M"]["direction_accuracy"] is None
+    assert rows["+ GRA-M"]["trend_accuracy"] is None
+    assert all(0 <= row["direction_accuracy"] <= 1 for row in rows.values())  # every forecast has a direction
     assert rows["last value"]["num_seeds"] is None
     assert {row["mse_deviation"] for row in rows.values()} == {None}, "a single seed deviates from nothing"
 

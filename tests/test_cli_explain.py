@@ -17,7 +17,6 @@ from forecaster_fixtures import TABLE, make_small
 
 from cli.main import run
 from cli.options import Indexes
-from cli.output import jsonable
 
 ROW = 450
 AT = str(frame()["date"].iloc[ROW])
@@ -334,9 +333,10 @@ def kinds(made, without, tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_explanation_can_be_told(kinds, kind):
     from cli.reports import explanation_report as explain
+    from memory_index.documents import jsonable
 
     found, step = kinds[kind]
-    assert json.dumps(jsonable(explain.document(found, step)), allow_nan=False)
+    assert json.dumps(jsonable(found.to_document(step)), allow_nan=False)
     assert explain.headline(found)
     rows = explain.part_rows(found)
     assert {len(row) for row in rows} == {len(explain.part_columns(found))}
@@ -445,5 +445,5 @@ def test_an_explanation_in_words_loads_nothing_that_draws(made):
         AT,
     ]
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     assert done.stderr.splitlines()[-1] == "0 []"

@@ -10,6 +10,7 @@ import re
 import resource
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,6 @@ import pytest
 
 from cli.main import run
 from cli.targets import write_file
-from memory_index import files
 from memory_index.tables.catalog import shipped
 
 AT = "2024-09-25 23:00"
@@ -120,6 +120,7 @@ def almost_full():
 
 
 FORECAST = ("forecast", SAMPLE, "--index", "grid", "--columns", "wind")
+EVALUATE = ("evaluate", SAMPLE, "--index", "grid", "--columns", "wind", "--every", "24h")
 
 
 @pytest.mark.parametrize(
@@ -127,6 +128,8 @@ FORECAST = ("forecast", SAMPLE, "--index", "grid", "--columns", "wind")
     [
         ((*FORECAST, "--out"), "f.csv"),
         ((*FORECAST, "--out"), "f.parquet"),
+        ((*EVALUATE, "--out"), "e.csv"),
+        ((*EVALUATE, "--out"), "e.parquet"),
         ((*FORECAST, "--plot"), "f.svg"),
         ((*NEIGHBOURS, "--html"), "n.html"),
     ],
@@ -168,7 +171,7 @@ def test_what_cannot_be_replaced_is_written_in_place(tmp_path, monkeypatch):
     def busy(*_):
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
-    monkeypatch.setattr(files, "replace", busy)
+    monkeypatch.setattr(Path, "replace", busy)
     write_file(mounted, b"new")
     assert mounted.read_bytes() == b"new"
 
@@ -305,6 +308,13 @@ def test_mistakes_of_neighbours_are_one_line(call, name):
         (("forecast", SAMPLE, "--index", "grid", "--on-empty", "zero"), 2, "last-value"),
         (("evaluate", SAMPLE, "--index", "grid", "--split", "tset"), 2, "train, val or test"),
         (("evaluate", SAMPLE, "--index", "grid", "--split", "train"), 4, "no admissible neighbour"),
+        (("evaluate", SAMPLE, "--index", "grid", "--out", "x.txt"), 2, ".csv or .parquet"),
+        (("evaluate", SAMPLE, "--index", "grid", "--by", "day"), 2, "choose series or step"),
+        (("evaluate", SAMPLE, "--index", "grid", "--scaled-by", "test"), 2, "choose training or origin"),
+        (("evaluate", SAMPLE, "--index", "grid", "--quantiles", "0.1,2"), 2, "--quantiles"),
+        (("evaluate", SAMPLE, "--index", "grid", "--every", "90min"), 2, "--every 1h"),
+        (("evaluate", SAMPLE, "--index", "grid", "--at", "23:30"), 2, "choose --at"),
+        (("evaluate", SAMPLE, "--index", "grid", "--at", "late"), 2, "for example --at 23:00"),
     ],
 )
 def test_mistakes_of_forecast_and_evaluate_are_one_line(call, command, expected, text, tmp_path, monkeypatch):

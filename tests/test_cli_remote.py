@@ -16,11 +16,10 @@ from cli.explorer.state import Side
 from cli.explorer.subject import open_subject, start_state
 from cli.main import run
 from cli.options import Indexes
-from cli.output import jsonable
 from cli.pictures.look import WIDTHS, figure, headline
 from forecaster.runs.records import seal, unseal
 from forecaster.runs.run import CONFIG
-from memory_index.access import Token
+from memory_index.documents import jsonable
 from memory_index.service import remote
 from memory_index.tables.columns import ReadOptions
 
@@ -36,9 +35,9 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(made):
+def address(made, token):
     """Of the version that the run was trained against."""
-    with served(made.indexes, ["m"], tokens=[Token(name="test", token=TOKEN)]) as service:
+    with served(made.indexes, ["m"], token_file=Path(token[1])) as service:
         yield f"{service}/m@1"
 
 
@@ -132,6 +131,19 @@ def test_a_run_goes_where_it_was_trained_or_where_it_is_sent(made, address, toke
     assert but_the_place(there) == but_the_place(here) == expected
 
 
+def test_a_run_that_was_trained_through_the_old_service_is_sent_to_an_index(made, address, token, call, tmp_path):
+    config = Path(shutil.copytree(made.run, tmp_path / "old")) / CONFIG
+    content = unseal(config)
+    config.write_bytes(seal({**content, "index": {**content["index"], "ref": "grpc://127.0.0.1:1/m@1"}}))
+    evaluate = ["evaluate", made.file, "--device", "cpu", "--run", tmp_path / "old"]
+    code, _, err = call(*evaluate, *NO_INDEXES)
+    assert code == 2
+    assert "a service speaks HTTP by now" in err
+    assert "--index REF names the run's version where it lies now" in err
+    for words in (["--index", "m@1", "--indexes-dir", made.indexes], ["--index", address, *token, *NO_INDEXES]):
+        assert call(*evaluate, *words)[0] == 0
+
+
 def test_what_to_do_next_names_the_token(made, address, token, call, tmp_path):
     arguments = ["train", made.file, "--index", address, "--config", made.toml, "--device", "cpu", "--epochs", "1"]
     code, _, err = call(*arguments, "--out", tmp_path / "run", *token, *NO_INDEXES)
@@ -193,10 +205,12 @@ def test_the_page_shows_a_version_here_beside_one_at_an_address(made, address, t
             8,
             "is the address right? --index REF names the run's",
         ),
-        (["train", "FILE", "--index", "http://127.0.0.1:1/m", "--out", "run"], 2, "grpc://HOST:PORT/NAME"),
-        (["evaluate", "FILE", "--index", "grpc://127.0.0.1:99999/m"], 2, "is not the address of a version"),
-        (["evaluate", "FILE", "--index", "grpc://127.0.0.1:1/m"], 8, "grpc://127.0.0.1:1 cannot be reached"),
-        (["evaluate", "FILE", "--index", "grpc://127.0.0.1/m"], 2, "is not the address of a version"),
+        (["train", "FILE", "--index", "ftp://127.0.0.1:1/m", "--out", "run"], 2, "http://HOST:PORT/NAME"),
+        (["train", "FILE", "--index", "grpc://127.0.0.1:1/m", "--out", "run"], 2, "it is http://127.0.0.1:1/m"),
+        (["index", "show", "grpc+tls://127.0.0.1:1/m"], 2, "it is https://127.0.0.1:1/m"),
+        (["evaluate", "FILE", "--index", "http://127.0.0.1:99999/m"], 2, "is not the address of a version"),
+        (["evaluate", "FILE", "--index", "http://127.0.0.1:1/m"], 8, "http://127.0.0.1:1 cannot be reached"),
+        (["evaluate", "FILE", "--index", "http://:1/m"], 2, "is not the address of a version"),
         (["evaluate", "FILE", "--index", "ADDRESS", "TOKEN", "--tls-ca", "FILE"], 2, "holds no certificate"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
@@ -207,7 +221,7 @@ def test_every_mistake_is_one_line(made, address, token, trained, call, tmp_path
     (tmp_path / "wrong").write_text("another-token-of-the-tests")
     config = Path(shutil.copytree(trained, tmp_path / "gone")) / CONFIG
     content = unseal(config)
-    config.write_bytes(seal({**content, "index": {**content["index"], "ref": "grpc://127.0.0.1:1/m@1"}}))
+    config.write_bytes(seal({**content, "index": {**content["index"], "ref": "http://127.0.0.1:1/m@1"}}))
     stand_for = {"FILE": str(made.file), "ADDRESS": address, "TRAINED": str(trained), "WRONG": "wrong", "GONE": "gone"}
     words = [each.replace("SERVICE", address.rpartition("/")[0]) for each in words]
     arguments = [part for each in words for part in (token if each == "TOKEN" else [stand_for.get(each, each)])]
@@ -239,7 +253,7 @@ def test_training_needs_what_the_service_answers(made, call, tmp_path):
 @pytest.mark.parametrize("shape", WIDTHS)
 def test_a_long_address_fits_into_the_title_of_a_picture(shape):
     drawn = figure(3, shape)
-    ref = "grpc+tls://memory-of-the-grid.forecasting.internal.example.org:8815/grid-load-2024@12"
+    ref = "https://memory-of-the-grid.forecasting.internal.example.org:8815/grid-load-2024@12"
     headline(drawn, f"a-series at 2024-01-19 12:00: what {ref} remembers of it", shape)
     FigureCanvasAgg(drawn).draw()
     [title] = drawn.texts

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_fixtures import WINDOW, poisoned, ragged_table, with_missing
 
-from forecaster.evaluate import GATE_BINS, Histogram, RunEvaluation, evaluate
+from forecaster.evaluate import GATE_BINS, Histogram, evaluate
 from forecaster.explain import explain
 from forecaster.model.tapr import labels, trend_change
 from forecaster.predictor import Predictor, load_predictor, require_same_memory
@@ -32,7 +32,8 @@ from forecaster.retrieval import batches
 from forecaster.runs.intervals import LEVELS, Intervals, expected_width
 from memory_index import memory_only, queries
 from memory_index.errors import DataError, UsageError
-from memory_index.memory_only import MemoryOptions, standard_units
+from memory_index.evaluation import Evaluation, standard_units
+from memory_index.memory_only import MemoryOptions
 from memory_index.metrics import Score
 from memory_index.splits import part_origins
 from memory_index.tables.series import Series, SeriesTable
@@ -48,9 +49,9 @@ def small(tmp_path_factory):
     return make_small(tmp_path_factory.getbasetemp())
 
 
-def figures(result: RunEvaluation) -> dict:
+def figures(result: Evaluation) -> dict:
     """Everything but how long it took."""
-    return {name: getattr(result, name) for name in RunEvaluation.__dataclass_fields__ if name != "seconds"}
+    return {name: getattr(result, name) for name in Evaluation.__dataclass_fields__ if name != "seconds"}
 
 
 def stranger_of(table: SeriesTable = TABLE) -> Series:
@@ -122,9 +123,10 @@ def test_scores_are_plain_means_over_windows_steps_and_series(small):
     result = evaluate(small.predictor, memory, TABLE)
     assert result.mse == pytest.approx(np.mean(squared), rel=1e-4)
     assert result.mae == pytest.approx(np.mean(absolute), rel=1e-4)
-    assert result.direction_accuracy == pytest.approx(np.mean(right), abs=1e-6)
-    assert list(result.coverage) == ["q0.1", "q0.5", "q0.9"]
-    np.testing.assert_allclose(list(result.coverage.values()), below / len(squared), atol=1e-3)
+    assert result.trend_accuracy == pytest.approx(np.mean(right), abs=1e-6)
+    assert list(result.coverage) == [f"q0.{decile}" for decile in range(1, 10)]
+    found = [result.coverage[name] for name in ("q0.1", "q0.5", "q0.9")]
+    np.testing.assert_allclose(found, below / len(squared), atol=1e-3)
     for found, values in ((result.gate, gates), (result.feature_gate, feature_gates)):
         assert found.mean == pytest.approx(np.mean(values), rel=1e-4)
         expected = np.quantile(values, [0.1, 0.5, 0.9], method="inverted_cdf")
@@ -212,14 +214,14 @@ def test_a_shorter_horizon_has_more_windows(small):
     ("changed", "absent"),
     [
         ({"use_gram": False}, {"gate", "feature_gate", "memory_only"}),
-        ({"use_tapr": False}, {"direction_accuracy"}),
+        ({"use_tapr": False}, {"trend_accuracy"}),
         ({"use_shortcut": False}, {"linear"}),
-        (WITHOUT_NETWORK, {"direction_accuracy", "feature_gate"}),
+        (WITHOUT_NETWORK, {"trend_accuracy", "feature_gate"}),
     ],
 )
 def test_what_a_model_does_not_have_is_not_scored(small, changed, absent):
     found = evaluate(untrained(small.memory, **changed), small.memory, TABLE)
-    values = {name: getattr(found, name) for name in ("gate", "feature_gate", "direction_accuracy")} | found.baselines
+    values = {name: getattr(found, name) for name in ("gate", "feature_gate", "trend_accuracy")} | found.baselines
     assert {name for name, value in values.items() if value is None} == absent
     assert (found.by_space == {}) == ("memory_only" in absent)
 
@@ -231,7 +233,7 @@ def test_coverage_is_the_share_at_or_below(small):
         residual = np.full((len(LEVELS), HORIZON), shift, dtype=np.float32)
         intervals = Intervals(residual=residual, factors={}, num=9)
         found = evaluate(replace(predictor, intervals=intervals), small.memory, TABLE)
-        assert list(found.coverage.values()) == [expected] * 3
+        assert list(found.coverage.values()) == [expected] * 9
 
 
 def test_validation_is_covered_as_it_was_calibrated(small):

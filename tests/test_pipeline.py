@@ -100,6 +100,8 @@ def test_evaluate_is_that_of_the_version_that_was_trained_against(forecaster):
     assert before.num_scored == expected.num_scored
     assert before.baselines["memory_only"].mse == pytest.approx(expected.mse, rel=1e-6)
     assert before.mse < before.baselines["last_value"].mse
+    daily = forecaster.evaluate(frame, every="24h", at="23:00")
+    assert before.num_windows / 24 - 1 < daily.num_windows <= before.num_windows / 24 + 1
     grow(forecaster)
     after = forecaster.evaluate(frame)
     assert (after.mse, after.num_scored) == (before.mse, before.num_scored)

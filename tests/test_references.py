@@ -15,7 +15,6 @@ from memory_index import Access, open_memory, versions
 from memory_index.access import Token, read_access, read_tokens
 from memory_index.errors import MemoryIndexError, NotFoundError, ResourceError, UsageError
 from memory_index.references import find, is_address, require_local, use_found
-from memory_index.service.remote import Address, parse_address
 from memory_index.tables import reading
 from memory_index.versions import opening
 from memory_index.versions.compact import compact
@@ -35,9 +34,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(folder):
+def address(folder, tmp_path_factory):
     refs = ("small", "small@1", "small@prod")
-    with served(folder, refs, tokens=[Token(name="test", token=TOKEN)]) as address:
+    tokens = tmp_path_factory.mktemp("tokens") / "tokens"
+    tokens.write_text(TOKEN)
+    with served(folder, refs, token_file=tokens) as address:
         yield address
 
 
@@ -51,25 +52,19 @@ def test_an_address_means_what_the_reference_means_there(folder, address, ref):
     assert remote.manifest == local.manifest
 
 
-def test_addresses_in_parts():
-    plain, secure = "grpc://127.0.0.1:8815", "grpc+tls://[::1]:8815"
-    assert parse_address(f"{plain}/load") == Address("grpc+tcp://127.0.0.1:8815", plain, "load")
-    assert parse_address(f"{secure}/load@prod") == Address(secure, secure, "load@prod")
-
-
 def test_half_an_address_is_refused_before_anything_is_opened():
     with pytest.raises(UsageError, match="is not the address of a version") as refused:
-        find("indexes", "grpc://host/load")
-    assert "grpc://HOST:PORT/NAME@3" in refused.value.hint
+        find("indexes", "http://:1/load")
+    assert "http://HOST:PORT/NAME@3" in refused.value.hint
 
 
 @pytest.mark.parametrize(
     "ref",
     [
-        "http://127.0.0.1:8815/small",
-        "GRPC://127.0.0.1:8815/small",
-        "gprc://127.0.0.1:8815/small",
-        "grpc:/127.0.0.1:8815/small",
+        "ftp://127.0.0.1:8815/small",
+        "HTTP://127.0.0.1:8815/small",
+        "htpp://127.0.0.1:8815/small",
+        "http:/127.0.0.1:8815/small",
         "127.0.0.1:8815/small",
         "//small",
         "a/b",
@@ -80,10 +75,20 @@ def test_other_schemes_are_no_references(folder, ref):
     for access in (None, Access(token=TOKEN)):
         with pytest.raises(UsageError, match="neither a reference to an index nor an address") as refused:
             find(folder, ref, access=access)
-        assert "grpc://HOST:PORT/NAME" in refused.value.hint
+        assert "http://HOST:PORT/NAME" in refused.value.hint
 
 
-@pytest.mark.parametrize("ref", ["grpc://host:1/load@1", "grpc+tls://host:1/load@1", "milvus:here.db/load@1"])
+@pytest.mark.parametrize(("old", "now"), [("grpc", "http"), ("grpc+tls", "https")])
+def test_an_address_of_the_old_service_is_answered_with_the_new_one(folder, old, now):
+    for access in (None, Access(token=TOKEN)):
+        with pytest.raises(UsageError, match="a service speaks HTTP by now") as refused:
+            find(folder, f"{old}://host:1/load@1", access=access)
+        assert f"it is {now}://host:1/load@1" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "ref", ["http://host:1/load@1", "https://host:1/load@1", "grpc://host:1/load@1", "milvus:here.db/load@1"]
+)
 def test_what_changes_versions_takes_no_address(ref):
     assert is_address(ref)
     with pytest.raises(UsageError, match="is an address: to change it, name the version in its folder") as refused:

@@ -7,26 +7,24 @@ import shutil
 import socket
 import ssl
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from guard_fixtures import CERTIFICATES, PATIENCE_S, wait_until
 from memory_fixtures import append, between, built, queries_at, wide_table
-from serve_fixtures import http, whole_service
+from service_fixtures import CERTIFICATES, wait_until, whole_service
 
-from memory_index.access import Access, Token
-from memory_index.errors import BusyError, NotFoundError, ServiceError, UsageError
+from memory_index import access
+from memory_index.access import Access, KnownTokens, Token
+from memory_index.errors import NotFoundError, ServiceError, UsageError
 from memory_index.local import LocalMemory
-from memory_index.service import guard, serving, status
+from memory_index.service import serving, status
+from memory_index.service.calls import REFUSED, Call
 from memory_index.service.hosted import Hosting
 from memory_index.service.remote import RemoteMemory
-from memory_index.service.server import REFUSED, MemoryServer, Request
-from memory_index.service.serving import Service, Settings
-from memory_index.service.status import REFUSED_PER_S, AccessLog
-from memory_index.service.turns import Turns
+from memory_index.service.serving import Service
+from memory_index.service.settings import Settings
+from memory_index.service.status import LINES_PER_S, AccessLog
 from memory_index.types import Queries
 from memory_index.versions.store import Store
 
@@ -89,7 +87,7 @@ def test_an_index_that_is_removed_and_built_anew(tmp_path):
     assert hosting.versions() == {"small@latest": "small@1"}
     assert hosting.open("small").fingerprint != first.fingerprint
     assert notes == ["small@latest is another version by now: somebody has removed the index and built it anew"]
-    assert hosting.pinned(first.fingerprint) is first
+    assert hosting.open(first.fingerprint) is first
     hosting.close()
 
 
@@ -113,7 +111,7 @@ def test_a_memory_that_fails_is_opened_anew(folder, monkeypatch):
 
 
 def test_a_token_is_known_by_itself(folder, tmp_path):
-    """Not by its name, which is the number of its line where it has none: streams that are open go on."""
+    """Not by its name, which is the number of its line where it has none: clients go on."""
     path = tmp_path / "tokens"
     path.write_text(SECRET)
     notes: list[str] = []
@@ -142,7 +140,7 @@ def test_tokens_are_followed_whatever_else_fails(folder, tmp_path, monkeypatch):
     try:
         wait_until(lambda: "versions" in service.status()["troubles"])
         path.write_text(SECRET)
-        wait_until(lambda: len(service._tokens.known()) == 1)
+        wait_until(lambda: len(service.tokens()) == 1)
         with pytest.raises(ServiceError, match="refuses this token"):
             RemoteMemory(f"{service.address}/small", access=Access(token=OTHER))
         assert service.status()["troubles"]["versions"] == "cannot look at the versions: MemoryError: "
@@ -171,7 +169,7 @@ def test_a_renewed_certificate_is_shown(folder, tmp_path, monkeypatch):
         shutil.copy(CERTIFICATES / "renewed.pem", cert)
         wait_until(lambda: shown() == holds("renewed.pem"))
         wait_until(lambda: service.status()["troubles"] == {})
-        monkeypatch.setattr(serving, "SOON_S", 200 * 365 * 86400.0)
+        monkeypatch.setattr(access, "SOON_S", 200 * 365 * 86400.0)
         wait_until(lambda: "is valid until 2121-01-01" in service.status()["troubles"].get("certificate", ""))
 
 
@@ -196,56 +194,14 @@ def test_calls_without_a_token_do_not_fill_the_log(tmp_path, monkeypatch):
     monkeypatch.setattr(status, "time", type("Clock", (), {"monotonic": staticmethod(lambda: next(seconds))}))
     log = AccessLog(tmp_path / "access.log")
     for _ in range(130):
-        log.request(Request(method="admission", caller="", peer="", status=REFUSED))
+        log.call(Call(method="open", status=REFUSED))
     log.close()
     lines = [json.loads(line) for line in (tmp_path / "access.log").read_text().splitlines()]
-    assert len(lines) == 2 * REFUSED_PER_S
-    assert lines[REFUSED_PER_S]["left_out"] == 100 - REFUSED_PER_S
-
-
-def test_silent_visitors_of_the_status_page_hold_nobody_up(folder):
-    with whole_service(folder, status_port=0) as service:
-        assert service.status_port is not None
-        silent = [socket.create_connection(("127.0.0.1", service.status_port)) for _ in range(6)]
-        started = time.monotonic()
-        assert http(service.status_port, "/healthz") == (200, "ok\n")
-        assert time.monotonic() - started < status.REQUEST_S
-        for each in silent:
-            each.close()
-
-
-def test_more_visitors_than_places(folder, monkeypatch):
-    monkeypatch.setattr(status, "MOST_REQUESTS", 2)
-    monkeypatch.setattr(status, "REQUEST_S", 2 * PATIENCE_S)
-    with whole_service(folder, status_port=0) as service:
-        assert service.status_port is not None
-        silent = [socket.create_connection(("127.0.0.1", service.status_port)) for _ in range(2)]
-        time.sleep(0.2)
-        with socket.create_connection(("127.0.0.1", service.status_port), timeout=PATIENCE_S) as third:
-            assert third.recv(1) == b""
-        for each in silent:
-            each.close()
-        wait_until(lambda: _is_answered(service.status_port))
-
-
-def _is_answered(port: int | None) -> bool:
-    assert port is not None
-    try:
-        return http(port, "/healthz") == (200, "ok\n")
-    except OSError:
-        return False
+    assert len(lines) == 2 * LINES_PER_S
+    assert lines[LINES_PER_S]["left_out"] == 100 - LINES_PER_S
 
 
 # What is left behind
-
-
-def test_a_private_folder_is_removed_with_or_without_its_socket(tmp_path):
-    for name in ("with", "without"):
-        (tmp_path / name / "p").mkdir(parents=True)
-        if name == "with":
-            (tmp_path / name / "server").touch()
-        guard._remove_private(tmp_path / name / "server", tmp_path / name / "p")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_begin_leaves_nothing(folder, tmp_path, monkeypatch):
@@ -257,84 +213,26 @@ def test_what_cannot_begin_leaves_nothing(folder, tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ServiceError, match="is used by another program") as refused:
-            Service(folder, ["small"], Settings(port=0, status_port=port))
-        assert refused.value.hint == "choose another with --status-port, or --status-port 0 for any that is free"
-        with pytest.raises(ServiceError, match="is used by another program"):
             Service(folder, ["small"], Settings(port=port))
+    assert refused.value.hint == "choose another with --port, or --port 0 for any that is free"
     assert list(tmp_path.iterdir()) == []
     wait_until(lambda: open_files() <= before)
 
 
-def test_a_search_without_end_does_not_hold_the_end_up(folder, monkeypatch):
-    inside, go_on = threading.Event(), threading.Event()
-
-    def slow(self, hosted, asked):
-        inside.set()
-        go_on.wait(PATIENCE_S)
-        raise ServiceError("nobody hears this")
-
-    monkeypatch.setattr(MemoryServer, "_search", slow)
-    monkeypatch.setattr(serving, "END_S", 0.5)
-    notes: list[str] = []
-    with ThreadPoolExecutor(2) as pool, whole_service(folder, grace_s=0.2, notes=notes) as service:
-        memory = RemoteMemory(f"{service.address}/small", access=Access(deadline_s=3))
-        asked = pool.submit(memory.search, some(), 3)
-        inside.wait(PATIENCE_S)
-        started = time.monotonic()
-        service.close()
-        assert time.monotonic() - started < PATIENCE_S / 2
-        assert service.has_leftovers
-        assert any("they are given up" in note for note in notes)
-        go_on.set()
-        with pytest.raises(ServiceError):
-            asked.result(PATIENCE_S)
+def test_what_ends_leaves_nothing(folder):
+    names = {thread.name for thread in threading.enumerate()}
+    with whole_service(folder) as service:
+        before = open_files()
+        RemoteMemory(f"{service.address}/small").search(some(), 3)
+    wait_until(lambda: not {thread.name for thread in threading.enumerate()} - names - {"read_0", "search_0"})
+    wait_until(lambda: open_files() < before)
 
 
-def test_turns_that_are_closed():
-    turns, inside, go_on = Turns(8), threading.Event(), threading.Event()
-
-    def hold(_: float) -> str:
-        inside.set()
-        go_on.wait(PATIENCE_S)
-        return "done"
-
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(turns.take, hold, PATIENCE_S)
-        inside.wait(PATIENCE_S)
-        second = pool.submit(turns.take, lambda _: "never", PATIENCE_S)
-        wait_until(lambda: turns.num_waiting == 1)
-        turns.close()
-        with pytest.raises(BusyError, match="about to end"):
-            second.result(2)
-        with pytest.raises(BusyError, match="about to end"):
-            turns.take(lambda _: "never", 1)
-        go_on.set()
-        assert first.result(PATIENCE_S) == "done"
-    assert turns.num_waiting == 0
-
-
-def test_a_turn_that_is_given_up_is_not_taken(monkeypatch):
-    """Whoever waits may be interrupted: what it asked for must not be done later."""
-    turns, inside, go_on, done = Turns(8), threading.Event(), threading.Event(), []
-
-    def hold(_: float) -> None:
-        inside.set()
-        go_on.wait(PATIENCE_S)
-
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(turns.take, hold, PATIENCE_S)
-
-        class Interrupted(threading.Event):
-            def wait(self, timeout: float | None = None) -> bool:
-                raise KeyboardInterrupt
-
-        assert inside.wait(PATIENCE_S)
-        monkeypatch.setattr("memory_index.service.turns.threading.Event", Interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            turns.take(done.append, PATIENCE_S)
-        monkeypatch.undo()
-        assert turns.num_waiting == 0
-        go_on.set()
-        first.result(PATIENCE_S)
-    turns.take(lambda _: None, PATIENCE_S)
-    assert done == []
+def test_a_file_of_tokens_that_is_gone_changes_nothing(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text(SECRET)
+    known = KnownTokens(path)
+    path.unlink()
+    assert "the tokens stay as they are" in known.refresh()
+    assert known() == (Token(name="1", token=SECRET),)
+    assert known.refresh() == ""

@@ -151,6 +151,13 @@ def test_times_that_leave_nothing_are_refused(asked: tuple[str, ...], error: typ
         until(*asked)
 
 
+def test_the_validation_part_may_reach_to_the_end() -> None:
+    split = until(str(TIMES[99]), "end")
+    assert (split.train_until, split.val_until, split.test_until) == (str(TIMES[99]), str(TIMES[-1]), None)
+    with pytest.raises(UsageError, match="leaves no validation part"):
+        until("end", "end")
+
+
 def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(UsageError, match="unknown part 'dev'"):
         split_by_name("70/10/20", TIMES).bounds("dev")

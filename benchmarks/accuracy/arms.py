@@ -94,6 +94,7 @@ def kept(trained: dict[str, Any], scored: dict[str, Any]) -> dict[str, Any]:
         "mae": scored["mae"],
         "num_windows": scored["num_windows"],
         "direction_accuracy": scored["direction_accuracy"],
+        "scores": scored["scores"][scored["arm"]],
         "coverage": scored["coverage"],
         "gate": scored["gate"],
         "beside": beside,

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.accuracy.arms import LOOKBACK, Setting
 from memory_index import read_table, split_by_name
-from memory_index.metrics import ScoreSum
+from memory_index.metrics import Actual, ScoreSum
 from memory_index.scaling import fit_scale
 from memory_index.windows import cut
 
@@ -74,11 +74,21 @@ def score(forecasts: np.ndarray, values: np.ndarray, ends: list[int]) -> dict[st
     origins = np.arange(ends[1] - 1, ends[2] - horizon)
     if moments != len(origins):
         raise SystemExit(f"{moments} moments were forecast, but the test part has {len(origins)}")
-    total = ScoreSum()
+    total = ScoreSum(num_series, horizon)
     for start in range(0, moments, BLOCK):
         rows = origins[start : start + BLOCK]
         future = np.stack([cut(np.ascontiguousarray(column), rows + 1, horizon) for column in values.T], axis=1)
-        everything = np.ones((len(rows), num_series), dtype=bool)
-        total.add(forecasts[start : start + BLOCK], future, np.ones(num_series), everything)
+        series = np.tile(np.arange(num_series), len(rows))
+        none, unit = np.full(len(series), np.nan), np.ones(len(series))
+        actual = Actual(
+            future=future.reshape(-1, horizon).astype(np.float64),
+            weight=np.ones((len(series), horizon)),
+            series=series,
+            last=values[rows].ravel(),
+            unit=unit,
+            naive_absolute=none,
+            naive_squared=none,
+        )
+        total.add(actual, forecasts[start : start + BLOCK].reshape(-1, horizon))
     found = total.score()
     return {"mse": found.mse, "mae": found.mae, "num_windows": moments}

@@ -23,7 +23,7 @@ from cli.options import (
     reads_table,
     states_full_model,
 )
-from cli.output import jsonable, note, print_json, print_table, progress
+from cli.output import note, print_json, print_table, progress
 from cli.parsing import names, settings
 from cli.reports.training_progress import TrainingShown
 from cli.targets import write_file
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from cli.output import Report
     from forecaster.ablation_table import Row
-    from forecaster.evaluate import RunEvaluation
+    from memory_index.evaluation import Evaluation
     from memory_index.tables.columns import ReadOptions
 
 PARTS = ("val", "test")
@@ -115,7 +115,7 @@ class ArmsShown(TrainingShown):
         self.place, self.epoch, self.told_at = f"{number} of {total}: {what}", 0, time.monotonic()
         self.before = f"{self.place}: "
 
-    def ends(self, what: str, evaluation: RunEvaluation) -> None:
+    def ends(self, what: str, evaluation: Evaluation) -> None:
         """Called when it is scored."""
         note(f"{self.place}: MSE {evaluation.mse:.4f}, MAE {evaluation.mae:.4f}")
 
@@ -161,5 +161,7 @@ def _print(rows: list[Row], title: str) -> None:
 
 def _json(document: Mapping[str, object]) -> bytes:
     import json
+
+    from memory_index.documents import jsonable
 
     return (json.dumps({"schema": "ablate", **jsonable(document)}, indent=1) + "\n").encode()

@@ -15,7 +15,6 @@ from cli.parsing import quantile_levels
 from cli.reports.explanation_page import write_explanation_page
 from cli.reports.explanation_report import (
     NETWORK_COLUMNS,
-    document,
     headline,
     neighbour_columns,
     neighbour_rows,
@@ -84,7 +83,7 @@ def explain(
     made_by = f"{run} with {opened.ref}"
     if as_json:
         made = {"run": run, "ref": opened.ref, "fingerprint": opened.memory.manifest.fingerprint, "file": str(file)}
-        print_json("explain", made | document(found, step))
+        print_json("explain", made | found.to_document(step))
     else:
         _print(found, made_by)
     if plot is not None:

@@ -54,7 +54,7 @@ def explore(
     require_dash()
     from cli.explorer.server import listen, make_app
     from cli.explorer.subject import open_subject, start_state
-    from memory_index.service.listening import is_loopback
+    from memory_index.listening import is_loopback
 
     subject = open_subject(file, index or [], run, indexes, table_options, device=device, llm=llm)
     start = start_state(subject, series, at)

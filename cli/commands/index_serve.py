@@ -7,19 +7,22 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.opening import encoder_loader
-from cli.options import DEFAULT_DIR, IndexesDir, serves
+from cli.options import DEFAULT_DIR, Device, IndexesDir, serves
 from cli.output import note, print_json
 
 if TYPE_CHECKING:
-    from memory_index.service.serving import Service, Settings
+    from memory_index.service.app import ServedRun
+    from memory_index.service.serving import Service
+    from memory_index.service.settings import Settings
 
-MESSAGES_HELD = 16  # on their way, and waiting for their turn
+NEEDED = ("starlette", "uvicorn", "prometheus_client")
 
 
 @serves
@@ -32,33 +35,35 @@ def serve(
     ],
     *,
     settings: Settings,
-    max_memory_mb: Annotated[int, typer.Option(help="Memory for all questions, beyond the versions.", min=1)] = 4096,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Option("--run", help="Folder of a run that 'cli train' made: answer forecasts too. May be repeated."),
+    ] = None,
     milvus_token_file: Annotated[Path | None, typer.Option(help="Token for a milvus: address.")] = None,
+    device: Device = "auto",
     indexes_dir: IndexesDir = DEFAULT_DIR,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document on stdout when it is ready.")] = False,
 ) -> None:
-    """Let other machines and processes ask versions: grpc://HOST:PORT/NAME@3 is then a reference wherever one is taken.
+    """Let other machines and processes ask versions: http://HOST:PORT/NAME@3 is then a reference wherever one is taken.
 
     An alias that is switched, or a new latest version, is followed without a restart; whoever opened the old one goes
     on with it. Without a token it answers this machine only. Ctrl-C or SIGTERM end it, after the questions under way
     are answered.
     """
     from memory_index.access import read_access
-    from memory_index.errors import UsageError
-    from memory_index.service.process_memory import limit_memory, share_arenas
-    from memory_index.service.serving import Service
-    from memory_index.service.status import MOST_REQUESTS
+    from memory_index.errors import ResourceError
 
-    max_message_mb = settings.limits.max_message >> 20
-    if max_memory_mb < MESSAGES_HELD * max_message_mb:
-        raise UsageError(
-            f"--max-memory-mb {max_memory_mb} is too little for messages of {max_message_mb} MB",
-            hint=f"{MESSAGES_HELD} of them must find room: lower --max-message-mb, or give it more",
+    if missing := [each for each in NEEDED if find_spec(each) is None]:
+        raise ResourceError(
+            f"a service needs {', '.join(missing)}, which is not installed", hint="pip install 'gram-forecaster[serve]'"
         )
+    from memory_index.service.serving import Service
+
     access = None if milvus_token_file is None else read_access(milvus_token_file, None)
-    share_arenas()
-    service = Service(indexes_dir, refs, settings, access=access, loader_for=encoder_loader, note=note)
-    limit_memory(max_memory_mb, settings.max_calls + MOST_REQUESTS)
+    answering = served_runs(runs or [], refs, device)
+    refs = [*dict.fromkeys([*refs, *(run.ref for run in answering.values())])]
+    place: dict[str, Any] = {"access": access, "loader_for": encoder_loader, "note": note}
+    service = Service(indexes_dir, refs, settings, runs=answering, **place)
     with stopped_by_signals(service.stop):
         _tell(service, as_json=as_json)
         service.wait()
@@ -69,21 +74,38 @@ def serve(
 
 def _tell(service: Service, *, as_json: bool) -> None:
     """Where what is served, once it is."""
-    from memory_index.service.listening import is_loopback
+    from memory_index.listening import is_loopback
 
-    address, versions, status_port = service.address, service.hosting.versions(), service.status_port
+    address, versions, runs = service.address, service.hosting.versions(), service.app.runs
     if as_json:
-        print_json("index-serve", {"address": address, "versions": versions, "status_port": status_port})
+        told = {name: run.ref for name, run in runs.items()}
+        print_json("index-serve", {"address": address, "versions": versions, "runs": told})
         typer.echo(nl=False)
     for name, ref in versions.items():
         note(f"serving {address}/{name.removesuffix('@latest')}" + ("" if name == ref else f", which is {ref} now"))
+    for name, run in runs.items():
+        note(f"forecasting at {address}/v1/runs/{name}/forecast, from {run.ref}")
     if service.settings.token_file is None:
         note("without a token: this machine only, and everyone on it, can ask")
-    elif address.startswith("grpc://") and not is_loopback(service.settings.host):
+    elif address.startswith("http://") and not is_loopback(service.settings.host):
         note("without TLS: tokens and data travel as they are; see --tls-cert")
-    if status_port is not None:
-        note(f"health on port {status_port}: /healthz, /readyz" + (", /metrics" if service.settings.metrics else ""))
+    note(f"what can be asked: {address}/docs; health: {address}/healthz, /readyz, /metrics")
     note("Ctrl-C ends it")
+
+
+def served_runs(folders: list[Path], refs: list[str], device: str) -> dict[str, ServedRun]:
+    """The runs by the names that they are asked by: those of their folders. torch is loaded only if there is one."""
+    from memory_index.errors import UsageError
+
+    found: dict[str, ServedRun] = {}
+    for folder in folders:
+        from forecaster.serving import open_served
+
+        name = folder.resolve().name
+        if name in found:
+            raise UsageError(f"two runs would have the name '{name}' here", hint="rename a folder")
+        found[name] = open_served(folder, refs, device=device)
+    return found
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from cli.explorer.subject import Answer, Subject
 from cli.explorer.words import COLUMNS, TEXT_COLUMNS, as_csv, problem, rows, sentence, warned, what
 from cli.wording import minute
 from memory_index.errors import MemoryIndexError
-from memory_index.service.listening import is_loopback, listen_on
+from memory_index.listening import is_loopback, listen_on
 
 # What a page may load: this server only. Dash and plotly write styles and a few scripts into the page itself.
 CONTENT_POLICY = (

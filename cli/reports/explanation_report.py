@@ -1,4 +1,4 @@
-"""What is said of one forecast taken apart: sentences, table rows and the JSON document of `cli explain`.
+"""What is said of one forecast taken apart: sentences and table rows.
 
 What there is to say is computed in `forecaster/explain.py`; where it is shown is the affair of `explain.py` (terminal),
 `explanation_page.py` and `pictures/explanation.py`.
@@ -13,8 +13,7 @@ from cli.wording import BASE_NAMES, IN_SAMPLE, age, minute, no_close_analogue, s
 if TYPE_CHECKING:
     import numpy as np
 
-    from forecaster.explain import Explanation, GatedNeighbour, Part
-    from memory_index.windows import Step
+    from forecaster.explain import Explanation, Part
 
 FULL_BAR, BAR_WIDTH = chr(0x2588), 20  # characters of a bar of 100%
 SPARK_WIDTH = 10  # characters of a small drawing in a line of 80
@@ -194,43 +193,3 @@ def finite(values: np.ndarray) -> np.ndarray | None:
 def knows_actual(found: Explanation) -> bool:
     """Whether all that really followed is known."""
     return finite(found.actual) is not None
-
-
-# The JSON document
-
-
-def document(found: Explanation, step: Step) -> dict[str, Any]:
-    """The JSON document but for what it was made by: every number of an explanation, in its own units."""
-    return {
-        "query": {
-            "series_id": found.series_id,
-            "origin": found.origin_text,
-            "context": found.context,
-            "actual": found.actual,
-        },
-        "in_sample": found.in_sample,
-        "no_close_analogue": found.no_close_analogue,
-        "times": [step.isoformat(time) for time in found.times[len(found.context) :]],
-        "forecast": found.forecast,
-        "quantiles": {f"q{level:g}": found.quantiles[:, number] for number, level in enumerate(found.levels)},
-        "gate": found.gate,
-        "model_part": found.model_part,
-        "memory_part": found.memory_part,
-        "network": found.network,
-        "parts": found.parts,
-        "neighbours": [_neighbour_document(each) for each in found.neighbours],
-        "feature_gate": found.feature_gate,
-        "confidence": found.confidence,
-        "trend": found.trend,
-    }
-
-
-def _neighbour_document(gated: GatedNeighbour) -> dict[str, Any]:
-    """As `index neighbours` has it, but `weight` is the one among these neighbours."""
-    own = {
-        "similarity": gated.similarity,
-        "match_score": gated.match_score,
-        "weight": gated.weight,
-        "weight_in_space": gated.record.weight,
-    }
-    return gated.record.to_dict() | own

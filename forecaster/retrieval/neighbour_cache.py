@@ -22,9 +22,9 @@ from forecaster.retrieval.cross_fit import admit_origins, time_blocks, trial_mem
 from forecaster.retrieval.neighbours import SLOTS, Condensed, condense
 from memory_index import files
 from memory_index.errors import IncompatibleError
+from memory_index.evaluation import Report
 from memory_index.leakage import LeakError, Policy, require_admissible
 from memory_index.memory import Memory
-from memory_index.memory_only import Report
 from memory_index.queries import query_blocks, require_same_data
 from memory_index.splits import require_origins
 from memory_index.tables.series import SeriesTable

@@ -113,17 +113,18 @@ def _run_there(folder: Path, record: RunRecord, *, resume: bool) -> Run | None:
     return None
 
 
-def run_exists(folder: Path) -> bool:
+def run_exists(folder: Path | str) -> bool:
     """Whether a folder holds a run, begun or finished; its record is not read."""
-    return (folder / CONFIG).is_file()
+    return (Path(folder) / CONFIG).is_file()
 
 
-def open_run(folder: Path) -> Run:
+def open_run(folder: Path | str) -> Run:
     """Read what a run is; its weights are read, and their hash is checked, by `Run.weights`.
 
     Raises `RunNotFoundError` with the runs beside it, `RunDamagedError` for a record that is not what was written,
     `RunIncompatibleError` for another format.
     """
+    folder = Path(folder)
     path = folder / CONFIG
     with refusals_named(path):
         if not path.is_file():

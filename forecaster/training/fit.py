@@ -100,9 +100,9 @@ def train_run(
     memory: Memory,
     ref: str,
     config: Config,
-    out: Path,
+    out: Path | str,
     *,
-    neighbours_dir: Path,
+    neighbours_dir: Path | str,
     resume: bool = False,
     device: str = "auto",
     report: Report = lambda done, total: None,
@@ -118,6 +118,7 @@ def train_run(
     Raises `IncompatibleError` (lookback or horizon longer than the version's; a table that it was not built on; a run
     that belongs to something else), `DataError` (no validation part), and what `begun_run` and `train` raise.
     """
+    out, neighbours_dir = Path(out), Path(neighbours_dir)
     check_fits(config, memory, table)
     require_same_data(table, memory.windows, ref)
     backbone = place_backbone(config, device)

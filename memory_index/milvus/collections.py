@@ -13,13 +13,13 @@ from __future__ import annotations
 import json
 import math
 import threading
-import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from memory_index.errors import IncompatibleError, ServiceError, UsageError
 from memory_index.milvus.connection import Connection
@@ -191,11 +191,13 @@ def _is_loaded_at_last(connection: Connection, name: str) -> bool:
 
 def wait_until(doing: str, done: Callable[[], bool]) -> None:
     """Raises `ServiceError` if it is not done in the end."""
-    until = time.monotonic() + PATIENCE_S
-    while not done():
-        if time.monotonic() > until:
-            raise ServiceError(f"Milvus took more than {PATIENCE_S:.0f} s to {doing}", hint="see the server's own log")
-        time.sleep(POLL_S)
+    again = retry_if_result(lambda is_done: not is_done)
+    try:
+        Retrying(retry=again, wait=wait_fixed(POLL_S), stop=stop_after_delay(PATIENCE_S))(done)
+    except RetryError:
+        raise ServiceError(
+            f"Milvus took more than {PATIENCE_S:.0f} s to {doing}", hint="see the server's own log"
+        ) from None
 
 
 def _is_loaded(connection: Connection, name: str) -> bool:

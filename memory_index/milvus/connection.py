@@ -20,6 +20,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_exponential
+
 from memory_index.access import Access
 from memory_index.errors import (
     IncompatibleError,
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SERVER, SERVER_TLS, EMBEDDED = "milvus://", "milvus+tls://", "milvus:"
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 3.0  # between two tries
+PAUSES = wait_exponential(multiplier=0.1, max=3.0)  # seconds between two tries: 0.1, then twice as long each time
 LEAST_TIMEOUT_S = 1.0  # a try gets at least so long
 CONNECT_S = 10.0  # a server that is there answers sooner
 NEVER_MS = 2**31 - 1  # Milvus Lite breaks off a connection that is idle and pinged, as pymilvus does every 10 s
@@ -109,16 +111,18 @@ class Connection:
         Raises `ServiceError`, or `NotFoundError` for a collection that is not there.
         """
         again = again and not self.address.embedded  # what is in this process does not come back
-        until = time.monotonic() + (self.access.deadline_s if deadline_s is None else deadline_s)
-        pause = FIRST_PAUSE_S
-        while True:
-            try:
-                return action(self._client, max(until - time.monotonic(), LEAST_TIMEOUT_S))
-            except _failures() as error:
-                if not again or _is_final(error) or time.monotonic() + pause > until:
-                    raise self._in_our_terms(doing, error) from error
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+        within_s = self.access.deadline_s if deadline_s is None else deadline_s
+        until = time.monotonic() + within_s
+        tries = Retrying(
+            retry=retry_if_exception(lambda error: again and isinstance(error, _failures()) and not _is_final(error)),
+            wait=PAUSES,
+            stop=stop_before_delay(within_s),
+            reraise=True,
+        )
+        try:
+            return tries(lambda: action(self._client, max(until - time.monotonic(), LEAST_TIMEOUT_S)))
+        except _failures() as error:
+            raise self._in_our_terms(doing, error) from error
 
     def searching(self) -> AbstractContextManager[object]:
         """To be held by whoever searches: a server takes many searches at a time, Milvus Lite one."""

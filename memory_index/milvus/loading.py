@@ -8,17 +8,17 @@ nothing is encoded again. Which collections, and when they are complete, is `pub
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from tenacity import Retrying, retry_if_exception_type, stop_before_delay
 
 from memory_index.errors import ServiceError
 from memory_index.local import LocalMemory
 from memory_index.milvus import collections
 from memory_index.milvus.collections import KEY, KNOWN_AT, ROW, SERIES
-from memory_index.milvus.connection import FIRST_PAUSE_S, LONGEST_PAUSE_S, Connection
+from memory_index.milvus.connection import PAUSES, Connection
 from memory_index.types import KeySpace
 from memory_index.versions.key_files import read_keys
 from memory_index.versions.version import Version
@@ -209,21 +209,18 @@ def _are_these(connection: Connection, name: str, rows: Rows, first: int, last: 
 def _insert(connection: Connection, name: str, rows: Rows, first: int, last: int) -> None:
     """Load one batch. Where it is not known whether it was taken, it is counted, and never just sent again."""
     entities = rows.entities(first, last)
-    until, pause = time.monotonic() + connection.access.deadline_s, FIRST_PAUSE_S
-    while True:
-        try:
+    again = retry_if_exception_type(ServiceError)
+    for attempt in Retrying(
+        retry=again, wait=PAUSES, stop=stop_before_delay(connection.access.deadline_s), reraise=True
+    ):
+        with attempt:
+            if attempt.retry_state.attempt_number > 1:
+                there = collections.num_rows(connection, name, rows.where(first, last))
+                if there == last - first:
+                    return
+                if there:
+                    _empty(connection, name, rows.where(first, last))
             connection.ask("take rows", lambda client, s: client.insert(name, entities, timeout=s), again=False)
-            return
-        except ServiceError:
-            if time.monotonic() + pause > until:
-                raise
-        time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE_S)
-        there = collections.num_rows(connection, name, rows.where(first, last))
-        if there == last - first:
-            return
-        if there:
-            _empty(connection, name, rows.where(first, last))
 
 
 def _empty(connection: Connection, name: str, where: str) -> None:

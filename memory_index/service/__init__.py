@@ -1,1 +1,1 @@
-"""The memory over the network: Arrow Flight, and what protects, watches and runs it."""
+"""The memory over the network: HTTP, and what protects, watches and runs it."""

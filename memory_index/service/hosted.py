@@ -2,12 +2,13 @@
 
 An alias that is switched, or a new latest version, is opened beside the old one, and is what the reference means from
 then on. The old one stays for those who opened it before, until none of them is left. How questions are answered is
-told in `server.py`.
+told in `app.py`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 from memory_index.access import Access
 from memory_index.errors import MemoryIndexError, NotFoundError, ServiceError, UsageError
 from memory_index.memory import Memory
-from memory_index.references import MILVUS_SCHEMES, SERVICE_SCHEMES, find
+from memory_index.references import MILVUS_SCHEMES, OLD_SCHEMES, SERVICE_SCHEMES, find
 from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest
 from memory_index.versions.opening import ENCODER_FILE, LoadEncoder
@@ -46,7 +47,7 @@ class Hosted:
     stamp: Stamp
     memory: Memory
     files: dict[str, int]
-    num_streams: int = 0
+    num_users: int = 0
     last_used: float = field(default_factory=time.monotonic)
 
     def close(self) -> None:
@@ -104,47 +105,40 @@ class Hosting:
             return dict(self._troubles)
 
     def open(self, ref: str) -> Hosted:
-        """What a client's reference means now: one that is served, or the number of a version that is open.
+        """What a client's reference means now: one that is served, or the number of a version that is open, or the
+        fingerprint of one that was opened before.
 
-        Raises `NotFoundError` that lists what is served, `UsageError` for what is no reference.
+        Raises `NotFoundError` that lists what is served, `UsageError` for what is no reference, and `ServiceError` for
+        a fingerprint that is not open any more: the service was started again, or nobody asked for long.
         """
-        name = _canonical(ref)
+        is_pinned = re.fullmatch(r"[0-9a-f]{64}", ref) is not None
+        name = ref if is_pinned else _canonical(ref)
         with self._lock:
             hosted = self._meant.get(name)
             if hosted is None:
-                hosted = next((each for each in reversed(self._hosted) if each.ref == name), None)
-            if hosted is None:
-                served = ", ".join(f"{name} ({each.ref})" for name, each in self._meant.items())
-                raise NotFoundError(f"'{ref}' is not served here", hint=f"served are {served}")
-            hosted.last_used = time.monotonic()
-            return hosted
-
-    def pinned(self, fingerprint: str) -> Hosted:
-        """The version that a client has opened before.
-
-        Raises `ServiceError` if it is not open any more: the service was started again, or nobody asked for long.
-        """
-        with self._lock:
-            hosted = next((each for each in reversed(self._hosted) if each.fingerprint == fingerprint), None)
-            if hosted is None:
+                candidates = reversed(self._hosted)
+                hosted = next((each for each in candidates if name in (each.ref, each.fingerprint)), None)
+            if hosted is None and is_pinned:
                 raise ServiceError(
-                    f"the version {fingerprint[:12]} that was opened here is no longer served",
+                    f"the version {ref[:12]} that was opened here is no longer served",
                     hint="open the reference again: it may mean a newer version by now",
                 )
+            if hosted is None:
+                served = ", ".join(f"{name} ({each.ref})" for name, each in self._meant.items())
+                raise NotFoundError(f"'{ref[:200]}' is not served here", hint=f"served are {served}")
             hosted.last_used = time.monotonic()
             return hosted
 
     @contextmanager
-    def stream(self, fingerprint: str) -> Iterator[Hosted]:
-        """Keep a version open while one stream asks it. Raises as `pinned` does."""
-        hosted = self.pinned(fingerprint)
+    def using(self, hosted: Hosted) -> Iterator[None]:
+        """Keep a version open while somebody asks it."""
         with self._lock:
-            hosted.num_streams += 1
+            hosted.num_users += 1
         try:
-            yield hosted
+            yield
         finally:
             with self._lock:
-                hosted.num_streams -= 1
+                hosted.num_users -= 1
                 hosted.last_used = time.monotonic()
 
     def doubt(self, hosted: Hosted) -> None:
@@ -195,7 +189,7 @@ class Hosting:
         with self._lock:
             meant = list(self._meant.values())
             for hosted in list(self._hosted):
-                if hosted not in meant and hosted.num_streams == 0 and hosted.last_used < until:
+                if hosted not in meant and hosted.num_users == 0 and hosted.last_used < until:
                     hosted.close()
                     self._hosted.remove(hosted)
 
@@ -252,7 +246,7 @@ def _place(ref: str) -> str:
 
 def _canonical(ref: str) -> str:
     """`NAME@latest`, `NAME@3` or `NAME@alias` of a reference. Raises `UsageError`."""
-    if ref.startswith(SERVICE_SCHEMES):
+    if ref.startswith((*SERVICE_SCHEMES, *OLD_SCHEMES)):
         raise UsageError(f"'{ref}' is served already", hint="let clients ask it there")
     name, wanted = parse_ref(ref.rpartition("/")[2] if ref.startswith(MILVUS_SCHEMES) else ref)
     return f"{name}@{int(wanted) if wanted.isdecimal() else wanted}"

@@ -9,22 +9,22 @@ told in `wire.py`.
 from __future__ import annotations
 
 import json
-import math
 import os
-import random
+import ssl
 import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import quote, urlsplit
 
+import httpx
 import numpy as np
-import pyarrow as pa
-from pyarrow import flight
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
 from memory_index import files
 from memory_index.access import Access
@@ -34,7 +34,8 @@ from memory_index.memory import require_counts, require_lookback, spaces_asked
 from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale
 from memory_index.service import wire
-from memory_index.service.wire import Limits, Message, Question
+from memory_index.service.messages import read_error
+from memory_index.service.wire import Limits, Question
 from memory_index.types import Filter, KeySpace, Queries, Scope
 from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest, manifest_from_json
@@ -45,55 +46,49 @@ from memory_index.windows import StoredWindows
 OPEN_S = 5.0  # to reach a service for the first time: longer is a wrong address
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0  # between two attempts; doubled each time, and drawn
 TELL_S = 2.0  # of asking in vain, before it is said that it goes on
-MOST_STREAMS = 8  # of one memory at once, however many threads ask: a service searches for one at a time anyway
-FORGET_S = 300.0  # a stream that nobody has used for so long is not used again
-END_S = 1.0  # for a service to end a stream of which nothing more is wanted
+MOST_CONNECTIONS = 8  # of one memory at once, however many threads ask: a service searches for one at a time anyway
+FORGET_S = 60.0  # a connection that was not used for so long is not used again; a service keeps it for longer
+BESIDE_BYTES = 64 << 10  # of an answer, beside its arrays
+MAX_OPENING = 64 << 20  # bytes: a manifest of very many segments
 WHEN_FULL = "free some disk space where temporary files are kept, or set TMPDIR to another place"
-SCHEMES = {"grpc://": "grpc+tcp://", "grpc+tls://": "grpc+tls://"}
-
-T = TypeVar("T")
+ADDRESS_HINT = "http://HOST:PORT/NAME@3, or https:// with TLS"
 
 _windows: weakref.WeakValueDictionary[str, StoredWindows] = weakref.WeakValueDictionary()  # by fingerprint
 _maps: weakref.WeakValueDictionary[str, DualKeyEncoder] = weakref.WeakValueDictionary()  # by fingerprint
 _shared_lock = threading.Lock()  # of both
-_connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
-_of_the_parent: list[_Connection] = []  # in a forked process, those that there were
-_asking_process: int | None = None  # where the first connection was made; gRPC works in no process forked from it
 
 
 class Address(NamedTuple):
-    """The address of a version behind a service, in parts. location: as Arrow wants it."""
+    """The address of a version behind a service, in parts."""
 
-    location: str
     service: str
     ref: str
 
 
 def parse_address(address: str) -> Address:
-    """`grpc://HOST:PORT/REF` or `grpc+tls://HOST:PORT/REF` in parts. Raises `UsageError`."""
-    for scheme, theirs in SCHEMES.items():
-        host, _, ref = address.removeprefix(scheme).partition("/")
-        name, _, port = host.rpartition(":")
-        if address.startswith(scheme) and name and _is_port(port) and ref and "/" not in ref:
-            return Address(f"{theirs}{host}", f"{scheme}{host}", ref)
-    raise UsageError(
-        f"'{address}' is not the address of a version", hint="grpc://HOST:PORT/NAME@3, or grpc+tls:// with TLS"
-    )
+    """`http://HOST:PORT/REF` or `https://HOST:PORT/REF` in parts; before the reference may stand the path of a proxy.
 
-
-def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= 5 and 1 <= int(text) <= 65535
+    Raises `UsageError`.
+    """
+    service, _, ref = address.rpartition("/")
+    with suppress(ValueError, httpx.InvalidURL):
+        parts, url = urlsplit(service), httpx.URL(service)
+        is_plain = not (
+            parts.username or parts.query or parts.fragment or parts.netloc.endswith(":") or "@" in parts.netloc
+        )
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.host and is_plain and ref:
+            return Address(service, ref)
+    raise UsageError(f"'{address}' is not the address of a version", hint=ADDRESS_HINT)
 
 
 class RemoteMemory:
     """A version behind a service. Implements `Memory`; safe to use from several threads.
 
-    address: `grpc://HOST:PORT/REF` or `grpc+tls://HOST:PORT/REF`. What REF means is asked once: `ref` says it in full,
+    address: `http://HOST:PORT/REF` or `https://HOST:PORT/REF`. What REF means is asked once: `ref` says it in full,
     and every answer must be of that version. A question that fails on the way is asked again, with growing pauses,
     until `access.deadline_s`; a service that refuses is not. note: told when that has taken a while, once per outage.
-    A process that was forked after this one has asked a service cannot ask any: gRPC does not work there.
 
-    Raises `ServiceError` (unreachable, refused, forked), `NotFoundError` (not served), `UsageError` (address),
+    Raises `ServiceError` (unreachable, refused), `NotFoundError` (not served), `UsageError` (address),
     `VerificationError` (files that are not those of the version).
     """
 
@@ -101,15 +96,10 @@ class RemoteMemory:
         self, address: str, *, access: Access | None = None, note: Callable[[str], None] = lambda text: None
     ) -> None:
         self.address, self.access = parse_address(address), access or Access()
-        self._connection = _Connection(self.address, self.access, note)
-        opened = self._connection.attempt(self._open, min(OPEN_S, self.access.deadline_s), is_told=False)
-        if opened.get("protocol") != wire.PROTOCOL:
-            raise IncompatibleError(
-                f"{self.address.service} speaks protocol {opened.get('protocol')}, this program {wire.PROTOCOL}",
-                hint="use the same version of the program on both sides",
-            )
+        self._service = _Service(self.address.service, self.access, note)
+        opened = self._opened()
         try:
-            self.manifest: Manifest = manifest_from_json(opened["manifest"], where=self.address.service)
+            self.manifest: Manifest = manifest_from_json(json.dumps(opened["manifest"]), where=self.address.service)
             self.ref = f"{self.address.service}/{_meant(self.address, opened['ref'])}"
             self.limits = Limits(**opened["limits"])
             self.causal_only = bool(opened["causal_only"])
@@ -166,7 +156,7 @@ class RemoteMemory:
 
     def close(self) -> None:
         """Close the connection; the next question opens another one."""
-        self._connection.close()
+        self._service.close()
 
     def _parts(self, queries: Queries, k: int) -> Iterator[slice]:
         num_moments, num_series, lookback = queries.context.shape
@@ -187,24 +177,34 @@ class RemoteMemory:
     def _asked(
         self, question: Question, spaces: tuple[KeySpace, ...], linear_maps: dict[int, np.ndarray], until: float
     ) -> Neighbours:
-        def once(left_s: float) -> Message:
-            message = wire.write_question(question._replace(wait_s=left_s))
-            with self._connection.stream(self.fingerprint, left_s) as stream:
-                return stream.ask(message, left_s)
-
-        answer = self._connection.attempt(once, until - time.monotonic())
+        num_windows = len(question.queries) * len(question.queries.series_id)
+        most = wire.answer_bytes(num_windows, len(spaces), question.k) + BESIDE_BYTES
+        answer = self._service.ask(
+            f"/v1/indexes/{self.fingerprint}/search",
+            within_s=until - time.monotonic(),
+            most=most,
+            body=lambda left_s: wire.write_question(question._replace(wait_s=left_s)),
+        )
         return wire.read_answer(
             answer, question, spaces, self._temperature, linear_maps, self.fingerprint, self.windows
         )
 
-    def _open(self, left_s: float) -> dict[str, Any]:
-        action = flight.Action(wire.OPEN, json.dumps({"ref": self.address.ref}).encode())
-        with self._connection.client() as client:
-            results = list(client.do_action(action, self._connection.options(left_s)))
+    def _opened(self) -> dict[str, Any]:
+        path = f"/v1/indexes/{quote(self.address.ref)}"
+        within_s = min(OPEN_S, self.access.deadline_s)
+        content = self._service.ask(path, within_s=within_s, most=MAX_OPENING, is_told=False)
         try:
-            return dict(json.loads(results[0].body.to_pybytes()))
-        except (ValueError, TypeError, IndexError, RecursionError) as error:
-            raise ServiceError(f"{self.address.service} gave an answer that cannot be read") from error
+            opened = dict(json.loads(content))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ServiceError(
+                f"{self.address.service} gave an answer that cannot be read", hint="is it a service of this program?"
+            ) from error
+        if opened.get("protocol") != wire.PROTOCOL:
+            raise IncompatibleError(
+                f"{self.address.service} speaks protocol {opened.get('protocol')}, this program {wire.PROTOCOL}",
+                hint="use the same version of the program on both sides",
+            )
+        return opened
 
     @cached_property
     def _linear(self) -> DualKeyEncoder:
@@ -226,27 +226,19 @@ class RemoteMemory:
                     target = folder / path
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with files.refusals_named(target, option="", when_full=WHEN_FULL):
-                        self._connection.attempt(
-                            partial(self._fetch, path, target, record.bytes),
-                            self.access.deadline_s,
-                        )
+                        with target.open("wb") as file:
+                            self._service.ask(
+                                f"/v1/indexes/{self.fingerprint}/files/{quote(path)}",
+                                within_s=self.access.deadline_s,
+                                most=record.bytes,
+                                into=file,
+                            )
                         if files.hash_file(target) != record:
                             raise VerificationError(
                                 f"{self.address.service} sent a {path} that is not the one of {self.ref}",
                                 hint="check the service: cli index verify, where its folder is",
                             )
             yield folder
-
-    def _fetch(self, path: str, target: Path, num_bytes: int, left_s: float) -> None:
-        ticket = flight.Ticket(json.dumps({"fingerprint": self.fingerprint, "file": path}).encode())
-        with self._connection.client() as client, target.open("wb") as file:
-            for chunk in client.do_get(ticket, self._connection.options(left_s)):
-                if chunk.data.schema != wire.CHUNK or chunk.data["bytes"].null_count:
-                    raise ServiceError(f"{self.address.service} sent something else than the file {path}")
-                for piece in chunk.data["bytes"]:
-                    file.write(piece.as_buffer())
-                if file.tell() > num_bytes:  # whatever it is, it is not the file
-                    break
 
 
 def _meant(address: Address, opened: str) -> str:
@@ -262,287 +254,141 @@ def _meant(address: Address, opened: str) -> str:
     return opened
 
 
-class _Stream:
-    """One kept stream of questions and answers; it is asked one question at a time."""
+class _Service:
+    """A service, reached over connections that are used again, and asked again where that is safe.
 
-    def __init__(self, client: flight.FlightClient, fingerprint: str, options: flight.FlightCallOptions) -> None:
-        descriptor = flight.FlightDescriptor.for_command(json.dumps({"fingerprint": fingerprint}).encode())
-        self.writer, self.reader = client.do_exchange(descriptor, options)
-        self.writer.begin(wire.QUESTION)
-        self.last_used = time.monotonic()
-
-    def ask(self, message: Message, within_s: float) -> Message:
-        """The answer to one question. The stream is of no use any more if this raises."""
-        try:
-            with _watch.broken_off_after(within_s, self.reader.cancel):
-                self.writer.write_with_metadata(message.batch, message.document)
-                chunk = self.reader.read_chunk()
-        except StopIteration as error:
-            raise flight.FlightUnavailableError("the service has ended the stream") from error
-        if chunk.data is None or chunk.app_metadata is None:
-            raise ServiceError("the service gave half an answer; it was discarded")
-        self.last_used = time.monotonic()
-        return Message(chunk.data, chunk.app_metadata.to_pybytes())
-
-    def end(self) -> None:
-        """Say that nothing more will be asked, and wait a moment until the service has ended it as well."""
-        with suppress(Exception), _watch.broken_off_after(END_S, self.reader.cancel):
-            self.writer.done_writing()
-            for _ in self.reader:
-                pass
-        self.cancel()
-
-    def cancel(self) -> None:
-        """Give it up, whatever state it is in."""
-        for end in (self.reader.cancel, self.writer.close):  # Arrow complains on stderr of what is not closed
-            with suppress(Exception):
-                end()
-
-
-class _Watch:
-    """Breaks off what takes too long, with one thread for everything that is watched in this process."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._watched: dict[object, tuple[float, Callable[[], None]]] = {}  # until when, and how to break it off
-        self._looks_at = math.inf  # when the thread wakes by itself
-        self._is_started = False
-
-    @contextmanager
-    def broken_off_after(self, seconds: float, break_off: Callable[[], None]) -> Iterator[None]:
-        """Call `break_off`, in the thread, unless the block has ended by then."""
-        until, key = time.monotonic() + seconds, object()
-        with self._changed:
-            self._watched[key] = until, break_off
-            if not self._is_started:
-                threading.Thread(target=self._watch, name="watch", daemon=True).start()
-                self._is_started = True
-            elif until < self._looks_at:
-                self._changed.notify()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._watched.pop(key, None)
-
-    def _watch(self) -> None:
-        while True:
-            with self._changed:
-                now = time.monotonic()
-                late = [key for key, (until, _) in self._watched.items() if until <= now]
-                to_break_off = [self._watched.pop(key)[1] for key in late]
-                if not late:
-                    self._looks_at = min((until for until, _ in self._watched.values()), default=math.inf)
-                    self._changed.wait(None if self._looks_at == math.inf else self._looks_at - now)
-            for break_off in to_break_off:
-                break_off()
-
-
-_watch = _Watch()
-
-
-class _Connection:
-    """A connection to a service with streams that are used again, and another try where one is safe.
-
-    No more streams are kept than are in use, and one when none is: a service has places for 64, of all its clients.
+    A process that was forked from this one gets connections of its own.
     """
 
-    def __init__(self, address: Address, access: Access, note: Callable[[str], None]) -> None:
+    def __init__(self, address: str, access: Access, note: Callable[[str], None]) -> None:
         self.address, self.access, self.note = address, access, note
         self._lock = threading.Lock()
-        self._client: flight.FlightClient | None = None
-        self._idle: list[_Stream] = []  # always this very list
-        self._num_in_use = 0
+        self._client: httpx.Client | None = None
+        self._of_parent: list[httpx.Client | None] = []  # which must not be let go of in a forked process
+        self._process = 0
         self._is_noted = False  # that it is asked in vain
-        self._places = threading.BoundedSemaphore(MOST_STREAMS)
-        _connections.add(self)
-        weakref.finalize(self, _cancel, self._idle)
 
-    def options(self, timeout_s: float | None = None) -> flight.FlightCallOptions:
-        """With the token, and perhaps a time after which the call is given up."""
-        headers = [(b"authorization", f"Bearer {self.access.token}".encode())] if self.access.token else []
-        return flight.FlightCallOptions(timeout=timeout_s, headers=headers)
+    def ask(
+        self,
+        path: str,
+        *,
+        within_s: float,
+        most: int,
+        body: Callable[[float], bytes] | None = None,
+        into: BinaryIO | None = None,
+        is_told: bool = True,
+    ) -> bytes:
+        """The answer to a question that may be asked twice; it is, until it is answered or refused.
 
-    @contextmanager
-    def client(self) -> Iterator[flight.FlightClient]:
-        """The connection, opened if there is none; given up if the block fails, so that the next try begins anew."""
-        with self._lock:
-            if self._client is None:
-                self._client = _connected(self.address, self.access)
-            client = self._client
-        try:
-            yield client
-        except Exception:
-            self._give_up(client)
-            raise
-
-    @contextmanager
-    def stream(self, fingerprint: str, within_s: float) -> Iterator[_Stream]:
-        """A stream that nobody else uses at the moment; given up if the block fails."""
-        if not self._places.acquire(timeout=within_s):
-            raise BusyError(f"{MOST_STREAMS} questions to {self.address.service} are under way already")
-        try:
-            with self._stream(fingerprint, within_s) as stream:
-                yield stream
-        finally:
-            self._places.release()
-
-    @contextmanager
-    def _stream(self, fingerprint: str, within_s: float) -> Iterator[_Stream]:
-        with self.client() as client:
-            stream = self._kept()
-            if stream is None:
-                # Beginning a stream waits for a connection as long as gRPC likes; this call does not.
-                list(client.list_actions(self.options(within_s)))
-                stream = _Stream(client, fingerprint, self.options())
-            try:
-                with self._in_use():
-                    yield stream
-            except BaseException:
-                stream.cancel()
-                raise
-            surplus = self._taken_back(stream, client)
-        for each in surplus:
-            each.end()
-
-    def _taken_back(self, stream: _Stream, client: flight.FlightClient) -> list[_Stream]:
-        """Keep a stream of a client; returns those that are not kept any more, the longest unused first."""
-        with self._lock:
-            if self._client is not client:
-                return [stream]
-            streams = [*self._idle, stream]
-            num_surplus = max(len(streams) - max(self._num_in_use, 1), 0)
-            self._idle[:] = streams[num_surplus:]
-            return streams[:num_surplus]
-
-    @contextmanager
-    def _in_use(self) -> Iterator[None]:
-        with self._lock:
-            self._num_in_use += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._num_in_use -= 1
-
-    def _kept(self) -> _Stream | None:
-        """The stream that was used last; those that have not been used for long are given up."""
-        since = time.monotonic() - FORGET_S
-        with self._lock:
-            forgotten = [stream for stream in self._idle if stream.last_used < since]
-            self._idle[:] = [stream for stream in self._idle if stream.last_used >= since]
-            kept = self._idle.pop() if self._idle else None
-        for stream in forgotten:
-            stream.cancel()
-        return kept
-
-    def _give_up(self, client: flight.FlightClient) -> None:
-        with self._lock:
-            if self._client is not client:
-                return
-            idle, self._client = list(self._idle), None
-            self._idle.clear()
-        for stream in idle:
-            stream.cancel()
-
-    def attempt(self, once: Callable[[float], T], within_s: float, *, is_told: bool = True) -> T:
-        """Do something that may be done twice, until it succeeds or is refused. once: is given the seconds left.
-
-        is_told: False says nothing while it is tried again. Raises `ServiceError` when the time is over, or in a forked
-        process, or what the service answered.
+        within_s: all tries together. most: bytes of the answer that are read. body: of a POST, given the seconds that
+        are left. into: where the answer is written, instead of being returned. is_told: False says nothing while it is
+        tried again. Raises `ServiceError` when the time is over, or what the service answered.
         """
-        self._require_own_process()
-        started, pause = time.monotonic(), FIRST_PAUSE_S
-        while True:
-            left_s = max(within_s - (time.monotonic() - started), 0.001)
-            try:
-                done = once(left_s)
-                self._is_noted = False
-                return done
-            except (flight.FlightError, pa.ArrowException, OSError) as error:
-                trouble = self._in_our_terms(error)
-                if not isinstance(trouble, BusyError):
-                    raise trouble from error
-            left_s = within_s - (time.monotonic() - started)
-            if left_s < pause:
-                raise ServiceError(
-                    f"{trouble}; gave up after {time.monotonic() - started:.1f} s", hint=trouble.hint
-                ) from trouble
-            if is_told and not self._is_noted and time.monotonic() - started >= TELL_S:
+        started = time.monotonic()
+
+        def once() -> bytes:
+            return self._once(path, max(within_s - (time.monotonic() - started), 0.001), most, body, into)
+
+        def tell(state: RetryCallState) -> None:
+            if is_told and not self._is_noted and time.monotonic() - started >= TELL_S and state.outcome:
                 self._is_noted = True
-                self.note(f"{trouble}; asked again until {within_s:.0f} s are over")
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+                self.note(f"{state.outcome.exception()}; asked again until {within_s:.0f} s are over")
 
-    def _in_our_terms(self, error: Exception) -> Exception:
-        """`BusyError` where another try may help."""
-        service = self.address.service
-        told = wire.read_error(getattr(error, "extra_info", b"") or b"")
-        if told is not None:
-            return type(told)(f"{service}: {told}", hint=told.hint)
-        said = str(error).partition(". gRPC client debug context")[0].partition(". Detail:")[0]
-        said = said.rpartition("with message: ")[2].rpartition("last error: ")[2]  # before it, only that it failed
-        said = " ".join(said.split())[:300]
-        if isinstance(error, flight.FlightUnauthenticatedError):
-            return ServiceError(f"{service} refuses: {said}", hint="--token-file FILE")
-        if isinstance(error, (pa.ArrowInvalid, pa.ArrowNotImplementedError)):  # beyond a limit, or not to be read
-            return ServiceError(
-                f"{service} refuses, or cannot be understood: {said}",
-                hint="ask for less at once; is it a service of this program?",
-            )
-        if isinstance(error, (flight.FlightTimedOutError, flight.FlightCancelledError)):
-            return BusyError(f"{service} did not answer in time", hint="is it overloaded? ask for less at once")
-        if "certificate" in said.lower() or "ssl" in said.lower() or "handshake" in said.lower():
-            return ServiceError(
-                f"no secure connection to {service}: {said}",
-                hint="check its certificate, its host name in it, and --tls-ca; without TLS the address begins with grpc://",
-            )
-        hint = "is it running, and is the address right?"
-        if service.startswith("grpc://") and any(word in said.lower() for word in ("reset by peer", "socket closed")):
-            hint += " or does it speak TLS: grpc+tls://?"
-        return BusyError(f"{service} cannot be reached: {said}", hint=hint)
-
-    def _require_own_process(self) -> None:
-        """Raise in a forked process. What its parent has opened must not be let go of there either: that hangs."""
-        if _asking_process not in (None, os.getpid()):
+        again = Retrying(
+            retry=retry_if_exception_type(BusyError),
+            wait=wait_random_exponential(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S),
+            stop=stop_before_delay(within_s),
+            before_sleep=tell,
+            reraise=True,
+        )
+        try:
+            content: bytes = again(once)
+        except BusyError as trouble:
             raise ServiceError(
-                f"{self.address.service} cannot be asked: a service was opened before a fork, in the process that "
-                "this one was forked from",
-                hint="start processes with spawn, or open nothing before the fork",
-            )
+                f"{trouble}; gave up after {time.monotonic() - started:.1f} s", hint=trouble.hint
+            ) from trouble
+        self._is_noted = False
+        return content
 
     def close(self) -> None:
-        """End the streams that are kept; in a forked process nothing, for they are its parent's."""
-        if _asking_process != os.getpid():
-            return
+        """Close the connections; the next question opens others."""
         with self._lock:
-            idle, client, self._client = list(self._idle), self._client, None
-            self._idle.clear()
-        for stream in idle:
-            stream.end()
-        if client is not None:
-            with suppress(Exception):
-                client.close()
+            client, self._client = self._client, None
+        if client is not None and self._process == os.getpid():
+            client.close()
 
+    def _once(
+        self, path: str, left_s: float, most: int, body: Callable[[float], bytes] | None, into: BinaryIO | None
+    ) -> bytes:
+        until, read = time.monotonic() + left_s, bytearray()
+        if into is not None:
+            into.seek(0)
+            into.truncate()
+        content = None if body is None else body(left_s)
+        headers = {} if content is None else {"content-type": wire.ARROW}
+        try:
+            with self._http().stream(
+                "GET" if content is None else "POST",
+                self.address + path,
+                content=content,
+                headers=headers,
+                timeout=left_s,
+            ) as answer:
+                num_bytes = 0
+                is_well = answer.status_code == 200
+                for chunk in answer.iter_raw():  # raw: what says that it is compressed is not unpacked
+                    num_bytes += len(chunk)
+                    (into.write if into is not None and is_well else read.extend)(chunk)
+                    if time.monotonic() > until:
+                        raise httpx.ReadTimeout("the answer takes too long")
+                    if (num_bytes > most and is_well) or num_bytes > MAX_OPENING:  # not the answer
+                        break
+                status = answer.status_code
+        except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError) as error:
+            raise self._in_our_terms(error) from error
+        if status != 200:
+            raise self._refusal(status, bytes(read))
+        if num_bytes > most and into is None:
+            raise ServiceError(f"{self.address} gave an answer that is too long; it was discarded")
+        return bytes(read)
 
-def _cancel(streams: list[_Stream]) -> None:
-    """Give up the streams of a connection that nobody has any more, or at the end of the program.
+    def _http(self) -> httpx.Client:
+        """The client of this process. No proxy is gone through, which would see the token, and no redirect followed."""
+        with self._lock:
+            if self._client is None or self._process != os.getpid():
+                self._of_parent.append(self._client)
+                context: ssl.SSLContext | bool = False
+                if self.address.startswith("https://"):
+                    authority = self.access.tls_ca
+                    context = ssl.create_default_context(cadata=authority and authority.decode("ascii", "replace"))
+                headers = {"accept-encoding": "identity"}
+                headers |= {"authorization": f"Bearer {self.access.token}"} if self.access.token else {}
+                kept = httpx.Limits(max_connections=MOST_CONNECTIONS, keepalive_expiry=FORGET_S)
+                self._client = httpx.Client(headers=headers, verify=context, trust_env=False, limits=kept)
+                self._process = os.getpid()
+            return self._client
 
-    Left to Arrow, each would wait for the service, and the whole process with it: Python's lock is held meanwhile.
-    """
-    if _asking_process == os.getpid():
-        for stream in streams:
-            stream.cancel()
+    def _refusal(self, status: int, content: bytes) -> Exception:
+        told = read_error(content)
+        if told is not None:
+            return type(told)(f"{self.address}: {told}", hint=told.hint)
+        kind = BusyError if status in (429, 502, 503, 504) else ServiceError  # of a proxy
+        return kind(f"{self.address} answers with status {status}", hint="is it a service of this program?")
 
-
-# In a forked process nothing of its parent's connections may be let go of: that waits for ever.
-os.register_at_fork(after_in_child=lambda: _of_the_parent.extend(_connections))
-
-
-def _connected(address: Address, access: Access) -> flight.FlightClient:
-    """A client of gRPC, which says nothing on stderr and goes through no proxy, which would see the token."""
-    global _asking_process
-    _asking_process = os.getpid()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it is read when the first client of a process is made
-    options = {"tls_root_certs": access.tls_ca} if access.tls_ca else {}
-    return flight.FlightClient(address.location, generic_options=[("grpc.enable_http_proxy", 0)], **options)
+    def _in_our_terms(self, error: Exception) -> ServiceError:
+        """`BusyError` where another try may help."""
+        causes = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+            causes.append(cause)  # type: ignore[arg-type]
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        if any(isinstance(each, ssl.SSLError) for each in causes):
+            return ServiceError(
+                f"no secure connection to {self.address}: {said}",
+                hint="check its certificate, its host name in it, and --tls-ca; without TLS the address begins with http://",
+            )
+        if isinstance(error, (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout)):
+            return BusyError(f"{self.address} did not answer in time", hint="is it overloaded? ask for less at once")
+        hint = "is it running, and is the address right?"
+        if self.address.startswith("http://") and isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError)):
+            hint += " or does it speak TLS: https://?"
+        return BusyError(f"{self.address} cannot be reached: {said}", hint=hint)

@@ -1,101 +1,123 @@
-"""One search after the other, in the order that they were asked for."""
+"""One search after the other, in the order that they were asked for, and what all requests may hold meanwhile."""
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from memory_index.errors import BusyError
+from starlette.requests import ClientDisconnect
+
+from memory_index.errors import BusyError, ServiceError
+from memory_index.memory import Memory
+from memory_index.neighbours import Neighbours
+from memory_index.service.calls import RefusedError
 
 T = TypeVar("T")
 
 
 class Turns:
-    """Does one piece of work at a time; others wait in line, at most `max_waiting` of them.
+    """One piece of work at a time, in one thread, in the order it was asked for; at most `max_waiting` wait.
 
-    One search uses all cores well. Several at a time would finish later, each of them, and a short one could be
-    overtaken for ever: whoever came first is next.
-
-    All of it is done in one thread. FAISS and NumPy keep a team of threads for each thread that calls them, and a team
-    looks around for more work for a while before it sleeps: with the teams of all callers on busy cores a search took
-    ten times as long. Nothing waits for that thread when the program ends: a search cannot be broken off.
+    One search uses all cores well; several at a time would finish later, each of them. All is done in one thread:
+    FAISS and NumPy keep a team of threads for each thread that calls them, and the teams of many callers on busy cores
+    made a search ten times as long.
     """
 
     def __init__(self, max_waiting: int) -> None:
-        self._max_waiting = max_waiting
-        self._line: deque[_Turn] = deque()
-        self._changed = threading.Condition()
-        self._is_closed = False
-        threading.Thread(target=self._work, name="search", daemon=True).start()
+        self._max_waiting, self._free = max_waiting, asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
+        self.num_waiting, self.is_at_work = 0, False
 
-    @property
-    def num_waiting(self) -> int:
-        """How many wait at this moment."""
-        return len(self._line)
+    async def take(self, work: Callable[[float], T], wait_s: float, is_gone: Callable[[], Awaitable[bool]]) -> T:
+        """What the work returns or raises. work: is given the seconds that were waited.
 
-    def take(self, work: Callable[[float], T], wait_s: float) -> T:
-        """What the work returns or raises, done when it is its turn. work: is given the seconds that were waited.
-
-        Raises `BusyError` if it would wait longer than `wait_s`, if too many wait already, or after `close`.
+        Raises `BusyError` if it would wait longer than `wait_s`, or if too many wait already, and `ClientDisconnect`
+        if nobody waits for the answer any more when its turn has come.
         """
-        turn = _Turn(work)
-        with self._changed:
-            if self._is_closed:
-                raise _ending()
-            if len(self._line) >= self._max_waiting:
-                raise BusyError(f"the service is busy: {self._max_waiting} questions wait already", hint="ask later")
-            self._line.append(turn)
-            self._changed.notify()
+        if self._free.locked() and self.num_waiting >= self._max_waiting:
+            raise BusyError(f"the service is busy: {self.num_waiting} questions wait already", hint="ask later")
+        since = time.monotonic()
+        self.num_waiting += 1
         try:
-            turn.begun.wait(wait_s)
+            async with asyncio.timeout(wait_s):
+                await self._free.acquire()
+        except TimeoutError:
+            raise BusyError(
+                f"the service is busy: no turn within {wait_s:.1f} s", hint="ask later, or less at once"
+            ) from None
         finally:
-            with self._changed:
-                is_given_up = turn in self._line
-                if is_given_up:
-                    self._line.remove(turn)
-        if is_given_up:
-            raise BusyError(f"the service is busy: no turn within {wait_s:.1f} s", hint="ask later, or less at once")
-        result: T = turn.ended.result()
-        return result
+            self.num_waiting -= 1
+        try:
+            if await is_gone():
+                raise ClientDisconnect
+            self.is_at_work = True
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._done, work, since)
+        finally:
+            self._free.release()
+
+    def _done(self, work: Callable[[float], T], since: float) -> T:
+        try:
+            return work(time.monotonic() - since)
+        finally:
+            self.is_at_work = False  # not before, though nobody may wait for it any more
 
     def close(self) -> None:
-        """Refuse all who wait, and end the thread when what has begun is done."""
-        with self._changed:
-            self._is_closed = True
-            for turn in self._line:
-                turn.ended.set_exception(_ending())
-                turn.begun.set()
-            self._line.clear()
-            self._changed.notify()
-
-    def _work(self) -> None:
-        while (turn := self._next()) is not None:
-            turn.begun.set()
-            try:
-                turn.ended.set_result(turn.work(time.monotonic() - turn.since))
-            except BaseException as error:  # noqa: BLE001 - raised where it was asked for
-                turn.ended.set_exception(error)
-            del turn  # and its result
-
-    def _next(self) -> _Turn | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._line or self._is_closed)
-            return self._line.popleft() if self._line else None
+        """Begin nothing any more. What has begun goes on: a search cannot be broken off."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-class _Turn:
-    """One piece of work, from when it is asked for until it has ended."""
+class Budget:
+    """Bytes that all requests together may hold; what one needs beyond that is told to come again.
 
-    def __init__(self, work: Callable[[float], Any]) -> None:
-        self.work = work
-        self.since = time.monotonic()
-        self.begun = threading.Event()
-        self.ended: Future[Any] = Future()
+    A single request is always let in: what it may need is bounded by `Limits`.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._held = most, 0
+
+    @contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """A function that counts so many bytes more, until the block ends. Raises `BusyError`."""
+        mine = 0
+
+        def take(num_bytes: int) -> None:
+            nonlocal mine
+            if self._held > mine and self._held + num_bytes > self._most:
+                raise BusyError(
+                    f"the service is busy: {self._held >> 20} MB of questions are held already", hint="ask later"
+                )
+            self._held += num_bytes
+            mine += num_bytes
+
+        try:
+            yield take
+        finally:
+            self._held -= mine
 
 
-def _ending() -> BusyError:
-    return BusyError("the service is about to end", hint="ask again in a moment, or another one")
+def require_time(until: float) -> None:
+    """Raise `RefusedError` when it is later (`time.monotonic`)."""
+    if time.monotonic() > until:
+        error = ServiceError(
+            "the question takes longer than this service allows", hint="ask for fewer moments or series at once"
+        )
+        raise RefusedError(504, error)
+
+
+class TimedMemory:
+    """A memory that is not asked any more once the time of a request is over."""
+
+    def __init__(self, memory: Memory, until: float) -> None:
+        self._memory, self._until = memory, until
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._memory, name)
+
+    def search(self, *arguments: Any, **options: Any) -> Neighbours:
+        """See `Memory.search`."""
+        require_time(self._until)
+        return self._memory.search(*arguments, **options)

@@ -1,36 +1,38 @@
-"""What client and service say to each other, as Arrow batches with a JSON document beside each.
+"""What client and service say to each other: Arrow IPC streams, each with a JSON document in its schema.
 
-Each batch is one line of whole arrays. A question has the raw values of windows [B, N, L] and their origins [B]; of
+Each stream is one line of whole arrays. A question has the raw values of windows [B, N, L] and their origins [B]; of
 consecutive moments each value is said once, not once for every window that it lies in. An answer has the neighbours
-[B, N, V, K] and the query's statistics [B, N, V]. A stream asks one version, named by its fingerprint, and every answer
-repeats it. What a service is told is not believed: each question is checked here before anything is made of it.
-Vectors never travel, and no object is unpickled.
+[B, N, V, K] and the query's statistics [B, N, V], and names the version that it is of. What a service is told is not
+believed: each question is checked here before anything is made of it. Vectors never travel, and no object is unpickled.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.lib.stride_tricks import sliding_window_view
 
-from memory_index import errors
+from memory_index.arrow_streams import read_batches
+from memory_index.documents import jsonable
 from memory_index.errors import MemoryIndexError, ServiceError, UsageError
+from memory_index.inspection import neighbour_records
 from memory_index.leakage import Policy
 from memory_index.neighbours import Neighbours
+from memory_index.service.messages import list_of, read_document, require_at_most, value_of
 from memory_index.types import Filter, KeySpace, Queries, Scope
-from memory_index.windows import StoredWindows
+from memory_index.windows import Step, StoredWindows
 
-PROTOCOL = 1
-OPEN, STATUS = "open", "status"  # actions
-CHUNK = pa.schema([pa.field("bytes", pa.binary())])  # a file travels as such pieces
+PROTOCOL = 2
+ARROW, JSON, CSV = "application/vnd.apache.arrow.stream", "application/json", "text/csv"
+BESIDE = b"document"  # key of the JSON document in the metadata of a schema
 MAX_NAME = 1000  # characters of the name of a series
-MAX_DOCUMENT = 4 << 20  # bytes; read into Python objects it is many times as large
+SLOT_BYTES, SPACE_BYTES = 20, 16  # of an answer, per neighbour and per key space
 QUESTION = pa.schema([pa.field("values", pa.list_(pa.float32())), pa.field("origin", pa.list_(pa.timestamp("ns")))])
 ANSWER = pa.schema(
     [
@@ -87,18 +89,19 @@ class Question(NamedTuple):
     wait_s: float
 
 
-class Message(NamedTuple):
-    """A batch and the bytes of the document beside it."""
-
-    batch: pa.RecordBatch
-    document: bytes
+def answer_bytes(num_windows: int, num_spaces: int, k: int) -> int:
+    """How large an answer is, but for what stands beside it."""
+    return num_windows * num_spaces * (k * SLOT_BYTES + SPACE_BYTES)
 
 
-def write_question(question: Question) -> Message:
+# Questions
+
+
+def write_question(question: Question) -> bytes:
     """A question as it travels."""
     queries = question.queries
     stretch, where = _stretch(queries.context), question.where
-    document: dict[str, Any] = {
+    document = {
         "series_id": [str(name) for name in queries.series_id],
         "lookback": queries.context.shape[2],
         "consecutive": stretch is not None,
@@ -110,8 +113,7 @@ def write_question(question: Question) -> Message:
         "min_gap": int(question.min_gap),
         "wait_s": question.wait_s,
     }
-    values = queries.context if stretch is None else stretch
-    return Message(one_line(QUESTION, [values, queries.origin]), json.dumps(document).encode())
+    return pack(QUESTION, [queries.context if stretch is None else stretch, queries.origin], document)
 
 
 def _stretch(context: np.ndarray) -> np.ndarray | None:
@@ -138,40 +140,77 @@ def _times(where: Filter) -> dict[str, Any]:
     }
 
 
-def read_question(message: Message, limits: Limits, num_spaces: int) -> Question:
-    """The question in a message, checked; its batch has the columns of `QUESTION`.
+def read_question(content: bytes, limits: Limits, num_spaces: int) -> Question:
+    """The question in an Arrow stream, checked. Windows of consecutive moments share their memory.
 
-    num_spaces: key spaces of the version. Windows of consecutive moments share their memory. Raises `UsageError` for
-    what is malformed or beyond a limit, and what `Queries` raises.
+    num_spaces: key spaces of the version. Raises `UsageError` for what is malformed or beyond a limit,
+    `IncompatibleError` for other columns, and what `Queries` raises.
     """
-    document = Document.read(message.document)
-    values, origin = _read_columns(message.batch)
-    num_series = document.length("series_id")  # before they are gone through, as all lists here: that takes time
-    _require_at_most("windows", num_series * max(len(origin), 1), limits.max_windows)
-    names = document.strings("series_id", most=limits.max_windows)
+    (values, origin), document = unpack(content, QUESTION)
+    num_series = len(value_of(document, "series_id", list))  # before they are gone through, as all lists: it takes time
+    shape = (len(origin), num_series, value_of(document, "lookback", int))
+    require_at_most("bytes of windows", 4 * math.prod(shape), limits.max_message)
+    names, k, policy = _asked(document, max(len(origin), 1), limits, num_spaces)
+    context = _contexts(values, shape, is_consecutive=value_of(document, "consecutive", bool))
+    return _question(document, Queries(context=context, origin=origin, series_id=names, policy=policy), k, num_spaces)
+
+
+def read_json_question(content: bytes, limits: Limits, num_spaces: int, step: Step) -> Question:
+    """One moment asked in JSON: `context` is a list of numbers for each series, or the numbers of the only one, null
+    for a missing cell; `origin` is ISO 8601, as a person types it. Raises as `read_question` does.
+    """
+    document = {"k": 10, "min_gap": 0, "wait_s": limits.max_seconds} | read_document(content)
+    names, k, policy = _asked(document, 1, limits, num_spaces)
+    try:
+        context = np.array(document.get("context"), dtype=np.float32)
+    except (ValueError, TypeError) as error:
+        raise UsageError("'context' must be numbers, for each series as many") from error
+    context = context.reshape((1,) * (3 - context.ndim) + context.shape) if context.ndim in (1, 2) else context
+    origin = np.array([step.parse(value_of(document, "origin", str))])
+    where = document.get("where")
+    if isinstance(where, dict):
+        times = {name: step.parse(where[name]) for name in ("after", "before") if isinstance(where.get(name), str)}
+        document["where"] = where | {name: int(time.astype(np.int64)) for name, time in times.items()}
+    return _question(document, Queries(context=context, origin=origin, series_id=names, policy=policy), k, num_spaces)
+
+
+def _asked(
+    document: Mapping[str, Any], num_moments: int, limits: Limits, num_spaces: int
+) -> tuple[np.ndarray, int, Policy]:
+    """The names of the series, k and the policy, within the limits."""
+    num_windows = len(value_of(document, "series_id", list)) * num_moments
+    require_at_most("windows", num_windows, limits.max_windows)
+    names = list_of(document, "series_id", str, most=limits.max_windows) or ()
     if not names or max(len(name) for name in names) > MAX_NAME:
         raise UsageError(f"a question names at least one series, each with at most {MAX_NAME} characters")
-    k, shape = document.integer("k"), (len(origin), len(names), document.integer("lookback"))
-    _require_at_most("k", k, limits.max_k)
-    _require_at_most("windows x key spaces x k", math.prod(shape[:2]) * num_spaces * max(k, 0), limits.max_slots)
-    _require_at_most("bytes of windows", 4 * math.prod(shape), limits.max_message)
-    policy = document.string("policy")
+    k = value_of(document, "k", int)
+    require_at_most("k", k, limits.max_k)
+    require_at_most("windows x key spaces x k", num_windows * num_spaces * max(k, 0), limits.max_slots)
+    policy = value_of(document, "policy", str)
     if policy not in set(Policy):
         raise UsageError(f"policy must be {' or '.join(Policy)}, not '{policy[:40]}'")
-    queries = Queries(
-        context=_contexts(values, shape, is_consecutive=document.boolean("consecutive")),
-        origin=origin,
-        series_id=np.array(names),
-        policy=Policy(policy),
-    )
+    return np.array(names), k, Policy(policy)
+
+
+def _question(document: Mapping[str, Any], queries: Queries, k: int, num_spaces: int) -> Question:
+    where = None
+    if document.get("where") is not None:
+        asked = value_of(document, "where", dict)
+        times = {
+            name: None if asked.get(name) is None else np.datetime64(value_of(asked, name, int), "ns")
+            for name in ("after", "before")
+        }
+        where = Filter(
+            series_id=list_of(asked, "series_id", str, most=max(num_spaces, len(queries.series_id), 8192)), **times
+        )
     return Question(
         queries=queries,
         k=k,
-        scopes=document.strings_or_none("scopes", most=num_spaces),  # type: ignore[arg-type]  # the memory says which
-        views=document.integers_or_none("views", most=num_spaces),
-        where=document.filter("where", most=limits.max_windows),
-        min_gap=document.integer("min_gap"),
-        wait_s=document.number("wait_s"),
+        scopes=list_of(document, "scopes", str, most=num_spaces),  # type: ignore[arg-type]  # the memory says which
+        views=list_of(document, "views", int, most=num_spaces),
+        where=where,
+        min_gap=value_of(document, "min_gap", int),
+        wait_s=value_of(document, "wait_s", float),
     )
 
 
@@ -187,19 +226,34 @@ def _contexts(values: np.ndarray, shape: tuple[int, int, int], *, is_consecutive
     return sliding_window_view(values.reshape(num_series, length), lookback, axis=1).swapaxes(0, 1)
 
 
-def write_answer(neighbours: Neighbours) -> Message:
+# Answers
+
+
+def write_answer(neighbours: Neighbours) -> bytes:
     """An answer as it travels."""
     document = {
         "fingerprint": neighbours.fingerprint,
         "spaces": [list(space) for space in neighbours.spaces],
         "k": neighbours.row.shape[3],
     }
-    columns = [getattr(neighbours, name) for name in ANSWER.names]
-    return Message(one_line(ANSWER, columns), json.dumps(document).encode())
+    return pack(ANSWER, [getattr(neighbours, name) for name in ANSWER.names], document)
+
+
+def write_json_answer(neighbours: Neighbours) -> bytes:
+    """The answer to one moment asked in JSON: the neighbours of each series one by one, and what followed them."""
+    queries, told = neighbours.queries, []
+    unknown = np.full(neighbours.windows.spec.horizon, np.nan)  # what really followed
+    for place, series_id in enumerate(queries.series_id):
+        slots = [(int(v), int(rank)) for v, rank in np.argwhere(neighbours.valid[0, place])]
+        found = [jsonable(each.to_dict()) for each in neighbour_records(neighbours, place, slots, unknown)]
+        told.append({"series_id": str(series_id), "neighbours": found})
+    origin = neighbours.windows.step.isoformat(queries.origin[0])
+    document = {"fingerprint": neighbours.fingerprint, "origin": origin, "policy": queries.policy.value}
+    return json.dumps(document | {"series": told}).encode()
 
 
 def read_answer(
-    message: Message,
+    content: bytes,
     question: Question,
     spaces: tuple[KeySpace, ...],
     temperature: Mapping[KeySpace, float],
@@ -213,20 +267,19 @@ def read_answer(
     not one to this question, of this version; `LeakError`.
     """
     try:
-        document = json.loads(message.document)
+        arrays, document = unpack(content, ANSWER)
         found, k = str(document["fingerprint"]), document["k"]
         answered = tuple((scope, view) for scope, view in document["spaces"])
-        columns = dict(zip(message.batch.schema.names, _read_columns(message.batch), strict=True))
-    except (ValueError, KeyError, TypeError, UsageError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, MemoryIndexError) as error:
         raise ServiceError("the service gave an answer that cannot be read; it was discarded") from error
     if found != fingerprint:
         raise ServiceError(
             f"the service answered from another version ({found[:12]}, not "
             f"{fingerprint[:12]}); the answer was discarded"
         )
-    queries = question.queries
+    queries, columns = question.queries, dict(zip(ANSWER.names, arrays, strict=True))
     shape = (*queries.context.shape[:2], len(spaces))
-    if k != question.k or answered != spaces or message.batch.schema != ANSWER:
+    if k != question.k or answered != spaces:
         raise ServiceError("the service gave an answer to another question; it was discarded")
     for name in ANSWER.names:
         expected = (*shape, k) if name in SLOT_COLUMNS else shape
@@ -264,32 +317,6 @@ def _require_an_answer(columns: Mapping[str, np.ndarray]) -> None:
         raise ServiceError("the service gave an answer that no search gives; it was discarded")
 
 
-def one_line(schema: pa.Schema, columns: Sequence[np.ndarray]) -> pa.RecordBatch:
-    """Whole arrays as a batch. What is contiguous is not copied."""
-    lines = []
-    for values, field in zip(columns, schema, strict=True):
-        kind = field.type.value_type
-        entries = pa.Array.from_buffers(kind, values.size, [None, pa.py_buffer(np.ascontiguousarray(values))])
-        ends = pa.py_buffer(np.array([0, values.size], dtype=np.int32))
-        lines.append(pa.Array.from_buffers(field.type, 1, [None, ends], children=[entries]))
-    return pa.RecordBatch.from_arrays(lines, schema=schema)
-
-
-def _read_columns(batch: pa.RecordBatch) -> Iterator[np.ndarray]:
-    """The arrays in a batch, each of one axis. Raises `UsageError`."""
-    try:
-        batch.validate(full=True)
-    except pa.ArrowException as error:
-        raise UsageError("the message is malformed") from error
-    if batch.num_rows != 1:
-        raise UsageError(f"a message has one line, not {batch.num_rows}")
-    for column in batch.columns:
-        values = column.flatten()
-        if column.null_count or values.null_count:
-            raise UsageError("a message has a missing value (null)")
-        yield values.to_numpy(zero_copy_only=True)
-
-
 def joined(parts: list[Neighbours], queries: Queries) -> Neighbours:
     """The answers to some moments after the other, as the answer to all of them."""
     if len(parts) == 1:
@@ -300,118 +327,43 @@ def joined(parts: list[Neighbours], queries: Queries) -> Neighbours:
 
 
 def some_of(queries: Queries, moments: slice) -> Queries:
-    """The queries of some moments."""
-    return replace(queries, context=queries.context[moments], origin=queries.origin[moments])
+    """The queries of some moments. Windows that share their memory become windows of their own, for the same sums in
+    the same order."""
+    return replace(queries, context=np.ascontiguousarray(queries.context[moments]), origin=queries.origin[moments])
 
 
-def _require_at_most(what: str, found: int, most: int, hint: str = "ask in parts") -> None:
-    if found > most:
-        raise UsageError(f"{what}: {found:,} in one question, but this service allows {most:,}", hint=hint)
+# Their form
 
 
-class Document(NamedTuple):
-    """A JSON object from the other side, nothing of which is believed. Its methods raise `UsageError`."""
-
-    entries: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, content: bytes) -> Self:
-        """Parse it."""
-        if len(content) > MAX_DOCUMENT:
-            raise UsageError(
-                f"what was sent beside the windows has {len(content):,} bytes: at most {MAX_DOCUMENT:,} are read",
-                hint="ask for fewer series at once",
-            )
-        try:
-            entries = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise UsageError("what was sent beside the windows is not JSON") from error
-        if not isinstance(entries, dict):
-            raise UsageError("what was sent beside the windows is not a JSON object")
-        return cls(entries)
-
-    def string(self, name: str) -> str:
-        """A text."""
-        return self._of(name, str)
-
-    def integer(self, name: str) -> int:
-        """A whole number that fits into 63 bits."""
-        return _integer(name, self._of(name, int))
-
-    def number(self, name: str) -> float:
-        """A finite number."""
-        value = self.entries.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e18:
-            raise UsageError(f"'{name}' must be a number")
-        return float(value)
-
-    def length(self, name: str) -> int:
-        """How long a list is, whatever is in it."""
-        return len(self._of(name, list))
-
-    def boolean(self, name: str) -> bool:
-        """True or false."""
-        return bool(self._of(name, bool))
-
-    def strings(self, name: str, *, most: int) -> list[str]:
-        """A list of at most so many texts."""
-        values = self._list(name, most)
-        if not all(isinstance(value, str) for value in values):
-            raise UsageError(f"'{name}' must be a list of texts")
-        return values
-
-    def strings_or_none(self, name: str, *, most: int) -> tuple[str, ...] | None:
-        """A list of at most so many texts, or null."""
-        return None if self.entries.get(name) is None else tuple(self.strings(name, most=most))
-
-    def integers_or_none(self, name: str, *, most: int) -> tuple[int, ...] | None:
-        """A list of at most so many whole numbers, or null."""
-        if self.entries.get(name) is None:
-            return None
-        return tuple(_integer(name, value) for value in self._list(name, most))
-
-    def filter(self, name: str, *, most: int) -> Filter | None:
-        """A filter by at most so many series, or null."""
-        if self.entries.get(name) is None:
-            return None
-        inner = Document(self._of(name, dict))
-
-        def time(which: str) -> np.datetime64 | None:
-            return None if inner.entries.get(which) is None else np.datetime64(inner.integer(which), "ns")
-
-        series_id = inner.strings_or_none("series_id", most=most)
-        return Filter(series_id=series_id, after=time("after"), before=time("before"))
-
-    def _list(self, name: str, most: int) -> list[Any]:
-        values: list[Any] = self._of(name, list)
-        _require_at_most(f"'{name}'", len(values), most, hint="name fewer")
-        return values
-
-    def _of(self, name: str, kind: type) -> Any:
-        value = self.entries.get(name)
-        if not isinstance(value, kind):
-            raise UsageError(f"'{name}' must be a {kind.__name__}")
-        return value
+def pack(schema: pa.Schema, columns: Sequence[np.ndarray], document: Mapping[str, Any]) -> bytes:
+    """Whole arrays as the one line of an Arrow stream, with a document beside them."""
+    lines = []
+    for values, field in zip(columns, schema, strict=True):
+        entries = pa.Array.from_buffers(
+            field.type.value_type, values.size, [None, pa.py_buffer(np.ascontiguousarray(values))]
+        )
+        ends = pa.py_buffer(np.array([0, values.size], dtype=np.int32))
+        lines.append(pa.Array.from_buffers(field.type, 1, [None, ends], children=[entries]))
+    batch = pa.RecordBatch.from_arrays(lines, schema=schema.with_metadata({BESIDE: json.dumps(document)}))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
-def _integer(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not -(2**62) < value < 2**62:
-        raise UsageError(f"'{name}' must be a whole number")
-    return value
+def unpack(content: bytes, schema: pa.Schema) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """The arrays, each of one axis, and the document of what `pack` made. Nothing is copied.
 
-
-def write_error(error: MemoryIndexError) -> bytes:
-    """An error as it travels beside the status of a call."""
-    return json.dumps({"error": type(error).__name__, "message": str(error), "hint": error.hint}).encode()
-
-
-def read_error(content: bytes) -> MemoryIndexError | None:
-    """The error in what travelled beside a status; None if there is none of ours."""
-    try:
-        document = json.loads(content)
-        kind = vars(errors).get(document["error"])
-        if not (isinstance(kind, type) and issubclass(kind, MemoryIndexError)):  # one that this program does not have
-            kind = ServiceError
-        return kind(str(document["message"]), hint=str(document["hint"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+    Raises `UsageError` for what is malformed, `IncompatibleError` for other columns.
+    """
+    batches = list(read_batches(content, schema))
+    if len(batches) != 1 or batches[0].num_rows != 1:
+        raise UsageError(f"a message has one line, not {sum(batch.num_rows for batch in batches)}")
+    arrays = []
+    for column in batches[0].columns:
+        values = column.flatten()
+        if column.null_count or values.null_count:
+            raise UsageError("a message has a missing value (null)")
+        arrays.append(values.to_numpy(zero_copy_only=True))
+    return arrays, read_document((batches[0].schema.metadata or {}).get(BESIDE, b""))

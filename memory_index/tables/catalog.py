@@ -66,12 +66,12 @@ def shipped(name: str) -> Path:
     )
 
 
-def read_catalog(path: Path | None = None) -> tuple[CatalogEntry, ...]:
+def read_catalog(path: Path | str | None = None) -> tuple[CatalogEntry, ...]:
     """The entries of the catalogue in file order; by default of the one that ships with the package.
 
     Raises `DataError` if the file is not a catalogue.
     """
-    path = path or shipped("catalog.toml")
+    path = Path(path or shipped("catalog.toml"))
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
         return tuple(CatalogEntry(name=name, **fields) for name, fields in document.items())
@@ -91,7 +91,9 @@ def find_entry(name: str, catalog: tuple[CatalogEntry, ...]) -> CatalogEntry:
     return names[name.lower()]
 
 
-def fetch(entry: CatalogEntry, into: Path, *, report: Callable[[float, float | None], None] | None = None) -> Fetched:
+def fetch(
+    entry: CatalogEntry, into: Path | str, *, report: Callable[[float, float | None], None] | None = None
+) -> Fetched:
     """Download a set into a folder, going on where an earlier try broke off; no network if it is there already.
 
     report: called with the bytes on disk and the size of the whole, None where the server does not say.
@@ -99,6 +101,7 @@ def fetch(entry: CatalogEntry, into: Path, *, report: Callable[[float, float | N
     Raises `ServiceError` (not reachable, refused, broke off: what came is kept in `FILE.part` for the next
     try), `VerificationError` (wrong sha256: nothing is kept), `ResourceError` (folder not writable, disk full).
     """
+    into = Path(into)
     target = into / entry.file
     if target.exists():
         return _already_there(entry, target)

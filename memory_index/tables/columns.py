@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memory_index.errors import NotFoundError, UsageError
+from memory_index.tables.keys import refuse_rows_of_series
+from memory_index.tables.number_times import EXCEL, UNITS, TimeOptions, are_numbers, told_by_size
 from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.table_files import RawTable
 from memory_index.tables.timestamps import looks_like_times
@@ -37,11 +39,16 @@ DuplicatePolicy = Literal["error", "first", "last", "mean"]
 class ReadOptions:
     """How a file is to be read. Every default is "detect it" or "stop and say so".
 
-    layout: `wide` or `long`. time_column, id_column, value_column: the roles (the last two: long tables).
+    layout: `wide` or `long`. time_column, id_column, value_column: the roles (the last two: long tables). Several id
+    columns (`("store", "item")`, or `"store,item"`) name a series together: `1/7`.
     columns: the variates (long: the series) to read, the others being left out on purpose. ignore: columns (long:
-    also series) to leave out. missing: cells that mean "no value", beside the usual ones. step: a pandas frequency.
-    time_format: strptime format of the times. time_zone: what naive times are in, or what times with
-    several UTC offsets are to be shown in.
+    also series) to leave out. missing: cells that mean "no value", beside the usual ones. decimal: `,` or `.`, the
+    decimal mark of a text file whose numbers may have separators of thousands too; None: a point, and no separators.
+
+    step: a pandas frequency. time_format: strptime format of the times. time_zone: what naive times are in, or what
+    times with several UTC offsets are to be shown in. time_unit: the time column holds numbers, `s`, `ms`, `us` or `ns`
+    since 1970 in UTC, or `excel`, the days of a spreadsheet. time_start: it holds numbers that count steps; this is the
+    time of the number 0.
 
     on_gap (rows that are not there) and on_nan (cells that hold no finite value):
     `error`; `drop`: they stay missing in the regular grid, and no window that touches them is used;
@@ -59,14 +66,17 @@ class ReadOptions:
 
     layout: Literal["wide", "long"] | None = None
     time_column: str | None = None
-    id_column: str | None = None
+    id_column: str | tuple[str, ...] | None = None
     value_column: str | None = None
     columns: tuple[str, ...] | None = None
     ignore: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    decimal: Literal[",", "."] | None = None
     step: str | None = None
     time_format: str | None = None
     time_zone: str | None = None
+    time_unit: Literal["s", "ms", "us", "ns", "excel"] | None = None
+    time_start: str | None = None
     on_gap: FillPolicy = "error"
     on_nan: FillPolicy = "error"
     on_duplicate: DuplicatePolicy = "error"
@@ -75,41 +85,60 @@ class ReadOptions:
     def __post_init__(self) -> None:
         fill, duplicate = ("error", "interpolate", "ffill", "drop"), ("error", "first", "last", "mean")
         choices = {"layout": (None, "wide", "long"), "on_gap": fill, "on_nan": fill, "on_duplicate": duplicate}
+        choices |= {"decimal": (None, ",", "."), "time_unit": (None, *UNITS, EXCEL)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 known = ", ".join(str(choice) for choice in allowed if choice)
                 raise UsageError(
                     f"--{name.replace('_', '-')} is '{getattr(self, name)}'", hint=f"choose one of {known}"
                 )
+        if self.time_unit is not None and self.time_start is not None:
+            raise UsageError(
+                "--time-unit and --time-start read the numbers of a time column in two ways", hint="give one of them"
+            )
         if self.max_cells < 1:
             raise UsageError(f"--max-cells is {self.max_cells}, but must be at least 1")
+
+    @property
+    def of_times(self) -> TimeOptions:
+        """Those that say how the time column is to be read."""
+        return TimeOptions(
+            time_format=self.time_format,
+            time_zone=self.time_zone,
+            time_unit=self.time_unit,
+            time_start=self.time_start,
+            step=self.step,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Roles:
-    """What the columns of a file are. id is None in a wide table; a long one has a single value column."""
+    """What the columns of a file are. id is empty in a wide table; a long one has a single value column."""
 
     time: str
-    id: str | None
+    id: tuple[str, ...]
     values: tuple[str, ...]
 
     @property
     def layout(self) -> Literal["wide", "long"]:
         """The layout that these roles make."""
-        return "wide" if self.id is None else "long"
+        return "long" if self.id else "wide"
 
 
 def find_roles(raw: RawTable, options: ReadOptions, log: ProblemLog) -> Roles:
     """Decide the roles. Raises `NotFoundError` for a named column that is not there and `DataError` if unclear."""
-    named = (options.time_column, options.id_column, options.value_column)
-    for name in (name for name in named if name):
+    given_ids = id_columns(raw, options)
+    for name in (name for name in (options.time_column, *given_ids, options.value_column) if name):
         require_known(name, raw.columns, log, what="column")
     names = [name for name in raw.columns if name not in options.ignore]
     _refuse_times_of_day(raw, names, options, log)
-    time = options.time_column or _find_time(raw, names, log)
+    time = options.time_column or _find_time(raw, names, options, log)
     names = [name for name in names if name != time]
     if _is_long(raw, time, names, options):
         return _long_roles(raw, names, time, options, log)
+    if options.layout is None:
+        beside = [name for name in raw.columns if name != time]  # what is ignored may still be what names the series
+        refuse_rows_of_series(raw, time, beside, resolved=options.on_duplicate != "error", log=log)
     if options.id_column or options.value_column:
         raise UsageError(
             "--id-column and --value-column belong to long tables, and this one is wide",
@@ -122,7 +151,15 @@ def find_roles(raw: RawTable, options: ReadOptions, log: ProblemLog) -> Roles:
         message = "there is no column of values beside the time column"
         log.stop(Problem(kind="column", message=message, fix="give a file with at least one numeric column"))
     _note_unnamed(values, options, log)
-    return Roles(time=time, id=None, values=values)
+    return Roles(time=time, id=(), values=values)
+
+
+def id_columns(raw: RawTable, options: ReadOptions) -> tuple[str, ...]:
+    """The columns that were named for the series: one, or several with commas between them."""
+    given = options.id_column
+    if given is None or not isinstance(given, str):
+        return given or ()
+    return (given,) if given in raw.columns else tuple(name.strip() for name in given.split(","))
 
 
 def _note_unnamed(values: tuple[str, ...], options: ReadOptions, log: ProblemLog) -> None:
@@ -138,7 +175,8 @@ def require_known(name: str, known: Collection[str], log: ProblemLog, *, what: s
     """Raise `NotFoundError`, naming the nearest, for a column or series that is not there."""
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise NotFoundError(f"{log.source} has no {what} '{name}'", hint=f"the nearest of {len(known)} is '{near[0]}'")
+        hint = f"the nearest of {len(known)} is '{near[0]}'" if near else f"it has no {what} with a name at all"
+        raise NotFoundError(f"{log.source} has no {what} '{name}'", hint=hint)
 
 
 def _refuse_times_of_day(raw: RawTable, names: list[str], options: ReadOptions, log: ProblemLog) -> None:
@@ -146,7 +184,7 @@ def _refuse_times_of_day(raw: RawTable, names: list[str], options: ReadOptions, 
     clocks = [
         name
         for name in names
-        if name not in (options.id_column, *ID_NAMES) and _all_match(TIME_OF_DAY, raw.columns[name])
+        if name not in (*id_columns(raw, options), *ID_NAMES) and _all_match(TIME_OF_DAY, raw.columns[name])
     ]
     dates = [
         name
@@ -177,16 +215,36 @@ def time_candidates(raw: RawTable, names: list[str]) -> list[str]:
     return [name for name in names if pa.types.is_temporal(raw.columns[name].type)]
 
 
-def _find_time(raw: RawTable, names: list[str], log: ProblemLog) -> str:
+def _find_time(raw: RawTable, names: list[str], options: ReadOptions, log: ProblemLog) -> str:
     candidates = time_candidates(raw, names)
+    numeric = [
+        name for name in names if name not in (*ID_NAMES, *id_columns(raw, options)) and are_numbers(raw.columns[name])
+    ]
+    if not candidates and options.of_times.as_numbers:
+        candidates = numeric[:1]
     if len(candidates) > 1:
         message = f"several columns could be the time: {', '.join(candidates)}"
         fix = "say which with --time-column, and leave out the others with --ignore"
         log.stop(Problem(kind="time", message=message, fix=fix))
     if not candidates:
         message = f"there is no time column among {', '.join(list(raw.columns)[:6])}"
-        log.stop(Problem(kind="time", message=message, fix="name it with --time-column"))
+        fix = "name it with --time-column"
+        if (line := _header_below(raw)) is not None:
+            fix = f"the names of the columns seem to stand in row {line}: remove the rows above it"
+        elif numeric and (said := told_by_size(raw.columns[numeric[0]])):
+            fix += f'; {said[0]}: --time-column "{numeric[0]}" {said[1]}'
+        log.stop(Problem(kind="time", message=message, fix=fix))
     return candidates[0]
+
+
+def _header_below(raw: RawTable) -> int | None:
+    """The row of a file with a preamble that holds the names of its columns: times begin below it."""
+    first = next(iter(raw.columns.values())).slice(0, 40)
+    if not pa.types.is_string(first.type):
+        return None
+    timely = [looks_like_times(pa.chunked_array([[cell or ""]])) for cell in first.to_pylist()]
+    begin = next((place for place, is_time in enumerate(timely) if is_time and all(timely[place:])), 0)
+    return int(raw.row_number[begin - 1]) if begin else None
 
 
 def _is_long(raw: RawTable, time: str, names: list[str], options: ReadOptions) -> bool:
@@ -206,16 +264,18 @@ def _is_long(raw: RawTable, time: str, names: list[str], options: ReadOptions) -
 def _long_roles(raw: RawTable, names: list[str], time: str, options: ReadOptions, log: ProblemLog) -> Roles:
     by_name = [name for name in names if name in ID_NAMES]
     text = [name for name in names if not _starts_numeric(raw.columns[name])]
-    ids = [options.id_column] if options.id_column else by_name or text
-    identifier = _only(ids, "names the series", "--id-column", log)
-    rest = [name for name in names if name != identifier]
+    ids = id_columns(raw, options) or (_only(by_name or text, "names the series", "--id-column", log),)
+    rest = [name for name in names if name not in ids]
     values = [options.value_column] if options.value_column else [name for name in rest if name in VALUE_NAMES] or rest
     value = _only(values, "holds the values", "--value-column", log)
     for name in rest:
         if name != value:
-            message = f"the column '{name}' would not be used"
-            log.add(Problem(kind="column", message=message, fix=f'leave it out with --ignore "{name}"'))
-    return Roles(time=time, id=identifier, values=(value,))
+            message = f"the column '{name}' would not be used: a long table has one column of values, here '{value}'"
+            fix = f'leave it out with --ignore "{name}"'
+            if _starts_numeric(raw.columns[name]):
+                fix += f', or read its numbers instead with --value-column "{name}"'
+            log.add(Problem(kind="column", message=message, fix=fix))
+    return Roles(time=time, id=ids, values=(value,))
 
 
 def _only(candidates: list[str], role: str, flag: str, log: ProblemLog) -> str:

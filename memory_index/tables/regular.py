@@ -6,7 +6,7 @@ Whatever is found is noted as a fault unless `ReadOptions` says how to resolve i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from memory_index.errors import ResourceError
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.problems import Problem, ProblemLog
+from memory_index.tables.ranges import LARGEST
 from memory_index.tables.series import Series
 from memory_index.tables.steps import grid_positions
 from memory_index.windows import Step
@@ -32,6 +33,33 @@ class Grid:
     log: ProblemLog
     changes: Counter[str] = field(default_factory=Counter)
     shared_times: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    seen: np.ndarray | None = None  # datetime64[ns] [n], ascending: all times of all series
+    position: np.ndarray | None = None  # int64 [n]: of each of them on the grid, -1 beside it
+
+    @classmethod
+    def over(cls, blocks: Sequence[Block], step: Step, options: ReadOptions, log: ProblemLog) -> Grid:
+        """The grid of several series: the times of all are placed on it at once, so that each is only looked up."""
+        grid = cls(step=step, options=options, log=log)
+        if len(blocks) > 1:
+            seen = np.unique(np.concatenate([block.times for block in blocks]))
+            position = grid_positions(seen, step)
+            return replace(grid, seen=seen, position=position)
+        return grid
+
+    def positions(self, times: np.ndarray) -> np.ndarray:
+        """int64 [n]: steps from the first of these times on the grid, -1 beside it. times: ascending, distinct."""
+        if self.seen is not None and self.position is not None:
+            position = self.position[np.searchsorted(self.seen, times)]
+            if position[0] >= 0 and position.min() >= 0:
+                return position - position[0]
+        return grid_positions(times, self.step)  # a series may lie on a grid of its own, half a step beside the others
+
+    def times(self, start: np.datetime64, num_steps: int) -> np.ndarray:
+        """`num_steps` times from a time on, one array for all series that have the same."""
+        key = int(start.astype(np.int64)), num_steps
+        if key not in self.shared_times:
+            self.shared_times[key] = self.step.range(start, num_steps)
+        return self.shared_times[key]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +76,7 @@ class Block:
     row_number: np.ndarray
     unreadable: np.ndarray
 
-    def take(self, rows: np.ndarray) -> Block:
+    def take(self, rows: np.ndarray | slice) -> Block:
         """The same series at some of the rows, in their order."""
         return replace(
             self,
@@ -62,17 +90,14 @@ class Block:
 def regular(block: Block, grid: Grid) -> Iterator[Series]:
     """The series of a block on the regular grid from its first to its last time."""
     block = _one_row_per_time(_sorted(block, grid), grid)
-    position = grid_positions(block.times, grid.step)
+    position = grid.positions(block.times)
     stray = np.flatnonzero(position < 0)
     if len(stray):
-        _note_rows(
-            block,
-            stray,
-            grid,
-            "off-step",
-            f"the time is not on the grid of the step '{grid.step.frequency}'",
-            "correct the time, or name another step with --step",
-        )
+        what = f"the time is not on the grid of the step '{grid.step.frequency}'"
+        fix = "correct the time, or name another step with --step"
+        if grid.log.count["mixed-offsets"] and not grid.step.is_fixed:
+            fix = f"if days begin by local time, name its zone: --time-zone Europe/Berlin; else {fix}"
+        _note_rows(block, stray, grid, "off-step", what, fix)
         block, position = block.take(position >= 0), position[position >= 0]
     if len(position) == 0:
         return
@@ -85,18 +110,20 @@ def regular(block: Block, grid: Grid) -> Iterator[Series]:
             hint="correct a stray time stamp, or name a longer step with --step",
         )
     if num_steps == len(position):
-        times, values, absent = block.times, block.values, np.zeros(num_steps, dtype=bool)
+        values, absent = block.values, np.zeros(num_steps, dtype=bool)
     else:
         _note_gaps(block, position, grid)
-        times = grid.step.range(block.times[0], num_steps)
         values = np.full((len(block.series_ids), num_steps), np.nan)
         values[:, position] = block.values
         absent = np.ones(num_steps, dtype=bool)
         absent[position] = False
-    times = grid.shared_times.setdefault((int(times[0].astype(np.int64)), num_steps), times)
+    times = grid.times(block.times[0], num_steps)
     values = _note_missing(block, values, position, grid)
     for series_id, row in zip(block.series_ids, values, strict=True):
-        yield Series(series_id=series_id, times=times, values=_filled(times, row, absent, grid))
+        filled = _filled(times, row, absent, grid)
+        held = np.flatnonzero(~np.isnan(filled[::-1]))  # what is empty behind the last value is not there yet
+        num_held = num_steps - int(held[0]) if len(held) else num_steps
+        yield Series(series_id=series_id, times=grid.times(times[0], num_held), values=filled[:num_held])
 
 
 def _sorted(block: Block, grid: Grid) -> Block:
@@ -207,13 +234,15 @@ def _clocks_fix(times: np.ndarray, grid: Grid) -> str:
 
 
 def _note_missing(block: Block, values: np.ndarray, position: np.ndarray, grid: Grid) -> np.ndarray:
-    """Note cells of existing rows without a finite value; infinite ones become missing. values: [num_series, T]."""
+    """Note cells of existing rows without a value that float32 can hold, and make them missing. values: [N, T]."""
     policy = grid.options.on_nan
     finite = np.isfinite(block.values)
-    if finite.all():
+    if finite.all() and np.abs(block.values).max(initial=0) <= LARGEST:
         return values
     infinite = np.isinf(block.values)
-    for kind, cells in (("missing", ~finite & ~infinite & ~block.unreadable), ("infinite", infinite)):
+    too_large = np.abs(block.values, where=finite, out=np.zeros_like(block.values)) > LARGEST
+    kinds = {"missing": ~finite & ~infinite & ~block.unreadable, "infinite": infinite, "too large": too_large}
+    for kind, cells in kinds.items():
         number, place = np.nonzero(cells)
         if len(number) and policy != "error":
             done = "were left missing" if policy == "drop" else f"to be filled by {policy}"
@@ -222,18 +251,22 @@ def _note_missing(block: Block, values: np.ndarray, position: np.ndarray, grid: 
 
         def problem_at(each: int, kind: str = kind, number: np.ndarray = number, place: np.ndarray = place) -> Problem:
             at, row = grid.step.isoformat(block.times[place[each]]), int(block.row_number[place[each]])
-            message = "the value is missing" if kind == "missing" else "the value is infinite"
+            message, fix = f"the value is {kind}", f"--on-nan {FILL_FIX}"
+            if kind == "too large":
+                value = repr(float(block.values[number[each], place[each]]))
+                message = f"the value {value} is too large for float32 ({LARGEST:.3g}), in which windows are kept"
+                fix = f"if it means no value: --missing {value}, or --on-nan {FILL_FIX} for all such cells"
             return Problem(
-                kind=kind,
+                kind=kind.replace(" ", "-"),
                 series_id=block.series_ids[number[each]],
                 at=at,
                 row=row,
                 message=message,
-                fix=f"--on-nan {FILL_FIX}",
+                fix=fix,
             )
 
-        grid.log.add_at(range(len(number)), len(number), problem_at, kind=kind)
-    return np.where(np.isinf(values), np.nan, values)
+        grid.log.add_at(range(len(number)), len(number), problem_at, kind=kind.replace(" ", "-"))
+    return np.where(np.abs(values) > LARGEST, np.nan, values)
 
 
 def _filled(times: np.ndarray, values: np.ndarray, absent: np.ndarray, grid: Grid) -> np.ndarray:

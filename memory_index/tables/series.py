@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from memory_index.errors import NotFoundError
 from memory_index.windows import Step
 
 MAX_COARSENESS = 0.01  # of a standard deviation: rounding is then a hundred-thousandth of the variance
+LAST_BITS = 2.0**-40  # of the largest value: some thousand roundings of float64
 COARSE_FIX = "subtract a level from it first, and add that to its forecasts"
 
 
@@ -32,7 +34,7 @@ class Series:
         return len(self.times)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class SeriesTable:
     """Series with one step, in file order. Past this record nothing asks what the user's file looked like."""
 
@@ -44,26 +46,30 @@ class SeriesTable:
 
     def __getitem__(self, series_id: str) -> Series:
         """One series. Raises `NotFoundError` that names the nearest known series."""
-        for series in self.series:
-            if series.series_id == series_id:
-                return series
+        found = self._by_name.get(series_id)
+        if found is not None:
+            return found
         near = difflib.get_close_matches(series_id, self.series_ids, n=1, cutoff=0.0)
         raise NotFoundError(
             f"{self.source} has no series '{series_id}'",
             hint=f"the nearest of {len(self.series)} is '{near[0]}'" if near else "the table has no series at all",
         )
 
-    @property
+    @cached_property
+    def _by_name(self) -> dict[str, Series]:
+        return {series.series_id: series for series in reversed(self.series)}
+
+    @cached_property
     def series_ids(self) -> tuple[str, ...]:
         """The names of all series, in file order."""
         return tuple(series.series_id for series in self.series)
 
-    @property
+    @cached_property
     def times(self) -> np.ndarray:
         """datetime64[ns], ascending: every time stamp that any series has."""
         return self.series[0].times if self.shares_times else np.unique(np.concatenate([s.times for s in self.series]))
 
-    @property
+    @cached_property
     def shares_times(self) -> bool:
         """Whether all series have the same time stamps (what the joint scope needs)."""
         first = self.series[0].times
@@ -87,7 +93,8 @@ def coarse(series: Series) -> str:
     """
     known = series.values[np.isfinite(series.values)]
     deviation = float(known.std()) if len(known) else 0.0
-    apart = float(np.spacing(np.float32(np.abs(known).max(initial=0))))
+    largest = np.float32(np.abs(known).max(initial=0))
+    apart = float(largest - np.nextafter(largest, np.float32(0)))
     if apart <= MAX_COARSENESS * deviation or deviation == 0:
         return ""
     return (
@@ -97,5 +104,17 @@ def coarse(series: Series) -> str:
 
 
 def differing(stored: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Places at which a stored value is not the one that is given now. One that was missing may have arrived since."""
-    return np.flatnonzero((stored != given) & np.isfinite(stored))
+    """Places at which a stored value is not the one that is given now. One that was missing may have arrived since.
+
+    Windows are kept and compared in float32, so values that are at most one float32 number apart are the same: a sum
+    that a database adds in another order, or an export as float32. Where such a sum is zero, what is left of its terms
+    counts by the size of the series.
+    """
+    if np.array_equal(stored, given):
+        return np.empty(0, dtype=np.int64)
+    known = np.abs(stored[np.isfinite(stored)]).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: infinite, and compared as it is
+        ours, theirs = stored.astype(np.float32), given.astype(np.float32)
+        apart = np.maximum(np.abs(np.spacing(ours)), known.max(initial=0) * LAST_BITS)
+        same = np.abs(ours.astype(np.float64) - theirs) <= apart
+    return np.flatnonzero(~same & (stored != given) & np.isfinite(stored))

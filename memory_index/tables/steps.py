@@ -2,37 +2,117 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 
-from memory_index.errors import UsageError
+from memory_index.errors import DataError, UsageError
 from memory_index.windows import Step, to_ns
 
 ONE_DAY = 86_400 * 10**9  # ns
 COARSE = 20 * 3600 * 10**9  # ns; from such a median distance on, steps are counted in local calendar days
 WEEKDAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
+STEP_HINT = "a pandas frequency such as h, 15min, D, B, W-SUN, MS or QS"
+NUM_COMPARED = 400  # steps after which two steps that still agree are the same: over a year of days
+WORDS = {
+    "hourly": "h",
+    "daily": "D",
+    "weekly": "W",
+    "monthly": "MS",
+    "quarterly": "QS",
+    "yearly": "YS",
+    "annual": "YS",
+}
+OLD_NAMES = {  # of pandas before 2.2
+    "H": "h",
+    "T": "min",
+    "S": "s",
+    "L": "ms",
+    "U": "us",
+    "N": "ns",
+    "M": "ME",
+    "Q": "QE",
+    "A": "YE",
+    "Y": "YE",
+    "AS": "YS",
+    "BM": "BME",
+    "BQ": "BQE",
+    "BA": "BYE",
+    "BY": "BYE",
+    "BAS": "BYS",
+    "SM": "SME",
+    "CBM": "CBME",
+}
 MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 
 
 def step_of(frequency: str, time_zone: str | None) -> Step:
-    """A `Step` from a frequency that a user wrote. Raises `UsageError` if pandas does not know it."""
-    step = Step(frequency=frequency, time_zone=time_zone)
+    """A `Step` from a frequency that a user wrote, under any of its names. Raises `UsageError` if it has none."""
+    step = Step(frequency=_renamed(frequency), time_zone=time_zone)
     try:
         forward = step.offset.n > 0
     except (ValueError, KeyError) as error:
-        raise UsageError(
-            f"'{frequency}' is not a step", hint="a pandas frequency such as h, 15min, D, B, W-SUN, MS or QS"
-        ) from error
+        raise UsageError(f"'{frequency}' is not a step", hint=STEP_HINT) from error
     if not forward:
-        raise UsageError(
-            f"the step '{frequency}' does not go forward",
-            hint="a pandas frequency such as h, 15min, D, B, W-SUN, MS or QS",
-        )
+        raise UsageError(f"the step '{frequency}' does not go forward", hint=STEP_HINT)
     return step
 
 
+def _renamed(frequency: str) -> str:
+    """A step as pandas spells it now: `H`, `T`, `M` of older releases, `hourly`, `15 minutes`, `PT15M`."""
+    text = frequency.strip()
+    if (word := text.lower()) in WORDS:
+        return WORDS[word]
+    if number := re.fullmatch(r"(\d*)([A-Z]+)(-[A-Z0-9]+)?", text):
+        count, letters, anchor = number.groups()
+        if letters in OLD_NAMES:
+            return f"{count}{OLD_NAMES[letters]}{anchor or ''}"
+    if re.fullmatch(r"P[T\dDHMS.]+|\d+ *[A-Za-z]{3,}", text) and not text.endswith(("min", "SMS", "BMS", "BME", "SME")):
+        with suppress(ValueError):
+            length = pd.Timedelta(text).value
+            return _tick_name(length) if length % ONE_DAY else f"{length // ONE_DAY}D"
+    return text
+
+
+def same_step(one: Step, other: Step, at: np.datetime64) -> bool:
+    """Whether two steps count the same times from a time on, whatever they are called: `h` and `60min`, `QS`, `3MS`."""
+    if one == other:
+        return True
+    if one.time_zone != other.time_zone:
+        return False
+    if one.is_fixed and other.is_fixed:
+        return bool(one.add(np.array([at]), 1)[0] == other.add(np.array([at]), 1)[0])
+    for num in (NUM_COMPARED, NUM_COMPARED // 4, NUM_COMPARED // 40):  # fewer of years, before nanoseconds end
+        with suppress(DataError, pd.errors.OutOfBoundsDatetime, ValueError, OverflowError):
+            return np.array_equal(one.range(at, num), other.range(at, num))
+    return False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fit:
+    """How well a step fits times: the share of the times on its grid, and the share of its grid that has a time."""
+
+    step: Step
+    on_grid: float
+    filled: float
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether times may be read on this grid without the user having named it."""
+        return self.on_grid >= 0.5 and self.filled >= 0.5
+
+
 def infer_step(times: np.ndarray, time_zone: str | None) -> Step | None:
-    """The step on whose grid most times lie and which leaves the fewest holes; None if there is no such step.
+    """The step of these times, None if the one that fits them best leaves most of its grid empty. See `best_fit`."""
+    fit = best_fit(times, time_zone)
+    return fit.step if fit is not None and fit.is_regular else None
+
+
+def best_fit(times: np.ndarray, time_zone: str | None) -> Fit | None:
+    """The step on whose grid most times lie and which leaves the fewest holes; None for a single time.
 
     times: datetime64[ns] [n], ascending, distinct. Every candidate (the most common, the smallest and the
     greatest common distance; calendar steps of about that length) scores (share of times on its grid) x
@@ -56,9 +136,7 @@ def infer_step(times: np.ndarray, time_zone: str | None) -> Step | None:
     if coarse and common == ONE_DAY:
         scored.append(("B", *_calendar_score(wall, "B")))  # after D, which wins a table without a weekend
     frequency, on_grid, filled = max(scored, key=lambda each: each[1] * each[2])
-    if on_grid < 0.5 or (filled < 0.1 and counts.max() < 0.5 * counts.sum()):
-        return None
-    return Step(frequency=frequency, time_zone=time_zone)
+    return Fit(step=Step(frequency=frequency, time_zone=time_zone), on_grid=on_grid, filled=filled)
 
 
 def is_coarse(times: np.ndarray) -> bool:
@@ -72,9 +150,11 @@ def _long_steps(median: float) -> tuple[str, ...]:
     if 27 <= days <= 32:
         return ("MS", "ME", "BMS", "BME")
     if 88 <= days <= 93:
-        return (*(f"QS-{month}" for month in MONTHS[:3]), *(f"QE-{month}" for month in ("DEC", "JAN", "FEB")))
+        ends = ("DEC", "JAN", "FEB")
+        plain = (*(f"QS-{month}" for month in MONTHS[:3]), *(f"QE-{month}" for month in ends))
+        return (*plain, *(f"BQS-{month}" for month in MONTHS[:3]), *(f"BQE-{month}" for month in ends))
     if 360 <= days <= 370:
-        return (*(f"YS-{month}" for month in MONTHS), *(f"YE-{month}" for month in MONTHS))
+        return tuple(f"{kind}-{month}" for kind in ("YS", "YE", "BYS", "BYE") for month in MONTHS)
     return ()
 
 
@@ -84,12 +164,16 @@ def _name(distance: int, wall: np.ndarray, coarse: bool) -> str:
         return f"W-{day}" if weeks == 1 else f"{weeks}W-{day}"
     if coarse and distance % ONE_DAY == 0:
         return "D" if distance == ONE_DAY else f"{distance // ONE_DAY}D"
+    return _tick_name(distance)
+
+
+def _tick_name(distance: int) -> str:
     return str(pd.tseries.frequencies.to_offset(pd.Timedelta(distance, "ns")).freqstr)
 
 
 def _fixed_score(ticks: np.ndarray, distance: int) -> tuple[float, float]:
     on = ticks[_on_phase(ticks, distance)]
-    return len(on) / len(ticks), len(on) / ((on[-1] - on[0]) // distance + 1)
+    return len(on) / len(ticks), len(on) / ((float(on[-1]) - float(on[0])) // distance + 1)
 
 
 def _calendar_score(wall: np.ndarray, frequency: str) -> tuple[float, float]:

@@ -18,6 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from memory_index.errors import NotFoundError, ResourceError
+from memory_index.tables.frames import frame_table
 from memory_index.tables.problems import Problem, ProblemLog
 
 DELIMITERS = ",;\t|"
@@ -102,16 +103,20 @@ def _read_parquet(path: Path, log: ProblemLog, max_cells: int) -> RawTable:
     return _raw(table, log)
 
 
-def frame_columns(frame: pd.DataFrame, log: ProblemLog, *, max_cells: int) -> RawTable:
-    """The columns of a DataFrame, as of a file, without its index. Raises `DataError`, `ResourceError`."""
+def frame_columns(frame: pd.DataFrame, log: ProblemLog, *, max_cells: int, needs_time: bool) -> RawTable:
+    """The columns of a DataFrame, as of a file, and what its index says. needs_time: an index of times is one of them.
+
+    Raises `DataError`, `ResourceError`.
+    """
     _refuse_too_many(len(frame), frame.shape[1], max_cells, log)
-    names = [str(name) for name in frame.columns]
-    if len(set(names)) < len(names):
-        _refuse_repeated(names, log)
-    try:
-        return _raw(pa.Table.from_pandas(frame.set_axis(names, axis=1), preserve_index=False), log)
-    except pa.ArrowException as error:
-        log.stop(Problem(kind="column", message=f"a column has mixed types: {_one_line(error)}", fix="convert it"))
+    _refuse_repeated([str(name) for name in frame.columns], log)
+    return _raw(frame_table(frame, needs_time=needs_time, log=log), log)
+
+
+def arrow_columns(table: pa.Table, log: ProblemLog, *, max_cells: int) -> RawTable:
+    """The columns of an Arrow table. Raises `DataError`, `ResourceError`."""
+    _refuse_too_many(table.num_rows, table.num_columns, max_cells, log)
+    return _raw(table, log)
 
 
 def _raw(table: pa.Table, log: ProblemLog) -> RawTable:

@@ -6,8 +6,9 @@ Nothing is guessed where two readings are possible: 01/02/2024 needs `--time-for
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,9 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memory_index.errors import UsageError
+from memory_index.tables.local_times import localized
+from memory_index.tables.number_times import TimeOptions, are_numbers, calendar_text, number_times
+from memory_index.tables.offsets import DIRECTIVE, offset_length, split_offsets, without_offset, zone_name
+from memory_index.tables.period_names import first_day
 from memory_index.tables.problems import Problem, ProblemLog
-from memory_index.tables.steps import is_coarse, step_of
-from memory_index.windows import to_ns
 
 DATE_FORMATS = (
     "%Y-%m-%d",
@@ -29,59 +32,110 @@ DATE_FORMATS = (
     "%m/%d/%Y",
     "%d-%m-%Y",
     "%m-%d-%Y",
+    "%d-%b-%Y",
+    "%d %b %Y",
+    "%a, %d %b %Y",
+    "%b %Y",
+    "%b-%Y",
+    "%B %Y",
 )
 CLOCK_FORMATS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", "T%H:%M", "T%H:%M:%S")
+ZONE_WORDS = (
+    "words for zones, such as CET, are not read: write UTC offsets (+01:00), or leave the words out and name the zone "
+    "with --time-zone"
+)
 END_OF_DAY = re.compile(r"\d[ T]24:00")
-OFFSET = r"\d:\d\d(?::\d\d(?:\.\d+)?)?\s*(?P<offset>Z|[+-]\d\d(?::?\d\d)?)$"  # a UTC offset after a time of day
 
 
-def parse_times(
-    column: pa.ChunkedArray,
-    row_number: np.ndarray,
-    log: ProblemLog,
-    *,
-    time_format: str | None,
-    time_zone: str | None,
-    step: str | None = None,
-) -> tuple[np.ndarray, str | None]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeColumn:
+    """A time column and how it is to be read. groups: int [n], the series of each row."""
+
+    column: pa.ChunkedArray
+    row_number: np.ndarray
+    groups: np.ndarray
+    options: TimeOptions
+    log: ProblemLog
+
+    def note_bad(self, bad: np.ndarray, what: str, fix: str) -> None:
+        """Note a fault for each of these cells (bool [n])."""
+
+        def problem_at(place: int) -> Problem:
+            cell = self.column[place].as_py()
+            message = f"'{cell}' {what}" if cell not in (None, "") else "the time is missing"
+            todo = fix
+            if END_OF_DAY.search(str(cell)):
+                todo = "write the end of a day as 00:00 of the next day"
+            elif cell and not any(character.isdigit() for character in str(cell)):
+                todo = f"remove the row if it is a total or a remark; else {fix}"
+            return Problem(kind="time", row=int(self.row_number[place]), message=message, fix=todo)
+
+        self.log.add_at(np.flatnonzero(bad), int(bad.sum()), problem_at, kind="time")
+
+
+class Wall(NamedTuple):
+    """Times as they are written, datetime64[ns] [n] with NaT for what is no time; how they lie to UTC, if that is told.
+
+    zone: set if the times are UTC already, or become so by taking off the offsets, timedelta64[ns] [n].
+    """
+
+    local: np.ndarray
+    zone: str | None = None
+    offsets: np.ndarray | None = None
+
+
+def parse_times(times: TimeColumn) -> tuple[np.ndarray, str | None]:
     """The cells of a time column as datetime64[ns] [n] (UTC if there is a zone, else naive), and the zone.
 
     One UTC offset throughout is kept as a zone such as `UTC+02:00`; several become UTC with a note, unless
-    `time_zone` names the zone. step: a pandas frequency, None if it is yet to be found; a day or a longer step begins
-    as `Step` says. Cells that are no time are NaT and noted as faults. Raises `DataError` when the column as a whole is
+    `time_zone` of the options names the zone. The order of the rows of a series tells a repeated hour apart.
+    Cells that are no time are NaT and noted as faults. Raises `DataError` when the column as a whole is
     not a time or can be read in two ways, `UsageError` for an unknown zone or step.
     """
-    if time_zone is not None:
-        _check_zone(time_zone)
+    named = times.options.time_zone
+    if named is not None:
+        _check_zone(named)
+    wall = _read(times)
+    unread = np.isnat(wall.local)
+    fix = _fix_of_unread(times, unread, "" if wall.offsets is None else " with its UTC offset")
+    times.note_bad(unread, "is not a time", fix)
+    if wall.offsets is not None:
+        without = np.isnat(wall.offsets) & ~unread
+        times.note_bad(without, "has no UTC offset, but other rows have one", fix)
+        return wall.local - wall.offsets, named or wall.zone
+    if wall.zone is not None or named is None:
+        return wall.local, named or wall.zone
+    moments = localized(wall.local, named, times.options.step, times.groups)
+    what = f"does not name one moment in {named}: daylight saving begins or ends there"
+    fix = "write all times as ISO 8601 with their UTC offsets, or sort the rows of each series by time"
+    times.note_bad(np.isnat(moments) & ~unread, what, fix)
+    return moments, named
+
+
+def _read(times: TimeColumn) -> Wall:
+    column, options, log = times.column, times.options, times.log
+    digits = calendar_text(column)
+    column = column if digits is None else digits
     if pa.types.is_temporal(column.type):
-        local, zone, offsets = _ns_or_nat(_typed(column)), getattr(column.type, "tz", None), None
-        zone = f"UTC{zone}" if zone and zone[0] in "+-" else zone
-    elif pa.types.is_string(column.type):
-        local, zone, offsets = _parse_text(column, log, time_format)
-    else:
-        message = f"the time column holds {column.type} numbers, not times"
-        log.stop(
-            Problem(
-                kind="time", message=message, fix="name the right one with --time-column, or write times as ISO 8601"
-            )
-        )
-    problem_rows = np.isnat(local)
-    form = "as ISO 8601" if offsets is None else "as ISO 8601 with its UTC offset"
-    fix = f"write this time {form}, or remove the row"
-    if pa.types.is_string(column.type) and 2 * problem_rows.sum() > len(local):
-        fix = "name their format with --time-format (such as '%d/%m/%Y %H:%M'), or the right column with --time-column"
-    _note_bad_times(column, problem_rows, row_number, log, "is not a time", fix)
-    if offsets is not None:
-        without = np.isnat(offsets) & ~problem_rows
-        _note_bad_times(column, without, row_number, log, "has no UTC offset, but other rows have one", fix)
-        return local - offsets, time_zone or zone
-    if time_zone is not None and zone is None:
-        times = _localized(local, time_zone, step)
-        what = f"does not name one moment in {time_zone}: daylight saving begins or ends there"
-        fix = "correct this time or remove the row, or write all times as ISO 8601 with their UTC offsets"
-        _note_bad_times(column, np.isnat(times) & ~problem_rows, row_number, log, what, fix)
-        return times, time_zone
-    return local, time_zone or zone
+        zone = getattr(column.type, "tz", None)
+        return Wall(_ns_or_nat(_typed(column)), f"UTC{zone}" if zone and zone[0] in "+-" else zone)
+    if options.as_numbers or (options.time_format is None and are_numbers(column)):
+        return Wall(*number_times(column, options, log))
+    if not pa.types.is_string(column.type) and not are_numbers(column):
+        fix = "name the right one with --time-column, or write times as ISO 8601"
+        log.stop(Problem(kind="time", message=f"the time column holds {column.type} values, not times", fix=fix))
+    return _parse_text(column.cast(pa.string()), log, options.time_format)
+
+
+def _fix_of_unread(times: TimeColumn, unread: np.ndarray, offset: str) -> str:
+    options = times.options
+    if options.as_numbers:
+        return "correct this cell: the others are numbers"
+    if 2 * unread.sum() <= len(unread):
+        return f"write this time as ISO 8601{offset}"
+    if options.time_format is not None and DIRECTIVE.search(options.time_format):
+        return ZONE_WORDS
+    return "name their format with --time-format (such as '%d/%m/%Y %H:%M'), or the right column with --time-column"
 
 
 def _typed(column: pa.ChunkedArray) -> np.ndarray:
@@ -99,51 +153,37 @@ def _check_zone(time_zone: str) -> None:
         ) from error
 
 
-def _parse_text(
-    column: pa.ChunkedArray, log: ProblemLog, time_format: str | None
-) -> tuple[np.ndarray, str | None, np.ndarray | None]:
-    """(local times, zone, timedelta64[ns] to subtract or None) of a text column."""
-    text = pc.utf8_trim_whitespace(column)
-    found = pc.struct_field(pc.extract_regex(text, OFFSET), "offset")
-    distinct = [offset for offset in pc.unique(found).to_pylist() if offset is not None]
+def _parse_text(column: pa.ChunkedArray, log: ProblemLog, time_format: str | None) -> Wall:
+    """The times of a text column. Each distinct text is read once."""
+    coded = pc.utf8_trim_whitespace(column).dictionary_encode().unify_dictionaries()
+    codes = np.concatenate([chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in coded.chunks])
+    texts, found, time_format = split_offsets(coded.chunk(0).dictionary, time_format, log)
     offsets, zone = None, None
+    distinct = sorted({offset for offset in found if offset})
     if distinct:
-        text = pc.replace_substring_regex(text, r"(\d)\s*(Z|[+-]\d\d(:?\d\d)?)$", r"\1")
-        length = {offset: _offset_length(offset) for offset in distinct}
-        offsets = found.to_pandas().map(length).to_numpy().astype("timedelta64[ns]")
-        zone = "UTC"
-        if len(set(length.values())) == 1:
-            zone = _zone_name(length[distinct[0]])
-        else:
-            message = (
-                f"the times have {len(distinct)} UTC offsets ({', '.join(sorted(distinct)[:4])}) and are counted in UTC"
-            )
+        length = {offset: offset_length(offset) for offset in distinct}
+        none = np.timedelta64("NaT", "ns")
+        offsets = np.array([length[each] if each else none for each in (*found, None)], dtype="timedelta64[ns]")[codes]
+        zone = zone_name(length[distinct[0]]) or "UTC" if len(set(length.values())) == 1 else "UTC"
+        if len(set(length.values())) > 1:
+            message = f"the times have {len(distinct)} UTC offsets ({', '.join(distinct[:4])}) and are counted in UTC"
             fix = "for steps of a day or more, name their zone with --time-zone"
             log.add(Problem(kind="mixed-offsets", message=message, fix=fix, severity="note"))
-    texts = text.to_pandas()
-    chosen = time_format or _find_format(texts, log)
-    return _ns_or_nat(_parse(texts, chosen)), zone, offsets
-
-
-def _offset_length(offset: str) -> np.timedelta64:
-    if offset == "Z":
-        return np.timedelta64(0, "ns")
-    minutes = int(offset[1:3]) * 60 + int(offset[3:].lstrip(":") or 0)
-    return np.timedelta64(minutes * 60 * 10**9 * (-1 if offset[0] == "-" else 1), "ns")
-
-
-def _zone_name(length: np.timedelta64) -> str:
-    minutes = int(length.astype(np.int64)) // (60 * 10**9)
-    return (
-        "UTC" if minutes == 0 else f"UTC{'+' if minutes > 0 else '-'}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}"
-    )
+    cells = pc.replace_substring_regex(texts, r"(:\d\d),(\d+)$", r"\1.\2").to_pandas()
+    if time_format is None:
+        cells = cells.map(first_day)
+    local = _ns_or_nat(_parse(cells, time_format or _find_format(cells, log)))
+    return Wall(np.append(local, np.datetime64("NaT", "ns"))[codes], zone, offsets)
 
 
 def _parse(texts: pd.Series, time_format: str) -> np.ndarray:
     try:
-        return np.asarray(pd.to_datetime(texts, format=time_format, errors="coerce").to_numpy())
+        parsed = pd.to_datetime(texts, format=time_format, errors="coerce")
     except ValueError as error:
         raise UsageError(f"'{time_format}' is not a time format: {error}", hint="such as '%d/%m/%Y %H:%M'") from error
+    if parsed.dtype.kind != "M" or getattr(parsed.dtype, "tz", None) is not None:
+        return np.full(len(texts), np.datetime64("NaT"))  # an offset in a form that nobody writes
+    return np.asarray(parsed.to_numpy())
 
 
 def _find_format(texts: pd.Series, log: ProblemLog) -> str:
@@ -181,39 +221,16 @@ def _ns_or_nat(times: np.ndarray) -> np.ndarray:
     return np.where(outside, np.datetime64("NaT"), times).astype("datetime64[ns]")
 
 
-def _localized(local: np.ndarray, time_zone: str, frequency: str | None) -> np.ndarray:
-    """Wall-clock times of a zone as UTC, NaT where unclear; the order of rows tells a repeated hour of autumn apart."""
-    index = pd.DatetimeIndex(local)
-    if frequency is None:
-        frequency = "D" if is_coarse(np.unique(local[~np.isnat(local)])) else "h"
-    step = step_of(frequency, time_zone)
-    if step.is_fixed:
-        with suppress(ValueError):  # pandas: the order of the rows does not tell which of the two hours is meant
-            return to_ns(index.tz_localize(time_zone, ambiguous="infer", nonexistent="NaT"))
-    return step.named(index)
-
-
-def _note_bad_times(
-    column: pa.ChunkedArray, bad: np.ndarray, row_number: np.ndarray, log: ProblemLog, what: str, fix: str
-) -> None:
-    def problem_at(place: int) -> Problem:
-        cell = column[place].as_py()
-        message = f"'{cell}' {what}" if cell not in (None, "") else "the time is missing"
-        midnight = "write the end of a day as 00:00 of the next day" if END_OF_DAY.search(str(cell)) else fix
-        return Problem(kind="time", row=int(row_number[place]), message=message, fix=midnight)
-
-    log.add_at(np.flatnonzero(bad), int(bad.sum()), problem_at, kind="time")
-
-
 def looks_like_times(column: pa.ChunkedArray) -> bool:
     """Whether the first filled cell of a column reads as a time (a plain number does not)."""
     if pa.types.is_temporal(column.type):
         return True
     if not pa.types.is_string(column.type):
-        return False
+        digits = calendar_text(column)
+        return digits is not None and all(len(cell or "") == 8 for cell in digits.slice(0, 100).to_pylist())
     first = next((cell.strip() for cell in column.slice(0, 100).to_pylist() if cell and cell.strip()), "")
     if re.fullmatch(r"[+-]?\d*\.?\d*", first):
         return bool(re.fullmatch(r"(19|20)\d\d(\d{4})?", first))  # a year, or YYYYMMDD
-    cell = pd.Series([re.sub(r"(?<=\d)\s*(Z|[+-]\d\d(:?\d\d)?)$", "", first) if ":" in first else first])
+    cell = pd.Series([first_day(without_offset(first))])
     formats = ("ISO8601", *(date + clock for date, clock in product(DATE_FORMATS, CLOCK_FORMATS)))
     return any(not np.isnat(_parse(cell, each)).all() for each in formats)

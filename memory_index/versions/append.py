@@ -9,6 +9,7 @@ import numpy as np
 
 from memory_index.errors import IncompatibleError, NothingNewError
 from memory_index.tables.series import Series, SeriesTable, differing
+from memory_index.tables.steps import same_step
 from memory_index.versions.build import built_since, segment_record, steps_until, with_recall
 from memory_index.versions.factories import EXACT
 from memory_index.versions.manifest import FORMAT
@@ -81,7 +82,9 @@ def join_new_rows(stored: SeriesTable, table: SeriesTable, *, until: np.datetime
     for old in stored.series:
         new = table[old.series_id]
         require_overlap(old, new, table, stored.step)
+        held = np.flatnonzero(np.isfinite(new.values))
         keep = new.times > old.times[-1]
+        keep[int(held[-1]) + 1 if len(held) else 0 :] = False  # empty cells behind the last value are not there yet
         if until is not None:
             keep &= stored.step.add(new.times, delay) <= until
         num_new += int(keep.sum())
@@ -123,7 +126,7 @@ def whole_moments(stored: SeriesTable, joined: SeriesTable) -> tuple[SeriesTable
 
 def require_same_kind(stored: SeriesTable, table: SeriesTable) -> None:
     """Raise `IncompatibleError` unless a table has the step and the series of a version."""
-    if table.step != stored.step:
+    if not same_step(table.step, stored.step, table.series[0].times[0]):
         ours, theirs = (
             f"{step.frequency}" + (f" in {step.time_zone}" if step.time_zone else "")
             for step in (stored.step, table.step)

@@ -51,7 +51,7 @@ class Imported:
     was_present: bool
 
 
-def export(version: Version, path: Path) -> Path:
+def export(version: Version, path: Path | str) -> Path:
     """Write a version, with all that it needs, into one file; equal versions and names give equal bytes.
 
     path: an archive (`.zip`) that does not exist yet, or a folder, where it is called `NAME@3.zip`. Returns the
@@ -60,6 +60,7 @@ def export(version: Version, path: Path) -> Path:
     Raises `UsageError` for another suffix or an existing file, `VerificationError` if the version is damaged,
     `ResourceError` for a full disk and the like.
     """
+    path = Path(path)
     if path.is_dir():
         path = path / f"{version.ref}{SUFFIX}"
     if path.suffix != SUFFIX:
@@ -84,7 +85,7 @@ def export(version: Version, path: Path) -> Path:
     return path
 
 
-def import_version(store: Store, path: Path, name: str | None = None) -> Imported:
+def import_version(store: Store, path: Path | str, name: str | None = None) -> Imported:
     """Publish the version in an archive as the next version of `name` (default: the name that it had).
 
     Its fingerprint stays what it was. If the index has an undamaged version of this fingerprint, nothing is added.
@@ -92,6 +93,7 @@ def import_version(store: Store, path: Path, name: str | None = None) -> Importe
     Raises `NotFoundError` if there is no archive, `VerificationError` if any byte of it is not what was exported,
     `IncompatibleError` for a newer format, `ResourceError` as `Store.staging` does.
     """
+    path = Path(path)
     with files.refusals_named(path, option=""), open_file(path) as file:
         with damage_named(path):
             archive = zipfile.ZipFile(file)
