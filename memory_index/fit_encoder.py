@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memory_index.encoder import NUM_VALUES, DualKeyEncoder, EncoderConfig
+from memory_index.missing import filled
 from memory_index.scaling import WindowStatistics, fit_scale
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Scope
@@ -28,7 +29,8 @@ class Moments:
     """Accumulated second moments of the training windows of one view.
 
     gram: [N, view, view], mean of z z^T per series. cross: [view, H], mean of z f^T over all series, where
-    f is the future in the window's own location and spread. count: windows per series, [N].
+    f is the future in the window's own location and spread; at each step over the windows whose future has it. count:
+    windows per series, [N]. z is of filled contexts.
     """
 
     gram: np.ndarray
@@ -44,16 +46,22 @@ def fit_encoder(
     lookback: int,
     horizon: int,
     scopes: tuple[Scope, ...],
+    target_origins: list[np.ndarray] | None = None,
 ) -> DualKeyEncoder:
     """Fit every array of the encoder.
 
-    table: the training part. origins: origin rows of its windows, per series, int64 [n_s] each.
+    table: the training part. origins: origin rows of its windows, per series, int64 [n_s] each. target_origins: those
+    of the windows whose futures may be looked at, default all: what is cross-fitted leaves some out. Only the linear
+    maps look at futures.
     """
     scale = fit_scale([series.values for series in table.series])
     encoder = DualKeyEncoder(config=config, horizon=horizon, scale=scale, arrays={})
     for view in config.views:
         moments = _second_moments(table, origins, encoder, view=view, lookback=lookback)
-        ridge = _ridge(moments, config.ridge)
+        targets = moments
+        if target_origins is not None:
+            targets = _second_moments(table, target_origins, encoder, view=view, lookback=lookback)
+        ridge = _ridge(targets, config.ridge)
         root = _metric_root(ridge, view=view, horizon=horizon, forecast_weight=config.forecast_weight)
         width = min(config.shape_width, view)
         arrays = encoder.arrays
@@ -82,7 +90,7 @@ def joint_arrays(
     grams: list[np.ndarray] = []
     for chunk in _chunks(rows):
         context = np.stack([cut(series.values, chunk - lookback + 1, lookback) for series in table.series], axis=1)
-        flat = [part.reshape(len(chunk), -1) for part in parts(context)]
+        flat = [part.reshape(len(chunk), -1) for part in parts(filled(context, table.step.season))]
         grams = [part.T @ part + (grams[number] if grams else 0) for number, part in enumerate(flat)]
     value_width = min(config.joint_width // 8, NUM_VALUES * len(table.series))
     arrays = {}
@@ -105,16 +113,21 @@ def _second_moments(
 ) -> Moments:
     num, horizon = len(table.series), encoder.horizon
     gram, cross, count = np.zeros((num, view, view)), np.zeros((view, horizon)), np.zeros(num)
+    num_known = np.zeros(horizon)
     for number, rows in enumerate(origins):
         values = table.series[number].values
         for chunk in _chunks(rows):
-            context = cut(values, chunk - lookback + 1, lookback)[:, None]
+            context = filled(cut(values, chunk - lookback + 1, lookback), table.step.season)[:, None]
             z, statistics = _normalise(encoder, context, view, np.array([number]))
             future = (cut(values, chunk + 1, horizon) - statistics.location) / statistics.spread
+            known = ~np.isnan(future)
+            num_known += known.sum(axis=0)
+            if not known.all():
+                future = np.where(known, future, 0.0)
             gram[number] += z[:, 0].T @ z[:, 0]
             cross += z[:, 0].T @ future
         count[number] = len(rows)
-    return Moments(gram=gram / np.maximum(count, 1)[:, None, None], cross=cross / max(count.sum(), 1), count=count)
+    return Moments(gram=gram / np.maximum(count, 1)[:, None, None], cross=cross / np.maximum(num_known, 1), count=count)
 
 
 def _normalise(

@@ -6,12 +6,14 @@ And the errors of the seasonal naive forecast in sample, which scaled metrics di
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from memory_index.errors import UsageError
-from memory_index.tables.series import SeriesTable
+
+if TYPE_CHECKING:
+    from memory_index.tables.series import SeriesTable
 
 ScaledBy = Literal["training", "origin"]
 
@@ -46,7 +48,7 @@ def fit_scale(values: list[np.ndarray]) -> SeriesScale:
 
 
 def window_statistics(windows: np.ndarray, *, floor: np.ndarray, flat_below: np.ndarray) -> WindowStatistics:
-    """windows: float64 [..., view], raw units; floor, flat_below: [...], raw units."""
+    """windows: float64 [..., view], any units; floor, flat_below: [...], the same units."""
     std = windows.std(axis=-1)
     return WindowStatistics(location=windows.mean(axis=-1), spread=np.maximum(std, floor), flat=std < flat_below)
 

@@ -339,21 +339,23 @@ def test_data_that_differ_are_incompatible(call, tmp_path):
         assert "99.9" in err
 
 
-@pytest.mark.parametrize(("step", "flags", "code"), [("D", (), 6), ("30min", (), 6), ("D", ("--step", "h"), 3)])
+@pytest.mark.parametrize(("step", "flags", "code"), [("D", (), 6), ("30min", (), 6), ("D", ("--step", "h"), 6)])
 def test_data_of_another_step_are_told_by_their_step(call, tmp_path, step, flags, code):
     frame = pd.read_csv(SAMPLE).head(400)
     frame["date"] = pd.date_range("2024-01-01", periods=len(frame), freq=step)
     frame.to_csv(tmp_path / "other.csv", index=False)
     found, _, err = call("forecast", str(tmp_path / "other.csv"), "--index", "grid", *flags)
     assert found == code
-    assert ("steps are missing" if flags else f"other.csv has a step of {step}, grid@1 of h (use") in err
+    assert ("common steps differ" if flags else f"other.csv has a step of {step}, grid@1 of h (use") in err
 
 
 def test_gaps_are_gaps_where_a_file_has_no_other_step(call, tmp_path):
     frame = pd.read_csv(SAMPLE).drop(index=range(40, 50))
     frame.to_csv(tmp_path / "holed.csv", index=False)
-    code, _, err = call("forecast", str(tmp_path / "holed.csv"), "--index", "grid")
+    code, _, err = call("forecast", str(tmp_path / "holed.csv"), "--index", "grid", "--on-gap", "error")
     assert (code, "10 steps are missing" in err) == (3, True)
+    code, _, err = call("forecast", str(tmp_path / "holed.csv"), "--index", "grid")
+    assert (code, "10 steps without a row stay missing" in err) == (0, True)
 
 
 def test_too_short_a_history_is_bad_data(call, tmp_path):

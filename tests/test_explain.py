@@ -27,6 +27,7 @@ from memory_index.tables.series import Series, SeriesTable
 
 LAST = len(TABLE.times) - 1
 HORIZON, TOP_K = WINDOW.horizon, SETTINGS["top_k"]
+BASES = ("linear", "last_value", "seasonal_naive")
 SPACES = ["own-12", "own-36", "joint-12", "joint-36", "pooled-12", "pooled-36"]
 FAST = {"use_llm": False, "max_steps": 3, "save_steps": 100}
 
@@ -99,9 +100,9 @@ def test_every_number_is_that_of_the_forward_pass(small, name):
         np.testing.assert_array_equal(getattr(found, field), getattr(output, field)[n], err_msg=field)
     assert found.network.any()
     np.testing.assert_array_equal([part.weight for part in found.parts], output.weights[n])
-    assert [part.name for part in found.parts] == ["linear", "last_value", *SPACES]
-    assert [part.of_memory for part in found.parts] == [False] * 2 + [True] * len(SPACES)
-    bases, spaces = found.parts[:2], found.parts[2:]
+    assert [part.name for part in found.parts] == [*BASES, *SPACES]
+    assert [part.of_memory for part in found.parts] == [False] * len(BASES) + [True] * len(SPACES)
+    bases, spaces = found.parts[: len(BASES)], found.parts[len(BASES) :]
     np.testing.assert_array_equal([part.forecast for part in bases], output.bases[n])
     np.testing.assert_array_equal([part.forecast for part in spaces], block.batch.neighbours.forecasts[n])
     assert found.feature_gate == output.gating.gate[n].item()
@@ -129,8 +130,8 @@ def test_what_the_memory_found_is_reported_as_it_was_found(small):
     found, (block, _) = explained(small), forward(small.predictor, small, 400)
     answer = small.memory.search(block.asked.queries, K)
     assert [str(space) for space in answer.spaces] == SPACES
-    assert [part.num_neighbours for part in found.parts] == [0, 0, *answer.valid[0, 0].sum(axis=1)]
-    assert [part.nearest for part in found.parts] == [None, None, *answer.distance[0, 0, :, 0]]
+    assert [part.num_neighbours for part in found.parts] == [*[0] * len(BASES), *answer.valid[0, 0].sum(axis=1)]
+    assert [part.nearest for part in found.parts] == [*[None] * len(BASES), *answer.distance[0, 0, :, 0]]
     scaled = np.square(answer.distance[0, 0].astype(np.float64)) / answer.temperature[:, None]
     best: dict[int, tuple[float, int, int]] = {}
     for v, rank in np.argwhere(answer.valid[0, 0]):

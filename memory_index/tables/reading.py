@@ -107,7 +107,15 @@ def assemble(source: Path | pd.DataFrame | pa.Table, options: ReadOptions, log: 
     note_ranges(series, log)
     for what, count in grid.changes.items():
         log.add(Problem(kind="changed", message=f"{count} {what}", fix="", severity="note"))
-    return SeriesTable(step=step, layout=roles.layout, series=series, source=log.source, notes=log.notes), len(raw)
+    table = SeriesTable(
+        step=step,
+        layout=roles.layout,
+        series=series,
+        source=log.source,
+        notes=log.notes,
+        whole_windows="drop" in (options.on_gap, options.on_nan),
+    )
+    return table, len(raw)
 
 
 def _raw_table(source: Path | pd.DataFrame | pa.Table, options: ReadOptions, log: ProblemLog) -> RawTable:

@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from memory_index.encoder import EncoderConfig, KeyEncoder
+from memory_index.encoder import EncoderConfig, KeyEncoder, default_views
 from memory_index.errors import DataError, IncompatibleError, UsageError
 from memory_index.fit_encoder import fit_encoder, shared_origins
 from memory_index.local import LocalMemory
 from memory_index.measure import recall_at_10, temperatures
+from memory_index.skipped import Skipped, require_none_skipped, skipped_sentence
 from memory_index.splits import Split
 from memory_index.tables.series import COARSE_FIX, Series, SeriesTable, coarse
+from memory_index.transforms import Transform, fit_transform
 from memory_index.types import MAX_JOINT_SERIES, SCOPES, KeySpace, Scope
 from memory_index.versions.factories import check_factory, choose_factory
 from memory_index.versions.manifest import FORMAT, BuildRecord, Manifest, SegmentRecord, SpaceRecord
@@ -32,16 +34,10 @@ from memory_index.versions.store import Store
 from memory_index.versions.version import Version
 from memory_index.windows import WindowSpec, check_views, origin_rows
 
-DEFAULT_VIEWS = EncoderConfig().views
 FIRST_SEGMENT = "segment-0"
 FitEncoder = Callable[..., KeyEncoder]  # called like `fit_encoder`
 Review = Callable[[LocalMemory], tuple[str, ...]]
 RECORDED_LIBRARIES = ("numpy", "pandas", "pyarrow", "faiss-cpu", "safetensors")
-
-
-def default_views(lookback: int) -> tuple[int, ...]:
-    """The default views that fit a lookback, or the whole lookback where none does."""
-    return tuple(view for view in DEFAULT_VIEWS if view <= lookback) or (lookback,)
 
 
 def build(
@@ -56,7 +52,9 @@ def build(
     factory: str = "auto",
     fit_origins: list[np.ndarray] | None = None,
     fit: FitEncoder = fit_encoder,
+    transform: str | Transform = "none",
     review: Review = lambda memory: (),
+    strict: bool = False,
 ) -> Version:
     """Build a version from the training part of a table and publish it.
 
@@ -64,41 +62,42 @@ def build(
     that the table allows (`joint` needs 2 to 64 series with shared time stamps). factory: `auto`, `Flat`, or any
     FAISS factory string. fit_origins: origin rows per series of the windows that the encoder is fitted on, where
     those are not all that are stored (cross-fitting). fit: makes the encoder, as `fit_encoder` does; how a learned one
-    comes in. review: looks at the finished memory before it is published; what it returns becomes the version's notes.
+    comes in. transform: kind of the units that windows are compared and averaged in (transforms.py), or `auto`; or one
+    whose numbers are known. review: looks at the finished memory before it is published; what it returns becomes the
+    version's notes.
 
-    Raises `DataError` (series too short), `UsageError` (views, scopes, factory), `IncompatibleError` (a scope
-    that this table cannot have), `ResourceError` (disk, lock).
+    Each series ends with its last value. One without a window is left out and named in the manifest's `built.skipped`.
+
+    Raises `DataError` (every series too short, a value that cannot be transformed), `UsageError` (views, scopes,
+    factory, transform), `IncompatibleError` (a scope that this table cannot have), `ResourceError` (disk, lock).
     """
     started = time.perf_counter()
     encoder = encoder or EncoderConfig(views=default_views(window.lookback))
-    check_views(encoder.views, window)
-    training = stored_part(table, split.train_until, window)
-    origins = [origin_rows(series.values, window) for series in training.series]
-    require_windows(training, origins, window)
-    joint = joint_refusal(training, origins)
+    check_views(encoder.views, window := table.rule(window))
+    known = stored_part(table, split.train_until, window)
+    training, origins, skipped = with_windows(up_to_last_values(known), window, encoder.views, strict=strict)
+    joint = joint_refusal(known, training, origins)
     scopes = choose_scopes(scopes, joint)
     sizes = {KeySpace(scope, view): group_sizes(scope, origins) for scope in scopes for view in encoder.views}
     chosen = {space: choose_factory(factory, each) for space, each in sizes.items()}
-    plan = SegmentPlan(
-        window=window,
-        factories={space: name for space, (name, _) in chosen.items()},
-        num_series=len(table.series),
-    )
+    factories = {space: name for space, (name, _) in chosen.items()}
+    plan = SegmentPlan(window=window, factories=factories, num_series=len(training.series))
     check_factory(factory, {space: encoder.key_width(space, plan.num_series) for space in plan.spaces}, sizes)
+    transform, why = (transform, "") if isinstance(transform, Transform) else fit_transform(transform, training)
+    inside = transform.of_table(training)
+    fitting = {"lookback": window.lookback, "horizon": window.horizon, "scopes": scopes}
     with store.staging(name) as staging:
-        fitted = fit(
-            training, fit_origins or origins, encoder, lookback=window.lookback, horizon=window.horizon, scopes=scopes
-        )
+        fitted = fit(inside, fit_origins or origins, encoder, **fitting)
         described = write_encoder(staging.path, fitted)
-        windows = write_segment(staging.path / FIRST_SEGMENT, training, origins, fitted, plan)
+        windows = write_segment(staging.path / FIRST_SEGMENT, training, origins, fitted, plan, inside=inside)
         records = tuple(
             space_record(space, encoder.key_width(space, plan.num_series), fitted.value_width(space), *chosen[space])
             for space in plan.spaces
         )
         manifest = first_manifest(training, windows, plan, records, described, split, joint)
-        manifest = measured(staging.path, manifest, fitted)
-        notes = coarse_notes(training) + review(read_memory(staging.path, manifest, fitted))
-        built = dataclasses.replace(built_since(started, table.source), notes=notes)
+        manifest = measured(staging.path, dataclasses.replace(manifest, transform=transform), fitted)
+        notes = coarse_notes(training) + ((why,) if why else ()) + review(read_memory(staging.path, manifest, fitted))
+        built = dataclasses.replace(built_since(started, table.source), notes=notes, skipped=skipped)
         return staging.publish(dataclasses.replace(manifest, built=built))
 
 
@@ -146,11 +145,14 @@ def measured(folder: Path, manifest: Manifest, encoder: KeyEncoder) -> Manifest:
     return with_recall(folder, dataclasses.replace(manifest, spaces=spaces), encoder)
 
 
-def joint_refusal(table: SeriesTable, origins: list[np.ndarray]) -> str:
-    """Why a table with these training windows cannot have the joint scope; empty if it can (docs/method.md)."""
+def joint_refusal(known: SeriesTable, table: SeriesTable, origins: list[np.ndarray]) -> str:
+    """Why a table with these training windows cannot have the joint scope; empty if it can (docs/method.md).
+
+    known: the training part as it was given, before each series was cut after its last value.
+    """
     if not 2 <= len(table.series) <= MAX_JOINT_SERIES:
         return f"it needs 2 to {MAX_JOINT_SERIES} series, and there are {len(table.series)}"
-    if not table.shares_times:
+    if not known.shares_times:
         return "it needs series that share all time stamps of the training part"
     return (
         "" if len(shared_origins(origins)) else "it needs a time at which no series has a missing value in its window"
@@ -190,6 +192,12 @@ def stored_part(table: SeriesTable, until: str | np.datetime64, window: WindowSp
     )
 
 
+def up_to_last_values(table: SeriesTable) -> SeriesTable:
+    """Each series up to its last value: steps behind that are not there yet, and are stored once they are."""
+    known = [np.flatnonzero(np.isfinite(series.values)) for series in table.series]
+    return cut_table(table, [int(rows[-1]) + 1 if len(rows) else 0 for rows in known])
+
+
 def steps_until(table: SeriesTable, until: np.datetime64) -> SeriesTable:
     """The steps of each series up to a time."""
     return cut_table(table, [int(np.searchsorted(series.times, until, side="right")) for series in table.series])
@@ -207,21 +215,43 @@ def cut_table(table: SeriesTable, rows: list[int]) -> SeriesTable:
     )
 
 
-def require_windows(table: SeriesTable, origins: list[np.ndarray], window: WindowSpec) -> None:
-    """Raise `DataError`, naming all of them, if there are series without one whole window in the training part."""
-    without = [series for series, rows in zip(table.series, origins, strict=True) if len(rows) == 0]
-    if not without:
-        return
-    first, others = without[0], [f"'{series.series_id}'" for series in without[1:]]
-    missing = int(np.isnan(first.values).sum())
-    flags = " ".join(f'--ignore "{series.series_id}"' for series in without)
-    raise DataError(
-        f"{table.source}: series '{first.series_id}' has no whole window of "
-        f"{window.lookback} + {window.horizon} steps in its training part of {len(first)} steps"
-        + (f", {missing} of them missing" if missing else "")
-        + (f"; nor have {', '.join(others)}" if others else ""),
-        hint="choose a shorter --lookback or --horizon, a larger training part"
-        + (f", or leave out what is too short: {flags}" if len(without) < len(table.series) else ""),
+def with_windows(
+    training: SeriesTable, window: WindowSpec, views: tuple[int, ...], *, strict: bool = False
+) -> tuple[SeriesTable, list[np.ndarray], tuple[Skipped, ...]]:
+    """The series of a training part that have a window, their origin rows, and the other series with the reason.
+
+    Raises `DataError` if no series has one; strict: if some has none.
+    """
+    origins = [origin_rows(series.values, window, views=views) for series in training.series]
+    kept = [number for number, rows in enumerate(origins) if len(rows)]
+    skipped = tuple(
+        Skipped(series_id=series.series_id, reason=_without_window(series, window))
+        for series, rows in zip(training.series, origins, strict=True)
+        if not len(rows)
+    )
+    if not kept:
+        raise DataError(
+            f"{training.source}: {skipped_sentence(skipped, 'without a window')}",
+            hint="choose a shorter --lookback or --horizon, or a larger training part",
+        )
+    if not skipped:
+        return training, origins, ()
+    if strict:
+        require_none_skipped(skipped, training.source, "without a window")
+    series = tuple(training.series[number] for number in kept)
+    return dataclasses.replace(training, series=series), [origins[number] for number in kept], skipped
+
+
+def _without_window(series: Series, window: WindowSpec) -> str:
+    """Why a series has no window."""
+    missing = int(np.isnan(series.values).sum())
+    steps = "1 step" if len(series) == 1 else f"{len(series)} steps"
+    of_them = f", {missing} of them missing," if missing else ""
+    return (
+        f"has {steps}{of_them} in the training part, but no window of {window.lookback} + {window.horizon} of which "
+        "enough is known"
+        if len(series) >= window.length
+        else f"has {steps}{of_them} in the training part, but a window needs {window.lookback} + {window.horizon}"
     )
 
 
@@ -257,7 +287,8 @@ def with_recall(folder: Path, manifest: Manifest, encoder: KeyEncoder) -> Manife
 
 def segment_record(folder: str, windows: SegmentWindows, num_steps: int) -> SegmentRecord:
     """What the manifest says of a segment. num_steps: of all series."""
-    return SegmentRecord(folder=folder, num_rows=len(windows), num_steps=num_steps)
+    num_moments = None if windows.across is None else len(windows.across)
+    return SegmentRecord(folder=folder, num_rows=len(windows), num_steps=num_steps, num_moments=num_moments)
 
 
 def built_since(started: float, source: str) -> BuildRecord:
