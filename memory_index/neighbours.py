@@ -257,7 +257,8 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
     weight = weights(neighbours).reshape(b, n, v * k)
     curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, neighbours.windows.spec.horizon, len(levels)), dtype=np.float32)
-    for chunk in _chunks(b, n, k * sum(_num_steps(neighbours, number) for number in range(v))):
+
+    def run(chunk: Chunk) -> None:
         values = np.concatenate([_aligned(inside, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
         share = weight[chunk][..., None]
         if (missing := np.isnan(values)).any():
@@ -265,6 +266,8 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
             values = np.where(nothing, _by_maps(inside, chunk)[:, :, None], values)
             share = np.where(nothing, share, known)
         result[chunk] = curve.take(chunk).inverse(weighted_quantiles(values, share, levels))
+
+    _workers().run(run, _chunks(b, n, k * sum(_num_steps(neighbours, number) for number in range(v))))
     return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)
 
 
