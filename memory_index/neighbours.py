@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from memory_index.cores import num_cores
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.leakage import TimeSpans, require_admissible
 from memory_index.missing import last_known
 from memory_index.products import project
-from memory_index.threads import one_blas_thread
+from memory_index.threads import Workers, one_blas_thread
 from memory_index.transforms import NO_TRANSFORM
 from memory_index.types import KeySpace, Queries
 from memory_index.windows import StoredWindows, cut
@@ -143,10 +145,7 @@ class Neighbours:
         return quantiles(self, levels, on_empty)
 
     def inside(self) -> Neighbours:
-        """The same with queries and windows in units of the version's transform; itself where there is none.
-
-        What it makes of them, a forecast too, is in those units.
-        """
+        """The same, and what it makes of queries and windows, in units of the version's transform, if there is one."""
         if not self.windows.transform:
             return self
         return replace(self, queries=self.windows.queries_inside(self.queries), windows=self.windows.inside)
@@ -172,15 +171,14 @@ def weights(neighbours: Neighbours) -> np.ndarray:
 def aligned_futures(neighbours: Neighbours) -> np.ndarray:
     """Futures as they would follow each query, float32 [B, N, V, K, H]; NaN in unused slots and where missing.
 
-    In the query's own location and spread, and moved by what the linear map makes of the difference between its window
-    and the neighbour's: neighbours are never quite alike, and this much of what follows from it is known. All of that
-    in units of the transform, and back.
+    In the query's own location and spread, in units of the transform, and moved by what the linear map makes of the
+    difference between its window and the neighbour's: neighbours are never quite alike, and that much is known.
     """
     b, n, v, k = neighbours.row.shape
     curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, v, k, neighbours.windows.spec.horizon), dtype=np.float32)
     for number, space in enumerate(neighbours.spaces):
-        for chunk in _chunks(neighbours, space):
+        for chunk in _chunks(b, n, k * _num_steps(neighbours, space)):
             result[*chunk, number] = curve.take(chunk).inverse(_aligned(inside, chunk, number))
     return np.where(neighbours.valid[..., None], result, np.float32(np.nan))
 
@@ -193,23 +191,43 @@ def space_forecasts(neighbours: Neighbours) -> np.ndarray:
     of the query. The map is linear, so the mean of what it makes of K differences is what it makes of their mean.
     Behind a transform it is the mean of the futures in raw units: what comes back from a mean is no mean.
     """
-    b, n, v, _ = neighbours.row.shape
+    b, n, v, k = neighbours.row.shape
     weight, curve, inside = weights(neighbours), neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, v, neighbours.windows.spec.horizon), dtype=np.float32)
-    for number, space in enumerate(neighbours.spaces):
-        for chunk in _chunks(neighbours, space):
-            standard = _standard_windows(inside, chunk, number)
-            query = _query_windows(inside, chunk, number)
+
+    def run(task: tuple[int, Chunk]) -> None:
+        number, (moments, series) = task
+        num_moments, num_series = moments.stop - moments.start, series.stop - series.start
+        space = neighbours.spaces[number]
+        linear_map = neighbours.linear_maps[space.view]
+        mean = np.empty((num_moments, num_series, 1, _num_steps(neighbours, space)), dtype=np.float32)
+        one_by_one = []
+        for inner in _chunks(num_moments, num_series, k * _num_steps(neighbours, space)):
+            chunk = _within(moments, inner[0]), _within(series, inner[1])
             # One small sum for each window: what comes out does not depend on how many there are.
-            mean = np.einsum("bnk,bnkw->bnw", weight[*chunk, number], standard)
-            part = _moved(query, mean[:, :, None], neighbours.linear_maps[space.view])[:, :, 0]
-            each = np.isnan(mean).any(axis=-1) | (neighbours.windows.transform != NO_TRANSFORM)
+            standard = _standard_windows(inside, chunk, number)
+            mean[*inner, 0] = np.einsum("bnk,bnkw->bnw", weight[*chunk, number], standard)
+            each = np.any(np.isnan(mean[*inner, 0]), axis=-1) | (neighbours.windows.transform != NO_TRANSFORM)
             if each.any():  # each neighbour by itself: steps are means over different ones, or of raw units
-                back, asked = curve.take(chunk).take(each), query.take(each)
-                moved = back.inverse(_moved(asked, standard[each], neighbours.linear_maps[space.view]))
-                known = _mean_of_known(moved, weight[*chunk, number][each])
-                part[each] = np.where(np.isnan(known), back.inverse(_by_map(asked, neighbours, number)), known)
-            result[*chunk, number] = part
+                back, asked = curve.take(chunk).take(each), _query_windows(inside, chunk, number).take(each)
+                aligned = back.inverse(_moved(asked, standard[each], linear_map))
+                known = _mean_of_known(aligned, weight[*chunk, number][each])
+                part = np.where(np.isnan(known), back.inverse(_by_map(asked, neighbours, number)), known)
+                one_by_one.append((inner, each, part))
+        moved = _moved(_query_windows(inside, (moments, series), number), mean, linear_map)[:, :, 0]
+        for inner, each, part in one_by_one:
+            moved[inner][each] = part
+        result[moments, series, number] = moved
+
+    # The map multiplies whole blocks of rows (`products.project`), so many means are moved at once.
+    _workers().run(
+        run,
+        (
+            (number, chunk)
+            for number, space in enumerate(neighbours.spaces)
+            for chunk in _chunks(b, n, _num_steps(neighbours, space))
+        ),
+    )
     return np.where(np.any(neighbours.valid, axis=3)[..., None], result, np.float32(np.nan))
 
 
@@ -234,9 +252,10 @@ def mean_over_spaces(by_space: np.ndarray) -> np.ndarray:
 def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmpty) -> np.ndarray:
     """Weighted quantiles over the aligned futures of all key spaces together, float32 [B, N, H, Q].
 
-    Each key space that has neighbours counts the same. `on_empty` as in `forecast`. A quantile is interpolated linearly
-    between the values at the midpoints of the cumulative weights, in units of the transform, which keeps their order. A
-    missing step has no weight; where all miss it, every quantile is what the linear maps make of the query.
+    Each key space that has neighbours counts the same. `on_empty` as in `forecast`. The quantile of a level is
+    interpolated linearly between the values at the midpoints of the cumulative weights. A missing step of a future has
+    no weight; where all miss it, every quantile is what the linear maps make of the query. They are taken in units of
+    the transform, which keeps the order of values.
     """
     if not levels or not all(0 < level < 1 for level in levels):
         raise UsageError(f"quantile levels must lie between 0 and 1, not {list(levels)}")
@@ -244,13 +263,14 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
     weight = weights(neighbours).reshape(b, n, v * k)
     curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, neighbours.windows.spec.horizon, len(levels)), dtype=np.float32)
-    for chunk in _chunks(neighbours, *neighbours.spaces):
-        values = np.concatenate([_aligned(inside, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
+    for chunk in _chunks(b, n, k * sum(_num_steps(neighbours, space) for space in neighbours.spaces)):
         share = weight[chunk][..., None]
+        values = np.concatenate([_aligned(inside, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
         if (missing := np.isnan(values)).any():
-            nothing = ~np.any((known := np.where(missing, np.float32(0), share)) > 0, axis=2, keepdims=True)
+            share = np.where(missing, np.float32(0), share)
+            nothing = ~np.any(share > 0, axis=2, keepdims=True)
             values = np.where(nothing, _by_maps(inside, chunk)[:, :, None], values)
-            share = np.where(nothing, share, known)
+            share = np.where(nothing, weight[chunk][..., None], share)
         result[chunk] = curve.take(chunk).inverse(_weighted_quantiles(values, share, levels))
     return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)
 
@@ -303,11 +323,8 @@ def _query_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> _Query:
 
 def _aligned(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
     """See `aligned_futures`: of one key space, float64 [b, N, K, H]; anything in unused slots."""
-    query, linear_map = (
-        _query_windows(neighbours, chunk, number),
-        neighbours.linear_maps[neighbours.spaces[number].view],
-    )
-    return _moved(query, _standard_windows(neighbours, chunk, number), linear_map)
+    linear_map = neighbours.linear_maps[neighbours.spaces[number].view]
+    return _moved(_query_windows(neighbours, chunk, number), _standard_windows(neighbours, chunk, number), linear_map)
 
 
 def _moved(query: _Query, standard: np.ndarray, linear_map: np.ndarray) -> np.ndarray:
@@ -384,17 +401,31 @@ def _weighted_quantiles(values: np.ndarray, weight: np.ndarray, levels: tuple[fl
     return np.stack(result, axis=-1)
 
 
-def _chunks(neighbours: Neighbours, *spaces: KeySpace) -> list[Chunk]:
-    """Moments, and where one has many series parts of a moment, of at most `CHUNK_VALUES` values each or one query.
+def _num_steps(neighbours: Neighbours, space: KeySpace) -> int:
+    """Of a neighbour's window in a key space: its view and the horizon."""
+    return space.view + neighbours.windows.spec.horizon
 
-    Values of the neighbours' windows in these key spaces.
+
+def _chunks(b: int, n: int, values: int) -> list[Chunk]:
+    """Of b moments of n series: moments, and where one has many series parts of a moment.
+
+    Of at most `CHUNK_VALUES` values each, or one query. values: of one query.
     """
-    b, n, _, k = neighbours.row.shape
-    of_query = max(1, k * sum(space.view + neighbours.windows.spec.horizon for space in spaces))
-    num_queries = max(1, CHUNK_VALUES // of_query)
+    num_queries = max(1, CHUNK_VALUES // max(1, values))
     moments, series = max(1, num_queries // max(1, n)), min(max(1, n), num_queries)
     return [
-        (slice(moment, moment + moments), slice(first, first + series))
+        (slice(moment, min(moment + moments, b)), slice(first, min(first + series, n)))
         for moment in range(0, b, moments)
         for first in range(0, n, series)
     ]
+
+
+def _within(outer: slice, inner: slice) -> slice:
+    """A part of a part."""
+    return slice(outer.start + inner.start, outer.start + inner.stop)
+
+
+@cache
+def _workers() -> Workers:
+    """Threads that make forecasts, as many as can run at once."""
+    return Workers(num_cores())
