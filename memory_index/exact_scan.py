@@ -23,8 +23,8 @@ import numpy as np
 from memory_index.threads import faiss_threads
 
 PART = 8  # a part of the keys is scanned by itself where it is so many times smaller
-BLOCK_QUERIES = 256  # queries of one product: with fewer, keys are arranged for it more often than they are used
-BLOCK_VALUES = 1 << 21  # proposed distances held at once by one thread: 8 MiB
+BLOCK_QUERIES = 128  # queries of one product: with fewer, keys are arranged for it more often than they are used
+BLOCK_VALUES = 1 << 20  # proposed distances held at once by one thread: 4 MiB; twice that took a fifth longer
 GROUPS = 16  # times k: so many groups of columns there are, at least, so that few hold two of the k smallest
 MOST_DEALT = 32  # columns in a group, at most
 UNUSED = np.uint64(0x7F800000FFFFFFFF)  # a distance of +inf: orders behind all that was found

@@ -28,7 +28,7 @@ from memory_index.windows import StoredWindows
 class LocalMemory:
     """A version on this machine. Implements `Memory`; safe to use from several threads.
 
-    threads: how many threads one search uses (default: as many as can run at once, see `threads.num_cores`).
+    threads: how many threads one search uses, but no more than there are cores (default: `cores.num_cores`).
     """
 
     def __init__(

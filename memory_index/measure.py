@@ -147,6 +147,17 @@ def searches_as_known(memory: Memory, k: int, num: int) -> Iterator[tuple[np.nda
     )
 
 
+def windows_as_known(memory: Memory, num: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(series numbers [N], row ids [n, N]) of windows drawn in the same way; whole moments where the version has the
+    scope `joint`, so that every scope can be asked.
+    """
+    fitted_known_at = memory.manifest.fitted_known_at
+    scope: Scope = "joint" if "joint" in memory.manifest.scopes else "own"
+    yield from _drawn_rows(
+        memory.windows, scope, lambda known_at, num: _drawn_as_known(known_at, num, fitted_known_at), num
+    )
+
+
 def _searches(memory: Memory, k: int, policy: Policy, draw: Draw, num: int) -> Iterator[tuple[np.ndarray, Neighbours]]:
     for scope in memory.manifest.scopes:
         for series, rows in _drawn_rows(memory.windows, scope, draw, num):

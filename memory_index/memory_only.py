@@ -10,6 +10,7 @@ import pandas as pd
 
 from memory_index.baselines import baseline_forecasts
 from memory_index.bounds import Bounds, BoundsOf
+from memory_index.calibration import stretched, usual_errors
 from memory_index.errors import UsageError
 from memory_index.evaluation import MEMORY_ONLY, Evaluation, ForecastBlock, Report, scored_origins, tally
 from memory_index.leakage import Policy
@@ -139,8 +140,9 @@ def forecast(
 
     Original units; times in the table's own time zone. Asked under `causal` at the last value of each series: one that
     ends earlier than the others is forecast from where it ends. Series that cannot be forecast are named in
-    `attrs["skipped"]`, a list of `{"series_id", "reason"}`. bounds: that no forecast and no quantile leaves; without,
-    those of counts are kept at 0 or above (`bounds.py`).
+    `attrs["skipped"]`, a list of `{"series_id", "reason"}`. Quantiles are calibrated on what the memory would have said
+    of its own windows (`calibration.py`). bounds: that no forecast and no quantile leaves; without, those of counts are
+    kept at 0 or above (`bounds.py`).
 
     Raises `DataError` (every history too short), `NotFoundError` (no neighbours for any series).
     """
@@ -148,6 +150,7 @@ def forecast(
     spec, views = memory.windows.spec, memory.windows.views
     origins, skipped = latest_origins(table, spec, views=views)
     parts, alone, within = [], [], BoundsOf(memory, bounds)
+    usual = usual_errors(memory, options.k, scopes=options.scopes, views=options.views) if quantiles else None
     for block in query_blocks(table, origins, spec, Policy.CAUSAL, known=memory.manifest.series_ids, views=views):
         neighbours = memory.search(block.queries, options.k, scopes=options.scopes, views=options.views)
         if options.on_empty == "error":
@@ -157,8 +160,10 @@ def forecast(
         if not block.wanted.any():
             continue
         values = neighbours.forecast(on_empty="last-value")
-        no_levels = np.empty((*values.shape, 0), dtype=np.float32)
-        levels = neighbours.quantiles(quantiles, on_empty="last-value") if quantiles else no_levels
+        levels = np.empty((*values.shape, 0), dtype=np.float32)
+        if usual is not None:
+            stretch = np.array([usual.stretch(origin) for origin in block.queries.origin])
+            levels = stretched(neighbours.quantiles(quantiles, on_empty="last-value"), values, stretch)
         values, levels = (within.kept(block.queries, each) for each in (values, levels))
         parts.append(forecast_frame(table, block, values, quantiles, levels))
     if not parts:

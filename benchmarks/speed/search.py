@@ -3,7 +3,7 @@
 What limits a search, in numbers. One query is compared with n keys of E numbers: 2 n E flops, and n distances of 4
 bytes to be looked through. With own keys of ETTh1 (n = 8,033, E = 53) these are 0.85 MFLOP and 32 KB a view. All 95,221
 windows under three views take 243 GFLOP, 14 us a query at 60 GFLOP/s; their distances would be 9.2 GB, but at most
-8 MiB are there at once (`exact_scan.BLOCK_VALUES`), and are read three times: 3 us a query at 30 GB/s. No exact search
+4 MiB are there at once (`exact_scan.BLOCK_VALUES`), and are read three times: 3 us a query at 30 GB/s. No exact search
 of these keys can be quicker than its products, and how far this one is from them is a line of the table. Brute force
 over raw windows has 96, 168 and 336 numbers where a key has 53: 918 GFLOP, and the same 9.2 GB of distances, masked and
 sorted in memory. `faiss.knn` multiplies the same keys and keeps a heap for each query; `stumpy.stump` needs a few flops

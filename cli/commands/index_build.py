@@ -160,11 +160,11 @@ def build(
             **learned(encoder, table),
         )
     show_notes(table)
+    tell_skipped(version.manifest.built.skipped, "left out", source=file.name, strict=False)
     if as_json:
         print_json("index-build", version_document(version) | {"notes": version.manifest.built.notes})
         return
     print_version(version)
-    tell_skipped(version.manifest.built.skipped, "left out", source=file.name, strict=False)
     note(f"next: {next_command(version, table, file, indexes_dir, table_options)}")
 
 

@@ -65,12 +65,10 @@ def train(
 ) -> None:
     """Train a model on the training part of FILE against one version of an index.
 
-    The neighbours of all training windows are found once and kept; as many windows are used as --max-work allows. A
-    linear map and the gate between it, the last value, the last season and the memory are fitted in closed form, and
-    what forecasts held-out windows best is kept: their mix, or one of them alone. With --network, or any option of its
-    own (--llm, --preset, --no-tapr, ...), a network is trained beside them: the validation part decides when to stop
-    and which weights are kept. The test part is never read. Interrupted, it goes on with --resume. The run is a folder
-    that can be moved.
+    The neighbours of as many training windows as --max-work allows are found once and kept. In closed form it is
+    decided what forecasts held-out windows best: the memory, a linear map, the last value, the last season, or a mix.
+    With --network, or any option of its own, a network is trained too. The test part is never read. Interrupted, it
+    goes on with --resume. The run is a folder that can be moved.
     """
     from forecaster.training.fit import train_run
 
@@ -95,22 +93,23 @@ def train(
                 note=note,
             )
         except KeyboardInterrupt as error:
-            again = ["cli", "train", str(file), "--index", ref, "--out", str(out), "--resume", *flags]
-            again += [] if neighbours_dir is None else ["--neighbours-dir", str(neighbours_dir)]
-            again += [] if device == "auto" else ["--device", device]
-            raise KeyboardInterrupt(f"go on with: {shlex.join(again)}") from error
+            again = ["train", str(file), "--index", ref, "--out", str(out), *flags]
+            raise KeyboardInterrupt(f"go on with: {_go_on(again, neighbours_dir, device)}") from error
     if not trained.is_main:
         return
     for line in network_notes(chosen, stated) if trained.is_new else ():
         note(line)
     if as_json:
         print_json("train", training_document(out, ref, trained) | {"skipped": skipped})
-    elif trained.is_new:
-        _print_training(out, ref, trained)
-        note(f"next: {shlex.join(['cli', 'evaluate', str(file), '--run', str(out), *flags])}")
     else:
-        steps, best = f"{trained.result.steps:,} steps", f"best validation MSE {_best(trained.result)}"
-        note(f"{out} is trained to its end, {steps}, {best}: nothing to do")
+        _print_training(out, ref, trained, then=["cli", "evaluate", str(file), "--run", str(out), *flags])
+
+
+def _go_on(again: list[str], neighbours_dir: Path | None, device: str) -> str:
+    """The command that goes on with an interrupted training."""
+    where = [] if neighbours_dir is None else ["--neighbours-dir", str(neighbours_dir)]
+    where += [] if device == "auto" else ["--device", device]
+    return shlex.join(["cli", *again[:6], "--resume", *again[6:], *where])
 
 
 def _not_trained_on(table: SeriesTable, memory: Memory, *, strict: bool) -> list[Skipped]:
@@ -175,10 +174,15 @@ def _kept(closed_form: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _print_training(out: Path, ref: str, trained: Trained) -> None:
+def _print_training(out: Path, ref: str, trained: Trained, *, then: list[str]) -> None:
+    """How a training ended, with the command to try next, or that it had ended before."""
     from forecaster.training.train import CLOSED_FORM
 
     result = trained.result
+    if not trained.is_new:
+        best = f"best validation MSE {_best(result)}"
+        note(f"{out} is trained to its end, {result.steps:,} steps, {best}: nothing to do")
+        return
     steps = "none: linear map and value gate are fitted in closed form"
     if result.stopped != CLOSED_FORM:
         epochs = "1 epoch" if result.epochs == 1 else f"{result.epochs} epochs"
@@ -195,3 +199,4 @@ def _print_training(out: Path, ref: str, trained: Trained) -> None:
         ["peak memory", f"{result.peak_rss_mb:,.0f} MB"],
     ]
     print_table(["training", ""], rows)
+    note(f"next: {shlex.join(then)}")

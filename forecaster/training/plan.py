@@ -54,14 +54,16 @@ class TrainingPlan:
         return asdict(self) | {"policy": str(self.policy), "notes": list(self.notes)}
 
     @property
-    def says(self) -> str:
-        """One line before it begins."""
+    def told(self) -> tuple[str, ...]:
+        """What is said before it begins: the notes, and how long it will take where that is a minute or more."""
         minutes = self.work / RATE / 60
-        about = "under a minute" if minutes < 1 else f"about {minutes:.0f} min"
-        return (
+        if minutes < 1:
+            return self.notes
+        cost = (
             f"{self.num_train:,} training and {self.num_val:,} validation windows, {self.work:.1e} operations to find "
-            f"their neighbours ({about})"
+            f"their neighbours: about {minutes:.0f} min"
         )
+        return (*self.notes, cost)
 
 
 def plan_training(memory: Memory, table: SeriesTable, config: Config) -> TrainingPlan:

@@ -18,11 +18,12 @@ import numpy as np
 
 from memory_index.encoder import EncoderConfig, KeyEncoder, default_views
 from memory_index.fit_encoder import fit_encoder
+from memory_index.fit_transform import fit_transform, table_inside
 from memory_index.local import LocalMemory
 from memory_index.measure import recall_at_10, temperatures
 from memory_index.splits import Split
 from memory_index.tables.series import COARSE_FIX, Series, SeriesTable, coarse
-from memory_index.transforms import Transform, fit_transform
+from memory_index.transforms import Transform
 from memory_index.types import KeySpace, Scope
 from memory_index.versions.budget import Budget
 from memory_index.versions.contents import contents_of, contents_within, group_sizes
@@ -64,9 +65,9 @@ def build(
     that the table allows (`joint` needs 2 to 64 series with shared time stamps). factory: `auto`, `Flat`, or any
     FAISS factory string. fit_origins: origin rows per series of the windows that the encoder is fitted on, where
     those are not all that are stored (cross-fitting). fit: makes the encoder, as `fit_encoder` does; how a learned one
-    comes in. transform: kind of the units that windows are compared and averaged in (transforms.py), or `auto`; or one
-    whose numbers are known. review: looks at the finished memory before it is published; what it returns becomes the
-    version's notes. budget: peak memory; stride, views, scopes and factories are chosen for it (budget.py), and told.
+    comes in. transform: units that windows are compared and averaged in (`transforms.py`), by kind or `auto`. review:
+    looks at the finished memory before it is published; what it returns becomes the version's notes. budget: peak
+    memory; stride, views, scopes and factories are chosen for it (budget.py), and told.
 
     Each series ends with its last value. One without a window in the training part is left out, and named in the
     manifest's `built.skipped`; strict: or raises `DataError`.
@@ -84,8 +85,8 @@ def build(
         contents = contents_within(budget, contents, table, factory, keep_scopes=scopes is not None, strict=strict)
     plan, training, origins, widths = contents.plan, contents.training, contents.origins, contents.widths
     check_factory(factory, widths, {space: group_sizes(space.scope, origins) for space in plan.spaces})
-    transform, why = (transform, "") if isinstance(transform, Transform) else fit_transform(transform, training)
-    inside = transform.of_table(training)
+    transform, chosen_transform = fit_transform(transform, training)
+    inside = table_inside(transform, training)
     with store.staging(name) as staging:
         how = {"lookback": window.lookback, "horizon": window.horizon, "scopes": contents.scopes}
         fitted = fit(inside, fit_origins or origins, contents.encoder, **how)
@@ -98,7 +99,7 @@ def build(
         manifest = first_manifest(training, windows, plan, records, described, split, contents.joint)
         manifest = dataclasses.replace(manifest, transform=transform, budget=contents.budget)
         manifest = measured(staging.path, manifest, fitted)
-        notes = coarse_notes(training) + ((why,) if why else ()) + review(read_memory(staging.path, manifest, fitted))
+        notes = coarse_notes(training) + chosen_transform + review(read_memory(staging.path, manifest, fitted))
         built = dataclasses.replace(built_since(started, table.source), notes=notes, skipped=contents.skipped)
         return staging.publish(dataclasses.replace(manifest, built=built))
 
