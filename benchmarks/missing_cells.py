@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--part", default="test", choices=("val", "test"))
     parser.add_argument("--every", type=int, default=1, help="ask every so many-th moment")
     parser.add_argument("--run", action="store_true", help="also train a run with default settings on each table")
+    parser.add_argument("--train-stride", type=int, help="train the runs on every so many-th window (a quicker look)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-missing", type=float, nargs="*", default=[WindowSpec(lookback=2, horizon=1).max_missing])
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
@@ -135,7 +136,7 @@ def compared(whole: Side, holes: Side, split: Split, options: argparse.Namespace
     }
     arms: dict[str, Callable[[Side], Forecast]] = {"memory": memory_forecasts}
     if options.run:
-        arms["run"] = lambda side: run_forecasts(side, folder)
+        arms["run"] = lambda side: run_forecasts(side, folder, options.train_stride)
     for arm, forecasts in arms.items():
         scores = [scored(forecasts(side)(side.table, origins), holes.table, origins, unit) for side in (whole, holes)]
         result |= {
@@ -175,14 +176,15 @@ def memory_forecasts(side: Side) -> Forecast:
     return forecasts
 
 
-def run_forecasts(side: Side, folder: Path) -> Forecast:
+def run_forecasts(side: Side, folder: Path, stride: int | None) -> Forecast:
     """What a run with default settings forecasts that was trained on a table and against its memory."""
     from forecaster.config import Config
     from forecaster.predictor import load_predictor
     from forecaster.retrieval.batches import live_blocks
     from forecaster.training.fit import train_run
 
-    config = Config.from_dict({"lookback": LOOKBACK, "horizon": HORIZON})
+    strides = {} if stride is None else {"train_stride": stride, "val_stride": stride}
+    config = Config.from_dict({"lookback": LOOKBACK, "horizon": HORIZON, **strides})
     if (known := TRAINED.get(side.memory.fingerprint)) is not None:
         return known
     with tempfile.TemporaryDirectory(dir=folder) as out:

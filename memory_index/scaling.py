@@ -6,14 +6,12 @@ And the errors of the seasonal naive forecast in sample, which scaled metrics di
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from memory_index.errors import UsageError
-
-if TYPE_CHECKING:
-    from memory_index.tables.series import SeriesTable
+from memory_index.tables.series import SeriesTable
 
 ScaledBy = Literal["training", "origin"]
 

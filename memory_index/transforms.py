@@ -17,25 +17,19 @@ forecasting*, IEEE Transactions on Power Systems 2018.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from memory_index.errors import DataError, UsageError
-from memory_index.scaling import fit_scale
-
-if TYPE_CHECKING:
-    from memory_index.tables.series import SeriesTable
 
 Kind = Literal["none", "asinh", "log1p"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 AUTO = "auto"
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 LARGEST = float(np.finfo(np.float32).max)  # what comes out stays within float32
-HEAVY_TAILS = 9.0  # kurtosis above which `auto` takes a transform; 3 is that of a normal distribution
 ALL_WHOLE = 2.0**24  # from here on every float32 is a whole number, which tells nothing
 LEAST = -1 + 1e-9  # of log1p, whose forecasts end there
 BLOCK = 1 << 20  # values transformed at once
@@ -126,7 +120,7 @@ class Transform:
         curve = self.curves.take(np.maximum(series, 0))
         curve = Curve(self.kind, *(np.array(np.broadcast_to(part, shape)) for part in curve[1:]))
         if new.any():
-            for ours, theirs in zip(curve[1:], _fit(self.kind, context[:, new])[1:], strict=True):
+            for ours, theirs in zip(curve[1:], fit_curve(self.kind, context[:, new])[1:], strict=True):
                 ours[:, new] = theirs
         return curve
 
@@ -140,28 +134,6 @@ class Transform:
             number = np.searchsorted(offset, np.arange(part.start, part.stop), side="right") - 1
             result[part] = self.curves.take(number).forward(values[part])
         return result
-
-    def of_table(self, table: SeriesTable, numbers: Iterable[int] | None = None) -> SeriesTable:
-        """A table of series of the version from raw units. numbers: of the series, default in the version's order.
-
-        Of the values as float32, in which a version keeps them. Raises `DataError` as `require_in_domain`.
-        """
-        if not self:
-            return table
-        self.require_in_domain(table)
-        series = (
-            replace(each, values=self.curves.take(number).forward(each.values.astype(np.float32)).astype(np.float64))
-            for each, number in zip(table.series, range(len(table.series)) if numbers is None else numbers, strict=True)
-        )
-        return replace(table, series=tuple(series))
-
-    def require_in_domain(self, table: SeriesTable) -> None:
-        """Raise `DataError` that names the first cell of a table that cannot be transformed."""
-        for series in table.series if self.kind == "log1p" else ():
-            outside = np.flatnonzero(series.values.astype(np.float32) <= -1)
-            if len(outside):
-                at, value = table.step.isoformat(series.times[outside[0]]), series.values[outside[0]]
-                raise out_of_domain(f"{table.source}: series '{series.series_id}' at {at} is {value:g}")
 
 
 NO_TRANSFORM = Transform()
@@ -181,23 +153,7 @@ def transform_from_json(document: dict[str, Any]) -> Transform:
     return Transform(**{**document, **numbers})
 
 
-def fit_transform(kind: str, training: SeriesTable) -> tuple[Transform, str]:
-    """A transform with the numbers of a training part, and of `auto` a sentence that says what was chosen and why.
-
-    Raises `UsageError` for an unknown kind, `DataError` for a cell that it cannot transform.
-    """
-    chosen, reason = _choose(training) if kind == AUTO else (kind, "")
-    transform = Transform(kind=chosen)  # type: ignore[arg-type]  # it judges that itself
-    if not transform:
-        return NO_TRANSFORM, reason
-    transform.require_in_domain(training)
-    fitted = [_fit(transform.kind, series.values) for series in training.series]
-    center, width, low, high = (tuple(float(each) for each in part) for part in list(zip(*fitted, strict=True))[1:])
-    unit = tuple(float(each) for each in fit_scale([series.values for series in training.series]).std)
-    return Transform(kind=transform.kind, center=center, width=width, low=low, high=high, unit=unit), reason
-
-
-def _fit(kind: Kind, values: np.ndarray) -> Curve:
+def fit_curve(kind: Kind, values: np.ndarray) -> Curve:
     """The numbers of series whose values are given along the last axis, NaN where missing; as of one 0 without any."""
     values = values.astype(np.float64)
     values = np.where(np.isnan(values).all(axis=-1, keepdims=True), 0.0, values)
@@ -210,23 +166,6 @@ def _fit(kind: Kind, values: np.ndarray) -> Curve:
     width = np.where(width > 0, width, 1.0)
     low, high = (np.nanmin(values, axis=-1) - center) / width, (np.nanmax(values, axis=-1) - center) / width
     return Curve(kind, center, width, low, high)
-
-
-def _choose(training: SeriesTable) -> tuple[str, str]:
-    """What `auto` takes by the tails of the training values, and why (docs/method.md)."""
-    standard = []
-    for series in training.series:
-        values = series.values[np.isfinite(series.values)]
-        deviation = values.std() if len(values) else 0.0
-        standard.append((values - values.mean()) / deviation if deviation > 0 else np.zeros(1))
-    kurtosis = float(np.median([np.mean(z**4) for z in standard]))
-    whole = all(may_count(series.values).all() for series in training.series)
-    chosen = "none" if kurtosis <= HEAVY_TAILS else "log1p" if whole else "asinh"
-    values = "whole numbers, none below 0" if whole else "not all whole numbers of 0 or more"
-    return chosen, (
-        f"transform {chosen}: chosen by auto, the kurtosis of the training values is {kurtosis:.1f} (median over the "
-        f"series; above {HEAVY_TAILS:g} they get one), and they are {values}"
-    )
 
 
 def may_count(values: np.ndarray) -> np.ndarray:

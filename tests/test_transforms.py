@@ -25,7 +25,6 @@ from memory_fixtures import (
     wide_table,
     with_missing,
 )
-from memory_index.service.remote import RemoteMemory
 from service_fixtures import served
 
 from forecaster.evaluate import evaluate as evaluate_run
@@ -34,10 +33,12 @@ from forecaster.forecast import forecast as forecast_by_run
 from forecaster.predictor import SMEARED_LEVELS, load_predictor, smeared
 from memory_index import memory_only
 from memory_index.errors import DataError, UsageError, VerificationError
+from memory_index.fit_transform import fit_transform, table_inside
 from memory_index.inspection import inspect_window
 from memory_index.neighbours import mean_over_spaces
+from memory_index.remote import RemoteMemory
 from memory_index.tables.series import Series, SeriesTable
-from memory_index.transforms import AUTO, KINDS, NO_TRANSFORM, Transform, fit_transform, transform_from_json
+from memory_index.transforms import AUTO, KINDS, NO_TRANSFORM, Transform, transform_from_json
 from memory_index.versions.manifest import manifest_from_json
 
 KINDS_WITH_NUMBERS = ("asinh", "log1p")
@@ -169,7 +170,7 @@ def test_a_version_finds_what_one_of_the_transformed_table_finds(tmp_path, kind)
 def twins(kind: str) -> list[tuple[str, dict]]:
     """The same version, made of raw values and of values that were transformed before."""
     transform, _ = fit_transform(kind, first_rows(RAISED, 252))
-    return [("raw", {"table": RAISED, "transform": kind}), ("inside", {"table": transform.of_table(RAISED)})]
+    return [("raw", {"table": RAISED, "transform": kind}), ("inside", {"table": table_inside(transform, RAISED)})]
 
 
 def test_holes_stay_holes_and_are_filled_inside(tmp_path):

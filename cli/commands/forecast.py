@@ -39,6 +39,8 @@ from cli.targets import require_targets, write_file
 if TYPE_CHECKING:
     import pandas as pd
 
+    from memory_index.bounds import Bounds
+    from memory_index.memory import Memory
     from memory_index.tables.columns import ReadOptions
     from memory_index.tables.series import SeriesTable
 
@@ -85,8 +87,7 @@ def forecast(
     """Forecast the next steps of every series of FILE: by a trained run, or with --index alone from the memory.
 
     A long table in original units: unique_id, ds, yhat and one column per quantile (q0.1). A series that was never seen
-    is forecast from windows of all series (scope pooled). Only windows known by the last step of FILE are used. A
-    series that cannot be forecast (a short history) is named, and stops no other.
+    is forecast from windows of all series (scope pooled); one with too short a history is named, and stops no other.
     """
     from memory_index.bounds import Bounds
 
@@ -112,29 +113,32 @@ def forecast(
         memory, table, ref = opened.memory, opened.table, opened.ref
         result = forecast_by_run(opened.predictor, memory, table, quantiles=levels, bounds=bounds)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
-    _tell_skipped(result, table, strict=strict)
-    tell_ends(table, memory)
-    tell_bounds(table, memory, bounds)
-    # Travels inside a Parquet file.
-    result.attrs.update(
-        {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
-    )
-    if out is not None:
-        write_file(out, _as_file(result, out.suffix.lower()))
-        note(f"{result['unique_id'].nunique()} series x {horizon} steps by {by}: {out}")
-    if plot is not None:
-        _draw(plot, table, result, by)
+    _tell(result, table, memory, bounds, strict=strict)
+    made_by = {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
+    result.attrs.update(made_by)  # which travels inside a Parquet file
+    _write(result, f"{horizon} steps by {by}", out)
+    _draw(plot, table, result, by)
     if as_json:
         print_json("forecast", forecast_document(result, table, file=file, horizon=horizon, out=out))
     elif out is None:
         typer.echo(result.to_csv(index=False), nl=False)
 
 
-def _tell_skipped(result: pd.DataFrame, table: SeriesTable, *, strict: bool) -> None:
+def _write(result: pd.DataFrame, what: str, out: Path | None) -> None:
+    """Write the file that is asked for."""
+    if out is not None:
+        write_file(out, _as_file(result, out.suffix.lower()))
+        note(f"{result['unique_id'].nunique()} series x {what}: {out}")
+
+
+def _tell(result: pd.DataFrame, table: SeriesTable, memory: Memory, bounds: Bounds, *, strict: bool) -> None:
+    """What to know of a forecast beside its numbers."""
     from memory_index.skipped import Skipped
 
     skipped = [Skipped(**each) for each in result.attrs["skipped"]]
     tell_skipped(skipped, "not forecast", source=table.source, strict=strict)
+    tell_ends(table, memory)
+    tell_bounds(table, memory, bounds)
 
 
 def forecast_document(
@@ -152,7 +156,10 @@ def forecast_document(
     }
 
 
-def _draw(path: Path, table: SeriesTable, result: pd.DataFrame, by: str) -> None:
+def _draw(path: Path | None, table: SeriesTable, result: pd.DataFrame, by: str) -> None:
+    """Draw the picture that is asked for."""
+    if path is None:
+        return
     from cli.pictures.forecast import draw_forecast
     from cli.pictures.look import save
 

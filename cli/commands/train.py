@@ -101,12 +101,8 @@ def train(
         note(line)
     if as_json:
         print_json("train", training_document(out, ref, trained) | {"skipped": skipped})
-    elif trained.is_new:
-        _print_training(out, ref, trained)
-        note(f"next: {shlex.join(['cli', 'evaluate', str(file), '--run', str(out), *flags])}")
     else:
-        steps, best = f"{trained.result.steps:,} steps", f"best validation MSE {_best(trained.result)}"
-        note(f"{out} is trained to its end, {steps}, {best}: nothing to do")
+        _print_training(out, ref, trained, then=["cli", "evaluate", str(file), "--run", str(out), *flags])
 
 
 def _go_on(again: list[str], neighbours_dir: Path | None, device: str) -> str:
@@ -178,10 +174,15 @@ def _kept(closed_form: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _print_training(out: Path, ref: str, trained: Trained) -> None:
+def _print_training(out: Path, ref: str, trained: Trained, *, then: list[str]) -> None:
+    """How a training ended, with the command to try next, or that it had ended before."""
     from forecaster.training.train import CLOSED_FORM
 
     result = trained.result
+    if not trained.is_new:
+        best = f"best validation MSE {_best(result)}"
+        note(f"{out} is trained to its end, {result.steps:,} steps, {best}: nothing to do")
+        return
     steps = "none: linear map and value gate are fitted in closed form"
     if result.stopped != CLOSED_FORM:
         epochs = "1 epoch" if result.epochs == 1 else f"{result.epochs} epochs"
@@ -198,3 +199,4 @@ def _print_training(out: Path, ref: str, trained: Trained) -> None:
         ["peak memory", f"{result.peak_rss_mb:,.0f} MB"],
     ]
     print_table(["training", ""], rows)
+    note(f"next: {shlex.join(then)}")

@@ -14,6 +14,7 @@ from forecaster.retrieval.folds import NO_FOLDS
 from forecaster.retrieval.neighbour_cache import NeighbourCache, part_neighbours, training_neighbours
 from forecaster.runs.run_record import RunRecord
 from forecaster.training.plan import TrainingPlan, plan_training
+from memory_index.fit_transform import table_inside
 from memory_index.memory import Memory
 from memory_index.tables.series import SeriesTable
 
@@ -48,7 +49,7 @@ def windows_of(
     for said in found.notes if isinstance(found, NeighbourCache) else ():
         note(said)
     numbers = memory.windows.numbers_of(np.array(table.series_ids))
-    values, offset = flat_values(memory.manifest.transform.of_table(table, numbers))
+    values, offset = flat_values(table_inside(memory.manifest.transform, table, numbers))
     series = np.asarray(found.series)
     of_series = units_inside(memory, record.data.units)
     units = np.array([of_series[name] for name in table.series_ids], dtype=np.float32)

@@ -8,6 +8,7 @@ import time
 import numpy as np
 
 from memory_index.errors import IncompatibleError, NothingNewError
+from memory_index.fit_transform import table_inside
 from memory_index.skipped import Skipped, require_none_skipped
 from memory_index.tables.series import Series, SeriesTable, differing
 from memory_index.tables.steps import same_step
@@ -60,16 +61,9 @@ def append(
             earlier = read_earlier(parent.path, manifest) if manifest.joint == "built" else None
         staging.adopt(parent, *sorted({path.split("/")[0] for path in manifest.files}))
         folder, new_from = f"segment-{len(manifest.segments)}", [len(series) for series in stored.series]
-        origins = new_origins(stored, joined, plan)
+        origins, inside = new_origins(stored, joined, plan), table_inside(manifest.transform, joined)
         windows = write_segment(
-            staging.path / folder,
-            joined,
-            origins,
-            encoder,
-            plan,
-            inside=manifest.transform.of_table(joined),
-            new_from=new_from,
-            earlier=earlier,
+            staging.path / folder, joined, origins, encoder, plan, inside=inside, new_from=new_from, earlier=earlier
         )
         num_new = [len(series) - start for series, start in zip(joined.series, new_from, strict=True)]
         known_at = np.append(
