@@ -438,6 +438,7 @@ SETTINGS: dict[str, tuple[Any, Any]] = {
     "memory_k": _value(int, "50", "Neighbours per key space that make its forecast."),
     "lambda_retrieval": _value(float, "0.1", "Weight of the retrieval loss."),
     "policy": _value(str, "disjoint", "What training windows may retrieve: disjoint or causal."),
+    "max_work": _value(float, "3e12", "Operations to find the neighbours of all windows; more are thinned out."),
     "prompt_layout": _value(str, "spec", "spec, or cached: text first, much faster."),
     "vocabulary_mapping": _switch("--vocabulary-mapping", True, "Learn text prototypes as the original does: slow."),
     "epochs": _value(int, "3", "Passes of the network, at most."),

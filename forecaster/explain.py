@@ -20,10 +20,11 @@ from forecaster.model.types import GatingOutput, ModelOutput, TrendOutput
 from forecaster.predictor import Predictor, output_of
 from forecaster.retrieval.batches import MODEL_BATCH, live_blocks
 from forecaster.retrieval.neighbours import Condensed
+from forecaster.runs.intervals import MemoryFan
 from memory_index.closeness import UsualDistances, closeness, nearest_distances, usual_distances
 from memory_index.inspection import NeighbourRecord, actual_after, neighbour_records, one_origin, require_neighbours
 from memory_index.memory import Memory
-from memory_index.neighbours import Neighbours
+from memory_index.neighbours import Neighbours, mean_over_spaces
 from memory_index.tables.series import SeriesTable
 from memory_index.types import KeySpace
 from memory_index.windows import Step
@@ -171,6 +172,13 @@ class _Window(NamedTuple):
     output: ModelOutput
 
 
+def _fan(window: _Window, levels: tuple[float, ...], horizon: int) -> MemoryFan:
+    """The memory's own quantiles for the explained window."""
+    quantiles = window.found.quantiles(levels, on_empty="last-value")[0, window.place, :horizon][None]
+    by_space = np.where(window.condensed.found[..., None], window.condensed.forecasts, np.nan)[None]
+    return MemoryFan(quantiles, mean_over_spaces(by_space)[0])
+
+
 def explain(
     predictor: Predictor,
     memory: Memory,
@@ -197,7 +205,8 @@ def explain(
     output = window.output
     forecast = _numbers(output.forecast)
     width = predictor.width(memory, window.condensed, spread=output.spread.cpu().numpy(), unit=window.unit)
-    quantiles = predictor.intervals.quantiles(forecast[None], width, [series_id], levels)
+    fan = _fan(window, levels, config.horizon)
+    quantiles = predictor.intervals.quantiles(forecast[None], width, [series_id], levels, fan)
     nearest = nearest_distances(window.found, window.place)
     shares, no_close_analogue = closeness(usual or usual_distances(memory), nearest, at)
     actual = actual_after(series, row, config.horizon)

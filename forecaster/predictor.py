@@ -17,14 +17,14 @@ from forecaster.errors import RunIncompatibleError
 from forecaster.language_models.backbone import check_reference
 from forecaster.language_models.placement import place_backbone, resolve_device
 from forecaster.model.model import ForecastModel
-from forecaster.model.shortcut import BASES
 from forecaster.model.types import Batch, ModelOutput
 from forecaster.retrieval.batches import LiveBlock, parts_of
 from forecaster.retrieval.neighbours import Condensed
-from forecaster.runs.intervals import Intervals, expected_width, read_intervals
+from forecaster.runs.intervals import Intervals, MemoryFan, expected_width, read_intervals
 from forecaster.runs.run import Run
 from forecaster.runs.weights import WEIGHTS, load_into
 from memory_index.memory import Memory
+from memory_index.neighbours import Neighbours, mean_over_spaces
 from memory_index.versions.manifest import Manifest
 
 
@@ -32,13 +32,13 @@ from memory_index.versions.manifest import Manifest
 class Predicted:
     """Forecasts of n windows; float32, raw units but for the gates.
 
-    forecast: [n, H]. linear: [n, H], the linear shortcut by itself, None without it. gate: [n, H], the value-space
-    gate. feature_gate: [n], None without a network or GRA-M. direction: int64 [n], 0 up, 1 flat, 2 down, None without a
-    network or TAPR.
-    spread: [n], of each window.
+    forecast: [n, H]. bases: [n, M, H], what stands beside the memory, by itself. linear: [n, H], the linear map of
+    those, None without it. gate: [n, H], the value-space gate. feature_gate: [n], None without a network or GRA-M.
+    direction: int64 [n], 0 up, 1 flat, 2 down, None without a network or TAPR. spread: [n], of each window.
     """
 
     forecast: np.ndarray
+    bases: np.ndarray
     linear: np.ndarray | None
     gate: np.ndarray
     feature_gate: np.ndarray | None
@@ -78,7 +78,22 @@ class Predictor:
         """
         width = self.width(memory, block.condensed, spread=predicted.spread, unit=block.batch.unit.numpy())
         series_ids = [*map(str, block.asked.queries.series_id)] * len(block.asked.wanted)  # moment after moment
-        return self.intervals.quantiles(predicted.forecast, width, series_ids, levels)
+        fan = (
+            None
+            if block.found is None
+            else memory_fan(block.found, block.condensed, levels, predicted.forecast.shape[1])
+        )
+        return self.intervals.quantiles(predicted.forecast, width, series_ids, levels, fan)
+
+
+def memory_fan(found: Neighbours, condensed: Condensed | None, levels: tuple[float, ...], horizon: int) -> MemoryFan:
+    """What a memory says by itself of all windows that it answered, moment after moment (n = B * N)."""
+    assert condensed is not None, "an answer is condensed"
+    if not levels:
+        return MemoryFan(np.empty((len(condensed.found), horizon, 0)), np.empty((len(condensed.found), horizon)))
+    quantiles = found.quantiles(levels, on_empty="last-value")[:, :, :horizon]
+    by_space = np.where(condensed.found[..., None], condensed.forecasts, np.nan)[None]
+    return MemoryFan(quantiles.reshape(-1, horizon, len(levels)), mean_over_spaces(by_space)[0])
 
 
 def predict(model: ForecastModel, batch: Batch) -> Predicted:
@@ -86,9 +101,11 @@ def predict(model: ForecastModel, batch: Batch) -> Predicted:
     outputs: list[ModelOutput] = [output_of(model, part) for part in parts_of(batch)]
     gatings = [output.gating.gate for output in outputs if output.gating is not None]
     directions = [output.trend.direction.argmax(dim=1) for output in outputs if output.trend is not None]
+    bases = _joined([output.bases for output in outputs])
     return Predicted(
         forecast=_joined([output.forecast for output in outputs]),
-        linear=_joined([output.bases[:, BASES.index("linear")] for output in outputs]) if model.shortcut else None,
+        bases=bases,
+        linear=bases[:, model.base_names.index("linear")] if model.shortcut else None,
         gate=_joined([output.gate for output in outputs]),
         feature_gate=_joined(gatings) if gatings else None,
         direction=_joined(directions) if directions else None,
@@ -101,7 +118,7 @@ def output_of(model: ForecastModel, part: Batch) -> ModelOutput:
     model.eval()
     moved = part.to(next(model.parameters()).device)
     with torch.inference_mode():
-        output: ModelOutput = model(moved.context, moved.neighbours, unit=moved.unit)
+        output: ModelOutput = model(moved.context, moved.neighbours, unit=moved.unit, fold=moved.fold)
     return output
 
 

@@ -44,16 +44,22 @@ def fit_encoder(
     lookback: int,
     horizon: int,
     scopes: tuple[Scope, ...],
+    target_origins: list[np.ndarray] | None = None,
 ) -> DualKeyEncoder:
     """Fit every array of the encoder.
 
-    table: the training part. origins: origin rows of its windows, per series, int64 [n_s] each.
+    table: the training part. origins: origin rows of its windows, per series, int64 [n_s] each. target_origins: those
+    of the windows whose futures may be looked at, default all: what is cross-fitted leaves some out. Only the linear
+    maps look at futures.
     """
     scale = fit_scale([series.values for series in table.series])
     encoder = DualKeyEncoder(config=config, horizon=horizon, scale=scale, arrays={})
     for view in config.views:
         moments = _second_moments(table, origins, encoder, view=view, lookback=lookback)
-        ridge = _ridge(moments, config.ridge)
+        targets = moments
+        if target_origins is not None:
+            targets = _second_moments(table, target_origins, encoder, view=view, lookback=lookback)
+        ridge = _ridge(targets, config.ridge)
         root = _metric_root(ridge, view=view, horizon=horizon, forecast_weight=config.forecast_weight)
         width = min(config.shape_width, view)
         arrays = encoder.arrays

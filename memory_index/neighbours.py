@@ -9,7 +9,7 @@ with their number.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -139,6 +139,12 @@ class Neighbours:
     def quantiles(self, levels: tuple[float, ...], *, on_empty: OnEmpty = "error") -> np.ndarray:
         """float32 [B, N, H, Q]: weighted quantiles of all aligned futures, each level in (0, 1)."""
         return quantiles(self, levels, on_empty)
+
+    def at_moments(self, chosen: np.ndarray) -> Neighbours:
+        """The same of some of the moments. chosen: int [b] or bool [B]."""
+        of_moments = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
+        queries = replace(self.queries, context=self.queries.context[chosen], origin=self.queries.origin[chosen])
+        return replace(self, queries=queries, **{name: getattr(self, name)[chosen] for name in of_moments})
 
 
 def weights(neighbours: Neighbours) -> np.ndarray:

@@ -27,9 +27,9 @@ from memory_fixtures import WINDOW, poisoned, ragged_table, with_missing
 from forecaster.evaluate import GATE_BINS, Histogram, evaluate
 from forecaster.explain import explain
 from forecaster.model.tapr import labels, trend_change
-from forecaster.predictor import Predictor, load_predictor, require_same_memory
+from forecaster.predictor import Predictor, load_predictor, memory_fan, require_same_memory
 from forecaster.retrieval import batches
-from forecaster.runs.intervals import LEVELS, Intervals, expected_width
+from forecaster.runs.intervals import LEVELS, Intervals, MemoryFan, expected_width
 from memory_index import memory_only, queries
 from memory_index.errors import DataError, UsageError
 from memory_index.evaluation import Evaluation, standard_units
@@ -118,7 +118,8 @@ def test_scores_are_plain_means_over_windows_steps_and_series(small):
                 unit=asked.unit.numpy(),
                 horizon=HORIZON,
             )
-            levels = small.predictor.intervals.quantiles(forecast, width, [series.series_id], (0.1, 0.5, 0.9))
+            fan = MemoryFan(*(part[[n]] for part in memory_fan(block.found, block.condensed, LEVELS_SEEN, HORIZON)))
+            levels = small.predictor.intervals.quantiles(forecast, width, [series.series_id], LEVELS_SEEN, fan)
             below += (future[:, None] <= levels[0]).mean(axis=0)
     result = evaluate(small.predictor, memory, TABLE)
     assert result.mse == pytest.approx(np.mean(squared), rel=1e-4)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from memory_fixtures import HOURLY, WINDOW, Store, append, between, open_version, poisoned, wide_table, with_missing
 
 from forecaster.forecast import forecast
+from forecaster.predictor import memory_fan
 from forecaster.retrieval.batches import live_blocks
 from forecaster.runs.intervals import expected_width
 from memory_index.errors import DataError, UsageError
@@ -79,7 +80,9 @@ def test_quantiles_are_the_intervals_of_the_last_window(small):
         unit=np.array([small.predictor.units[name] for name in TABLE.series_ids], dtype=np.float32),
         horizon=HORIZON,
     )
-    expected = small.predictor.intervals.quantiles(predicted.forecast, width, TABLE.series_ids, levels)
+    expected = small.predictor.intervals.quantiles(
+        predicted.forecast, width, TABLE.series_ids, levels, memory_fan(block.found, block.condensed, levels, HORIZON)
+    )
     for number, name in enumerate(TABLE.series_ids):
         np.testing.assert_array_equal(of(result, name)[["q0.05", "q0.5", "q0.95"]].to_numpy(), expected[number])
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from forecaster.training.train import TrainResult
     from memory_index.tables.columns import ReadOptions
 
+LEAST_SHOWN = 0.005  # share of a part of the mix that is worth a word
+MOST_ERRORS = 4  # parts whose held-out errors are shown, the best ones
 ENDED_BY = {
     "epochs": "the number of epochs (epochs)",
     "max_steps": "the number of steps (max_steps)",
@@ -58,8 +60,9 @@ def train(
 ) -> None:
     """Train a model on the training part of FILE against one version of an index.
 
-    The neighbours of all training windows are found once and kept. A linear map and the gate between it and the memory
-    are fitted in closed form. With --network, or any option of its own (--llm, --preset, --no-tapr, ...), a network is
+    The neighbours of all training windows are found once and kept; as many windows are used as --max-work allows. A
+    linear map and the gate between it, the last value, the last season and the memory are fitted in closed form, and
+    what forecasts held-out windows best is kept: their mix, or one of them alone. With --network, or any option of its own (--llm, --preset, --no-tapr, ...), a network is
     trained beside them: the validation part decides when to stop and which weights are kept. The test part is never
     read. Interrupted, it goes on with --resume. The run is a folder that can be moved.
     """
@@ -121,6 +124,8 @@ def training_document(out: Path, ref: str, trained: Trained) -> dict[str, Any]:
         "num_parameters": trained.num_parameters,
         "num_training_windows": trained.num_training_windows,
         "num_validation_windows": trained.num_validation_windows,
+        "plan": trained.plan,
+        "closed_form": trained.closed_form,
     }
 
 
@@ -131,6 +136,22 @@ def _best(result: TrainResult) -> str:
         return f"{result.best_val_mse:.4f}"
     of = "before training: no epoch made it better" if result.best_step == 0 else f"step {result.best_step:,}"
     return f"{result.best_val_mse:.4f} ({of})"
+
+
+def _kept(closed_form: dict[str, Any]) -> list[list[str]]:
+    """Rows of what was fitted in closed form: what is kept of the mix and its parts, and the linear map."""
+    rows, gate, chosen = [], closed_form["gate"], closed_form["linear_map"]
+    if gate is not None:
+        shares = [f"{name} {share:.0%}" for name, share in gate["shares"].items() if share >= LEAST_SHOWN]
+        kept = "the mix" if gate["kept"] == "mix" else f"{gate['kept']} alone"
+        rows.append(["kept", f"{kept}: {', '.join(shares)}"])
+        if gate["errors"]:
+            best = sorted(gate["errors"], key=gate["errors"].__getitem__)[:MOST_ERRORS]
+            rows.append(["held-out error", ", ".join(f"{name} {gate['errors'][name]:.4f}" for name in best)])
+    if chosen is not None:
+        shrunk = f"{chosen['lookback']} steps, shrunk to the {chosen['prior']} by {chosen['penalty']:g}"
+        rows.append(["linear map", shrunk])
+    return rows
 
 
 def _print_training(out: Path, ref: str, trained: Trained) -> None:
@@ -146,6 +167,7 @@ def _print_training(out: Path, ref: str, trained: Trained) -> None:
         ["index", ref],
         ["windows", f"{trained.num_training_windows:,} training, {trained.num_validation_windows:,} validation"],
         ["trained weights", f"{trained.num_parameters:,}"],
+        *_kept(trained.closed_form),
         ["steps", steps],
         ["best validation MSE", _best(result)],
         ["time", f"{duration(result.seconds)}, and {duration(trained.neighbour_seconds)} for the neighbours"],

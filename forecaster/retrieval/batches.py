@@ -7,15 +7,16 @@ there are is decided by `memory_index.splits`; how a batch is used by `train.py`
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 
 from forecaster.config import ModelConfig
 from forecaster.model.types import Batch
-from forecaster.retrieval.neighbours import Condensed, condense, neighbour_tensors
+from forecaster.retrieval.folds import NO_FOLDS, FoldPlan
+from forecaster.retrieval.neighbours import Condensed, Fans, condense, neighbour_tensors
 from memory_index.leakage import Policy
 from memory_index.memory import Memory
 from memory_index.neighbours import Neighbours
@@ -34,7 +35,8 @@ class CachedWindows:
 
     values: float32 [T], raw units, all series of the table end to end. position: int64 [n], where each window's last
     context step is in `values`. series: int [n], numbers in the table. unit: float32 [n]. fold: int64 [n] or None, see
-    `Batch.fold`. condensed: memory-mapped, of the `windows` of the memory that answered; None without GRA-M.
+    `Batch.fold`. folds: how they were made. condensed, fans: memory-mapped, of the `windows` of the memory that
+    answered; None without GRA-M.
     """
 
     config: ModelConfig
@@ -43,12 +45,32 @@ class CachedWindows:
     series: np.ndarray
     unit: np.ndarray
     fold: np.ndarray | None = None
+    folds: FoldPlan = NO_FOLDS
     condensed: Condensed | None = None
+    fans: Fans | None = None
     windows: StoredWindows | None = None
     spaces: Sequence[KeySpace] = ()
 
     def __len__(self) -> int:
         return len(self.position)
+
+    def last(self, num: int) -> Self:
+        """The last so many windows; they are in time order."""
+        first = len(self) - num
+        condensed = None if self.condensed is None else self.condensed.take(np.arange(first, len(self)))
+        fans = self.fans
+        if fans is not None:
+            there = fans.number >= first
+            fans = Fans(fans.number[there] - first, fans.levels[there])
+        return replace(
+            self,
+            position=self.position[first:],
+            series=self.series[first:],
+            unit=self.unit[first:],
+            fold=None if self.fold is None else self.fold[first:],
+            condensed=condensed,
+            fans=fans,
+        )
 
     def batch(self, indices: np.ndarray) -> Batch:
         """The windows at these numbers, in this order."""

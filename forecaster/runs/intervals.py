@@ -1,18 +1,21 @@
-"""Quantiles of a forecast: series, spread and neighbours say how wide, the validation part how far to trust that.
+"""Quantiles of a forecast: series, spread and neighbours say how wide, held-out errors how far to trust that.
 
-The model's errors on the validation part, divided by the width that is expected of each window, are kept as empirical
-quantiles per step (split conformal prediction with a local scale: Lei et al., *Distribution-free predictive inference
-for regression*, JASA 2018, section 5.2). Were windows exchangeable, an interval would cover what it says, but for the
-few factors that are taken from the same errors; windows in time are not, so `evaluate` reports what was covered. How
-the width was chosen: docs/experiments.md.
+Two fans are blended. The errors of held-out windows, divided by the width that is expected of each, are kept as
+empirical quantiles per step (split conformal prediction with a local scale: Lei et al., *Distribution-free predictive
+inference for regression*, JASA 2018, section 5.2). The other is the memory's own: what followed the neighbours. Which
+share each has, and how far both are stretched, is what had the least quantile loss (`training/fit_intervals.py`). Were
+windows exchangeable, an interval would cover what it says, but for the few numbers that are taken from the same errors;
+windows in time are not, so `evaluate` reports what was covered. How the width was chosen: docs/experiments.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import safetensors
@@ -80,31 +83,80 @@ def neighbour_scale(
     return scale.astype(np.float32)
 
 
+class MemoryFan(NamedTuple):
+    """What the memory says by itself of n windows, raw units. levels: [n, H, Q], its quantiles at the levels that are
+    asked for. center: [n, H], its forecast. Both NaN for a window without neighbours.
+    """
+
+    levels: np.ndarray
+    center: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Blend:
+    """How two fans become one: that of the errors, and the memory's own (docs/method.md).
+
+    share: of the memory's, 0 to 1. moved: whether the memory's is moved to the run's forecast. stretch: how much
+    farther from the forecast every quantile then lies.
+    """
+
+    share: float = 0.0
+    moved: bool = True
+    stretch: float = 1.0
+
+    def quantiles(self, own: np.ndarray, forecast: np.ndarray, memory: MemoryFan | None) -> np.ndarray:
+        """own: [n, H, Q]; forecast: [n, H] -> [n, H, Q]. A window without neighbours has its own."""
+        center, mixed = forecast[..., None], own
+        if memory is not None and self.share > 0:
+            shift = (forecast - memory.center)[..., None] if self.moved else 0.0
+            mixed = np.where(
+                np.isnan(memory.center)[..., None], own, (1 - self.share) * own + self.share * (memory.levels + shift)
+            )
+        return np.asarray(mixed if self.stretch == 1 else center + self.stretch * (mixed - center))
+
+
+MEMORY_ALONE = Blend(share=1.0, moved=False)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intervals:
-    """Empirical quantiles of the validation errors in expected widths.
+    """Empirical quantiles of held-out errors in expected widths, and how they are blended with the memory's own.
 
     residual: float32 [len(LEVELS), H]. factors: by series, how much larger its errors were than is usual. num: windows
-    behind them.
+    behind them, 0 where there were too few: then the memory's own are used.
     """
 
     residual: np.ndarray
     factors: Mapping[str, float]
     num: int
+    blend: Blend = Blend()
 
     def quantiles(
-        self, forecast: np.ndarray, width: np.ndarray, series_ids: Sequence[str], levels: tuple[float, ...]
+        self,
+        forecast: np.ndarray,
+        width: np.ndarray,
+        series_ids: Sequence[str],
+        levels: tuple[float, ...],
+        memory: MemoryFan | None = None,
     ) -> np.ndarray:
         """forecast [n, H], raw units; width [n, H] of `expected_width`; series_ids [n] -> float32 [n, H, Q], raw units.
 
-        A series that was not calibrated has the factor 1. Levels between those that are kept are interpolated. Raises
-        `UsageError` for one beyond the outermost.
+        memory: at these levels, None for a run without a memory. A series that was not calibrated has the factor 1.
+        Levels between those that are kept are interpolated. Raises `UsageError` for one beyond the outermost.
         """
         require_calibrated(levels)
         steps = range(self.residual.shape[1])
         at = np.stack([np.interp(levels, LEVELS, self.residual[:, step]) for step in steps])  # [H, Q]
         factor = np.array([self.factors.get(series_id, 1.0) for series_id in series_ids])
-        return (forecast[..., None] + (factor[:, None] * width)[..., None] * at).astype(np.float32)
+        own = forecast[..., None] + (factor[:, None] * width)[..., None] * at
+        return self.blend.quantiles(own, forecast, memory).astype(np.float32)
+
+
+def no_errors(horizon: int) -> Intervals:
+    """Those of a run that no error is known of: the memory's own, and as wide as is expected where it has none."""
+    normal = [NormalDist().inv_cdf(float(level)) for level in LEVELS]
+    residual = np.repeat(np.array(normal, dtype=np.float32)[:, None], horizon, axis=1)
+    return Intervals(residual=residual, factors={}, num=0, blend=MEMORY_ALONE)
 
 
 def require_calibrated(levels: tuple[float, ...]) -> None:
@@ -168,7 +220,12 @@ def write_intervals(run: Path, intervals: Intervals) -> None:
         files.replace(
             run / RECORD,
             seal(
-                {"sha256_of_file": sha256_of(content), "num_windows": intervals.num, "factors": dict(intervals.factors)}
+                {
+                    "sha256_of_file": sha256_of(content),
+                    "num_windows": intervals.num,
+                    "factors": dict(intervals.factors),
+                    "blend": asdict(intervals.blend),
+                }
             ),
         )
 
@@ -180,4 +237,9 @@ def read_intervals(run: Path) -> Intervals:
             raise RunNotFoundError(f"{run} is not trained to its end", hint="go on with 'cli train ... --resume'")
         record = unseal(run / RECORD)
     residual = safetensors.numpy.load(read_recorded(run / FILE, record["sha256_of_file"]))["residual"]
-    return Intervals(residual=residual, factors=record["factors"], num=int(record["num_windows"]))
+    return Intervals(
+        residual=residual,
+        factors=record["factors"],
+        num=int(record["num_windows"]),
+        blend=Blend(**record["blend"]),
+    )
