@@ -50,10 +50,13 @@ def run_commands(folder: Path, page: Path = GUIDE) -> None:
         subprocess.run(line, shell=True, cwd=folder, check=True, timeout=TIMEOUT, capture_output=True, text=True)  # noqa: S602
 
 
-def run_notebook(folder: Path) -> nbformat.NotebookNode:
-    """The notebook with the outputs of a fresh run in a folder. Raises `CellExecutionError` that shows the cell."""
+def run_notebook(folder: Path, *, first: str = "") -> nbformat.NotebookNode:
+    """The notebook with the outputs of a fresh run in a folder. Raises `CellExecutionError` that shows the cell.
+
+    first: code that runs before its cells.
+    """
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    start = f"import os, sys; os.chdir({str(folder)!r}); sys.path.insert(0, {str(ROOT)!r})"
+    start = f"import os, sys; os.chdir({str(folder)!r}); sys.path.insert(0, {str(ROOT)!r})\n{first}"
     notebook.cells.insert(0, nbformat.v4.new_code_cell(start))
     # By files, not by ports that others on this machine could reach.
     kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", connection_file=str(folder / "kernel.json"))

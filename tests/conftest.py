@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +22,11 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 # A test that would reach for a model hub fails at once, on every machine alike.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Started in the background (`nohup make test &`), a process ignores SIGINT, and so would all that tests start and
+# interrupt.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Machines differ in speed, so no example has a deadline. `make test` tries the same examples every time;
 # `make soak` looks for new ones.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from killing import ready
 from memory_fixtures import ENCODER, WINDOW, Store, build, open_version, wide_table
 from torch import nn
 from toy_training import be_one_process_of
@@ -34,7 +35,7 @@ from memory_index.references import open_memory
 from memory_index.splits import split_by_name
 from memory_index.tables.series import SeriesTable
 
-SHORT_S = 2.0
+SHORT_S, LONG_S = 6.0, 600.0  # that a collective waits: other processes may be kept from a busy core
 NUM_STEPS = 420  # 252 to train, 84 to validate, 84 to test
 TABLE = wide_table(NUM_STEPS)
 SPLIT = split_by_name("60/20/20", TABLE.times)
@@ -124,8 +125,9 @@ def train_small_in_one_of(
 def hold_until_killed(run: Path, log: Path, _seed: int) -> None:
     """Be the one who trains in a run, as far as others can see."""
     with begun_run(run, open_run(run).record, resume=True):
-        log.write_text("ready")
-        time.sleep(60)
+        ready()
+        while True:
+            pass
 
 
 class Troubled:
@@ -150,12 +152,12 @@ def token_of(rank: int) -> str:
 def train_at_address_in_one_of(
     rank: int, port: int, ref: str, out: Path, changed: dict[str, Any], trouble: Callable[[], None] | None
 ) -> dict[str, list[float]] | str:
-    """An errand: `train_small` as one of two processes, whose collectives wait for `SHORT_S` only.
+    """An errand: `train_small` as one of two processes, whose collectives do not wait for long if that is the trouble.
 
     trouble: happens to the main process before each answer. Returns the weights.
     """
     be_one_process_of(rank, 2, port)
-    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=SHORT_S))
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=SHORT_S if trouble is linger else LONG_S))
     try:
         memory = open_memory("", ref, access=Access(token=token_of(rank)))
         if rank == 0 and trouble is not None:
@@ -168,9 +170,15 @@ def train_at_address_in_one_of(
         torch.distributed.destroy_process_group()
 
 
+lingered = False  # in this process
+
+
 def linger() -> None:
-    """Trouble: one answer takes longer than a collective waits."""
-    time.sleep(SHORT_S + 0.5)
+    """Trouble: the first answer takes longer than a collective waits."""
+    global lingered
+    if not lingered:
+        time.sleep(SHORT_S + 0.5)
+    lingered = True
 
 
 def refuse() -> None:

@@ -6,10 +6,8 @@ The processes are forked from a server that has everything imported, so that sta
 from __future__ import annotations
 
 import multiprocessing
-import os
 import random
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -21,6 +19,7 @@ from store_fixtures import append, publish
 from memory_index.versions.store import Store
 from memory_index.versions.version import verify
 
+killed_after_s = 0.0  # processor time that a worker has; set in its process
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["store_fixtures", "memory_fixtures", "memory_index.versions.archive"])
 
@@ -47,7 +46,7 @@ def run_together(errand: Callable[..., Any], *arguments: tuple[Any, ...]) -> lis
 
 def do_errand(answer: Connection, begin: Any, errand: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """In the new process: what `run_together` asks for."""
-    begin.wait(60)
+    begin.wait(600)
     try:
         found = errand(*arguments)
     except Exception as error:  # noqa: BLE001 - it is the answer
@@ -68,7 +67,7 @@ def work_until_killed(indexes_dir: Path, log: Path, seed: int) -> None:
             lines.write(" ".join(map(str, words)) + "\n")
             lines.flush()
 
-        say("ready")
+        ready()
         while True:
             numbers = store.numbers("etth1")
             what = chance.choices(["build", "append", "alias", "remove", "gc"], [4, 4, 3, 1, 1])[0]
@@ -126,20 +125,33 @@ def kill_one(
     work: Callable[[Path, Path, int], None] = work_until_killed,
     within_s: float = 0.15,
 ) -> None:
-    """Start a worker and kill it with SIGKILL at a random moment of the first so many seconds of its work."""
-    num_ready = log.read_text().count("ready") if log.exists() else 0
-    process = PROCESSES.Process(target=work, args=(indexes_dir, log, chance.randrange(1 << 30)))
+    """Start a worker that is killed at a random moment of its first so many seconds of work; wait until it is.
+
+    Seconds of its own processor time, from its call of `ready`: how busy the machine is makes no difference.
+    """
+    seed, after_s = chance.randrange(1 << 30), chance.uniform(0, within_s)
+    process = PROCESSES.Process(target=work_until_the_timer, args=(work, after_s, indexes_dir, log, seed))
     process.start()
-    until = time.monotonic() + 60
-    while not log.exists() or log.read_text().count("ready") == num_ready:
-        assert process.is_alive(), "the worker failed before it was killed"
-        assert time.monotonic() < until
-        time.sleep(0.002)
-    time.sleep(chance.uniform(0, within_s))
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert process.exitcode == -signal.SIGKILL, "the worker failed before it was killed"
+    assert process.exitcode == -signal.SIGPROF, "the worker failed before it was killed"
+
+
+def work_until_the_timer(
+    work: Callable[[Path, Path, int], None], after_s: float, indexes_dir: Path, log: Path, seed: int
+) -> None:
+    """In the new process."""
+    global killed_after_s
+    killed_after_s = after_s
+    work(indexes_dir, log, seed)
+
+
+def ready() -> None:
+    """A worker's call: from now on its time runs.
+
+    The kernel ends it like SIGKILL would, in the middle of whatever it does: nobody handles SIGPROF.
+    """
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, max(killed_after_s, 1e-6))
 
 
 def check_after_kill(store: Store, log: Path, seen: dict[int, str]) -> bool:

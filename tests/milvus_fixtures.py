@@ -60,7 +60,7 @@ def recall(memory: Memory) -> float:
     exact, hits, num = FakeMemory.of(memory), 0, 0  # type: ignore[arg-type]
     lookback, built = memory.manifest.window.lookback, {record.scope for record in memory.manifest.spaces}
     for policy in Policy:
-        asked = queries_at(wide_table(), range(60, 360, 12), policy, lookback=lookback)
+        asked = queries_at(wide_table(), range(60, 360, 20), policy, lookback=lookback)
         for scope in built:
             found, expected = (each.search(asked, 5, scopes=(scope,)) for each in (memory, exact))
             there = (expected.row[..., None] == found.row[..., None, :]).any(axis=-1)

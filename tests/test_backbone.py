@@ -204,6 +204,7 @@ def test_tiny_knows_every_text_and_needs_no_transformers(repository: Path) -> No
 
 
 def test_loads_where_a_folder_is_called_datasets(repository: Path, folders: dict[str, Path]) -> None:
+    # It makes transformers believe that the library of that name is installed.
     assert (repository / "datasets").is_dir()
     load = "from forecaster.language_models.loading import load_backbone"
     code = f"{load}; print(load_backbone({str(folders['gpt2'])!r}).width)"

@@ -445,5 +445,5 @@ def test_an_explanation_in_words_loads_nothing_that_draws(made):
         AT,
     ]
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     assert done.stderr.splitlines()[-1] == "0 []"

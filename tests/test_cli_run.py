@@ -106,7 +106,7 @@ def test_a_forecast_loads_nothing_that_it_does_not_need(made):
     )
     arguments = ["forecast", made.file, "--run", made.run, "--indexes-dir", made.indexes]
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     assert done.stderr.splitlines()[-1] == "0 []"
     assert done.stdout.startswith("unique_id,ds,yhat")
 

@@ -491,7 +491,7 @@ def side_by_side(*tasks):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=600)
     return [not thread.is_alive() for thread in threads]
 
 
@@ -536,13 +536,13 @@ def test_no_question_waits_for_a_picture(small, monkeypatch):
 
     def save_late(drawn, path):
         drawing.set()
-        path.write_bytes(b"late" if asked.wait(timeout=60) else b"never")
+        path.write_bytes(b"late" if asked.wait(timeout=600) else b"never")
 
     monkeypatch.setattr("cli.pictures.look.save", save_late)
     pictures = []
 
     def ask():
-        assert drawing.wait(timeout=60)
+        assert drawing.wait(timeout=600)
         assert app.test_client().get("/export/1/neighbours.csv").status_code == 200
         use(app.test_client(), "k", k=2)
         asked.set()
@@ -727,7 +727,7 @@ def test_it_ends_cleanly_when_told_to(base, repository, ending):
             if "http://127.0.0.1:" in line:
                 break
         process.send_signal(ending)
-        out, rest = process.communicate(timeout=60)
+        out, rest = process.communicate(timeout=600)
     assert process.returncode == 0, lines
     assert out == ""
     assert rest == "ended\n"

@@ -58,8 +58,10 @@ def commands(folder: Path, name: str) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("command", ["neighbours", "explain", "show"])
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [*((command, name) for command in ("neighbours", "explain") for name in NAMES), ("show", "all of them")],
+)
 def test_a_name_is_never_a_formula_or_a_tag(made, tmp_path, command, name):
     page, picture = tmp_path / "page.html", tmp_path / "picture.svg"
     drawn = ["--html", str(page), "--plot", str(picture), "--indexes-dir", str(made / "indexes")]

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from killing import Record, kill_one
+from killing import Record, kill_one, ready
 from memory_fixtures import append, build_until, compact, open_version, queries_at, wide_table
 
 from memory_index.versions.opening import verify_contents
@@ -26,7 +26,7 @@ def build_and_grow_until_killed(indexes_dir: Path, log: Path, seed: int) -> None
             lines.flush()
 
         store = Store(indexes_dir)
-        say("ready")
+        ready()
         while True:
             version = build_until(store, table, table.series[0].times[119], name=NAME)
             say("published", version.number, version.manifest.fingerprint)

