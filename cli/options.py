@@ -296,24 +296,46 @@ class Scoring:
     out: Path | None
 
 
+# Of a backtest: each of these differs from the one above, and key spaces by themselves are not scored.
+BACKTEST_OPTIONS = {
+    **{name: option for name, option in SCORING_OPTIONS.items() if name != "baselines"},
+    "every": _text_option("24h; steps of a day or more: every step", "Time from one origin to the next, as 24h or 7d."),
+    "quantiles": _text_option("0.1 to 0.9", "Levels to recalibrate and to score, or none."),
+    "out": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                help="Write every forecast: a .csv or .parquet file. A backtest that was stopped goes on from there."
+            ),
+        ],
+        None,
+    ),
+}
+
+
 def scores(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command these options, and hand them to its keyword argument `scoring` as a `Scoring`.
 
     The command raises `UsageError` for a choice that there is not.
     """
+    return with_record(command, "scoring", SCORING_OPTIONS, _scoring)
 
-    def record(given: dict[str, Any]) -> Scoring:
-        from memory_index.errors import UsageError
-        from memory_index.origins import parse_schedule
 
-        by, scaled_by = tuple(given.pop("by") or ()), given.pop("scaled_by") or SCALED_BY[0]
-        for flag, typed, known in (("--by", by, BY), ("--scaled-by", (scaled_by,), SCALED_BY)):
-            if unknown := [each for each in typed if each not in known]:
-                raise UsageError(f"{flag} {unknown[0]}: there is no such choice", hint=f"choose {' or '.join(known)}")
-        schedule = parse_schedule(given.pop("every"), given.pop("at"))
-        return Scoring(schedule=schedule, by=by, scaled_by=scaled_by, **given)
+def scores_backtest(command: Callable[..., None]) -> Callable[..., None]:
+    """Likewise, with the options of a backtest."""
+    return with_record(command, "scoring", BACKTEST_OPTIONS, _scoring)
 
-    return with_record(command, "scoring", SCORING_OPTIONS, record)
+
+def _scoring(given: dict[str, Any]) -> Scoring:
+    from memory_index.errors import UsageError
+    from memory_index.origins import parse_schedule
+
+    by, scaled_by = tuple(given.pop("by") or ()), given.pop("scaled_by") or SCALED_BY[0]
+    for flag, typed, known in (("--by", by, BY), ("--scaled-by", (scaled_by,), SCALED_BY)):
+        if unknown := [each for each in typed if each not in known]:
+            raise UsageError(f"{flag} {unknown[0]}: there is no such choice", hint=f"choose {' or '.join(known)}")
+    schedule = parse_schedule(given.pop("every"), given.pop("at"))
+    return Scoring(schedule=schedule, by=by, scaled_by=scaled_by, **{"baselines": False, **given})
 
 
 # How a service is reached, and what it allows

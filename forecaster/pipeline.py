@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
+from forecaster.backtest import cross_validation_frame
 from forecaster.config import Config
 from forecaster.errors import RunNotFoundError
 from forecaster.evaluate import evaluate as evaluate_run
@@ -30,8 +31,9 @@ from forecaster.learned_keys.pattern_encoder import load_encoder
 from forecaster.predictor import Predictor, load_predictor, require_same_memory
 from forecaster.runs.run import Run, open_run, run_exists
 from forecaster.training.fit import train_run
+from memory_index.backtest.plan import BacktestPlan, last_origins
 from memory_index.closeness import UsualDistances, usual_distances
-from memory_index.errors import NotFoundError, NothingNewError, UsageError
+from memory_index.errors import IncompatibleError, NotFoundError, NothingNewError, UsageError
 from memory_index.evaluation import Evaluation
 from memory_index.local import LocalMemory
 from memory_index.origins import parse_schedule
@@ -42,7 +44,8 @@ from memory_index.tables.reading import read_frame
 from memory_index.tables.series import SeriesTable
 from memory_index.versions.append import append
 from memory_index.versions.archive import export, import_version
-from memory_index.versions.build import build
+from memory_index.versions.build import build, steps_until
+from memory_index.versions.grown import grown
 from memory_index.versions.opening import open_version
 from memory_index.versions.store import Store
 from memory_index.windows import WindowSpec
@@ -104,7 +107,9 @@ class Forecaster:
                 f"{self.folder} holds a trained model, or the beginning of one",
                 hint="make a new Forecaster, with another folder",
             )
-        table = read_frame(frame, self.options)
+        return self._fit(read_frame(frame, self.options))
+
+    def _fit(self, table: SeriesTable) -> Self:
         window = WindowSpec(lookback=self.config.model.lookback, horizon=self.config.model.horizon)
         split = split_by_name(self.split, table.times)
         version = build(table, Store(self.folder / INDEXES), NAME, window=window, split=split)
@@ -158,6 +163,53 @@ class Forecaster:
         table, memory = self._read(frame), self._open(trained)
         require_same_data(table, memory.windows, trained)
         return evaluate_run(predictor, memory, table, part, schedule=parse_schedule(every, at))
+
+    def cross_validation(
+        self,
+        history: pd.DataFrame,
+        n_windows: int = 1,
+        step_size: int | None = None,
+        *,
+        refit: bool = True,
+        quantiles: tuple[float, ...] = (),
+    ) -> pd.DataFrame:
+        """Forecasts from the last `n_windows` origins beside what came: `unique_id, ds, cutoff, y, yhat` and one column
+        per quantile asked for (`q0.1`). `cutoff` is the origin, the last step that a forecast knows.
+
+        The last forecast ends with the table, each one before begins `step_size` steps earlier, default the horizon. A
+        forecaster that is not fitted is first fitted on what was known at the first cutoff. refit: at each cutoff the
+        memory holds what had become known by then, and quantiles are recalibrated (`cli backtest`); without, nothing
+        changes after fitting.
+
+        Raises `IncompatibleError` for cutoffs that a fitted forecaster has seen, `UsageError` for more windows than a
+        series has, and what `fit` raises.
+        """
+        fitted = self._predictor is not None
+        table = self._read(history) if fitted else read_frame(history, self.options)
+        spec = WindowSpec(lookback=self.config.model.lookback, horizon=self.config.model.horizon)
+        if fitted:
+            spec = replace(spec, lookback=self.memory.windows.spec.lookback)
+        origins = last_origins(table, spec, num_windows=n_windows, step_size=step_size or spec.horizon)
+        first = min(series.times[rows[0]] for series, rows in zip(table.series, origins, strict=True))
+        if not fitted:
+            self._fit(steps_until(table, first))
+        predictor, version = self._require_fitted(), Store(self.folder / INDEXES).resolve(self._trained_ref())
+        fitted_at = max(version.manifest.fitted_known_at, predictor.seen_until)
+        if first < fitted_at:
+            raise IncompatibleError(
+                f"the first cutoff, {table.step.isoformat(first)}, is in sample: the forecaster was fitted on steps up "
+                f"to {table.step.isoformat(fitted_at)}",
+                hint="ask for fewer windows, or of a new Forecaster, which is fitted on what was known then",
+            )
+        moments = np.unique(np.concatenate([s.times[rows] for s, rows in zip(table.series, origins, strict=True)]))
+        plan = BacktestPlan(origins=origins, updates=moments if refit else moments[:1], in_sample=False)
+        with ExitStack() as until_done:
+            memory = self._open(version.ref)
+            if refit:
+                memory = until_done.enter_context(grown(version, table, load_encoder=load_encoder))
+            else:
+                require_same_data(table, memory.windows, version.ref)
+            return cross_validation_frame(predictor, memory, table, plan, levels=quantiles)
 
     def explain(self, frame: pd.DataFrame, series_id: str, at: str | datetime | np.datetime64) -> Explanation:
         """The forecast of one series at one time, taken apart, by the memory that answers now.
