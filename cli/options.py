@@ -76,6 +76,10 @@ NeighboursDir = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
+Strict = Annotated[
+    bool, typer.Option("--strict", help="A series that cannot take part is an error (exit code 3), not a note.")
+]
+
 # Of commands that ask a run, or a memory alone.
 REF = "NAME, NAME@3, NAME@alias or an address"
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of a run that 'cli train' made.")]
@@ -171,8 +175,9 @@ def asks_memory(command: Callable[..., None]) -> Callable[..., None]:
 
 
 FILL = (
-    "error, drop (left missing; windows that touch it are not used), ffill (the last value before; knows nothing "
-    "later) or interpolate (a straight line; a filled cell then knows the NEXT observed value, flattering scores there)"
+    "keep (it stays missing and counts for nothing), error, drop (windows that touch it are not used), ffill (the last "
+    "value before; knows nothing later) or interpolate (a straight line; a filled cell then knows the NEXT observed "
+    "value, flattering scores there)"
 )
 COLUMNS = "Read only these variates or series: A,B. For a name with a comma in it, --ignore the others."
 
@@ -219,8 +224,8 @@ TABLE_OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[str | None, _text("--time-start", "Times are numbers that count steps: the time of the number 0.")],
         None,
     ),
-    "on_gap": (Annotated[str, _text("--on-gap", f"Rows that are not there: {FILL}.")], "error"),
-    "on_nan": (Annotated[str, _text("--on-nan", "Cells without a finite value: as --on-gap.")], "error"),
+    "on_gap": (Annotated[str, _text("--on-gap", f"Rows that are not there: {FILL}.")], "keep"),
+    "on_nan": (Annotated[str, _text("--on-nan", "Cells without a value: as --on-gap.")], "keep"),
     "on_duplicate": (Annotated[str, _text("--on-duplicate", "Repeated times: error, first, last or mean.")], "error"),
     "max_cells": (Annotated[int | None, _text("--max-cells", "Refuse larger files.")], None),
 }
@@ -394,7 +399,7 @@ def serves(command: Callable[..., None]) -> Callable[..., None]:
 
     def record(given: dict[str, Any]) -> Settings:
         from memory_index.service.settings import Settings
-        from memory_index.service.wire import Limits
+        from memory_index.wire import Limits
 
         stated = {name: value for name, value in given.items() if value is not None}
         if "max_message_mb" in stated:
@@ -460,7 +465,7 @@ SETTINGS: dict[str, tuple[Any, Any]] = {
     "memory_k": _value(int, "50", "Neighbours per key space that make its forecast."),
     "lambda_retrieval": _value(float, "0.1", "Weight of the retrieval loss."),
     "policy": _value(str, "disjoint", "What training windows may retrieve: disjoint or causal."),
-    "max_work": _value(float, "3e12", "Operations to find the neighbours of all windows; more are thinned out."),
+    "max_work": _value(float, "3e+12", "Operations to find the neighbours of all windows; more are thinned out."),
     "prompt_layout": _value(str, "spec", "spec, or cached: text first, much faster."),
     "vocabulary_mapping": _switch("--vocabulary-mapping", True, "Learn text prototypes as the original does: slow."),
     "epochs": _value(int, "3", "Passes of the network, at most."),

@@ -5,21 +5,22 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from forecaster.predictor import Predictor, memory_fan
-from forecaster.retrieval.batches import LiveBlock, live_blocks
-from forecaster.runs.intervals import MemoryFan
+from forecaster.evaluate import forecasts_of
+from forecaster.predictor import Predictor
+from forecaster.retrieval.batches import LiveBlock, live_blocks, moments_of
 from memory_index.backtest.kept import KeptForecasts
 from memory_index.backtest.lived import Forecasts, forecast_all, forecast_blocks
 from memory_index.backtest.plan import BacktestPlan
+from memory_index.bounds import BoundsOf
 from memory_index.evaluation import MEMORY_ONLY, MODEL
 from memory_index.long_tables import forecast_frame
 from memory_index.memory import Memory
-from memory_index.neighbours import mean_over_spaces
 from memory_index.queries import QueryBlock
 from memory_index.tables.series import SeriesTable
 from memory_index.versions.manifest import Manifest
@@ -51,12 +52,12 @@ def cross_validation_frame(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """Implements `lived.AskedBlock`. fan: what the memory says by itself, None without one."""
+    """Implements `lived.AskedBlock`."""
 
     predictor: Predictor
     memory: Memory
+    table: SeriesTable
     block: LiveBlock
-    fan: MemoryFan | None
     levels: tuple[float, ...]
 
     @property
@@ -66,34 +67,22 @@ class Found:
 
     def forecast(self, moments: np.ndarray) -> Forecasts:
         """See `lived.AskedBlock`."""
-        num_series, horizon = len(self.asked.series), self.predictor.config.model.horizon
-        shape = (len(moments), num_series, horizon)
-        flat = (moments[:, None] * num_series + np.arange(num_series)).ravel()
-        batch = self.block.batch.take(flat)
-        predicted = self.predictor.predict(batch)
-        by_arm = {MODEL: predicted.forecast.reshape(shape)}
-        if predicted.linear is not None:
-            by_arm["linear"] = predicted.linear.reshape(shape)
-        condensed, num_without = None, 0
-        if self.block.condensed is not None:
-            condensed = self.block.condensed.take(flat)
-            by_space = np.where(condensed.found[..., None], condensed.forecasts, np.nan)[None]
-            alone = mean_over_spaces(by_space).reshape(shape)
-            last = self.asked.queries.context[moments, :, -1:]
-            by_arm[MEMORY_ONLY] = np.where(np.isnan(alone), last, alone)
-            without = ~condensed.found.any(axis=1).reshape(shape[:2])
-            num_without = int((without & self.asked.wanted[moments]).sum())
-        width = self.predictor.width(self.memory, condensed, spread=predicted.spread, unit=batch.unit.numpy())
-        series_ids = [*map(str, self.asked.queries.series_id)] * len(moments)
-        fan = None if self.fan is None else MemoryFan(self.fan.levels[flat], self.fan.center[flat])
-        quantiles = self.predictor.intervals.quantiles(predicted.forecast, width, series_ids, self.levels, fan)
-        return Forecasts(by_arm, quantiles.reshape(*shape, len(self.levels)), num_without)
+        block, levels = moments_of(self.block, moments), self.levels
+        predicted = self.predictor.predict(block.batch)
+        every = forecasts_of(self.predictor, self.memory, self.table, block, predicted)
+        by_arm = {name: every[name] for name in (MODEL, "linear", MEMORY_ONLY) if name in every}
+        quantiles = self.predictor.quantiles(self.memory, block, predicted, levels)
+        num_without = 0
+        if block.condensed is not None:
+            without = ~block.condensed.found.any(axis=1).reshape(block.asked.wanted.shape)
+            num_without = int((without & block.asked.wanted).sum())
+        return Forecasts(by_arm, quantiles.reshape(*every[MODEL].shape, len(levels)), num_without)
 
     def note(self, moments: np.ndarray, future: np.ndarray, update: np.ndarray) -> None:
         """Nothing is learned."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class OfRun:
     """Implements `lived.Subject`. memory: with all windows that any origin may see (`versions/grown.py`)."""
 
@@ -120,14 +109,16 @@ class OfRun:
         """See `lived.Subject`."""
         return self.predictor.units
 
+    @cached_property
+    def bounds(self) -> BoundsOf:
+        """See `lived.Subject`."""
+        return BoundsOf(self.memory)
+
     def ask(self, table: SeriesTable, origins: list[np.ndarray], levels: tuple[float, ...]) -> Iterator[Found]:
         """See `lived.Subject`."""
         config, units = self.predictor.config, self.predictor.units
         for block in live_blocks(self.memory, table, origins, config.model, config.train.memory_k, units):
-            fan = None
-            if block.found is not None:
-                fan = memory_fan(block.found, block.condensed, levels, config.model.horizon)
-            yield Found(predictor=self.predictor, memory=self.memory, block=block, fan=fan, levels=levels)
+            yield Found(predictor=self.predictor, memory=self.memory, table=table, block=block, levels=levels)
 
     def advance(self, update: int, at: np.datetime64) -> None:
         """Nothing is learned."""

@@ -30,6 +30,7 @@ from memory_index.arrow_streams import read_batches
 from memory_index.documents import jsonable
 from memory_index.errors import DataError, UsageError
 from memory_index.memory import Memory
+from memory_index.messages import read_document
 from memory_index.queries import require_same_data
 from memory_index.references import MILVUS_SCHEMES, OLD_SCHEMES, SERVICE_SCHEMES
 from memory_index.tables.columns import ReadOptions
@@ -65,6 +66,11 @@ class Served:
     trained: str
     run: Run
     predictor: Predictor
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lies, which clients are not told."""
+        return self.run.path
 
     def answer(self, question: RunQuestion, memory: Memory, ref: str) -> tuple[str, bytes]:
         """The forecast as JSON, CSV or an Arrow stream, or the explanation as JSON.
@@ -103,7 +109,7 @@ def open_served(folder: Path, refs: Sequence[str], *, device: str = "auto") -> S
 
     Raises what `open_run` and `load_predictor` raise.
     """
-    run = open_run(folder)
+    run = open_run(folder.absolute())
     trained = run.record.index.ref
     if trained.startswith((*SERVICE_SCHEMES, *OLD_SCHEMES, *MILVUS_SCHEMES)):
         trained = trained.rpartition("/")[2]
@@ -116,8 +122,6 @@ def read_asked(question: RunQuestion) -> Asked:
     """What a request asks. Raises `UsageError`."""
     document: dict[str, Any] = dict(question.query)
     if question.kind == "application/json":
-        from memory_index.service.messages import read_document
-
         document |= read_document(question.body)
         history: Any = _frame(document.get("history"))
     else:

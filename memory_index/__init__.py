@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memory_index.access import Access
+    from memory_index.bounds import Bounds
     from memory_index.encoder import EncoderConfig, KeyEncoder
     from memory_index.errors import (
         DataError,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from memory_index.origins import Schedule, parse_schedule
     from memory_index.queries import query_blocks
     from memory_index.references import open_memory
-    from memory_index.service.remote import RemoteMemory
+    from memory_index.remote import RemoteMemory
     from memory_index.splits import Split, split_by_name, split_until
     from memory_index.tables.columns import ReadOptions
     from memory_index.tables.reading import read_frame, read_table
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Access": "access",
+    "Bounds": "bounds",
     "DataError": "errors",
     "EncoderConfig": "encoder",
     "Evaluation": "evaluation",
@@ -74,7 +76,7 @@ _HOMES = {
     "Policy": "leakage",
     "Queries": "types",
     "ReadOptions": "tables.columns",
-    "RemoteMemory": "service.remote",
+    "RemoteMemory": "remote",
     "ResourceError": "errors",
     "Schedule": "origins",
     "Scope": "types",
@@ -106,6 +108,7 @@ _HOMES = {
 
 __all__ = [
     "Access",
+    "Bounds",
     "DataError",
     "EncoderConfig",
     "Evaluation",

@@ -15,6 +15,7 @@ from memory_index.key_spaces import Segment
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
 from memory_index.memory import Memory
+from memory_index.missing import filled
 from memory_index.neighbours import Neighbours
 from memory_index.types import KeySpace, Queries, Scope
 from memory_index.windows import StoredWindows
@@ -50,8 +51,12 @@ def temperatures(memory: LocalMemory) -> dict[KeySpace, float]:
 def recall_at_10(memory: LocalMemory) -> dict[KeySpace, float]:
     """Share of the ten nearest admissible windows that the search finds, for each key space.
 
-    Which ten are the nearest is told by the exact scan of the same keys. 1.0 where no sampled window has any neighbour.
+    Which ten are the nearest is told by the exact scan of the same keys. 1.0 where no sampled window has any neighbour,
+    and where there is no index, so that the search is that scan.
     """
+    every = (group for segment in memory.segments for groups in segment.groups.values() for group in groups)
+    if all(group.index is None for group in every):
+        return dict.fromkeys((record.space for record in memory.manifest.spaces), 1.0)
     exact = memory.with_segments(without_indexes(memory))
     hits: dict[KeySpace, int] = {record.space: 0 for record in memory.manifest.spaces}
     wanted = dict(hits)
@@ -86,7 +91,7 @@ def self_distances(memory: LocalMemory) -> dict[KeySpace, float]:
     for segment in memory.segments:
         for scope in dict.fromkeys(space.scope for space in worst):
             for series, rows in _sample_rows(segment, scope):
-                context = memory.windows.contexts(segment.first_row + rows)
+                context = filled(memory.windows.inside.contexts(segment.first_row + rows), memory.windows.step.season)
                 for space in (space for space in worst if space.scope == scope):
                     keys = memory.encoder.encode(space.view, context, series, (scope,)).keys[scope]
                     stored = _stored_keys(segment, space, series, rows)
@@ -139,6 +144,17 @@ def searches_as_known(memory: Memory, k: int, num: int) -> Iterator[tuple[np.nda
     fitted_known_at = memory.manifest.fitted_known_at
     return _searches(
         memory, k, Policy.CAUSAL, lambda known_at, num: _drawn_as_known(known_at, num, fitted_known_at), num
+    )
+
+
+def windows_as_known(memory: Memory, num: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(series numbers [N], row ids [n, N]) of windows drawn in the same way; whole moments where the version has the
+    scope `joint`, so that every scope can be asked.
+    """
+    fitted_known_at = memory.manifest.fitted_known_at
+    scope: Scope = "joint" if "joint" in memory.manifest.scopes else "own"
+    yield from _drawn_rows(
+        memory.windows, scope, lambda known_at, num: _drawn_as_known(known_at, num, fitted_known_at), num
     )
 
 

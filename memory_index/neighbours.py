@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cache
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from memory_index.cores import num_cores
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.leakage import TimeSpans, require_admissible
+from memory_index.missing import last_known
 from memory_index.products import project
-from memory_index.threads import one_blas_thread
+from memory_index.threads import Workers, one_blas_thread
+from memory_index.transforms import NO_TRANSFORM
 from memory_index.types import KeySpace, Queries
 from memory_index.windows import StoredWindows, cut
 
@@ -34,8 +38,8 @@ class Neighbours:
     row, distance, shape_distance, value_distance: [B, N, V, K]; int64 row ids (-1 in unused slots) and
     float32 distances (+inf there). `distance^2 = w * shape_distance^2 + (1 - w) * value_distance^2`
     (docs/method.md), in units of a window's own spread. query_location, query_spread: float64 [B, N, V], the
-    query's own statistics under each view. temperature: float32 [V], stored with the version. linear_maps: of each
-    view, float32 [view, H], stored with it too (`KeyEncoder.linear_map`).
+    query's own statistics under each view, in units of the version's transform. temperature: float32 [V], stored with
+    the version. linear_maps: of each view, float32 [view, H], stored with it too (`KeyEncoder.linear_map`).
 
     Constructing it raises `LeakError` if any row is not admissible for its query.
     """
@@ -140,6 +144,12 @@ class Neighbours:
         """float32 [B, N, H, Q]: weighted quantiles of all aligned futures, each level in (0, 1)."""
         return quantiles(self, levels, on_empty)
 
+    def inside(self) -> Neighbours:
+        """The same, and what it makes of queries and windows, in units of the version's transform, if there is one."""
+        if not self.windows.transform:
+            return self
+        return replace(self, queries=self.windows.queries_inside(self.queries), windows=self.windows.inside)
+
     def at_moments(self, chosen: np.ndarray) -> Neighbours:
         """The same of some of the moments. chosen: int [b] or bool [B]."""
         of_moments = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
@@ -159,16 +169,17 @@ def weights(neighbours: Neighbours) -> np.ndarray:
 
 @one_blas_thread()
 def aligned_futures(neighbours: Neighbours) -> np.ndarray:
-    """Futures as they would follow each query, float32 [B, N, V, K, H]; NaN in unused slots.
+    """Futures as they would follow each query, float32 [B, N, V, K, H]; NaN in unused slots and where missing.
 
-    In the query's own location and spread, and moved by what the linear map makes of the difference between its window
-    and the neighbour's: neighbours are never quite alike, and this much of what follows from it is known.
+    In the query's own location and spread, in units of the transform, and moved by what the linear map makes of the
+    difference between its window and the neighbour's: neighbours are never quite alike, and that much is known.
     """
     b, n, v, k = neighbours.row.shape
+    curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, v, k, neighbours.windows.spec.horizon), dtype=np.float32)
     for number, space in enumerate(neighbours.spaces):
-        for chunk in _chunks(neighbours, space):
-            result[*chunk, number] = _aligned(neighbours, chunk, number)
+        for chunk in _chunks(b, n, k * _num_steps(neighbours, space)):
+            result[*chunk, number] = curve.take(chunk).inverse(_aligned(inside, chunk, number))
     return np.where(neighbours.valid[..., None], result, np.float32(np.nan))
 
 
@@ -176,17 +187,47 @@ def aligned_futures(neighbours: Neighbours) -> np.ndarray:
 def space_forecasts(neighbours: Neighbours) -> np.ndarray:
     """Weighted mean of the aligned futures of each key space, float32 [B, N, V, H]; NaN where it has none.
 
-    The map is linear, so the mean of what it makes of K differences is what it makes of their mean.
+    A missing step of a future has no weight; a step that all of a key space's futures miss is what the linear map makes
+    of the query. The map is linear, so the mean of what it makes of K differences is what it makes of their mean.
+    Behind a transform it is the mean of the futures in raw units: what comes back from a mean is no mean.
     """
-    b, n, v, _ = neighbours.row.shape
-    weight = weights(neighbours)
+    b, n, v, k = neighbours.row.shape
+    weight, curve, inside = weights(neighbours), neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, v, neighbours.windows.spec.horizon), dtype=np.float32)
-    for number, space in enumerate(neighbours.spaces):
-        for chunk in _chunks(neighbours, space):
-            standard = _standard_windows(neighbours, chunk, number)
+
+    def run(task: tuple[int, Chunk]) -> None:
+        number, (moments, series) = task
+        num_moments, num_series = moments.stop - moments.start, series.stop - series.start
+        space = neighbours.spaces[number]
+        linear_map = neighbours.linear_maps[space.view]
+        mean = np.empty((num_moments, num_series, 1, _num_steps(neighbours, space)), dtype=np.float32)
+        one_by_one = []
+        for inner in _chunks(num_moments, num_series, k * _num_steps(neighbours, space)):
+            chunk = _within(moments, inner[0]), _within(series, inner[1])
             # One small sum for each window: what comes out does not depend on how many there are.
-            mean = np.einsum("bnk,bnkw->bnw", weight[*chunk, number], standard)
-            result[*chunk, number] = _moved(neighbours, chunk, number, mean[:, :, None])[:, :, 0]
+            standard = _standard_windows(inside, chunk, number)
+            mean[*inner, 0] = np.einsum("bnk,bnkw->bnw", weight[*chunk, number], standard)
+            each = np.any(np.isnan(mean[*inner, 0]), axis=-1) | (neighbours.windows.transform != NO_TRANSFORM)
+            if each.any():  # each neighbour by itself: steps are means over different ones, or of raw units
+                back, asked = curve.take(chunk).take(each), _query_windows(inside, chunk, number).take(each)
+                aligned = back.inverse(_moved(asked, standard[each], linear_map))
+                known = _mean_of_known(aligned, weight[*chunk, number][each])
+                part = np.where(np.isnan(known), back.inverse(_by_map(asked, neighbours, number)), known)
+                one_by_one.append((inner, each, part))
+        moved = _moved(_query_windows(inside, (moments, series), number), mean, linear_map)[:, :, 0]
+        for inner, each, part in one_by_one:
+            moved[inner][each] = part
+        result[moments, series, number] = moved
+
+    # The map multiplies whole blocks of rows (`products.project`), so many means are moved at once.
+    _workers().run(
+        run,
+        (
+            (number, chunk)
+            for number, space in enumerate(neighbours.spaces)
+            for chunk in _chunks(b, n, _num_steps(neighbours, space))
+        ),
+    )
     return np.where(np.any(neighbours.valid, axis=3)[..., None], result, np.float32(np.nan))
 
 
@@ -212,16 +253,25 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
     """Weighted quantiles over the aligned futures of all key spaces together, float32 [B, N, H, Q].
 
     Each key space that has neighbours counts the same. `on_empty` as in `forecast`. The quantile of a level is
-    interpolated linearly between the values at the midpoints of the cumulative weights.
+    interpolated linearly between the values at the midpoints of the cumulative weights. A missing step of a future has
+    no weight; where all miss it, every quantile is what the linear maps make of the query. They are taken in units of
+    the transform, which keeps the order of values.
     """
     if not levels or not all(0 < level < 1 for level in levels):
         raise UsageError(f"quantile levels must lie between 0 and 1, not {list(levels)}")
     b, n, v, k = neighbours.row.shape
     weight = weights(neighbours).reshape(b, n, v * k)
+    curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, neighbours.windows.spec.horizon, len(levels)), dtype=np.float32)
-    for chunk in _chunks(neighbours, *neighbours.spaces):
-        values = np.concatenate([_aligned(neighbours, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
-        result[chunk] = _weighted_quantiles(values, weight[chunk][..., None], levels)
+    for chunk in _chunks(b, n, k * sum(_num_steps(neighbours, space) for space in neighbours.spaces)):
+        share = weight[chunk][..., None]
+        values = np.concatenate([_aligned(inside, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
+        if (missing := np.isnan(values)).any():
+            share = np.where(missing, np.float32(0), share)
+            nothing = ~np.any(share > 0, axis=2, keepdims=True)
+            values = np.where(nothing, _by_maps(inside, chunk)[:, :, None], values)
+            share = np.where(nothing, weight[chunk][..., None], share)
+        result[chunk] = curve.take(chunk).inverse(_weighted_quantiles(values, share, levels))
     return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)
 
 
@@ -230,7 +280,7 @@ def with_last_value(neighbours: Neighbours, values: np.ndarray, on_empty: OnEmpt
     found = np.any(neighbours.valid, axis=(2, 3))
     if on_empty == "error":
         require_neighbours(neighbours, found)
-    return np.where(found[..., None], values, neighbours.queries.context[..., -1:])
+    return np.where(found[..., None], values, last_known(neighbours.queries.context))
 
 
 def require_neighbours(neighbours: Neighbours, found: np.ndarray) -> None:
@@ -247,29 +297,76 @@ def require_neighbours(neighbours: Neighbours, found: np.ndarray) -> None:
     )
 
 
-def _aligned(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
-    """See `aligned_futures`: of one key space, float64 [b, N, K, H]; anything in unused slots."""
-    return _moved(neighbours, chunk, number, _standard_windows(neighbours, chunk, number))
+class _Query(NamedTuple):
+    """Queries in their own location and spread under one view: z [..., 1, view], location and spread [..., 1, 1].
 
-
-def _moved(neighbours: Neighbours, chunk: Chunk, number: int, standard: np.ndarray) -> np.ndarray:
-    """Futures as they would follow the query, raw units, float64 [b, N, K, H].
-
-    standard: [b, N, K, view + H], as of `_standard_windows`, or means of such windows.
+    z is NaN where a cell is missing.
     """
-    view = neighbours.spaces[number].view
+
+    z: np.ndarray
+    location: np.ndarray
+    spread: np.ndarray
+
+    def take(self, chosen: np.ndarray) -> _Query:
+        """Some of the queries. chosen: bool [b, N]."""
+        return _Query(*(part[chosen] for part in self))
+
+
+def _query_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> _Query:
+    """The queries of a chunk in the location and spread that they have in one key space."""
     location, spread = (
         part[*chunk, number, None, None] for part in (neighbours.query_location, neighbours.query_spread)
     )
-    query = neighbours.queries.context[*chunk, None, -view:]
-    difference = (query - location) / spread - standard[..., :view]
-    return location + spread * (standard[..., view:] + project(difference, neighbours.linear_maps[view]))
+    window = neighbours.queries.context[*chunk, None, -neighbours.spaces[number].view :]
+    return _Query((window - location) / spread, location, spread)
+
+
+def _aligned(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
+    """See `aligned_futures`: of one key space, float64 [b, N, K, H]; anything in unused slots."""
+    linear_map = neighbours.linear_maps[neighbours.spaces[number].view]
+    return _moved(_query_windows(neighbours, chunk, number), _standard_windows(neighbours, chunk, number), linear_map)
+
+
+def _moved(query: _Query, standard: np.ndarray, linear_map: np.ndarray) -> np.ndarray:
+    """Futures as they would follow the query, in its units, float64 [..., K, H].
+
+    standard: [..., K, view + H], as of `_standard_windows`, or means of such windows. A cell that either misses moves
+    nothing: there is no difference to be told.
+    """
+    view = query.z.shape[-1]
+    difference = query.z - standard[..., :view]
+    if (missing := np.isnan(difference)).any():
+        difference = np.where(missing, 0.0, difference)
+    return query.location + query.spread * (standard[..., view:] + project(difference, linear_map))
+
+
+def _mean_of_known(moved: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weighted mean [n, H] of futures [n, K, H], each step over those that are not missing there.
+
+    weight: [n, K].
+    """
+    share = np.where(np.isnan(moved), 0.0, weight[..., None])
+    total = share.sum(axis=1)
+    return (np.where(share > 0, moved, 0.0) * share).sum(axis=1) / np.where(total > 0, total, np.nan)
+
+
+def _by_maps(neighbours: Neighbours, chunk: Chunk) -> np.ndarray:
+    """What the linear maps of all key spaces make of the queries of a chunk, on average: float64 [b, N, H]."""
+    by_map = [_by_map(_query_windows(neighbours, chunk, n), neighbours, n) for n in range(len(neighbours.spaces))]
+    return np.mean(by_map, axis=0)
+
+
+def _by_map(query: _Query, neighbours: Neighbours, number: int) -> np.ndarray:
+    """What the linear map of one key space makes of queries, float64 [..., H], in their units."""
+    linear_map = neighbours.linear_maps[neighbours.spaces[number].view]
+    z = np.where(np.isnan(query.z), 0.0, query.z)
+    return (query.location + query.spread * project(z, linear_map))[..., 0, :]
 
 
 def _standard_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
     """Each neighbour of one key space in its own location and spread, float32 [b, N, K, view + H].
 
-    The last `view` steps of its context, then its future; 0 in unused slots.
+    The last `view` steps of its context, then its future; NaN where missing, 0 in unused slots.
     """
     view, windows = neighbours.spaces[number].view, neighbours.windows
     found, place = neighbours.row[*chunk, number], windows.views.index(view)
@@ -304,17 +401,31 @@ def _weighted_quantiles(values: np.ndarray, weight: np.ndarray, levels: tuple[fl
     return np.stack(result, axis=-1)
 
 
-def _chunks(neighbours: Neighbours, *spaces: KeySpace) -> list[Chunk]:
-    """Moments, and where one has many series parts of a moment, of at most `CHUNK_VALUES` values each or one query.
+def _num_steps(neighbours: Neighbours, space: KeySpace) -> int:
+    """Of a neighbour's window in a key space: its view and the horizon."""
+    return space.view + neighbours.windows.spec.horizon
 
-    Values of the neighbours' windows in these key spaces.
+
+def _chunks(b: int, n: int, values: int) -> list[Chunk]:
+    """Of b moments of n series: moments, and where one has many series parts of a moment.
+
+    Of at most `CHUNK_VALUES` values each, or one query. values: of one query.
     """
-    b, n, _, k = neighbours.row.shape
-    of_query = max(1, k * sum(space.view + neighbours.windows.spec.horizon for space in spaces))
-    num_queries = max(1, CHUNK_VALUES // of_query)
+    num_queries = max(1, CHUNK_VALUES // max(1, values))
     moments, series = max(1, num_queries // max(1, n)), min(max(1, n), num_queries)
     return [
-        (slice(moment, moment + moments), slice(first, first + series))
+        (slice(moment, min(moment + moments, b)), slice(first, min(first + series, n)))
         for moment in range(0, b, moments)
         for first in range(0, n, series)
     ]
+
+
+def _within(outer: slice, inner: slice) -> slice:
+    """A part of a part."""
+    return slice(outer.start + inner.start, outer.start + inner.stop)
+
+
+@cache
+def _workers() -> Workers:
+    """Threads that make forecasts, as many as can run at once."""
+    return Workers(num_cores())

@@ -61,7 +61,7 @@ def find(
     (unreachable, refused) or `ResourceError` (an extra that is not installed).
     """
     if ref.startswith(SERVICE_SCHEMES):
-        from memory_index.service.remote import RemoteMemory
+        from memory_index.remote import RemoteMemory
 
         memory = RemoteMemory(ref, access=access or Access(), note=note)
         return FoundVersion(ref=memory.ref, manifest=memory.manifest, open=lambda **_: memory)

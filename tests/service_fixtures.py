@@ -20,7 +20,8 @@ import psutil
 
 from cli.opening import encoder_loader
 from memory_index.access import Access
-from memory_index.service.remote import RemoteMemory
+from memory_index.remote import RemoteMemory
+from memory_index.service.hosted import Hosting
 from memory_index.service.serving import Service
 from memory_index.service.settings import Settings
 from memory_index.types import Queries
@@ -127,6 +128,13 @@ def cli_serving(indexes_dir: Path, *words: str, refs: Sequence[str] = ("small",)
         assert process.stdout is not None
         process.stdout.close()
         shutil.rmtree(folder)
+
+
+def refresh(hosting: Hosting) -> list[str]:
+    """One look of a service at its versions: what it says."""
+    said = [hosting.follow(name) for name in hosting.versions()]
+    hosting.close_unused()
+    return [each for each in said if each]
 
 
 def page(address: str, path: str, **options: object) -> httpx.Response:

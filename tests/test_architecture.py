@@ -84,6 +84,22 @@ def test_dependencies_point_one_way():
     assert wrong == {}
 
 
+def test_only_the_service_needs_what_the_extra_serve_brings():
+    """A client and the format that both sides speak lie beside it and need nothing more."""
+    needs = {"starlette", "uvicorn", "prometheus_client"}
+    found = {_name(path) for path in MODULES if _imported(_tree(path)) & needs}
+    assert found
+    assert all(name.startswith("memory_index/service/") for name in found)
+    modules = {_module(path) for path in MODULES}
+    naming = {
+        _name(path)
+        for path in MODULES
+        if any(module.startswith("memory_index.service") for module in _imported_modules(path, modules))
+    }
+    known = {"cli/options.py", "cli/commands/index_serve.py", "forecaster/serving.py"}
+    assert {name for name in naming if not name.startswith("memory_index/service/")} == known
+
+
 def _imported_modules(path: Path, modules: set[str]) -> set[str]:
     """Modules of ours that a file imports anywhere: at its top, in functions, for the type checker."""
     found = set()

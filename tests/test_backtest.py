@@ -55,7 +55,7 @@ def fitted_at(small) -> np.datetime64:
 
 def plan_of(small, table: SeriesTable = TABLE, **changed) -> BacktestPlan:
     options = {"fitted_at": fitted_at(small), "schedule": SIX_HOURS, "update": DAILY} | changed
-    return plan_backtest(table, WINDOW, **options)
+    return plan_backtest(table, small.memory.manifest, small.predictor.units, horizon=WINDOW.horizon, **options)
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from cli.options import Indexes
 from cli.pictures.look import WIDTHS, figure, headline
 from forecaster.runs.records import seal, unseal
 from forecaster.runs.run import CONFIG
+from memory_index import remote
 from memory_index.documents import jsonable
-from memory_index.service import remote
 from memory_index.tables.columns import ReadOptions
 
 TOKEN = "a-token-of-the-tests"

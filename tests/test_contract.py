@@ -38,10 +38,10 @@ from memory_index.local import LocalMemory
 from memory_index.memory import Memory
 from memory_index.milvus.publish import publish
 from memory_index.milvus.searching import open_milvus
-from memory_index.service.remote import RemoteMemory
-from memory_index.service.wire import Limits
+from memory_index.remote import RemoteMemory
 from memory_index.types import Filter, Queries
 from memory_index.versions.store import Store
+from memory_index.wire import Limits
 
 BY_QUERY = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,11 @@ from service_fixtures import served
 from toy_training import free_port
 
 from forecaster.runs.run import open_run
-from memory_index.access import Token
 from memory_index.errors import ResourceError, ServiceError
 
 PROCESSES.set_forkserver_preload(["forecaster_fixtures", "torch._dynamo"])
 # Without cross-fitting training windows ask the memory itself too.
 CHANGED = {"dropout": 0.0, "epochs": 1, "num_folds": 1}
-TOKENS = [Token(name=f"process {rank}", token=token_of(rank)) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +26,17 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture
-def log():
-    """What the service was asked, as its access log tells it."""
-    return []
+def log(tmp_path):
+    """The access log of the service."""
+    return tmp_path / "access.log"
 
 
 @pytest.fixture
-def address(small, log):
-    with served(small.folder / "indexes", ["m"], tokens=TOKENS, report=log.append) as address:
+def address(small, log, tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text("".join(f"process-{rank} {token_of(rank)}\n" for rank in range(2)))
+    tokens.chmod(0o600)
+    with served(small.folder / "indexes", ["m"], token_file=tokens, access_log=log) as address:
         yield address
 
 
@@ -47,9 +49,10 @@ def train_together(address: str, out: Path, *changed: dict, trouble=None) -> lis
     )
 
 
-def questions(log: list) -> dict[str, int]:
+def questions(log: Path) -> dict[str, int]:
     """How many questions each process has asked."""
-    asked = [request.caller for request in log if request.method == "search"]
+    calls = [json.loads(line) for line in log.read_text().splitlines()]
+    asked = [call["caller"] for call in calls if call["method"] == "search"]
     return {caller: asked.count(caller) for caller in asked}
 
 
@@ -65,9 +68,9 @@ def test_one_process_asks_for_all(small, address, log, tmp_path):
     assert weights == others
     for name, value in open_run(tmp_path / "alone").weights()[0].items():
         np.testing.assert_allclose(weights[name], value.flatten(), rtol=1e-3, atol=1e-4, err_msg=name)
-    assert questions(log).keys() == {"process 0"}
+    assert questions(log).keys() == {"process-0"}
     assert arrays(tmp_path / "found") == arrays(tmp_path / "found-alone")
-    log.clear()
+    log.write_text("")
     train_together(address, tmp_path / "another", neighbours)
     assert questions(log) == {}
 
@@ -77,15 +80,15 @@ def test_a_folder_that_is_not_shared_is_filled_on_each_side(address, log, tmp_pa
     weights, others = train_together(address, tmp_path / "run", *apart)
     assert weights == others
     asked = questions(log)
-    assert asked.keys() == {"process 0", "process 1"}
-    assert asked["process 0"] == asked["process 1"]
+    assert asked.keys() == {"process-0", "process-1"}
+    assert asked["process-0"] == asked["process-1"]
 
 
 def test_a_slow_service_does_not_end_those_who_wait(address, log, tmp_path):
     weights, others = train_together(address, tmp_path / "run", {}, trouble=linger)
     assert isinstance(weights, dict)
     assert weights == others
-    assert questions(log).keys() == {"process 0"}
+    assert questions(log).keys() == {"process-0"}
 
 
 def test_an_error_in_the_process_that_asks_ends_the_others(address, log, tmp_path):

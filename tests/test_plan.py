@@ -64,13 +64,13 @@ def test_folds_are_what_the_table_allows():
         return plan_folds(*windows(num, num_series), HOUR, **sizes)
 
     assert planned(2000) == FoldPlan(kind="time", num=3, gap=72)
-    assert planned(300) == FoldPlan(kind="time", num=5, gap=24)  # lookback + horizon off would leave too few
+    assert planned(300) == FoldPlan(kind="time", num=3, gap=24)  # lookback + horizon off would leave too few
     assert planned(30, LEAST_SERIES) == FoldPlan(kind="series", num=5)
     assert planned(30) == NO_FOLDS
     assert planned(1) == NO_FOLDS
     times, series = windows(300)
     folds = lay_folds(planned(300), times, series)
-    assert min(folds.admitted(fold, times, series, HOUR).mean() for fold in range(5)) >= ENOUGH
+    assert min(folds.admitted(fold, times, series, HOUR).mean() for fold in range(3)) >= ENOUGH
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,8 @@ def test_work_is_bounded_by_a_count_of_operations_and_the_same_every_time(memory
     stated = plan_training(memory, TABLE, config_of(max_work=whole.work / 4, train_stride=2, val_stride=3))
     assert (stated.train_stride, stated.val_stride) == (2, 3)
     assert not any("--max-work" in note for note in stated.notes)
-    assert f"{whole.num_train:,} training" in whole.says
+    assert whole.told == whole.notes  # it takes less than a minute
+    assert f"{whole.num_train:,} training" in replace(whole, work=1e12).told[-1]
 
 
 def test_windows_that_would_find_nothing_ask_under_the_other_policy(tmp_path):
@@ -125,11 +126,8 @@ def test_windows_count_by_what_the_naive_forecast_errs_on_their_series():
     assert found.mean() == pytest.approx(1)
     expected = []
     for number, each in enumerate(tables):
-        errors = [
-            (each[row + 1 + np.arange(horizon)] - each[row + 1 - season + np.arange(horizon)]) / each.std()
-            for row in rows
-        ]
-        expected.append(np.sqrt(np.mean(np.square(errors))))
+        ahead = rows[:, None] + 1 + np.arange(horizon)
+        expected.append(np.sqrt(np.mean(np.square((each[ahead] - each[ahead - season]) / each.std()))))
         assert len(set(found[series == number])) == 1
     relative = np.maximum(np.array(expected) / np.median(expected), LEAST)
     np.testing.assert_allclose(found[[0, len(rows)]] * relative[:2], found[0] * relative[0], rtol=1e-4)

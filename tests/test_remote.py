@@ -24,16 +24,17 @@ from memory_fixtures import NUM_TRAINING, assert_same, built, open_version, quer
 from service_fixtures import CERTIFICATES, PATIENCE_S, served, whole_service
 
 from cli.options import Indexes
+from memory_index import http_client, wire
 from memory_index.access import Access
 from memory_index.errors import BusyError, NotFoundError, ServiceError, UsageError
+from memory_index.http_client import HttpClient
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
-from memory_index.service import remote, wire
+from memory_index.remote import Address, RemoteMemory, parse_address
 from memory_index.service.app import App
-from memory_index.service.remote import Address, RemoteMemory, parse_address
-from memory_index.service.wire import Limits, Question
 from memory_index.types import Filter, Queries
 from memory_index.versions.store import Store
+from memory_index.wire import Limits, Question
 
 ORIGINS = range(NUM_TRAINING - 10, NUM_TRAINING + 20)
 
@@ -105,9 +106,7 @@ def test_a_forked_process_has_connections_of_its_own(service, local):
 def test_an_answer_from_a_part_of_the_key_spaces_is_not_believed(folder, monkeypatch, asked):
     """Though nobody has named any: what there is to answer from, the client knows itself."""
     search = App._found
-    monkeypatch.setattr(
-        App, "_found", lambda self, hosted, each, until: search(self, hosted, each._replace(**asked), until)
-    )
+    monkeypatch.setattr(App, "_found", lambda self, memory, each: search(self, memory, each._replace(**asked)))
     with served(folder, ["small"]) as service, pytest.raises(ServiceError, match="an answer to another question"):
         RemoteMemory(f"{service}/small").search(some(), 4)
 
@@ -299,12 +298,12 @@ def test_every_error_says_which_service(service, monkeypatch):
     assert str(refused.value).startswith(f"{service}: ")
 
 
-def _asking(notes: list[str]) -> remote._Service:
-    return remote._Service("http://127.0.0.1:1", Access(), notes.append)
+def _asking(notes: list[str]) -> HttpClient:
+    return HttpClient("http://127.0.0.1:1", Access(), notes.append)
 
 
 def test_one_note_for_each_time_that_it_cannot_be_reached(monkeypatch):
-    monkeypatch.setattr(remote, "TELL_S", 0.0)
+    monkeypatch.setattr(http_client, "TELL_S", 0.0)
     notes: list[str] = []
     service, fails = _asking(notes), [1] * 3
 
@@ -328,7 +327,7 @@ def test_one_note_for_each_time_that_it_cannot_be_reached(monkeypatch):
 
 @pytest.mark.parametrize(("tell_s", "is_told", "num"), [(0.0, True, 1), (0.0, False, 0), (2.0, True, 0)])
 def test_what_ends_soon_is_not_worth_a_note(monkeypatch, tell_s, is_told, num):
-    monkeypatch.setattr(remote, "TELL_S", tell_s)
+    monkeypatch.setattr(http_client, "TELL_S", tell_s)
     notes: list[str] = []
     with pytest.raises(ServiceError, match="gave up after"):
         _asking(notes).ask("/", within_s=0.3, most=1, is_told=is_told)
@@ -336,7 +335,7 @@ def test_what_ends_soon_is_not_worth_a_note(monkeypatch, tell_s, is_told, num):
 
 
 def test_a_command_says_that_its_service_is_gone(folder, monkeypatch, capfd):
-    monkeypatch.setattr(remote, "TELL_S", 0.0)
+    monkeypatch.setattr(http_client, "TELL_S", 0.0)
     with served(folder, ["small"]) as service:
         memory = Indexes(folder=folder).find(f"{service}/small").open()
         memory.search(some(), 3)

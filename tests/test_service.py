@@ -10,6 +10,7 @@ import asyncio
 import json
 import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import httpx
 import numpy as np
@@ -34,8 +36,10 @@ from memory_fixtures import (
     queries_at,
     wide_table,
 )
-from service_fixtures import CERTIFICATES, PATIENCE_S, page, served, wait_until, whole_service
+from service_fixtures import CERTIFICATES, PATIENCE_S, page, refresh, served, wait_until, whole_service
+from starlette.requests import ClientDisconnect
 
+from memory_index import messages, remote, wire
 from memory_index.access import Access, read_access
 from memory_index.errors import (
     BusyError,
@@ -49,16 +53,16 @@ from memory_index.errors import (
 )
 from memory_index.leakage import LeakError, Policy
 from memory_index.local import LocalMemory
-from memory_index.service import messages, remote, wire
+from memory_index.remote import RemoteMemory
 from memory_index.service.app import App
 from memory_index.service.hosted import Hosting
-from memory_index.service.remote import RemoteMemory
+from memory_index.service.refusals import Places
 from memory_index.service.serving import Service
 from memory_index.service.settings import Settings
 from memory_index.service.turns import Budget, Turns
-from memory_index.service.wire import Limits, Question
 from memory_index.types import Filter, Queries
 from memory_index.versions.store import Store
+from memory_index.wire import Limits, Question
 
 ORIGINS = range(NUM_TRAINING - 10, NUM_TRAINING + 30)
 OTHER_REFS = ["small@2", "other@1", "small", "small@latest", "small@1@1", "", "small@" + "9" * 90_000]
@@ -132,6 +136,29 @@ def post(address: str, content: bytes, kind: str = wire.ARROW, **headers: str) -
         )
 
 
+class Held(NamedTuple):
+    """Searches of a service: what is asked, that one is under way, and what lets it go on."""
+
+    asked: list[int]
+    inside: threading.Event
+    go_on: threading.Event
+
+
+@pytest.fixture
+def held(monkeypatch) -> Held:
+    """Every search waits until it is let go."""
+    held, search = Held([], threading.Event(), threading.Event()), App._found
+
+    def slow(self, memory, asked):
+        held.asked.append(asked.k)
+        held.inside.set()
+        held.go_on.wait(PATIENCE_S)
+        return search(self, memory, asked)
+
+    monkeypatch.setattr(App, "_found", slow)
+    return held
+
+
 # The same answers
 
 
@@ -194,9 +221,9 @@ def test_a_large_batch_is_asked_in_parts(folder, local, monkeypatch):
 def _recording(asked: list[int]) -> Callable[..., object]:
     original = App._found
 
-    def search(self, hosted, question, until):
+    def search(self, memory, question):
         asked.append(len(question.queries))
-        return original(self, hosted, question, until)
+        return original(self, memory, question)
 
     return search
 
@@ -426,10 +453,10 @@ def test_old_versions_are_let_go_when_nobody_asks_them(tmp_path):
     append(Store(tmp_path), first.ref, between(wide_table(), 0, 300))
     with hosting.using(old):
         time.sleep(0.15)
-        hosting.refresh()
+        refresh(hosting)
         assert hosting.open(old.fingerprint) is old
     time.sleep(0.15)
-    hosting.refresh()
+    refresh(hosting)
     assert old.files == {}
     with pytest.raises(ServiceError, match="no longer served"):
         hosting.open(old.fingerprint)
@@ -446,7 +473,7 @@ def test_a_damaged_new_version_changes_nothing(tmp_path, local):
         shutil.copytree(second.path, tmp_path / "copy")
         (tmp_path / "copy" / keys.relative_to(second.path)).write_bytes(b"nonsense")
         (tmp_path / "copy").rename(tmp_path / "small" / "000003")
-        wait_until(lambda: service.hosting.troubles())
+        wait_until(lambda: service.status()["troubles"])
         found = page(service.address, "/readyz")
         assert (found.status_code, found.json()["versions"]) == (200, {"small@latest": "small@2"})
         assert "small@latest" in found.json()["troubles"]
@@ -672,7 +699,7 @@ def test_turns_have_an_order_and_an_end():
             await turns.take(note(-3), PATIENCE_S, is_here)
         go_on.set()
         await asyncio.gather(held, *waiting)
-        with pytest.raises(remote_gone()):
+        with pytest.raises(ClientDisconnect):
             await vanished
 
         def fail(waited: float) -> None:
@@ -685,12 +712,6 @@ def test_turns_have_an_order_and_an_end():
         turns.close()
 
     asyncio.run(play())
-
-
-def remote_gone() -> type[Exception]:
-    from starlette.requests import ClientDisconnect
-
-    return ClientDisconnect
 
 
 def test_bytes_that_are_held_have_an_end():
@@ -709,22 +730,14 @@ def test_bytes_that_are_held_have_an_end():
     assert budget._held == 0
 
 
-def test_a_question_too_many_is_asked_again(folder, local, monkeypatch):
-    inside, go_on, search = threading.Event(), threading.Event(), App._found
-
-    def slow(self, hosted, asked, until):
-        inside.set()
-        go_on.wait(PATIENCE_S)
-        return search(self, hosted, asked, until)
-
-    monkeypatch.setattr(App, "_found", slow)
+def test_a_question_too_many_is_asked_again(folder, local, held):
     with served(folder, ["small"], max_held=1) as service, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(RemoteMemory(f"{service}/small").search, some(), 3)
-        inside.wait(PATIENCE_S)
+        held.inside.wait(PATIENCE_S)
         with pytest.raises(ServiceError, match="MB of questions are held already; gave up"):
             RemoteMemory(f"{service}/small", access=Access(deadline_s=0.5)).search(some(), 3)
         assert page(service, "/healthz").status_code == 200  # answered while there is a search
-        go_on.set()
+        held.go_on.set()
         assert_same(answer.result(PATIENCE_S), local.search(some(), 3))
         assert_same(RemoteMemory(f"{service}/small").search(some(), 3), local.search(some(), 3))
 
@@ -852,6 +865,22 @@ def test_calls_that_make_no_sense(address, local, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("/data/runs/load was trained against load@1", "load was trained against load@1"),
+        ("/data/indexes/load/000001/keys.faiss: no space", "load/000001/keys.faiss: no space"),
+        (f"{tempfile.gettempdir()}/forecast-x1y2/history.csv, line 3", "history.csv, line 3"),
+        ("trained against milvus:/srv/keys.db/load@1", "trained against load@1"),
+        ("there is nothing at /v1/indexes/load/x", "there is nothing at /v1/indexes/load/x"),
+    ],
+)
+def test_an_error_names_no_place_of_the_server(said, told):
+    places = Places([Path("/data/indexes"), Path("/data/runs"), Path("/data")])
+    [error] = json.loads(messages.write_error(UsageError(said, hint=said), places.without)).values()
+    assert (error["message"], error["hint"]) == (told, told)
+
+
 def test_a_few_windows_may_be_asked_in_json(address, local):
     """The same neighbours; null is a missing cell."""
     queries = some(origins=range(NUM_TRAINING, NUM_TRAINING + 1))
@@ -894,11 +923,11 @@ def test_a_few_windows_may_be_asked_in_json(address, local):
 def test_a_busy_service_is_asked_again(folder, local, monkeypatch):
     answer, calls = App._found, []
 
-    def busy(self, hosted, asked, until):
+    def busy(self, memory, asked):
         calls.append(1)
         if len(calls) < 4:
             raise BusyError("the service is busy", hint="ask later")
-        return answer(self, hosted, asked, until)
+        return answer(self, memory, asked)
 
     monkeypatch.setattr(App, "_found", busy)
     with served(folder, ["small"]) as service:
@@ -913,7 +942,7 @@ def test_a_busy_service_is_asked_again(folder, local, monkeypatch):
 
 
 def _raising(error: Exception, calls: list[int] | None = None) -> Callable[..., object]:
-    def refuse(self, hosted, asked, until):
+    def refuse(self, memory, asked):
         if calls is not None:
             calls.append(1)
         raise error
@@ -941,21 +970,14 @@ def test_a_defect_is_told_to_whoever_keeps_the_service(folder, monkeypatch, capf
     assert "of no use to a client" in capfd.readouterr().err
 
 
-def test_a_service_that_says_nothing_is_not_waited_for(folder, monkeypatch):
-    release, search = threading.Event(), App._found
-
-    def hang(self, hosted, asked, until):
-        release.wait(PATIENCE_S)
-        return search(self, hosted, asked, until)
-
-    monkeypatch.setattr(App, "_found", hang)
+def test_a_service_that_says_nothing_is_not_waited_for(folder, held):
     with served(folder, ["small"]) as service:
         memory, started = RemoteMemory(f"{service}/small", access=Access(deadline_s=1)), time.monotonic()
         with pytest.raises(ServiceError, match="did not answer in time; gave up after") as gave_up:
             memory.search(some(), 3)
         assert 0.9 < time.monotonic() - started < 10
         _is_readable(gave_up.value)
-        release.set()
+        held.go_on.set()
 
 
 @pytest.mark.parametrize("accepts", [True, False])
@@ -975,22 +997,14 @@ def test_a_port_behind_which_nobody_is(accepts):
 # Its end
 
 
-def test_a_drain_answers_what_is_under_way_and_nothing_else(folder, local, monkeypatch):
-    inside, go_on, search = threading.Event(), threading.Event(), App._found
-
-    def slow(self, hosted, asked, until):
-        inside.set()
-        go_on.wait(PATIENCE_S)
-        return search(self, hosted, asked, until)
-
-    monkeypatch.setattr(App, "_found", slow)
+def test_a_drain_answers_what_is_under_way_and_nothing_else(folder, local, held):
     with whole_service(folder) as service, ThreadPoolExecutor(2) as pool:
         memory = RemoteMemory(f"{service.address}/small")
         other = RemoteMemory(f"{service.address}/small", access=Access(deadline_s=1))
         other.windows, other.scale  # noqa: B018 - fetched before
         assert page(service.address, "/readyz").status_code == 200
         answer = pool.submit(memory.search, some(), 3)
-        inside.wait(PATIENCE_S)
+        held.inside.wait(PATIENCE_S)
         closing = pool.submit(service.close)
         wait_until(lambda: service.app.is_draining)
         found = page(service.address, "/readyz")
@@ -998,29 +1012,21 @@ def test_a_drain_answers_what_is_under_way_and_nothing_else(folder, local, monke
         assert page(service.address, "/healthz").status_code == 200
         with pytest.raises(ServiceError, match="is about to end; gave up after"):
             other.search(some(), 3)
-        go_on.set()
+        held.go_on.set()
         assert_same(answer.result(PATIENCE_S), local.search(some(), 3))
         closing.result(PATIENCE_S)
         assert not service.has_leftovers
 
 
-def test_a_search_without_end_does_not_hold_the_end_up(folder, monkeypatch):
-    inside, go_on = threading.Event(), threading.Event()
-
-    def slow(self, hosted, asked, until):
-        inside.set()
-        go_on.wait(PATIENCE_S)
-        raise ServiceError("nobody hears this")
-
-    monkeypatch.setattr(App, "_found", slow)
+def test_a_search_without_end_does_not_hold_the_end_up(folder, held):
     notes: list[str] = []
     with ThreadPoolExecutor(2) as pool, whole_service(folder, grace_s=0.2, notes=notes) as service:
         asked = pool.submit(RemoteMemory(f"{service.address}/small", access=Access(deadline_s=3)).search, some(), 3)
-        inside.wait(PATIENCE_S)
+        held.inside.wait(PATIENCE_S)
         service.close()
         assert service.has_leftovers
         assert any("they are given up" in note for note in notes)
-        go_on.set()
+        held.go_on.set()
         with pytest.raises(ServiceError):
             asked.result(PATIENCE_S)
 
@@ -1075,6 +1081,7 @@ def test_every_route_is_documented(address):
 
 def test_the_log_tells_who_asked_what_without_names_or_values(folder, tmp_path):
     log = tmp_path / "access.log"
+    remote._windows.clear()  # so that it is fetched
     with whole_service(folder, access_log=log, causal_only=True) as service:
         memory = RemoteMemory(f"{service.address}/small")
         memory.search(some(), 3)
@@ -1103,30 +1110,21 @@ def test_the_log_tells_who_asked_what_without_names_or_values(folder, tmp_path):
     assert json.loads(log.read_text().splitlines()[0])["method"] == "search"
 
 
-def test_a_question_that_nobody_waits_for_is_not_searched(folder, local, monkeypatch):
-    searched, inside, go_on, search = [], threading.Event(), threading.Event(), App._found
-
-    def slow(self, hosted, asked, until):
-        searched.append(asked.k)
-        inside.set()
-        go_on.wait(PATIENCE_S)
-        return search(self, hosted, asked, until)
-
-    monkeypatch.setattr(App, "_found", slow)
+def test_a_question_that_nobody_waits_for_is_not_searched(folder, local, held):
     with whole_service(folder) as service, ThreadPoolExecutor(2) as pool:
         patient = RemoteMemory(f"{service.address}/small")
         answer = pool.submit(patient.search, some(), 3)
-        inside.wait(PATIENCE_S)
+        held.inside.wait(PATIENCE_S)
         asked = wire.write_question(question(some(), 7)._replace(wait_s=PATIENCE_S))
         with httpx.Client(trust_env=False, timeout=0.5) as client, pytest.raises(httpx.ReadTimeout):
             client.post(
                 f"{service.address}/v1/indexes/small/search", content=asked, headers={"content-type": wire.ARROW}
             )
         time.sleep(0.3)
-        go_on.set()
+        held.go_on.set()
         assert_same(answer.result(PATIENCE_S), local.search(some(), 3))
         patient.search(some(), 4)
-    assert searched == [3, 4]
+    assert held.asked == [3, 4]
 
 
 def test_many_that_ask_at_once(folder, local):

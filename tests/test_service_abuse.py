@@ -19,13 +19,14 @@ import pytest
 from memory_fixtures import NUM_TRAINING, assert_same, built, open_version, queries_at, wide_table
 from service_fixtures import CERTIFICATES, PATIENCE_S, Serving, cli_serving, page, raw, wait_until, whole_service
 
+from memory_index import wire
 from memory_index.local import LocalMemory
-from memory_index.service import connections, wire
-from memory_index.service.remote import RemoteMemory
+from memory_index.remote import RemoteMemory
+from memory_index.service import connections
 from memory_index.service.serving import Service
-from memory_index.service.wire import Question
 from memory_index.types import Queries
 from memory_index.versions.store import Store
+from memory_index.wire import Question
 
 MEGABYTE = 1 << 20
 SEARCH = "POST /v1/indexes/small/search HTTP/1.1\r\nHost: x\r\nContent-Type: application/vnd.apache.arrow.stream\r\n"

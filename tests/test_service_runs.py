@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from forecaster.serving import Served
 from memory_index.errors import ServiceError
 from memory_index.service.serving import Service
 from memory_index.service.turns import TimedMemory
-from memory_index.service.wire import ARROW, Limits
+from memory_index.wire import ARROW, Limits
 
 JSON = "application/json"
 
@@ -160,7 +161,9 @@ def test_a_newer_version_is_followed_or_named(made, tmp_path):
         wait_until(lambda: service.hosting.versions()["m@latest"] == "m@3")
         refused = post(service, "forecast", csv, "text/csv")
         assert (refused.status_code, refused.json()["error"]["kind"]) == (409, "IncompatibleError")
-        assert "has another horizon" in refused.text
+        assert refused.json()["error"]["message"].startswith(
+            f"{made.run.name} was trained against m@1, but m@3 has another horizon"
+        )
 
 
 def test_a_run_that_was_trained_through_a_service_is_served_from_the_folder(made, tmp_path):
@@ -204,6 +207,7 @@ def test_every_mistake_is_one_clear_error(service, capfd, body, kind, status, sa
     assert found.status_code in (status, 400, 422), found.text
     assert any(each in error["message"] for each in says.split("|")), error
     assert "\n" not in error["message"]
+    assert tempfile.gettempdir() not in found.text  # nor any other place of the server
     assert "Traceback" not in capfd.readouterr().err
 
 

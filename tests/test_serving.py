@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from memory_fixtures import append, between, built, queries_at, wide_table
-from service_fixtures import CERTIFICATES, wait_until, whole_service
+from service_fixtures import CERTIFICATES, refresh, wait_until, whole_service
 
 from memory_index import access
 from memory_index.access import Access, KnownTokens, Token
 from memory_index.errors import NotFoundError, ServiceError, UsageError
 from memory_index.local import LocalMemory
+from memory_index.remote import RemoteMemory
 from memory_index.service import serving, status
 from memory_index.service.calls import REFUSED, Call
 from memory_index.service.hosted import Hosting
-from memory_index.service.remote import RemoteMemory
 from memory_index.service.serving import Service
 from memory_index.service.settings import Settings
 from memory_index.service.status import LINES_PER_S, AccessLog
@@ -56,17 +56,15 @@ def open_files() -> int:
 
 def test_versions_with_one_fingerprint(tmp_path):
     """Two numbers of the same data: the newer one is opened once, and told by its own number."""
-    notes: list[str] = []
     built(tmp_path)
-    hosting = Hosting(tmp_path, ["small", "small@1"], note=notes.append)
+    hosting = Hosting(tmp_path, ["small", "small@1"])
     second = built(tmp_path)
     assert second.ref == "small@2"
-    hosting.refresh()
-    before, told = open_files(), list(notes)
+    assert refresh(hosting) == ["small@latest means small@2 now, small@1 before"]
+    before = open_files()
     for _ in range(3):
-        hosting.refresh()
-    assert (open_files(), notes) == (before, told)
-    assert told == ["small@latest means small@2 now, small@1 before"]
+        assert refresh(hosting) == []
+    assert open_files() == before
     assert hosting.versions() == {"small@latest": "small@2", "small@1": "small@1"}
     assert hosting.open("small@1").fingerprint == hosting.open("small@2").fingerprint
     assert [hosting.open(ref).ref for ref in ("small@1", "small@2", "small")] == ["small@1", "small@2", "small@2"]
@@ -75,18 +73,17 @@ def test_versions_with_one_fingerprint(tmp_path):
 
 
 def test_an_index_that_is_removed_and_built_anew(tmp_path):
-    notes: list[str] = []
     built(tmp_path)
-    hosting = Hosting(tmp_path, ["small"], note=notes.append)
+    hosting = Hosting(tmp_path, ["small"])
     first = hosting.open("small")
     shutil.rmtree(tmp_path / "small")
     again = append(Store(tmp_path), built(tmp_path).ref, between(wide_table(), 0, 300))
     (tmp_path / "small" / "000001").rename(tmp_path / "old")
     again.path.rename(tmp_path / "small" / "000001")
-    hosting.refresh()
+    said = refresh(hosting)
+    assert said == ["small@latest is another version by now: somebody has removed the index and built it anew"]
     assert hosting.versions() == {"small@latest": "small@1"}
     assert hosting.open("small").fingerprint != first.fingerprint
-    assert notes == ["small@latest is another version by now: somebody has removed the index and built it anew"]
     assert hosting.open(first.fingerprint) is first
     hosting.close()
 
@@ -133,7 +130,7 @@ def test_tokens_are_followed_whatever_else_fails(folder, tmp_path, monkeypatch):
     def fail(self) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Hosting, "refresh", fail)
+    monkeypatch.setattr(Hosting, "close_unused", fail)
     path = tmp_path / "tokens"
     path.write_text(f"{SECRET}\n{OTHER}")
     service = Service(folder, ["small"], Settings(port=0, token_file=path), threads=1, note=unheard)

@@ -9,8 +9,8 @@ import numpy as np
 from benchmarks.league.tables import Entry
 from forecaster.predictor import Predictor
 from forecaster.retrieval.batches import LiveBlock, live_blocks
+from memory_index.evaluation import standard_units
 from memory_index.memory import Memory
-from memory_index.memory_only import standard_units
 from memory_index.neighbours import mean_over_spaces
 from memory_index.queries import futures_of
 from memory_index.splits import Split

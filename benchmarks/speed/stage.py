@@ -30,8 +30,9 @@ class Sizes:
 
     num_rows: of ETTh1, None for all of it. split: of these. turns: of operations that take seconds. every: one in so
     many windows is asked where all would be. repeats: of one question. million: windows of the large memory.
-    train_stride: of the run that is made. steps: of training. service_turns, service_rounds,
-    service_seconds: see `service.py`.
+    train_stride: of the run that is made. steps: of training. service_turns, service_budget:
+    of one comparison of one client, and seconds after which no further turn begins. service_rounds, service_seconds: of
+    full load, and seconds of all of them.
     growth_turns, growth_budget: turns of one point of a curve, at most, and seconds after which no further one begins.
     growth_windows: of the largest memory of the curves.
     """
@@ -45,6 +46,7 @@ class Sizes:
     train_stride: int
     steps: int
     service_turns: int
+    service_budget: float
     service_rounds: int
     service_seconds: float
     growth_turns: int
@@ -62,8 +64,9 @@ FULL = Sizes(
     train_stride=8,
     steps=15,
     service_turns=40,
-    service_rounds=5,
-    service_seconds=20.0,
+    service_budget=25.0,
+    service_rounds=4,
+    service_seconds=32.0,
     growth_turns=9,
     growth_budget=4.0,
     growth_windows=1_000_000,
@@ -78,6 +81,7 @@ QUICK = Sizes(
     train_stride=8,
     steps=3,
     service_turns=3,
+    service_budget=10.0,
     service_rounds=2,
     service_seconds=4.0,
     growth_turns=3,

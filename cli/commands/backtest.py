@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from cli.opening import encoder_loader, open_run_with_table, open_with_table, tell_series
+from cli.opening import (
+    encoder_loader,
+    open_run_with_table,
+    open_with_table,
+    tell_bounds,
+    tell_series,
+    tell_skipped,
+)
 from cli.options import (
     AsJson,
     File,
@@ -23,6 +30,7 @@ from cli.options import (
     RunLlm,
     Scopes,
     Scoring,
+    Strict,
     Views,
     asks_memory,
     reads_table,
@@ -77,6 +85,7 @@ def backtest(
     memory_k: MemoryK = None,
     scopes: Scopes = None,
     views: Views = None,
+    strict: Strict = False,
     llm: RunLlm = None,
     device: RunDevice = "auto",
     as_json: AsJson = False,
@@ -96,7 +105,7 @@ def backtest(
     interval = parse_update(update)
     require_targets(table=scoring.out, picture=plot)
     opened = _opened(run, index, file, indexes, table_options, device, llm)
-    asked = _Asked(scoring=scoring, begin=begin, end=end, update=interval, in_sample=in_sample)
+    asked = _Asked(scoring=scoring, begin=begin, end=end, update=interval, in_sample=in_sample, strict=strict)
     result, scoring = _backtest(opened, asked, indexes, options)
     _tell(result, scoring, opened, update=update, plot=plot, as_json=as_json)
 
@@ -125,6 +134,7 @@ class _Asked(NamedTuple):
     end: str | None
     update: pd.Timedelta | None
     in_sample: bool
+    strict: bool
 
 
 def _tell(
@@ -178,6 +188,8 @@ def _backtest(opened: _Opened, asked: _Asked, indexes: Indexes, options: MemoryO
         require_calibrated(levels)
     scoring = replace(scoring, schedule=scoring.schedule or _usual_schedule(table))
     plan = _plan(opened, asked, scoring)
+    tell_bounds(table, memory)
+    tell_skipped(plan.skipped, "not backtested", source=table.source, strict=asked.strict)
     identity = opened.identity | {"levels": list(levels), "options": repr(options)}
     identity = identity_of(table, plan, memory.manifest, **identity)
     with _growing(opened, indexes, grows=asked.update is not None) as grown, _kept(scoring.out, identity) as kept:
@@ -198,16 +210,17 @@ def _usual_schedule(table: SeriesTable) -> Schedule | None:
 
 def _plan(opened: _Opened, asked: _Asked, scoring: Scoring) -> BacktestPlan:
     from memory_index.backtest.plan import plan_backtest
+    from memory_index.memory_only import MemoryOptions
 
     manifest, table, predictor = opened.memory.manifest, opened.table, opened.predictor
-    horizon, fitted_at = manifest.window.horizon, manifest.fitted_known_at
-    if predictor is not None:
-        horizon = predictor.config.model.horizon
-        fitted_at = max(fitted_at, predictor.seen_until)
+    fitted_at = manifest.fitted_known_at
+    subject = _subject(opened, opened.memory, MemoryOptions())
     return plan_backtest(
         table,
-        replace(manifest.window, horizon=horizon),
-        fitted_at=fitted_at,
+        manifest,
+        subject.units,
+        horizon=subject.horizon,
+        fitted_at=fitted_at if predictor is None else max(fitted_at, predictor.seen_until),
         schedule=scoring.schedule,
         first=None if asked.begin is None else table.step.parse(asked.begin),
         last=None if asked.end is None else table.step.parse(asked.end),

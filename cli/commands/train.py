@@ -17,6 +17,7 @@ from cli.options import (
     IndexRef,
     NeighboursDir,
     StatedSettings,
+    Strict,
     asks_memory,
     reading_flags,
     reads_table,
@@ -29,7 +30,10 @@ from cli.reports.training_progress import TrainingShown
 if TYPE_CHECKING:
     from forecaster.training.fit import Trained
     from forecaster.training.train import TrainResult
+    from memory_index.memory import Memory
+    from memory_index.skipped import Skipped
     from memory_index.tables.columns import ReadOptions
+    from memory_index.tables.series import SeriesTable
 
 LEAST_SHOWN = 0.005  # share of a part of the mix that is worth a word
 MOST_ERRORS = 4  # parts whose held-out errors are shown, the best ones
@@ -54,21 +58,22 @@ def train(
         bool, typer.Option("--resume", help="Go on where the run in --out stopped, with its settings.")
     ] = False,
     neighbours_dir: NeighboursDir = None,
+    strict: Strict = False,
     as_json: AsJson = False,
     indexes: Indexes,
     table_options: ReadOptions,
 ) -> None:
     """Train a model on the training part of FILE against one version of an index.
 
-    The neighbours of all training windows are found once and kept; as many windows are used as --max-work allows. A
-    linear map and the gate between it, the last value, the last season and the memory are fitted in closed form, and
-    what forecasts held-out windows best is kept: their mix, or one of them alone. With --network, or any option of its own (--llm, --preset, --no-tapr, ...), a network is
-    trained beside them: the validation part decides when to stop and which weights are kept. The test part is never
-    read. Interrupted, it goes on with --resume. The run is a folder that can be moved.
+    The neighbours of as many training windows as --max-work allows are found once and kept. In closed form it is
+    decided what forecasts held-out windows best: the memory, a linear map, the last value, the last season, or a mix.
+    With --network, or any option of its own, a network is trained too. The test part is never read. Interrupted, it
+    goes on with --resume. The run is a folder that can be moved.
     """
     from forecaster.training.fit import train_run
 
     memory, table, ref = open_with_table(index, file, indexes, table_options)
+    skipped = _not_trained_on(table, memory, strict=strict)
     chosen = settings(memory, stated, resumed=out if resume else None)
     flags = [*indexes.flags, *reading_flags(table_options)]
     with progress(out.name) as report:
@@ -88,22 +93,37 @@ def train(
                 note=note,
             )
         except KeyboardInterrupt as error:
-            again = ["cli", "train", str(file), "--index", ref, "--out", str(out), "--resume", *flags]
-            again += [] if neighbours_dir is None else ["--neighbours-dir", str(neighbours_dir)]
-            again += [] if device == "auto" else ["--device", device]
-            raise KeyboardInterrupt(f"go on with: {shlex.join(again)}") from error
+            again = ["train", str(file), "--index", ref, "--out", str(out), *flags]
+            raise KeyboardInterrupt(f"go on with: {_go_on(again, neighbours_dir, device)}") from error
     if not trained.is_main:
         return
     for line in network_notes(chosen, stated) if trained.is_new else ():
         note(line)
     if as_json:
-        print_json("train", training_document(out, ref, trained))
-    elif trained.is_new:
-        _print_training(out, ref, trained)
-        note(f"next: {shlex.join(['cli', 'evaluate', str(file), '--run', str(out), *flags])}")
+        print_json("train", training_document(out, ref, trained) | {"skipped": skipped})
     else:
-        steps, best = f"{trained.result.steps:,} steps", f"best validation MSE {_best(trained.result)}"
-        note(f"{out} is trained to its end, {steps}, {best}: nothing to do")
+        _print_training(out, ref, trained, then=["cli", "evaluate", str(file), "--run", str(out), *flags])
+
+
+def _go_on(again: list[str], neighbours_dir: Path | None, device: str) -> str:
+    """The command that goes on with an interrupted training."""
+    where = [] if neighbours_dir is None else ["--neighbours-dir", str(neighbours_dir)]
+    where += [] if device == "auto" else ["--device", device]
+    return shlex.join(["cli", *again[:6], "--resume", *again[6:], *where])
+
+
+def _not_trained_on(table: SeriesTable, memory: Memory, *, strict: bool) -> list[Skipped]:
+    """The series that the index does not have. strict: raise `DataError` for them."""
+    from memory_index.skipped import Skipped, require_none_skipped
+
+    skipped = [
+        Skipped(series_id=name, reason="is not in the index, so nothing is trained on it")
+        for name in table.series_ids
+        if name not in memory.windows.series_number
+    ]
+    if strict:
+        require_none_skipped(skipped, table.source, "not trained on")
+    return skipped
 
 
 def training_document(out: Path, ref: str, trained: Trained) -> dict[str, Any]:
@@ -154,10 +174,15 @@ def _kept(closed_form: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _print_training(out: Path, ref: str, trained: Trained) -> None:
+def _print_training(out: Path, ref: str, trained: Trained, *, then: list[str]) -> None:
+    """How a training ended, with the command to try next, or that it had ended before."""
     from forecaster.training.train import CLOSED_FORM
 
     result = trained.result
+    if not trained.is_new:
+        best = f"best validation MSE {_best(result)}"
+        note(f"{out} is trained to its end, {result.steps:,} steps, {best}: nothing to do")
+        return
     steps = "none: linear map and value gate are fitted in closed form"
     if result.stopped != CLOSED_FORM:
         epochs = "1 epoch" if result.epochs == 1 else f"{result.epochs} epochs"
@@ -174,3 +199,4 @@ def _print_training(out: Path, ref: str, trained: Trained) -> None:
         ["peak memory", f"{result.peak_rss_mb:,.0f} MB"],
     ]
     print_table(["training", ""], rows)
+    note(f"next: {shlex.join(then)}")

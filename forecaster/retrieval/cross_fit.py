@@ -26,7 +26,7 @@ from memory_index.fit_encoder import fit_encoder
 from memory_index.local import LocalMemory
 from memory_index.splits import Split
 from memory_index.tables.series import SeriesTable
-from memory_index.versions.build import FitEncoder, build, stored_part
+from memory_index.versions.build import FitEncoder, build, stored_part, up_to_last_values
 from memory_index.versions.manifest import Manifest
 from memory_index.versions.opening import encoder_config, open_version
 from memory_index.versions.store import Store
@@ -54,10 +54,10 @@ class CrossFitSettings:
 def admit_origins(manifest: Manifest, table: SeriesTable, folds: Folds, fold: int) -> list[np.ndarray]:
     """Origin rows per series, in the version's order, of the stored windows that what serves a fold is fitted on."""
     window, step = manifest.window, table.step
-    training = stored_part(_like(manifest, table), manifest.split.train_until, window)
-    origins = []
+    training = up_to_last_values(stored_part(_like(manifest, table), manifest.split.train_until, window))
+    origins, views = [], tuple(dict.fromkeys(space.view for space in manifest.key_spaces))
     for series in training.series:
-        rows = origin_rows(series.values, window)
+        rows = origin_rows(series.values, training.rule(window), views=views)
         number = table.series_ids.index(series.series_id)
         origins.append(rows[folds.admitted(fold, series.times[rows], number, step)])
     return origins
@@ -89,6 +89,7 @@ def trial_memory(
             scopes=manifest.scopes,
             fit_origins=target_origins if manifest.encoder["kind"] == PATTERN else None,
             fit=fit or _fit_of(manifest, target_origins),
+            transform=manifest.transform if split is None else manifest.transform.kind,
         )
         yield open_version(version, load_encoder=load_encoder)
     finally:

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from forecaster.retrieval.asked import AskedWindows, Places, fan_windows, origin_times, part_windows
 from forecaster.retrieval.cache_folder import damage_of, making, new_array, publish, staged
 from forecaster.retrieval.cross_fit import admit_origins, trial_memory
-from forecaster.retrieval.folds import NO_FOLDS, FoldPlan, Folds, lay_folds
+from forecaster.retrieval.folds import NO_FOLDS, FoldPlan
 from forecaster.retrieval.neighbours import FAN_LEVELS, SLOTS, Condensed, Fans, condense
 from memory_index import files
 from memory_index.errors import IncompatibleError
@@ -27,17 +28,15 @@ from memory_index.evaluation import Report
 from memory_index.leakage import LeakError, Policy, require_admissible
 from memory_index.memory import Memory
 from memory_index.queries import query_blocks, require_same_data
-from memory_index.splits import require_origins
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Filter, KeySpace
 from memory_index.versions.build import steps_until
-from memory_index.windows import StoredWindows, WindowSpec
+from memory_index.windows import StoredWindows
 
 # 2: neighbours' futures are moved by the linear map. 3: moments are asked as a whole wherever their contexts allow it.
 # 4: folds of more kinds, whose keys differ in what they know of futures only; quantiles of some windows.
 FORMAT = 4
 ARRAYS = (*Condensed._fields, "series", "origin_row", "fold", "fan_number", "fan_levels")
-FAN_CELLS = 250_000  # steps of windows whose quantiles are kept, about: intervals are calibrated on them
 CHECKED = 65536  # windows whose neighbours are checked against the leak rule at once
 
 
@@ -95,40 +94,6 @@ class CacheSettings:
         return files.sha256_of(json.dumps(deciding, sort_keys=True).encode())[:32]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AskedWindows:
-    """n windows of a part, in time order. origins: their origin rows per series. series, origin_row: [n]. folds: over
-    them.
-    """
-
-    origins: list[np.ndarray]
-    series: np.ndarray
-    origin_row: np.ndarray
-    folds: Folds
-
-    def __len__(self) -> int:
-        return len(self.series)
-
-    @property
-    def fold(self) -> np.ndarray:
-        """int8 [n], of each window."""
-        return self.folds.number
-
-
-class Places:
-    """Which of the asked windows lies where."""
-
-    def __init__(self, table: SeriesTable, asked: AskedWindows) -> None:
-        """Room for every step of the table."""
-        self.offset = np.cumsum([0, *(len(series) for series in table.series)])
-        self.number = np.full(self.offset[-1], -1, dtype=np.int64)
-        self.number[self.offset[asked.series] + asked.origin_row] = np.arange(len(asked))
-
-    def numbers(self, series: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """int64 [B, N]: the window of each series (int [N]) at each origin row ([B, N]); -1 for what is not asked."""
-        return self.number[self.offset[series] + rows]
-
-
 def training_neighbours(
     memory: Memory,
     table: SeriesTable,
@@ -171,29 +136,6 @@ def part_neighbours(
     """The neighbours of the windows of a part under `causal`, asked of the memory itself; see `training_neighbours`."""
     settings = _settings(memory, table, part, Policy.CAUSAL, k, NO_FOLDS, stride, horizon, slots)
     return _opened_or_made(memory, table, settings, folder, report)
-
-
-def part_windows(
-    memory: Memory, table: SeriesTable, part: str, *, horizon: int, stride: int = 1, folds: FoldPlan = NO_FOLDS
-) -> AskedWindows:
-    """Every window that is known by the end of a part, thinned by the stride, with its fold; in time order (origin,
-    then series).
-
-    horizon: the model's. Raises `DataError` if there is no window.
-    """
-    window, split = memory.manifest.window, memory.manifest.split
-    spec = WindowSpec(lookback=window.lookback, horizon=horizon)
-    origins = [rows[::stride] for rows in require_origins(table, spec, split, part, delay=window.known_delay)]
-    counts = [len(rows) for rows in origins]
-    series = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    times = np.concatenate([part.times[rows] for part, rows in zip(table.series, origins, strict=True)])
-    order = np.lexsort((series, times))
-    return AskedWindows(
-        origins=origins,
-        series=series[order],
-        origin_row=np.concatenate(origins)[order].astype(np.int64),
-        folds=lay_folds(folds, times[order], series[order]),
-    )
 
 
 def _settings(
@@ -275,7 +217,7 @@ def _make(
         space=new_array(staging / "space.npy", (num, slots), np.int8),
         logit=new_array(staging / "logit.npy", (num, slots), np.float32),
     )
-    fan_number = fan_windows(_origin_times(table, asked.series, asked.origin_row), settings.horizon)
+    fan_number = fan_windows(origin_times(table, asked.series, asked.origin_row), settings.horizon)
     shape = (len(fan_number), settings.horizon, len(FAN_LEVELS))
     fan_levels = new_array(staging / "fan_levels.npy", shape, np.float32)
     files.write_array(staging / "fan_number.npy", fan_number)
@@ -315,17 +257,6 @@ class Answer(NamedTuple):
     fans: Fans
 
 
-def fan_windows(times: np.ndarray, horizon: int) -> np.ndarray:
-    """Which windows' quantiles are kept, int64 ascending: all windows of moments that are spread evenly over time.
-
-    times: origins of the windows, [n].
-    """
-    distinct, moment = np.unique(times, return_inverse=True)
-    wanted = max(1, FAN_CELLS * len(distinct) // max(1, len(times) * horizon))
-    kept = np.unique(np.linspace(0, len(distinct) - 1, min(wanted, len(distinct))).round().astype(np.int64))
-    return np.flatnonzero(np.isin(moment, kept))
-
-
 def _answers(
     answering: Memory,
     memory: Memory,
@@ -342,9 +273,13 @@ def _answers(
     has_fan = np.isin(np.arange(len(asked)), fan_number)
     origins = [asked.origin_row[mine & (asked.series == number)] for number in range(len(table.series))]
     where = _training_only(memory) if settings.part == "train" else None
-    spec = WindowSpec(lookback=settings.lookback, horizon=settings.horizon)
-    for block in query_blocks(table, origins, spec, settings.policy, known=memory.manifest.series_ids):
-        neighbours = answering.search(block.queries, settings.k, where=where)
+    spec, known, views = (
+        memory.manifest.window.scored(settings.horizon),
+        memory.manifest.series_ids,
+        memory.windows.views,
+    )
+    for block in query_blocks(table, origins, spec, settings.policy, known=known, views=views):
+        neighbours = answering.search(block.queries, settings.k, where=where).inside()
         part = condense(neighbours, spaces, slots=settings.slots, horizon=settings.horizon)
         number = place.numbers(block.series, block.row)  # [B, N]
         drawn = block.wanted & has_fan[number]
@@ -419,7 +354,7 @@ def _require_admissible(memory: Memory, table: SeriesTable, settings: CacheSetti
     for start in range(0, len(cache), CHECKED):
         part = slice(start, start + CHECKED)
         row = np.asarray(cache.condensed.row[part])
-        origin = _origin_times(table, cache.series[part], cache.origin_row[part])
+        origin = origin_times(table, cache.series[part], cache.origin_row[part])
         spans, valid = windows.spans(np.maximum(row, 0)), row >= 0
         require_admissible(
             settings.policy,
@@ -434,10 +369,3 @@ def _require_admissible(memory: Memory, table: SeriesTable, settings: CacheSetti
                 f"training neighbours in {cache.path} are known after the training part, which ends at {until}",
                 hint="this is a defect of the cache, please report it",
             )
-
-
-def _origin_times(table: SeriesTable, series: np.ndarray, origin_row: np.ndarray) -> np.ndarray:
-    """datetime64[ns] [n]: origin of each window."""
-    offset = np.cumsum([0, *(len(each) for each in table.series)])
-    times = np.concatenate([each.times for each in table.series])
-    return times[offset[series] + origin_row]

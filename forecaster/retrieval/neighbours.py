@@ -22,7 +22,7 @@ from memory_index.errors import IncompatibleError
 from memory_index.leakage import Policy
 from memory_index.neighbours import Neighbours
 from memory_index.types import KeySpace
-from memory_index.windows import StoredWindows, cut
+from memory_index.windows import StoredWindows
 
 FAN_LEVELS = (0.05, *(each / 10 for each in range(1, 10)), 0.95)
 MAX_WORK = 3e12  # operations: about five minutes on two cores (docs/experiments.md)
@@ -138,9 +138,10 @@ def neighbour_tensors(
     safe = np.maximum(row, 0)
     view = np.array([windows.views.index(space.view) for space in spaces])[condensed.space[:, :top_k]]
     location, spread = windows.location[safe, view][..., None], windows.spread[safe, view][..., None]
-    origin, used = windows.origin_position[safe], valid[..., None]
-    contexts = (cut(windows.values, origin - lookback + 1, lookback) - location) / spread  # [n, K, L]
-    futures = (cut(windows.values, origin + 1, horizon) - location) / spread  # [n, K, H]
+    used, standard = valid[..., None], (windows.filled_windows(safe, lookback, horizon) - location) / spread
+    contexts, futures = standard[..., :lookback], standard[..., lookback:]  # [n, K, L], [n, K, H]
+    if (missing := np.isnan(futures)).any():  # as little as its location says
+        futures = np.where(missing, np.float32(0), futures)
     return NeighbourTensors(
         forecasts=torch.from_numpy(np.ascontiguousarray(condensed.forecasts[..., :horizon])),
         found=torch.from_numpy(np.ascontiguousarray(condensed.found)),

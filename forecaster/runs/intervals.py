@@ -77,6 +77,9 @@ def neighbour_scale(
     logit = np.where(used, condensed.logit.astype(np.float64), -np.inf)
     weight = np.exp(logit - np.where(used[:, :1], logit[:, :1], 0))[..., None]  # slots are sorted
     total = np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    if (missing := np.isnan(futures)).any():  # each step over the futures that have it
+        weight, futures = np.where(missing, 0.0, weight), np.where(missing, 0.0, futures)
+        total = np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     mean = (weight * futures).sum(axis=1, keepdims=True) / total
     variance = (weight * np.square(futures - mean)).sum(axis=1) / total[:, 0]
     scale = np.where(used[:, :1], np.sqrt(variance + FLOOR**2), NO_NEIGHBOUR)
@@ -171,20 +174,36 @@ def require_calibrated(levels: tuple[float, ...]) -> None:
 def calibrate(errors: np.ndarray, series: np.ndarray, series_ids: Sequence[str], *, prior: float) -> Intervals:
     """Errors of n validation windows in expected widths, `(future - forecast) / width` [n, H] -> quantiles per step.
 
-    series: int64 [n], number of each window's series in `series_ids`. prior: see `series_factors`. The conformal
-    correction for n windows takes the outer one of two neighbouring order statistics: rank `ceil(q (n + 1))` above the
-    median, `floor(q (n + 1))` below.
+    A missing future's error is NaN, and counts for nothing; a step of which none is known takes its neighbours'
+    quantiles. series: int64 [n], number of each window's series in `series_ids`. prior: see `series_factors`. The
+    conformal correction for n windows takes the outer one of two neighbouring order statistics: rank `ceil(q (n + 1))`
+    above the median, `floor(q (n + 1))` below.
     """
-    factors = series_factors(np.abs(errors).mean(axis=1), series, len(series_ids), prior=prior)
-    ordered = np.sort(errors / factors[series, None].astype(np.float32), axis=0)
-    num = len(ordered)
-    rank = np.round(LEVELS * (num + 1), 6)  # 0.55 * 100 is a little more than 55
-    rank = np.where(LEVELS < 0.5, np.floor(rank), np.ceil(rank)).astype(np.int64)
+    known = ~np.isnan(errors)
+    sizes = np.where(known, np.abs(errors), 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    if known.all():
+        sizes = np.abs(errors).mean(axis=1)
+    factors = series_factors(sizes, series, len(series_ids), prior=prior)
+    ordered = np.sort(errors / factors[series, None].astype(np.float32), axis=0)  # missing ones last
+    num, of_step = len(ordered), known.sum(axis=0)
+    of_step = np.where(of_step > 0, of_step, num)
+    rank = np.round(LEVELS[:, None] * (of_step + 1), 6)  # 0.55 * 100 is a little more than 55
+    rank = np.where(LEVELS[:, None] < 0.5, np.floor(rank), np.ceil(rank)).astype(np.int64)
+    residual = np.take_along_axis(ordered, np.clip(rank, 1, of_step) - 1, axis=0).astype(np.float32)
     return Intervals(
-        residual=ordered[np.clip(rank, 1, num) - 1].astype(np.float32),
+        residual=_between_steps(residual),
         factors=dict(zip(series_ids, map(float, factors), strict=True)),
         num=num,
     )
+
+
+def _between_steps(residual: np.ndarray) -> np.ndarray:
+    """Quantiles [Q, H], those of steps of which no error is known (NaN) interpolated; 0 where none is known at all."""
+    known = ~np.isnan(residual).any(axis=0)
+    if known.all() or not known.any():
+        return np.nan_to_num(residual)
+    steps = np.arange(residual.shape[1])
+    return np.stack([np.interp(steps, steps[known], row[known]) for row in residual]).astype(residual.dtype)
 
 
 def series_factors(sizes: np.ndarray, series: np.ndarray, num_series: int, *, prior: float) -> np.ndarray:

@@ -20,7 +20,6 @@ from forecaster.training.fit_gate import GateFit, fit_value_gate
 from forecaster.training.linear_maps import MapChoice, Windows, fit_maps
 from forecaster.training.weighing import weights_of
 from memory_index.tables.series import SeriesTable
-from memory_index.windows import cut
 
 CHUNK = 4096  # windows handled at once where thresholds are fitted
 
@@ -74,6 +73,7 @@ def _fit_shortcut(
             series=training.series,
             weight=weights_of(training),
             folds=lay_folds(training.folds, times, training.series),
+            fill=training.fill,
             step=table.step,
         ),
         lookback=settings.lookback,
@@ -88,9 +88,7 @@ def _fit_shortcut(
 
 def _change(training: CachedWindows, start: int, config: Config) -> Tensor:
     """`trend_change` of the training windows from `start` on, without reading their neighbours."""
-    lookback, horizon = config.model.lookback, config.model.horizon
-    position = training.position[start : start + CHUNK]
-    context = torch.from_numpy(cut(training.values, position - lookback + 1, lookback))
-    future = torch.from_numpy(cut(training.values, position + 1, horizon))
+    chosen = slice(start, start + CHUNK)
+    context, future = torch.from_numpy(training.contexts(chosen)), torch.from_numpy(training.futures(chosen))
     unit = torch.from_numpy(training.unit[start : start + CHUNK])
     return trend_change(context, future, instance_norm(context, unit, config.model.spread_floor)[1])

@@ -117,7 +117,7 @@ def train_run(
         if (ended := ended_training(run, is_main=accelerator.is_main_process)) is not None:
             return ended
         plan = plan_training(memory, table, config)
-        for said in (*plan.notes, plan.says):
+        for said in plan.told:
             note(said)
         started = time.perf_counter()
         training, validation = main_first(
@@ -146,7 +146,15 @@ def train_run(
             report=progress,
         )
         result = dataclasses.replace(result, seconds=round(result.seconds + fit_seconds, 3))
-        intervals = fit_intervals(model, training, validation, table.series_ids, validates=plan.validates, note=note)
+        intervals = fit_intervals(
+            model,
+            training,
+            validation,
+            table.series_ids,
+            validates=plan.validates,
+            made_do=plan.policy is not config.train.policy,
+            note=note,
+        )
         if accelerator.is_main_process:
             write_intervals(out, intervals)
         figures: dict[str, Any] = {

@@ -26,7 +26,6 @@ from forecaster.model.model import ForecastModel
 from forecaster.model.patching import instance_norm
 from forecaster.retrieval.batches import CachedWindows
 from forecaster.training.weighing import weights_of
-from memory_index.windows import cut
 
 CHUNK = 2048  # windows read at once
 NUM_STEPS = 96  # of the horizon that are looked at, at most: the weights are linear between their knots
@@ -312,11 +311,12 @@ def parts_there(training: CachedWindows, num_bases: int) -> Tensor:
 def part_errors(
     model: ForecastModel, training: CachedWindows, chosen: np.ndarray, steps: np.ndarray, there: Tensor
 ) -> Tensor:
-    """Errors of the parts of some windows, float32 [n, P, S], standardised; 0 for a part that is not there."""
+    """Errors of the parts of some windows, float32 [n, P, S], standardised; 0 for a part that is not there,
+    and at a step that is missing, which counts for nothing.
+    """
     config = training.config
-    position, unit = training.position[chosen], torch.from_numpy(training.unit[chosen])
-    context = torch.from_numpy(cut(training.values, position - config.lookback + 1, config.lookback))
-    future = torch.from_numpy(cut(training.values, position + 1, config.horizon)[:, steps])
+    unit = torch.from_numpy(training.unit[chosen])
+    context, future = torch.from_numpy(training.contexts(chosen)), torch.from_numpy(training.futures(chosen)[:, steps])
     location, spread = instance_norm(context, unit, config.spread_floor)
     fold = None if training.fold is None else torch.from_numpy(training.fold[chosen])
     parts = model.bases((context - location[:, None]) / spread[:, None], fold)[:, :, steps]
@@ -325,4 +325,4 @@ def part_errors(
         forecasts = torch.from_numpy(np.asarray(training.condensed.forecasts[chosen])[..., steps])
         parts = torch.cat([parts, forecasts], dim=1)
     errors = (parts - future[:, None]) / unit[:, None, None]
-    return torch.where(there[..., None], errors, 0.0)
+    return torch.where(there[..., None] & ~future.isnan()[:, None], errors, 0.0)

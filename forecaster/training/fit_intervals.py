@@ -66,11 +66,14 @@ def fit_intervals(
     series_ids: Sequence[str],
     *,
     validates: bool,
+    made_do: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> Intervals:
     """Calibrate the quantiles.
 
-    validates: whether validation windows are ones, not training windows that stand in. series_ids: of the table.
+    validates: whether validation windows are ones, not training windows that stand in. made_do: whether training
+    windows were asked with less of a memory than a forecast will have: then they do not tell what its quantiles are
+    worth, and those are used as they are. series_ids: of the table.
     """
     horizon, parts = training.config.horizon, []
     if training.fold is not None and model.patches is None:  # what a network was trained on tells nothing of its errors
@@ -86,6 +89,9 @@ def fit_intervals(
     if (num := num_apart(held_out.series, horizon)) < FEW_APART:
         note(f"intervals rest on {num} windows a series that do not overlap: they may be far off")
     found = calibrated(held_out, series_ids, horizon)
+    if made_do and training.condensed is not None:
+        note("intervals are the memory's own quantiles: too few windows could tell what to change about them")
+        return replace(found, blend=MEMORY_ALONE)
     return replace(found, blend=choose_blend(held_out, series_ids, horizon))
 
 
@@ -173,8 +179,11 @@ def choose_blend(errors: Errors, series_ids: Sequence[str], horizon: int) -> Ble
 def quantile_loss(quantiles: np.ndarray, future: np.ndarray, weight: np.ndarray) -> float:
     """Mean pinball loss at `FAN_LEVELS`. quantiles: [m, H, Q]; future: [m, H]; weight: [m]."""
     error, tau = future[..., None] - quantiles, np.array(FAN_LEVELS)
-    by_window = np.maximum(tau * error, (tau - 1) * error).mean(axis=(1, 2))
-    return float(by_window @ weight / weight.sum())
+    losses = np.maximum(tau * error, (tau - 1) * error).mean(axis=2)
+    if not (known := ~np.isnan(future)).all():  # a window counts by what is known of it
+        by_step, shares = np.where(known, losses, 0.0), known.mean(axis=1)
+        return float(by_step.mean(axis=1) @ weight / max(float(shares @ weight), np.finfo(np.float64).tiny))
+    return float(losses.mean(axis=1) @ weight / weight.sum())
 
 
 def num_apart(series: np.ndarray, horizon: int) -> int:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from forecaster.retrieval.batches import Fill
 from forecaster.retrieval.folds import Folds
 from forecaster.training.normal_equations import CHUNK, NormalEquations, normalised, ridge_path
 from memory_index.windows import Step
@@ -45,7 +46,8 @@ class MapChoice:
 
 
 class Windows(NamedTuple):
-    """Training windows as maps are fitted on them: see `normal_equations.normalised`. folds: over them.
+    """Training windows as maps are fitted on them: see `normal_equations.normalised`, with the fill of
+    missing cells. folds: over them.
 
     times, series: origin and series number of each, [n]. weight: how much each counts, float64 [n].
     """
@@ -58,6 +60,7 @@ class Windows(NamedTuple):
     weight: np.ndarray
     folds: Folds
     step: Step
+    fill: Fill | None = None
 
 
 class FittedMaps(NamedTuple):
@@ -169,7 +172,13 @@ def fold_equations(
             part = numbers[start : start + CHUNK]
             unit, weight = windows.unit[part], windows.weight[part]
             found = normalised(
-                windows.values, windows.position[part], unit, lookback=lookback, horizon=horizon, floor=floor
+                windows.values,
+                windows.position[part],
+                unit,
+                lookback=lookback,
+                horizon=horizon,
+                floor=floor,
+                fill=windows.fill,
             )
             if as_scored:  # errors in units of the series: those of z, times the window's spread in such units
                 weight = weight * np.square(found.spread / unit)

@@ -12,11 +12,12 @@ is one more term.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import numpy as np
 
+from forecaster.retrieval.batches import Fill
 from memory_index.windows import cut
 
 CHUNK = 4096  # windows handled at once
@@ -43,7 +44,17 @@ class NormalEquations:
 
     @classmethod
     def of(cls, z: np.ndarray, future: np.ndarray, weight: np.ndarray | None = None) -> Self:
-        """Those of windows z [n, L] and futures [n, H]; weight: [n], default 1."""
+        """Those of windows z [n, L] and futures [n, H], NaN where missing; weight: [n], default 1.
+
+        The sums of a step are over the windows whose future has it, scaled up to all of them: one decomposition of
+        `gram` then serves every step, as if what is missing were like what is known.
+        """
+        if (missing := np.isnan(future)).any():
+            counted = np.ones(len(z)) if weight is None else weight
+            known = counted @ ~missing
+            share = np.where(known > 0, counted.sum() / np.where(known > 0, known, 1), 0.0)
+            complete = cls.of(z, np.where(missing, 0.0, future), weight)
+            return replace(complete, cross=complete.cross * share, square=complete.square * share)
         weighted = z if weight is None else z * weight[:, None]
         squared = np.square(future) if weight is None else np.square(future) * weight[:, None]
         return cls(
@@ -113,14 +124,22 @@ class Normalised(NamedTuple):
 
 
 def normalised(
-    values: np.ndarray, position: np.ndarray, unit: np.ndarray, *, lookback: int, horizon: int, floor: float
+    values: np.ndarray,
+    position: np.ndarray,
+    unit: np.ndarray,
+    *,
+    lookback: int,
+    horizon: int,
+    floor: float,
+    fill: Fill | None = None,
 ) -> Normalised:
     """Windows as `patching.instance_norm` has them.
 
     values: float [T], all series end to end. position: int64 [n], of each window's last context step in `values`.
-    unit: [n], the training standard deviation of each window's series; floor: least spread in those.
+    unit: [n], the training standard deviation of each window's series; floor: least spread in those. fill: of missing
+    cells in contexts; default, the window is all that it looks at. Missing cells of futures are NaN.
     """
-    context = cut(values, position - lookback + 1, lookback).astype(np.float64)
+    context = (fill or Fill(lookback, None)).contexts(values, position, lookback).astype(np.float64)
     location = context.mean(axis=1, keepdims=True)
     spread = np.maximum(context.std(axis=1, keepdims=True), floor * unit[:, None].astype(np.float64))
     future = cut(values, position + 1, horizon)

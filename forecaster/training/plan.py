@@ -23,7 +23,6 @@ from memory_index.splits import part_origins, require_origins
 from memory_index.tables.series import SeriesTable
 from memory_index.versions.factories import MAX_EXACT_ROWS
 from memory_index.versions.manifest import Manifest
-from memory_index.windows import WindowSpec
 
 RATE = 6e9  # operations a second that a busy core does, about (docs/experiments.md)
 GATHERED = 12  # operations for each number of a neighbour's window: cut, scale, weigh, add, order
@@ -55,25 +54,27 @@ class TrainingPlan:
         return asdict(self) | {"policy": str(self.policy), "notes": list(self.notes)}
 
     @property
-    def says(self) -> str:
-        """One line before it begins."""
+    def told(self) -> tuple[str, ...]:
+        """What is said before it begins: the notes, and how long it will take where that is a minute or more."""
         minutes = self.work / RATE / 60
-        about = "under a minute" if minutes < 1 else f"about {minutes:.0f} min"
-        return (
+        if minutes < 1:
+            return self.notes
+        cost = (
             f"{self.num_train:,} training and {self.num_val:,} validation windows, {self.work:.1e} operations to find "
-            f"their neighbours ({about})"
+            f"their neighbours: about {minutes:.0f} min"
         )
+        return (*self.notes, cost)
 
 
 def plan_training(memory: Memory, table: SeriesTable, config: Config) -> TrainingPlan:
     """Decide it. table: of the version's series. Raises `DataError` if there is no training window."""
     manifest, notes = memory.manifest, list[str]()
-    spec = WindowSpec(lookback=manifest.window.lookback, horizon=config.model.horizon)
+    spec, views = manifest.window.scored(config.model.horizon), memory.windows.views
     delay = manifest.window.known_delay
-    training = require_origins(table, spec, manifest.split, "train", delay=delay)
+    training = require_origins(table, spec, manifest.split, "train", delay=delay, views=views)
     validation = [np.empty(0, dtype=np.int64)] * len(table.series)
     if manifest.split.val_until is not None:
-        validation = part_origins(table, spec, manifest.split, "val", delay=delay)
+        validation = part_origins(table, spec, manifest.split, "val", delay=delay, views=views)
     validates = any(len(rows) for rows in validation)
     if not validates:
         notes.append(

@@ -43,18 +43,22 @@ def series_weights(
 ) -> np.ndarray:
     """float64 [n], 1 on average. The arguments are those of `linear_maps.Windows`.
 
-    The naive forecast repeats the last season of the window, or its last value where there is none.
+    The naive forecast repeats the last season of the window, or its last value where there is none. Where either that
+    or what came is missing, nothing is counted.
     """
     back = season if season is not None and 1 < season <= lookback else 1
     ahead = np.unique(np.linspace(0, horizon - 1, STEPS).round().astype(np.int64))
-    squared = np.empty(len(position))
+    squared, known = np.empty(len(position)), np.ones(len(position), dtype=bool)
     for start in range(0, len(position), CHUNK):
         part = position[start : start + CHUNK]
         naive = cut(values, part - back + 1, back)[:, ahead % back]
         future = cut(values, part + 1, horizon)[:, ahead]
         error = (future - naive) / unit[start : start + CHUNK, None].astype(np.float64)
+        if (missing := np.isnan(error)).any():
+            known[start : start + CHUNK] = ~missing.all(axis=1)
+            error = np.where(missing, 0.0, error) * np.sqrt(len(ahead) / np.maximum((~missing).sum(axis=1), 1))[:, None]
         squared[start : start + CHUNK] = np.square(error).mean(axis=1)
-    num = np.bincount(series)
+    num = np.bincount(series[known], minlength=int(series.max()) + 1)
     usual = np.sqrt(np.bincount(series, weights=squared) / np.maximum(num, 1))
     median = np.median(usual[num > 0])
     if not median > 0:

@@ -8,17 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from forecaster.config import Config
-from forecaster.retrieval.batches import CachedWindows, flat_values
+from forecaster.retrieval.asked import AskedWindows, part_windows
+from forecaster.retrieval.batches import CachedWindows, flat_values, units_inside
 from forecaster.retrieval.folds import NO_FOLDS
-from forecaster.retrieval.neighbour_cache import (
-    AskedWindows,
-    NeighbourCache,
-    part_neighbours,
-    part_windows,
-    training_neighbours,
-)
+from forecaster.retrieval.neighbour_cache import NeighbourCache, part_neighbours, training_neighbours
 from forecaster.runs.run_record import RunRecord
 from forecaster.training.plan import TrainingPlan, plan_training
+from memory_index.fit_transform import table_inside
 from memory_index.memory import Memory
 from memory_index.tables.series import SeriesTable
 
@@ -48,43 +44,17 @@ def windows_of(
     if part == "val" and not plan.validates:
         training = windows_of(table, memory, config, record, "train", neighbours_dir, plan, report)
         return training.last(max(1, round(STANDING_IN * len(training))))
-    model, train = config.model, config.train
     is_training = part == "train"
-    found: NeighbourCache | AskedWindows
-    stride = plan.train_stride if is_training else plan.val_stride
-    if not model.use_gram:
-        folds = {"folds": plan.folds} if is_training else {}
-        found = part_windows(memory, table, part, horizon=model.horizon, stride=stride, **folds)
-    elif is_training:
-        found = training_neighbours(
-            memory,
-            table,
-            folder=neighbours_dir,
-            policy=plan.policy,
-            k=train.memory_k,
-            folds=plan.folds,
-            stride=stride,
-            horizon=model.horizon,
-            report=report,
-        )
-    else:
-        found = part_neighbours(
-            memory,
-            table,
-            folder=neighbours_dir,
-            part=part,
-            k=train.memory_k,
-            stride=stride,
-            horizon=model.horizon,
-            report=report,
-        )
+    found = _asked(table, memory, config, part, neighbours_dir, plan, report)
     for said in found.notes if isinstance(found, NeighbourCache) else ():
         note(said)
-    values, offset = flat_values(table)
+    numbers = memory.windows.numbers_of(np.array(table.series_ids))
+    values, offset = flat_values(table_inside(memory.manifest.transform, table, numbers))
     series = np.asarray(found.series)
-    units = np.array([record.data.units[name] for name in table.series_ids], dtype=np.float32)
+    of_series = units_inside(memory, record.data.units)
+    units = np.array([of_series[name] for name in table.series_ids], dtype=np.float32)
     return CachedWindows(
-        config=model,
+        config=config.model,
         values=values,
         position=offset[series] + np.asarray(found.origin_row),
         series=series,
@@ -93,6 +63,27 @@ def windows_of(
         folds=plan.folds if is_training else NO_FOLDS,
         condensed=found.condensed if isinstance(found, NeighbourCache) else None,
         fans=found.fans if isinstance(found, NeighbourCache) else None,
-        windows=memory.windows,
+        windows=memory.windows.inside,
         spaces=tuple(space.space for space in memory.manifest.spaces),
     )
+
+
+def _asked(
+    table: SeriesTable,
+    memory: Memory,
+    config: Config,
+    part: str,
+    neighbours_dir: Path,
+    plan: TrainingPlan,
+    report: Report,
+) -> NeighbourCache | AskedWindows:
+    """Which windows there are, with what the memory answered if it is asked at all."""
+    horizon, k = config.model.horizon, config.train.memory_k
+    is_training = part == "train"
+    stride, folds = (plan.train_stride, plan.folds) if is_training else (plan.val_stride, NO_FOLDS)
+    if not config.model.use_gram:
+        return part_windows(memory, table, part, horizon=horizon, stride=stride, folds=folds)
+    asked = {"folder": neighbours_dir, "k": k, "stride": stride, "horizon": horizon, "report": report}
+    if is_training:
+        return training_neighbours(memory, table, policy=plan.policy, folds=folds, **asked)  # type: ignore[arg-type]
+    return part_neighbours(memory, table, part=part, **asked)  # type: ignore[arg-type]

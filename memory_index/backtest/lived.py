@@ -20,6 +20,7 @@ from memory_index.backtest.kept import KeptForecasts, Piece
 from memory_index.backtest.plan import BacktestPlan
 from memory_index.backtest.recalibration import NEVER, RATE, Recalibration, levels_with
 from memory_index.baselines import baseline_forecasts
+from memory_index.bounds import BoundsOf
 from memory_index.evaluation import Evaluation, ForecastBlock, Report, standard_units, tally
 from memory_index.leakage import Policy
 from memory_index.queries import QueryBlock, futures_of
@@ -82,6 +83,11 @@ class Subject(Protocol):
     @property
     def units(self) -> Mapping[str, float]:
         """Training standard deviations by series."""
+        ...
+
+    @property
+    def bounds(self) -> BoundsOf:
+        """What no forecast and no quantile leaves."""
         ...
 
     def ask(self, table: SeriesTable, origins: list[np.ndarray], levels: tuple[float, ...]) -> Iterator[AskedBlock]:
@@ -199,8 +205,11 @@ def _part(
             moments = np.flatnonzero(number == update)
             if not len(moments):
                 continue
-            made, asked = block.forecast(moments), _at(block.asked, moments)
-            quantiles = recalibration.applied(made.quantiles, asked.series, unit[asked.series]) if levels else None
+            made, asked = block.forecast(moments), block.asked.at_moments(moments)
+            quantiles = None
+            if levels:
+                quantiles = recalibration.applied(made.quantiles, asked.series, unit[asked.series])
+                quantiles = subject.bounds.kept(asked.queries, quantiles)
             ahead = np.stack([step.add(asked.queries.origin, h + delay) for h in range(1, horizon + 1)], axis=1)
             known_by, future = plan.update_that_knows(ahead), futures_of(table, asked, horizon)
             known_by = np.where(known_by < len(plan.updates), known_by, NEVER)
@@ -211,7 +220,10 @@ def _part(
                 series=asked.series.astype(np.int64),
                 row=asked.row,
                 wanted=asked.wanted,
-                forecasts={name: np.asarray(values, dtype=np.float32) for name, values in made.by_arm.items()},
+                forecasts={
+                    name: np.asarray(subject.bounds.kept(asked.queries, values), dtype=np.float32)
+                    for name, values in made.by_arm.items()
+                },
                 quantiles=np.empty((*asked.row.shape, horizon, 0), dtype=np.float32)
                 if quantiles is None
                 else np.ascontiguousarray(quantiles[..., wanted], dtype=np.float32),
@@ -245,12 +257,13 @@ def score(
     for piece in kept.pieces():
         asked = _asked_again(table, piece, subject.manifest.window.lookback)
         beside = baseline_forecasts(asked.queries.context, subject.horizon, table.step)
+        beside = {name: subject.bounds.kept(asked.queries, values) for name, values in beside.items()}
         forecasts = piece.forecasts | beside
         block = counted.add(asked, forecasts, piece.quantiles if levels else None)
         counted.num_without += piece.num_without
         along.add(block, forecasts)
         each(block)
-    return counted.evaluation(BACKTEST, in_sample=plan.in_sample), along
+    return counted.evaluation(BACKTEST, in_sample=plan.in_sample, skipped=plan.skipped), along
 
 
 def forecast_blocks(
@@ -261,17 +274,6 @@ def forecast_blocks(
         asked = _asked_again(table, piece, subject.manifest.window.lookback)
         future = futures_of(table, asked, subject.horizon)
         yield ForecastBlock(asked, piece.forecasts[subject.arm], piece.quantiles, levels, future)
-
-
-def _at(asked: QueryBlock, moments: np.ndarray) -> QueryBlock:
-    queries = asked.queries
-    some = Queries(
-        context=queries.context[moments],
-        origin=queries.origin[moments],
-        series_id=queries.series_id,
-        policy=queries.policy,
-    )
-    return QueryBlock(some, asked.series, asked.row[moments], asked.wanted[moments])
 
 
 def _asked_again(table: SeriesTable, piece: Piece, lookback: int) -> QueryBlock:

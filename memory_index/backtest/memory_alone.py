@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from memory_index.backtest.lived import Forecasts
+from memory_index.bounds import BoundsOf
 from memory_index.evaluation import MEMORY_ONLY
 from memory_index.leakage import Policy
-from memory_index.memory import Memory
+from memory_index.memory import Memory, raw_units
 from memory_index.memory_only import MemoryOptions, block_forecasts
 from memory_index.queries import QueryBlock, query_blocks
 from memory_index.tables.series import SeriesTable
@@ -38,7 +40,7 @@ class Found:
         """Nothing is learned."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class MemoryAlone:
     """Implements `lived.Subject`. memory: with all windows that any origin may see (`versions/grown.py`)."""
 
@@ -63,12 +65,18 @@ class MemoryAlone:
     @property
     def units(self) -> Mapping[str, float]:
         """See `lived.Subject`."""
-        return dict(zip(self.manifest.series_ids, map(float, self.memory.scale.std), strict=True))
+        return dict(zip(self.manifest.series_ids, map(float, raw_units(self.memory)), strict=True))
+
+    @cached_property
+    def bounds(self) -> BoundsOf:
+        """See `lived.Subject`."""
+        return BoundsOf(self.memory)
 
     def ask(self, table: SeriesTable, origins: list[np.ndarray], levels: tuple[float, ...]) -> Iterator[Found]:
         """See `lived.Subject`. Where a window has no neighbour, its forecast is the last value."""
         options, spec, known = self.options, self.memory.windows.spec, self.manifest.series_ids
-        for asked in query_blocks(table, origins, spec, Policy.CAUSAL, known=known):
+        views = self.memory.windows.views
+        for asked in query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views):
             found = self.memory.search(asked.queries, options.k, scopes=options.scopes, views=options.views)
             alone = block_forecasts(found)[MEMORY_ONLY]
             linear = self.memory.linear_forecast(asked.queries)

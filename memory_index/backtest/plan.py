@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from memory_index.errors import IncompatibleError, UsageError
+from memory_index.evaluation import scored_origins
 from memory_index.origins import Schedule, interval, scheduled
+from memory_index.skipped import Skipped
 from memory_index.tables.series import SeriesTable
+from memory_index.versions.manifest import Manifest
 from memory_index.windows import WindowSpec, origin_rows
 
 NAMED = {"daily": pd.Timedelta(days=1), "weekly": pd.Timedelta(days=7), "never": None}
@@ -23,12 +26,13 @@ class BacktestPlan:
 
     origins: origin rows by series. updates: datetime64[ns] [U], ascending; from each on, forecasts are made with what
     was known by then. The first is the first origin, and the only one where nothing is ever updated. in_sample: whether
-    it was asked for although something was fitted on later steps.
+    it was asked for although something was fitted on later steps. skipped: series without an origin.
     """
 
     origins: list[np.ndarray]
     updates: np.ndarray
     in_sample: bool
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def num_windows(self) -> int:
@@ -60,8 +64,10 @@ def parse_update(text: str) -> pd.Timedelta | None:
 
 def plan_backtest(
     table: SeriesTable,
-    spec: WindowSpec,
+    manifest: Manifest,
+    units: Mapping[str, float],
     *,
+    horizon: int,
     fitted_at: np.datetime64,
     schedule: Schedule | None = None,
     first: np.datetime64 | None = None,
@@ -71,12 +77,12 @@ def plan_backtest(
 ) -> BacktestPlan:
     """Plan the origins from `first` to `last` whose whole horizon lies in the table.
 
-    spec: lookback of the memory, horizon of the forecast. fitted_at: from when on everything that fitting saw was
-    known. Without `first` origins begin there; an earlier one is in sample. update: time between two updates; None
-    never updates. Raises `IncompatibleError` for origins in sample unless `in_sample` asks for them, `UsageError` if
-    there is no origin.
+    manifest: of the version that is asked. units: as in `evaluation.scored_origins`, which says what series are left
+    out. horizon: of the forecast. fitted_at: from when on everything that fitting saw was known. Without `first` origins
+    begin there; an earlier one is in sample. update: time between two updates; None never updates. Raises `IncompatibleError` for origins in sample unless `in_sample` asks for them, `UsageError` if
+    there is no origin, `DataError` if no series can be scored.
     """
-    origins, step = [], table.step
+    origins, step, every = [], table.step, table.rule(manifest.window).scored(horizon)
     begin = fitted_at if first is None and not in_sample else first
     asked = [each for each in (first, last) if each is not None]
     if not in_sample and any(each < fitted_at for each in asked):
@@ -85,11 +91,11 @@ def plan_backtest(
             "there",
             hint=f"choose --from {step.isoformat(fitted_at)} or later, or say --in-sample, which marks every row",
         )
-    every = WindowSpec(lookback=spec.lookback, horizon=spec.horizon)
+    views = tuple(dict.fromkeys(space.view for space in manifest.key_spaces))
     for series in table.series:
-        # What is missing later must not decide which origins there are: only the context must be whole.
-        rows = origin_rows(series.values, every, with_future=False)
-        rows = rows[rows + spec.horizon < len(series)]
+        # What is missing later must not decide which origins there are: only the context does.
+        rows = origin_rows(series.values, every, views=views, with_future=False)
+        rows = rows[rows + horizon < len(series)]
         times = series.times[rows]
         keep = np.ones(len(rows), dtype=bool)
         if begin is not None:
@@ -100,23 +106,27 @@ def plan_backtest(
     if not any(len(rows) for rows in origins):
         _refuse(table, every, fitted_at, is_default=not asked and not in_sample)
     origins = origins if schedule is None else scheduled(table, origins, schedule)
-    return planned(table, origins, update=update, in_sample=in_sample)
+    origins, skipped = scored_origins(table, origins, manifest.split, units, "backtest")
+    return replace(planned(table, origins, update=update, in_sample=in_sample), skipped=skipped)
 
 
-def last_origins(table: SeriesTable, spec: WindowSpec, *, num_windows: int, step_size: int) -> list[np.ndarray]:
+def last_origins(
+    table: SeriesTable, spec: WindowSpec, *, num_windows: int, step_size: int, views: tuple[int, ...] = ()
+) -> list[np.ndarray]:
     """The origins of a cross-validation by series: the last has the horizon behind it, each one before is `step_size`
-    steps earlier. Raises `UsageError` unless all series have so many, each with a whole lookback.
+    steps earlier. spec, views: of the memory. Raises `UsageError` unless all series have so many, each with a lookback
+    of which enough is known.
     """
     if num_windows < 1 or step_size < 1:
         raise UsageError(f"n_windows is {num_windows} and step_size {step_size}, but both must be at least 1")
     origins = []
     for series in table.series:
         rows = len(series) - 1 - spec.horizon - step_size * np.arange(num_windows)[::-1]
-        usable = origin_rows(series.values, WindowSpec(lookback=spec.lookback, horizon=spec.horizon), with_future=False)
+        usable = origin_rows(series.values, table.rule(spec).scored(), views=views, with_future=False)
         if rows[0] < 0 or not np.isin(rows, usable).all():
             raise UsageError(
-                f"{table.source}: series '{series.series_id}' has {len(series)} steps, too few or with missing values "
-                f"for {num_windows} windows of {spec.lookback} + {spec.horizon} steps, {step_size} apart",
+                f"{table.source}: series '{series.series_id}' has {len(series)} steps, too few, or too many of them "
+                f"missing, for {num_windows} windows of {spec.lookback} + {spec.horizon} steps, {step_size} apart",
                 hint="ask for fewer windows, or for a smaller step_size",
             )
         origins.append(rows)

@@ -1,4 +1,4 @@
-"""One call of the service, from its beginning to its end: admitted, answered or refused, sent, and told.
+"""One call of the service, from its beginning to its end: let in, answered or refused, sent, and told.
 
 What is answered is `app.py`.
 """
@@ -6,49 +6,32 @@ What is answered is `app.py`.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import time
-import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.routing import Route, Router
 
-from memory_index.errors import (
-    BusyError,
-    IncompatibleError,
-    MemoryIndexError,
-    NotFoundError,
-    ResourceError,
-    ServiceError,
-    UsageError,
-)
-from memory_index.service import messages
-from memory_index.service.wire import JSON
+from memory_index import messages
+from memory_index.access import Token
+from memory_index.errors import ServiceError, UsageError
+from memory_index.service.refusals import Places, RefusedError, refusal, too_large
+from memory_index.service.settings import Settings
+from memory_index.service.turns import Budget
+from memory_index.wire import JSON
 
 PIECE = 256 << 10  # bytes that are sent at once
 LEAST_RATE = 65536  # bytes per second that a message must come or be read at
 LINGER_S, LINGER_BYTES = 1.0, 4 << 20  # for a client to read why it is refused, while it still sends
 REFUSED = "refused"  # status of a call that showed no known token
 OPEN_TO_ALL = ("healthz", "readyz", "openapi", "docs")
-STATUS = {  # by class of error, the most special first
-    BusyError: 503,
-    ServiceError: 500,
-    NotFoundError: 404,
-    IncompatibleError: 409,
-    UsageError: 400,
-    ResourceError: 507,
-    MemoryIndexError: 422,
-}
 
-
-class RefusedError(Exception):
-    """An error that has a status of its own in HTTP."""
-
-    def __init__(self, status: int, error: MemoryIndexError) -> None:
-        super().__init__(str(error))
-        self.status, self.error = status, error
+Take = Callable[[int], None]  # counts bytes that are held
 
 
 class Reply(NamedTuple):
@@ -86,65 +69,105 @@ class Call:
     http: int = 200
 
 
-Take = Callable[[int], None]  # counts bytes that are held
-Answer = Callable[[Request, Call, Take], Awaitable[Reply]]
+class Calls:
+    """An ASGI application, `asgi`, whose calls are answered by its methods: `_search(request, call, take)`, a `Reply`.
 
+    tokens: who may ask; called for every request, so that they can change; none lets everybody in. report: told of
+    every call when it is over. places: not told to clients.
+    """
 
-class Host(Protocol):
-    """What all calls of an application share. stall_s: to take an answer, beside the time that its size needs."""
+    ROUTES: ClassVar[Mapping[tuple[str, str], str]]  # (verb, path): the method
 
-    is_draining: bool
-    num_under_way: int
-    stall_s: float
-    report: Callable[[Call], None]
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        tokens: Callable[[], Sequence[Token]],
+        report: Callable[[Call], None],
+        places: Places,
+    ) -> None:
+        self.settings, self.tokens, self.report, self.places = settings, tokens, report, places
+        self.is_draining, self.num_under_way, self.budget = False, 0, Budget(settings.max_held)
+        self.asgi = Router(
+            [Route(path, partial(self, verb, name)) for (verb, path), name in self.ROUTES.items()],
+            redirect_slashes=False,
+        )
 
-    def share(self) -> AbstractContextManager[Take]:
-        """What a call counts the bytes with that it holds."""
-
-    def admit(self, request: Request, call: Call) -> None:
-        """Raises `RefusedError` for whoever may not ask."""
-
-
-class Endpoint:
-    """One kind of call, as an ASGI application: admitted, answered or refused, and told."""
-
-    def __init__(self, app: Host, verb: str, name: str) -> None:
-        self.app, self.verb, self.name = app, verb, name
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One request."""
+    async def __call__(self, verb: str, name: str, scope: Any, receive: Any, send: Any) -> None:
+        """One request to one route."""
         request = Request(scope, receive)
-        call = Call(method=self.name, peer=":".join(map(str, scope.get("client") or ())))
+        call = Call(method=name, peer=":".join(map(str, scope.get("client") or ())))
         started = time.perf_counter()
-        self.app.num_under_way += 1
+        self.num_under_way += 1
         try:
-            with self.app.share() as take:
-                try:
-                    reply = await self._answered(request, call, take)
-                except ClientDisconnect:
-                    call.status = "gone"
-                    return
-                await self._send(request, call, reply, send)
+            with self.budget.share() as take:
+                await self._send(request, call, await self._answered(verb, request, call, take), send)
+        except ClientDisconnect:
+            call.status = "gone"
         finally:
-            self.app.num_under_way -= 1
+            self.num_under_way -= 1
             call.seconds = time.perf_counter() - started
-            self.app.report(call)
+            self.report(call)
 
-    async def _answered(self, request: Request, call: Call, take: Take) -> Reply:
+    async def _answered(self, verb: str, request: Request, call: Call, take: Take) -> Reply:
         try:
-            if self.name not in OPEN_TO_ALL:
-                self.app.admit(request, call)
-            if self.verb not in ("", request.method) and (self.verb, request.method) != ("GET", "HEAD"):
-                error = UsageError(
-                    f"{request.url.path[:100]} is asked with {self.verb}, not with {request.method[:10]}"
-                )
-                raise RefusedError(405, error)
-            answer: Answer = getattr(self.app, f"_{self.name}")
+            if call.method not in OPEN_TO_ALL:
+                self.admit(request, call)
+            if verb not in ("", request.method) and (verb, request.method) != ("GET", "HEAD"):
+                said = f"{request.url.path[:100]} is asked with {verb}, not with {request.method[:10]}"
+                raise RefusedError(405, UsageError(said))
+            answer: Callable[[Request, Call, Take], Awaitable[Reply]] = getattr(self, f"_{call.method}")
             return await answer(request, call, take)
         except ClientDisconnect:
             raise
         except Exception as raised:  # noqa: BLE001 - a client is told of every failure, and the server goes on
-            return _refusal(raised, call)
+            status, error = refusal(raised)
+            call.status = call.status if call.status == REFUSED else type(error).__name__
+            headers = {503: {"retry-after": "1"}, 401: {"www-authenticate": "Bearer"}}.get(status, {})
+            return Reply(JSON, messages.write_error(error, self.places.without), status, headers)
+
+    def admit(self, request: Request, call: Call) -> None:
+        """Compare the token of a request with every one that is known, each in constant time.
+
+        Raises `RefusedError`, before anything of the body is read.
+        """
+        known = self.tokens()
+        if not known:
+            return
+        [shown, *more] = request.headers.getlist("authorization") or [""]
+        scheme, _, token = shown.partition(" ")
+        matching = [each for each in known if hmac.compare_digest(each.token.encode(), token.encode())]
+        if not matching or more or scheme.lower() != "bearer":
+            call.status, said = REFUSED, "refuses this token" if token else "wants a token, and none was given"
+            hint = "--token-file FILE with a token of the service's own file"
+            raise RefusedError(401, ServiceError(f"the service {said}", hint=hint))
+        call.caller = matching[0].name
+
+    async def body(self, request: Request, call: Call, take: Take, kinds: Sequence[str]) -> tuple[str, bytes]:
+        """What kind of body a request has, and the body. Raises `RefusedError` beyond a limit."""
+        kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+        if kind == "application/x-www-form-urlencoded":  # which curl says of any data, unless it is told
+            kind = JSON
+        if kind not in kinds or request.headers.get("content-encoding", "identity") != "identity":
+            raise RefusedError(415, UsageError(f"a body is {' or '.join(kinds)}, and not compressed"))
+        most, said = self.settings.limits.max_message, request.headers.get("content-length")
+        length = int(said) if said is not None else most  # the server has seen that it is a number
+        if length > most:
+            raise too_large(length, most)
+        take(length)
+        body, until = bytearray(), asyncio.get_running_loop().time() + self.settings.stall_s
+        try:
+            async with asyncio.timeout_at(until) as limit:
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > most:
+                        raise too_large(len(body), most)
+                    limit.reschedule(until + len(body) / LEAST_RATE)
+        except TimeoutError:
+            error = ServiceError("the body of the request came too slowly", hint="ask for less at once")
+            raise RefusedError(408, error) from None
+        call.bytes_in = len(body)
+        return kind, bytes(body)
 
     async def _send(self, request: Request, call: Call, reply: Reply, send: Any) -> None:
         """Send a reply, cutting off whoever does not read it. A body that was not read is read on for a moment."""
@@ -153,9 +176,9 @@ class Endpoint:
         has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
         is_unread = has_body and not call.bytes_in
         headers = {"content-type": reply.kind, "content-length": str(size), **reply.headers}
-        headers |= {"connection": "close"} if is_unread or self.app.is_draining else {}
+        headers |= {"connection": "close"} if is_unread or self.is_draining else {}
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        now, stall_s = asyncio.get_running_loop().time, self.app.stall_s
+        now, stall_s = asyncio.get_running_loop().time, self.settings.stall_s
         until = now() + stall_s + size / LEAST_RATE
         try:
             async with asyncio.timeout(stall_s) as limit:
@@ -165,7 +188,7 @@ class Endpoint:
                     limit.reschedule(min(now() + stall_s, until))
         except TimeoutError:
             call.status = "unread"
-            request.scope["state"]["connection"].cut("an answer was not read", is_told=False)
+            request.scope["state"]["connection"].cut("")
             return
         if is_unread and "expect" not in request.headers:
             await _linger(request)
@@ -187,23 +210,3 @@ async def _linger(request: Request) -> None:
                 num_bytes += len(message.get("body", b""))
                 if not message.get("more_body", False):
                     return
-
-
-def too_large(num_bytes: int, most: int) -> UsageError:
-    """What is said of a message of so many bytes."""
-    return UsageError(f"a message of {num_bytes:,} bytes: at most {most:,} are taken", hint="ask in parts")
-
-
-def _refusal(raised: Exception, call: Call) -> Reply:
-    """The reply to what failed. What is not ours is told to whoever keeps the service, not to the client."""
-    error: Exception = raised.error if isinstance(raised, RefusedError) else raised
-    if isinstance(error, MemoryError):
-        error = ResourceError("the question needs more memory than the service may use", hint="ask in smaller parts")
-    elif not isinstance(error, MemoryIndexError):
-        traceback.print_exception(error)
-        error = ServiceError("the service has failed on this question; its log says how")
-    call.status = call.status if call.status == REFUSED else type(error).__name__
-    status = next(each for kind, each in STATUS.items() if isinstance(error, kind))
-    status = raised.status if isinstance(raised, RefusedError) else status
-    headers = {"retry-after": "1"} if status == 503 else {"www-authenticate": "Bearer"} if status == 401 else {}
-    return Reply(JSON, messages.write_error(error), status, headers)

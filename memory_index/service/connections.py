@@ -10,6 +10,7 @@ import asyncio
 import resource
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -19,16 +20,16 @@ HEADER_S = 10.0  # for the head of a request to come, and for a TLS handshake
 LOOK_S = 0.5
 FILES = 8192  # open ones; connections that have not been counted yet need some too
 
-Says = Callable[[str, str], None]  # a client's address, and why it was cut off
-
 
 class Connection(H11Protocol):
-    """One connection. Idle from `idle_since` on; while the head of a request comes, it began to `coming_since`."""
+    """One connection. says: told its address and why it was cut off. most: of all. stall_s: for an answer to be read.
 
-    def __init__(self, *, says: Says, most: int, stall_s: float, **of_uvicorn: Any) -> None:
-        super().__init__(**of_uvicorn)
+    Idle from `idle_since` on; while the head of a request comes, it began to `coming_since`.
+    """
+
+    def __init__(self, *, says: Callable[[str, str], None], most: int, stall_s: float, **of_uvicorn: Any) -> None:
+        super().__init__(app_state={"connection": self}, **of_uvicorn)  # requests find it in their scope
         self._says, self._most, self._stall_s = says, most, stall_s
-        self.app_state = {"connection": self}  # requests find it in their scope
         self.idle_since = self.loop.time()
         self.coming_since: float | None = self.idle_since
 
@@ -37,17 +38,12 @@ class Connection(H11Protocol):
         """Whether a request is being read or answered: then whoever does that looks at the time."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    @property
-    def peer(self) -> str:
-        """Where it comes from."""
-        return ":".join(map(str, self.client or ()))
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count it; beyond the limit the one that has been idle longest makes room."""
         super().connection_made(transport)
         if len(self.connections) > self._most:
             idle = [each for each in self.connections if isinstance(each, Connection) and not each.is_answering]
-            min(idle, key=lambda each: each.idle_since).cut("there are too many connections", is_told=False)
+            min(idle, key=lambda each: each.idle_since).cut("")
 
     def data_received(self, data: bytes) -> None:
         """Note when a request begins to come."""
@@ -62,30 +58,33 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, and tell it."""
-        self._says(self.peer, "it does not speak HTTP")
+        self._tell("it does not speak HTTP")
         super().send_400_response(msg)
 
     def look(self) -> None:
         """Cut it off if it has stood still for too long."""
+        now = self.loop.time()
         if self.is_answering:
             return
-        now = self.loop.time()
         if self.coming_since is not None and now - self.coming_since > HEADER_S:
             self.cut(f"no request came within {HEADER_S:g} s")
         elif self.transport.get_write_buffer_size() and now - self.idle_since > self._stall_s:
             self.cut(f"an answer was not read for {self._stall_s:g} s")
 
-    def cut(self, why: str, *, is_told: bool = True) -> None:
-        """End it at once, whatever it has not sent or read."""
-        if is_told:
-            self._says(self.peer, why)
+    def cut(self, why: str) -> None:
+        """End it at once, whatever it has not sent or read. why: for the log; empty where the log has it already."""
+        if why:
+            self._tell(why)
         self.transport.abort()
+
+    def _tell(self, why: str) -> None:
+        self._says(":".join(map(str, self.client or ())), why)
 
 
 class Server(uvicorn.Server):
-    """uvicorn with such connections, on a socket that listens."""
+    """uvicorn with such connections, on a socket that listens. bounds: of each connection."""
 
-    def __init__(self, app: Any, *, says: Says, most: int, stall_s: float, idle_s: float, ssl: Any = None) -> None:
+    def __init__(self, app: Any, *, idle_s: float, ssl: Any = None, **bounds: Any) -> None:
         config = uvicorn.Config(
             app,
             loop="asyncio",
@@ -102,29 +101,20 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=5,
         )
         super().__init__(config)
-        self._ssl = ssl
-        self._own: dict[str, Any] = {"says": says, "most": most, "stall_s": stall_s}
+        self._ssl: dict[str, Any] = {"ssl": ssl, "ssl_handshake_timeout": HEADER_S, "ssl_shutdown_timeout": 1.0}
+        self._ssl = self._ssl if ssl else {}
+        self._made = partial(Connection, config=config, server_state=self.server_state, **bounds)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, with little time for a TLS handshake: connections are counted only after it."""
         await super().startup(sockets=[])
-        loop = asyncio.get_running_loop()
-
-        def made() -> Connection:
-            state, config = self.server_state, self.config
-            return Connection(config=config, server_state=state, app_state={}, _loop=loop, **self._own)
-
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
         if soft != resource.RLIM_INFINITY and soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        handshake: dict[str, Any] = (
-            {"ssl_handshake_timeout": HEADER_S, "ssl_shutdown_timeout": 1.0} if self._ssl else {}
-        )
-        for listening in sockets or ():
-            self.servers.append(
-                await loop.create_server(made, sock=listening, ssl=self._ssl, backlog=1024, **handshake)
-            )
+        loop = asyncio.get_running_loop()
+        for each in sockets or ():
+            self.servers.append(await loop.create_server(self._made, sock=each, backlog=1024, **self._ssl))
         self._looking = loop.create_task(self._look())
 
     async def _look(self) -> None:

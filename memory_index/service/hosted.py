@@ -1,8 +1,7 @@
 """Which versions a service answers for: what its references mean now, and what clients are still pinned to.
 
 An alias that is switched, or a new latest version, is opened beside the old one, and is what the reference means from
-then on. The old one stays for those who opened it before, until none of them is left. How questions are answered is
-told in `app.py`.
+then on. The old one stays for those who opened it before, until none of them is left.
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ from memory_index.versions.version import MANIFEST, Location
 
 KEPT_S = 600.0  # a version that no reference means any more stays so long after its last question
 
-Stamp = tuple[int, int, int]
-DOUBTED: Stamp = (0, 0, 0)  # of no file
 LoaderFor = Callable[[Manifest], LoadEncoder | None]
 
 
@@ -44,24 +41,23 @@ class Hosted:
 
     ref: str
     fingerprint: str
-    stamp: Stamp
+    stamp: tuple[int, ...]
     memory: Memory
-    files: dict[str, int]
+    files: dict[str, int] = field(default_factory=dict)
     num_users: int = 0
     last_used: float = field(default_factory=time.monotonic)
 
     def close(self) -> None:
         """Let go of the files."""
-        for descriptor in self.files.values():
-            os.close(descriptor)
-        self.files = {}
+        while self.files:
+            os.close(self.files.popitem()[1])
 
 
 class Hosting:
     """The versions of a service. Safe to use from several threads.
 
     refs: what is served, each NAME, NAME@3, NAME@alias or one of these behind `milvus:`. loader_for: what reads the
-    encoder of a version. note: told what a person should know.
+    encoder of a version. `follow` and `close_unused` are for whoever looks now and then.
 
     Raises what opening raises, and `UsageError` for the address of another service and for two references that clients
     could not tell apart.
@@ -76,20 +72,22 @@ class Hosting:
         loader_for: LoaderFor = lambda manifest: None,
         threads: int | None = None,
         kept_s: float = KEPT_S,
-        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._indexes_dir, self._access, self._loader_for, self._threads = indexes_dir, access, loader_for, threads
-        self._kept_s, self._note = kept_s, note
-        self._lock = threading.Lock()
-        self._served = {_canonical(ref): ref for ref in refs}
-        self._require_one_place_each()
-        self._is_closed = False
-        self._meant: dict[str, Hosted] = {}
+        self._kept_s, self._lock, self._is_closed = kept_s, threading.Lock(), False
+        self._meant: dict[str, Hosted] = {}  # by reference
         self._hosted: list[Hosted] = []  # what is meant, and what clients are pinned to
-        self._troubles: dict[str, str] = {}
+        self._served: dict[str, str] = {}  # by name of the index: a reference
+        served = {_canonical(ref): ref for ref in refs}
+        for name, ref in served.items():
+            first = self._served.setdefault(name.rpartition("@")[0], ref)
+            if first.rpartition("/")[0] != ref.rpartition("/")[0]:
+                raise UsageError(
+                    f"'{first}' and '{ref}' would have one name here", hint="serve one, or rename an index"
+                )
         try:
-            for name in self._served:
-                self._meant[name] = self._opened(name, self._locate(name))
+            for name in served:
+                self._follow(name)
         except BaseException:
             self.close()
             raise
@@ -98,11 +96,6 @@ class Hosting:
         """What each reference means now: NAME@3."""
         with self._lock:
             return {name: hosted.ref for name, hosted in self._meant.items()}
-
-    def troubles(self) -> dict[str, str]:
-        """Which references could not be followed the last time, and why: they mean what they meant before."""
-        with self._lock:
-            return dict(self._troubles)
 
     def open(self, ref: str) -> Hosted:
         """What a client's reference means now: one that is served, or the number of a version that is open, or the
@@ -114,20 +107,18 @@ class Hosting:
         is_pinned = re.fullmatch(r"[0-9a-f]{64}", ref) is not None
         name = ref if is_pinned else _canonical(ref)
         with self._lock:
-            hosted = self._meant.get(name)
-            if hosted is None:
-                candidates = reversed(self._hosted)
-                hosted = next((each for each in candidates if name in (each.ref, each.fingerprint)), None)
-            if hosted is None and is_pinned:
-                raise ServiceError(
-                    f"the version {ref[:12]} that was opened here is no longer served",
-                    hint="open the reference again: it may mean a newer version by now",
-                )
-            if hosted is None:
-                served = ", ".join(f"{name} ({each.ref})" for name, each in self._meant.items())
-                raise NotFoundError(f"'{ref[:200]}' is not served here", hint=f"served are {served}")
-            hosted.last_used = time.monotonic()
-            return hosted
+            open_ones = [each for each in self._hosted if name in (each.ref, each.fingerprint)]
+            hosted = self._meant.get(name, open_ones[-1] if open_ones else None)
+            if hosted is not None:
+                hosted.last_used = time.monotonic()
+                return hosted
+            served = ", ".join(f"{name} ({each.ref})" for name, each in self._meant.items())
+        if is_pinned:
+            raise ServiceError(
+                f"the version {ref[:12]} that was opened here is no longer served",
+                hint="open the reference again: it may mean a newer version by now",
+            )
+        raise NotFoundError(f"'{ref[:200]}' is not served here", hint=f"served are {served}")
 
     @contextmanager
     def using(self, hosted: Hosted) -> Iterator[None]:
@@ -143,24 +134,31 @@ class Hosting:
 
     def doubt(self, hosted: Hosted) -> None:
         """Open a version anew at the next look: what it asks elsewhere, a Milvus, has failed or was loaded anew."""
-        with self._lock:
-            hosted.stamp = DOUBTED
+        hosted.stamp = ()
 
-    def refresh(self) -> None:
-        """Follow references that mean another version by now, and close versions that nobody needs any more."""
-        for name in self._served:
-            try:
-                self._follow(name)
-                trouble = ""
-            except (MemoryIndexError, OSError) as error:
-                trouble = str(error)
-            with self._lock:
-                is_new = trouble != self._troubles.pop(name, "")
-                if trouble:
-                    self._troubles[name] = trouble
-            if trouble and is_new:
-                self._note(f"{name} goes on meaning {self._meant[name].ref}: {trouble}")
-        self._close_unused()
+    def follow(self, name: str) -> str:
+        """Open what a reference means now, if that is not what it meant before; returns what to say of that, or
+        nothing. Raises `ServiceError` if it cannot be opened: then the reference means what it meant.
+        """
+        before = self._meant[name]
+        try:
+            now = self._follow(name)
+        except (MemoryIndexError, OSError) as error:
+            raise ServiceError(f"{name} goes on meaning {before.ref}: {error}") from error
+        if now.ref != before.ref:
+            return f"{name} means {now.ref} now, {before.ref} before"
+        if now.fingerprint != before.fingerprint:
+            return f"{name} is another version by now: somebody has removed the index and built it anew"
+        return ""
+
+    def close_unused(self) -> None:
+        """Close versions that no reference means and nobody has asked for long."""
+        until = time.monotonic() - self._kept_s
+        with self._lock:
+            for each in list(self._hosted):
+                if each not in self._meant.values() and each.num_users == 0 and each.last_used < until:
+                    each.close()
+                    self._hosted.remove(each)
 
     def close(self) -> None:
         """Let go of everything."""
@@ -171,58 +169,27 @@ class Hosting:
             self._hosted.clear()
             self._meant.clear()
 
-    def _follow(self, name: str) -> None:
-        """Open what a reference means now, if that is not what it meant before."""
-        before, location = self._meant[name], self._locate(name)
-        if (location.ref, _stamp(location)) == (before.ref, before.stamp):
-            return
-        hosted = self._opened(name, location)
+    def _follow(self, name: str) -> Hosted:
+        location = Store(self._indexes_dir).locate(name)
+        found = (location.path / MANIFEST).stat()
+        stamp = (found.st_ino, found.st_mtime_ns, found.st_size)  # changes when another manifest lies there
+        with self._lock:
+            same = [each for each in self._hosted if (each.ref, each.stamp) == (location.ref, stamp)]
+        hosted = same[0] if same else self._opened(location, stamp)
         with self._lock:
             self._meant[name] = hosted
-        if hosted.ref != before.ref:
-            self._note(f"{name} means {hosted.ref} now, {before.ref} before")
-        elif hosted.fingerprint != before.fingerprint:
-            self._note(f"{name} is another version by now: somebody has removed the index and built it anew")
+        return hosted
 
-    def _close_unused(self) -> None:
-        until = time.monotonic() - self._kept_s
-        with self._lock:
-            meant = list(self._meant.values())
-            for hosted in list(self._hosted):
-                if hosted not in meant and hosted.num_users == 0 and hosted.last_used < until:
-                    hosted.close()
-                    self._hosted.remove(hosted)
-
-    def _require_one_place_each(self) -> None:
-        places: dict[str, str] = {}
-        for name, ref in self._served.items():
-            same = places.setdefault(name.rpartition("@")[0], ref)
-            if _place(same) != _place(ref):
-                raise UsageError(f"'{same}' and '{ref}' would have one name here", hint="serve one, or rename an index")
-
-    def _locate(self, name: str) -> Location:
-        return Store(self._indexes_dir).locate(name)
-
-    def _opened(self, name: str, location: Location) -> Hosted:
-        """The version at a place, opened unless it is."""
-        stamp = _stamp(location)
-        with self._lock:
-            for hosted in self._hosted:
-                if (hosted.ref, hosted.stamp) == (location.ref, stamp):
-                    return hosted
-        place = _place(self._served[name])
-        found = find(
-            self._indexes_dir,
-            f"{place}/{location.ref}" if place else location.ref,
-            access=self._access if place else None,
-        )
+    def _opened(self, location: Location, stamp: tuple[int, ...]) -> Hosted:
+        place = self._served[location.ref.rpartition("@")[0]].rpartition("/")[0]  # empty for the folder
+        ref, access = (f"{place}/{location.ref}", self._access) if place else (location.ref, None)
+        found = find(self._indexes_dir, ref, access=access)
         memory = found.open(load_encoder=self._loader_for(found.manifest), threads=self._threads)
-        needed = (ENCODER_FILE, SERIES_FILE, WINDOWS_FILE)
-        paths = [path for path in found.manifest.files if path.rpartition("/")[2] in needed]
-        hosted = Hosted(ref=location.ref, fingerprint=found.manifest.fingerprint, stamp=stamp, memory=memory, files={})
+        hosted = Hosted(ref=location.ref, fingerprint=found.manifest.fingerprint, stamp=stamp, memory=memory)
         try:
-            for path in paths:
-                hosted.files[path] = os.open(location.path / path, os.O_RDONLY | os.O_CLOEXEC)
+            for path in found.manifest.files:
+                if path.rpartition("/")[2] in (ENCODER_FILE, SERIES_FILE, WINDOWS_FILE):
+                    hosted.files[path] = os.open(location.path / path, os.O_RDONLY | os.O_CLOEXEC)
             with self._lock:
                 if self._is_closed:
                     raise ServiceError("the service is about to end")
@@ -231,17 +198,6 @@ class Hosting:
             hosted.close()
             raise
         return hosted
-
-
-def _stamp(location: Location) -> Stamp:
-    """Changes when another manifest lies at a place. Raises `OSError` if there is none."""
-    found = (location.path / MANIFEST).stat()
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _place(ref: str) -> str:
-    """Where a reference is searched: the part before its name, empty for the folder."""
-    return ref.rpartition("/")[0] if ref.startswith(MILVUS_SCHEMES) else ""
 
 
 def _canonical(ref: str) -> str:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,13 @@ from memory_index.service.app import App, ServedRun
 from memory_index.service.calls import Call
 from memory_index.service.connections import Server
 from memory_index.service.hosted import Hosting, LoaderFor
+from memory_index.service.refusals import Places
 from memory_index.service.settings import Settings
 from memory_index.service.status import AccessLog, Metrics
 
 LOOK_S = 2.0  # how often tokens, aliases and the certificate are looked at
 PROBES = ("healthz", "readyz", "metrics")  # asked all the time: not told in the log unless they fail
 END_S = 10.0  # for connections and calls to end that have been told to
-
-Note = Callable[[str], None]
 
 
 class Service:
@@ -46,63 +46,60 @@ class Service:
         access: Access | None = None,
         loader_for: LoaderFor = lambda manifest: None,
         threads: int | None = None,
-        note: Note = lambda text: None,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        def note_if_heard(text: str) -> None:
-            with suppress(OSError, ValueError):  # nobody reads it any more; that must not end anything
-                note(text)
-
-        self.settings, self.note = settings, note_if_heard
-        self.tokens = KnownTokens(settings.token_file)
-        self._certificate = None
+        self.settings, self._note, self._runs = settings, note, runs or {}
+        self._stop, self._troubles, self._log = threading.Event(), dict[str, str](), None  # troubles: of the last look
+        self.tokens, certificate = KnownTokens(settings.token_file), None
         if settings.tls_cert is not None and settings.tls_key is not None:
-            self._certificate = Certificate(settings.tls_cert, settings.tls_key)
-        self._stop, self._troubles = threading.Event(), dict[str, str]()  # of the last look
+            certificate = Certificate(settings.tls_cert, settings.tls_key)
         with ExitStack() as until_begun:
-            self._log = None if settings.access_log is None else AccessLog(settings.access_log, self.note)
-            if self._log is not None:
+            if settings.access_log is not None:
+                self._log = AccessLog(settings.access_log, self.note)
                 until_begun.callback(self._log.close)
             listening = until_begun.enter_context(listen_on(settings.host, settings.port))
-            scheme = "http" if self._certificate is None else "https"
-            self.address = f"{scheme}://{shown(settings.host, listening.getsockname()[1])}"
-            place: dict[str, Any] = {"access": access, "loader_for": loader_for, "threads": threads}
-            self.hosting = Hosting(indexes_dir, refs, kept_s=settings.kept_s, note=self.note, **place)
+            place = shown(settings.host, listening.getsockname()[1])
+            self.address = f"http://{place}" if certificate is None else f"https://{place}"
+            how: dict[str, Any] = {"access": access, "loader_for": loader_for, "threads": threads}
+            self.hosting = Hosting(indexes_dir, refs, kept_s=settings.kept_s, **how)
             until_begun.callback(self.hosting.close)
-            gauges: dict[str, tuple[str, Callable[[], float]]] = {
-                "waiting": ("Questions that wait for their turn", lambda: self.app.turns.num_waiting),
-                "connections": ("Open connections", lambda: len(self._server.server_state.connections)),
-                "ready": ("1 while questions are answered", lambda: not self.app.is_draining),
-            }
-            self._metrics = Metrics(gauges)
-            self.app = App(
-                self.hosting,
-                settings,
-                tokens=self.tokens,
-                report=self._report,
-                runs=runs or {},
-                status=self.status,
-                metrics=self._metrics.page,
+            self._metrics = Metrics(
+                waiting=("Questions that wait for their turn", lambda: self.app.turns.num_waiting),
+                connections=("Open connections", lambda: len(self._server.server_state.connections)),
+                ready=("1 while questions are answered", lambda: not self.app.is_draining),
             )
+            folders = [indexes_dir.absolute(), *(run.folder.absolute().parent for run in self._runs.values())]
+            told: dict[str, Any] = {"status": self.status, "metrics": self._metrics.page, "report": self._report}
+            how = {"tokens": self.tokens, "runs": self._runs, "places": Places(folders)}
+            self.app = App(self.hosting, settings, **how, **told)
             until_begun.callback(self.app.close)
-            context = self._certificate and self._certificate.context
             bounds: dict[str, Any] = {"most": settings.max_connections, "stall_s": settings.stall_s}
-            self._server = Server(self.app, says=self._cut_off, idle_s=settings.idle_s, ssl=context, **bounds)
-            self._http = threading.Thread(
-                target=lambda: asyncio.run(self._server.serve([listening])), name="http", daemon=True
-            )
+            bounds |= {"says": self._cut_off, "idle_s": settings.idle_s}
+            self._server = Server(self.app.asgi, ssl=certificate and certificate.context, **bounds)
+            serve = lambda: asyncio.run(self._server.serve([listening]))  # noqa: E731 - the loop begins in the thread
+            self._http = threading.Thread(target=serve, name="http", daemon=True)
             self._http.start()
             while not self._server.started and self._http.is_alive():
                 time.sleep(0.005)
-            threading.Thread(target=self._look, name="look", daemon=True).start()
+            steps: dict[str, Callable[[], str | None]] = {"tokens": self.tokens.refresh}
+            steps |= {name: partial(self.hosting.follow, name) for name in self.hosting.versions()}
+            steps |= {"versions": self.hosting.close_unused}
+            steps |= {} if certificate is None else {"certificate": certificate.refresh}
+            threading.Thread(target=self._look, args=(steps,), name="look", daemon=True).start()
             self._end = until_begun.pop_all()
+
+    def note(self, text: str) -> None:
+        """Tell a person something; that nobody reads it any more must not end anything."""
+        with suppress(OSError, ValueError):
+            self._note(text)
 
     def status(self) -> dict[str, Any]:
         """What is served, whether questions are answered, and what is wrong."""
         return {
             "ready": not self.app.is_draining,
             "versions": self.hosting.versions(),
-            "runs": {name: run.ref for name, run in self.app.runs.items()},
-            "troubles": self.hosting.troubles() | {name: text for name, text in self._troubles.items() if text},
+            "runs": {name: run.ref for name, run in self._runs.items()},
+            "troubles": {name: text for name, text in self._troubles.items() if text},
             "causal_only": self.settings.causal_only,
             "waiting": self.app.turns.num_waiting,
             "connections": len(self._server.server_state.connections),
@@ -148,11 +145,8 @@ class Service:
         if self._log is not None:
             self._log.line({"event": "cut off", "peer": peer, "reason": reason})
 
-    def _look(self) -> None:
-        """Follow tokens, versions and the certificate, until the end."""
-        steps: dict[str, Callable[[], str | None]] = {"tokens": self.tokens.refresh, "versions": self.hosting.refresh}
-        if self._certificate is not None:
-            steps["certificate"] = self._certificate.refresh
+    def _look(self, steps: Mapping[str, Callable[[], str | None]]) -> None:
+        """Follow tokens, versions and the certificate, until the end. A step says what has changed, or raises."""
         while not self._stop.wait(LOOK_S):
             for name, step in steps.items():
                 trouble = ""

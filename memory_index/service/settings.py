@@ -8,7 +8,7 @@ from pathlib import Path
 from memory_index.errors import UsageError
 from memory_index.listening import is_loopback
 from memory_index.service.hosted import KEPT_S
-from memory_index.service.wire import Limits
+from memory_index.wire import Limits
 
 DEFAULT_PORT = 8815
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -41,7 +40,6 @@ class AccessLog(WatchedFileHandler):
             super().__init__(path, encoding="utf-8")
         self.setFormatter(logging.Formatter("%(message)s"))
         self._note, self._is_well, self._failed = note, True, False
-        self._limiting = threading.Lock()
         self._second = self._num_limited = 0
 
     def call(self, call: Call) -> None:
@@ -52,15 +50,14 @@ class AccessLog(WatchedFileHandler):
 
     def line(self, told: dict[str, Any], *, is_limited: bool = True) -> None:
         """Any line. is_limited: only so many a second; a later one says how many were left out."""
-        with self._limiting:
-            if is_limited:
-                second = int(time.monotonic())
-                if second != self._second:
-                    told = told | {"left_out": max(self._num_limited - LINES_PER_S, 0)}
-                    self._second, self._num_limited = second, 0
-                self._num_limited += 1
-                if self._num_limited > LINES_PER_S:
-                    return
+        if is_limited:
+            second = int(time.monotonic())
+            if second != self._second:
+                told = told | {"left_out": max(self._num_limited - LINES_PER_S, 0)}
+                self._second, self._num_limited = second, 0
+            self._num_limited += 1
+            if self._num_limited > LINES_PER_S:
+                return
         text = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds")} | told)
         self.handle(logging.LogRecord("access", logging.INFO, "", 0, text, None, None))
 
@@ -80,9 +77,9 @@ class AccessLog(WatchedFileHandler):
 
 
 class Metrics:
-    """Counts calls for Prometheus. gauges: what each reads, by name."""
+    """Counts calls for Prometheus. gauges: by name, what each says and reads."""
 
-    def __init__(self, gauges: dict[str, tuple[str, Callable[[], float]]]) -> None:
+    def __init__(self, **gauges: tuple[str, Callable[[], float]]) -> None:
         self.registry = CollectorRegistry()
         own: dict[str, Any] = {"registry": self.registry, "namespace": "memory"}
         self._calls = Counter("calls", "Calls, by method and how they ended", ["method", "status"], **own)

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 
-from memory_index.errors import BusyError, ServiceError
+from memory_index.errors import BusyError
 from memory_index.memory import Memory
 from memory_index.neighbours import Neighbours
-from memory_index.service.calls import RefusedError
+from memory_index.service.refusals import too_slow
 
 T = TypeVar("T")
 
@@ -46,24 +46,24 @@ class Turns:
             async with asyncio.timeout(wait_s):
                 await self._free.acquire()
         except TimeoutError:
-            raise BusyError(
-                f"the service is busy: no turn within {wait_s:.1f} s", hint="ask later, or less at once"
-            ) from None
+            said = f"the service is busy: no turn within {wait_s:.1f} s"
+            raise BusyError(said, hint="ask later, or less at once") from None
         finally:
             self.num_waiting -= 1
+
+        def done() -> T:
+            try:
+                return work(time.monotonic() - since)
+            finally:
+                self.is_at_work = False  # not before, though nobody may wait for it any more
+
         try:
             if await is_gone():
                 raise ClientDisconnect
             self.is_at_work = True
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._done, work, since)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, done)
         finally:
             self._free.release()
-
-    def _done(self, work: Callable[[float], T], since: float) -> T:
-        try:
-            return work(time.monotonic() - since)
-        finally:
-            self.is_at_work = False  # not before, though nobody may wait for it any more
 
     def close(self) -> None:
         """Begin nothing any more. What has begun goes on: a search cannot be broken off."""
@@ -87,9 +87,8 @@ class Budget:
         def take(num_bytes: int) -> None:
             nonlocal mine
             if self._held > mine and self._held + num_bytes > self._most:
-                raise BusyError(
-                    f"the service is busy: {self._held >> 20} MB of questions are held already", hint="ask later"
-                )
+                said = f"the service is busy: {self._held >> 20} MB of questions are held already"
+                raise BusyError(said, hint="ask later")
             self._held += num_bytes
             mine += num_bytes
 
@@ -99,17 +98,8 @@ class Budget:
             self._held -= mine
 
 
-def require_time(until: float) -> None:
-    """Raise `RefusedError` when it is later (`time.monotonic`)."""
-    if time.monotonic() > until:
-        error = ServiceError(
-            "the question takes longer than this service allows", hint="ask for fewer moments or series at once"
-        )
-        raise RefusedError(504, error)
-
-
 class TimedMemory:
-    """A memory that is not asked any more once the time of a request is over."""
+    """A memory that is not asked any more once the time of a request is over (`time.monotonic`)."""
 
     def __init__(self, memory: Memory, until: float) -> None:
         self._memory, self._until = memory, until
@@ -118,6 +108,7 @@ class TimedMemory:
         return getattr(self._memory, name)
 
     def search(self, *arguments: Any, **options: Any) -> Neighbours:
-        """See `Memory.search`."""
-        require_time(self._until)
+        """See `Memory.search`. Raises `RefusedError` when it is later."""
+        if time.monotonic() > self._until:
+            raise too_slow()
         return self._memory.search(*arguments, **options)

@@ -3,51 +3,44 @@
 Manifest and limits come when it is opened; windows, series and linear maps (hashed, as when a version on disk is
 opened) with the first answer, once per fingerprint and process. From then on row ids and distances travel, nothing
 else. What a service answers checks itself against the leak rule here, as every answer does. How questions travel is
-told in `wire.py`.
+told in `wire.py`, how a service is reached in `http_client.py`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import ssl
+import math
 import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import httpx
 import numpy as np
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
-from memory_index import files
+from memory_index import files, wire
 from memory_index.access import Access
 from memory_index.encoder import DualKeyEncoder
-from memory_index.errors import BusyError, IncompatibleError, ServiceError, UsageError, VerificationError
-from memory_index.memory import require_counts, require_lookback, spaces_asked
+from memory_index.errors import IncompatibleError, MemoryIndexError, ServiceError, UsageError, VerificationError
+from memory_index.http_client import IS_IT_OURS, HttpClient
+from memory_index.memory import linear_forecast, require_counts, require_lookback, spaces_asked
 from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale
-from memory_index.service import wire
-from memory_index.service.messages import read_error
-from memory_index.service.wire import Limits, Question
 from memory_index.types import Filter, KeySpace, Queries, Scope
 from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest, manifest_from_json
 from memory_index.versions.opening import ENCODER_FILE, read_arrays, stored_windows
 from memory_index.versions.segments import SERIES_FILE, WINDOWS_FILE
 from memory_index.windows import StoredWindows
+from memory_index.wire import Limits, Question
 
 OPEN_S = 5.0  # to reach a service for the first time: longer is a wrong address
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0  # between two attempts; doubled each time, and drawn
-TELL_S = 2.0  # of asking in vain, before it is said that it goes on
-MOST_CONNECTIONS = 8  # of one memory at once, however many threads ask: a service searches for one at a time anyway
-FORGET_S = 60.0  # a connection that was not used for so long is not used again; a service keeps it for longer
 BESIDE_BYTES = 64 << 10  # of an answer, beside its arrays
 MAX_OPENING = 64 << 20  # bytes: a manifest of very many segments
 WHEN_FULL = "free some disk space where temporary files are kept, or set TMPDIR to another place"
@@ -96,7 +89,7 @@ class RemoteMemory:
         self, address: str, *, access: Access | None = None, note: Callable[[str], None] = lambda text: None
     ) -> None:
         self.address, self.access = parse_address(address), access or Access()
-        self._service = _Service(self.address.service, self.access, note)
+        self._service = HttpClient(self.address.service, self.access, note)
         opened = self._opened()
         try:
             self.manifest: Manifest = manifest_from_json(json.dumps(opened["manifest"]), where=self.address.service)
@@ -127,8 +120,7 @@ class RemoteMemory:
     def linear_forecast(self, queries: Queries) -> np.ndarray:
         """See `Memory.linear_forecast`."""
         require_lookback(queries, self.windows)
-        series = self.windows.numbers_of(queries.series_id)
-        return self._linear.linear_forecast(max(self.windows.views), queries.context, series)
+        return linear_forecast(self._linear, self.windows, queries)
 
     def search(
         self,
@@ -164,7 +156,9 @@ class RemoteMemory:
         most = min(self.limits.max_k, self.limits.max_slots // len(self.manifest.spaces))
         if k > most:
             raise UsageError(f"k is {k:,}, but {self.address.service} allows {most:,}", hint="ask for fewer")
-        size = self.limits.moments(num_series=num_series, lookback=lookback, slots_per_window=slots)
+        room = self.limits.max_message // 8 * 7  # what is left for the document beside the windows
+        windows = min(self.limits.max_windows, room // (4 * lookback + 16), self.limits.max_slots // slots)
+        size = windows // num_series  # moments
         if size == 0:
             raise UsageError(
                 f"one moment of {num_series:,} series, {lookback} steps each, is more than "
@@ -185,9 +179,45 @@ class RemoteMemory:
             most=most,
             body=lambda left_s: wire.write_question(question._replace(wait_s=left_s)),
         )
-        return wire.read_answer(
-            answer, question, spaces, self._temperature, linear_maps, self.fingerprint, self.windows
+        return Neighbours(
+            queries=question.queries,
+            spaces=spaces,
+            temperature=np.array([self._temperature[space] for space in spaces], dtype=np.float32),
+            linear_maps=linear_maps,
+            windows=self.windows,
+            fingerprint=self.fingerprint,
+            **self._columns(answer, question, spaces),
         )
+
+    def _columns(self, answer: bytes, question: Question, spaces: tuple[KeySpace, ...]) -> dict[str, np.ndarray]:
+        """The arrays of an answer. spaces: what must be answered, in order; a service does not decide it.
+
+        Raises `ServiceError` for an answer that is not one to this question, of this version.
+        """
+        try:
+            arrays, document = wire.unpack(answer, wire.ANSWER)
+            found, k = str(document["fingerprint"]), document["k"]
+            answered = tuple((scope, view) for scope, view in document["spaces"])
+        except (ValueError, KeyError, TypeError, MemoryIndexError) as error:
+            raise ServiceError("the service gave an answer that cannot be read; it was discarded") from error
+        if found != self.fingerprint:
+            raise ServiceError(
+                f"the service answered from another version ({found[:12]}, not "
+                f"{self.fingerprint[:12]}); the answer was discarded"
+            )
+        if k != question.k or answered != spaces:
+            raise ServiceError("the service gave an answer to another question; it was discarded")
+        columns, shape = (
+            dict(zip(wire.ANSWER.names, arrays, strict=True)),
+            (*question.queries.context.shape[:2], len(spaces)),
+        )
+        for name, values in columns.items():
+            expected = (*shape, k) if name in wire.SLOT_COLUMNS else shape
+            if len(values) != math.prod(expected):
+                raise ServiceError("the service gave half an answer; it was discarded")
+            columns[name] = values.reshape(expected)
+        require_an_answer(columns)
+        return columns
 
     def _opened(self) -> dict[str, Any]:
         path = f"/v1/indexes/{quote(self.address.ref)}"
@@ -196,9 +226,7 @@ class RemoteMemory:
         try:
             opened = dict(json.loads(content))
         except (ValueError, TypeError, RecursionError) as error:
-            raise ServiceError(
-                f"{self.address.service} gave an answer that cannot be read", hint="is it a service of this program?"
-            ) from error
+            raise ServiceError(f"{self.address.service} gave an answer that cannot be read", hint=IS_IT_OURS) from error
         if opened.get("protocol") != wire.PROTOCOL:
             raise IncompatibleError(
                 f"{self.address.service} speaks protocol {opened.get('protocol')}, this program {wire.PROTOCOL}",
@@ -249,146 +277,25 @@ def _meant(address: Address, opened: str) -> str:
     if found != name or not number.isdecimal() or (wanted.isdecimal() and number.lstrip("0") != wanted.lstrip("0")):
         raise ServiceError(
             f"{address.service} was asked for {address.ref} and has opened {opened[:100]!r}",
-            hint="is it a service of this program?",
+            hint=IS_IT_OURS,
         )
     return opened
 
 
-class _Service:
-    """A service, reached over connections that are used again, and asked again where that is safe.
-
-    A process that was forked from this one gets connections of its own.
-    """
-
-    def __init__(self, address: str, access: Access, note: Callable[[str], None]) -> None:
-        self.address, self.access, self.note = address, access, note
-        self._lock = threading.Lock()
-        self._client: httpx.Client | None = None
-        self._of_parent: list[httpx.Client | None] = []  # which must not be let go of in a forked process
-        self._process = 0
-        self._is_noted = False  # that it is asked in vain
-
-    def ask(
-        self,
-        path: str,
-        *,
-        within_s: float,
-        most: int,
-        body: Callable[[float], bytes] | None = None,
-        into: BinaryIO | None = None,
-        is_told: bool = True,
-    ) -> bytes:
-        """The answer to a question that may be asked twice; it is, until it is answered or refused.
-
-        within_s: all tries together. most: bytes of the answer that are read. body: of a POST, given the seconds that
-        are left. into: where the answer is written, instead of being returned. is_told: False says nothing while it is
-        tried again. Raises `ServiceError` when the time is over, or what the service answered.
-        """
-        started = time.monotonic()
-
-        def once() -> bytes:
-            return self._once(path, max(within_s - (time.monotonic() - started), 0.001), most, body, into)
-
-        def tell(state: RetryCallState) -> None:
-            if is_told and not self._is_noted and time.monotonic() - started >= TELL_S and state.outcome:
-                self._is_noted = True
-                self.note(f"{state.outcome.exception()}; asked again until {within_s:.0f} s are over")
-
-        again = Retrying(
-            retry=retry_if_exception_type(BusyError),
-            wait=wait_random_exponential(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S),
-            stop=stop_before_delay(within_s),
-            before_sleep=tell,
-            reraise=True,
-        )
-        try:
-            content: bytes = again(once)
-        except BusyError as trouble:
-            raise ServiceError(
-                f"{trouble}; gave up after {time.monotonic() - started:.1f} s", hint=trouble.hint
-            ) from trouble
-        self._is_noted = False
-        return content
-
-    def close(self) -> None:
-        """Close the connections; the next question opens others."""
-        with self._lock:
-            client, self._client = self._client, None
-        if client is not None and self._process == os.getpid():
-            client.close()
-
-    def _once(
-        self, path: str, left_s: float, most: int, body: Callable[[float], bytes] | None, into: BinaryIO | None
-    ) -> bytes:
-        until, read = time.monotonic() + left_s, bytearray()
-        if into is not None:
-            into.seek(0)
-            into.truncate()
-        content = None if body is None else body(left_s)
-        headers = {} if content is None else {"content-type": wire.ARROW}
-        try:
-            with self._http().stream(
-                "GET" if content is None else "POST",
-                self.address + path,
-                content=content,
-                headers=headers,
-                timeout=left_s,
-            ) as answer:
-                num_bytes = 0
-                is_well = answer.status_code == 200
-                for chunk in answer.iter_raw():  # raw: what says that it is compressed is not unpacked
-                    num_bytes += len(chunk)
-                    (into.write if into is not None and is_well else read.extend)(chunk)
-                    if time.monotonic() > until:
-                        raise httpx.ReadTimeout("the answer takes too long")
-                    if (num_bytes > most and is_well) or num_bytes > MAX_OPENING:  # not the answer
-                        break
-                status = answer.status_code
-        except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError) as error:
-            raise self._in_our_terms(error) from error
-        if status != 200:
-            raise self._refusal(status, bytes(read))
-        if num_bytes > most and into is None:
-            raise ServiceError(f"{self.address} gave an answer that is too long; it was discarded")
-        return bytes(read)
-
-    def _http(self) -> httpx.Client:
-        """The client of this process. No proxy is gone through, which would see the token, and no redirect followed."""
-        with self._lock:
-            if self._client is None or self._process != os.getpid():
-                self._of_parent.append(self._client)
-                context: ssl.SSLContext | bool = False
-                if self.address.startswith("https://"):
-                    authority = self.access.tls_ca
-                    context = ssl.create_default_context(cadata=authority and authority.decode("ascii", "replace"))
-                headers = {"accept-encoding": "identity"}
-                headers |= {"authorization": f"Bearer {self.access.token}"} if self.access.token else {}
-                kept = httpx.Limits(max_connections=MOST_CONNECTIONS, keepalive_expiry=FORGET_S)
-                self._client = httpx.Client(headers=headers, verify=context, trust_env=False, limits=kept)
-                self._process = os.getpid()
-            return self._client
-
-    def _refusal(self, status: int, content: bytes) -> Exception:
-        told = read_error(content)
-        if told is not None:
-            return type(told)(f"{self.address}: {told}", hint=told.hint)
-        kind = BusyError if status in (429, 502, 503, 504) else ServiceError  # of a proxy
-        return kind(f"{self.address} answers with status {status}", hint="is it a service of this program?")
-
-    def _in_our_terms(self, error: Exception) -> ServiceError:
-        """`BusyError` where another try may help."""
-        causes = [error]
-        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-            causes.append(cause)  # type: ignore[arg-type]
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        if any(isinstance(each, ssl.SSLError) for each in causes):
-            return ServiceError(
-                f"no secure connection to {self.address}: {said}",
-                hint="check its certificate, its host name in it, and --tls-ca; without TLS the address begins with http://",
-            )
-        if isinstance(error, (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout)):
-            return BusyError(f"{self.address} did not answer in time", hint="is it overloaded? ask for less at once")
-        hint = "is it running, and is the address right?"
-        if self.address.startswith("http://") and isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError)):
-            hint += " or does it speak TLS: https://?"
-        return BusyError(f"{self.address} cannot be reached: {said}", hint=hint)
+def require_an_answer(columns: Mapping[str, np.ndarray]) -> None:
+    """Raise `ServiceError` unless neighbours are in order, each there once, with nothing but numbers."""
+    row, distance = columns["row"], columns["distance"]
+    used, ascending = row >= 0, np.sort(row, axis=-1)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        is_sorted = (distance[..., 1:] >= distance[..., :-1]).all()
+    is_answer = (
+        is_sorted
+        and not ((ascending[..., 1:] == ascending[..., :-1]) & (ascending[..., 1:] >= 0)).any()
+        and ((row == -1) == ~used).all()
+        and all((np.isfinite(columns[name]) == used).all() for name in wire.SLOT_COLUMNS[1:])
+        and all(np.isfinite(columns[name]).all() for name in ("query_location", "query_spread"))
+        and not any((columns[name] < 0).any() for name in wire.SLOT_COLUMNS[1:])
+        and (columns["query_spread"] > 0).all()
+    )
+    if not is_answer:
+        raise ServiceError("the service gave an answer that no search gives; it was discarded")
