@@ -133,8 +133,8 @@ def build(
 ) -> None:
     """Build a version from the training part of a table.
 
-    A window is LOOKBACK steps and the HORIZON steps that followed. A killed build leaves nothing behind; a version
-    never changes once it is published. A series without a window is left out and named; the others are stored.
+    A window is LOOKBACK steps and the HORIZON steps that followed. A killed build leaves nothing behind that can be
+    seen; a version never changes once it is published. Missing cells stay missing. A series without a window is named.
     """
     from memory_index.tables.reading import read_table
     from memory_index.versions import build as building

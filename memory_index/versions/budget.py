@@ -22,7 +22,8 @@ from memory_index.versions.manifest import BudgetRecord
 
 BASE_BYTES = 400 << 20  # Python and the libraries
 READING_BYTES = 80  # of a step, while a long table is read
-STEP_BYTES = 60  # of a step afterwards: the table, the series as the version stores them, and both at once for a moment
+WRITING_BYTES = 24  # of a step while keys are written: the table
+STEP_BYTES = 50  # of a step while the version is measured: also its series as they are stored and as they are opened
 WINDOW_BYTES, VIEW_BYTES = 80, 45  # of a window's record, and of each of its views
 NUMBER_BYTES = 4  # of a key or the encoder: float32
 GRAPH_BYTES = 280  # of a key in a graph: its links
@@ -119,19 +120,21 @@ def peak_bytes(
 ) -> int:
     """What a build takes at most, estimated. factories: of the key spaces that are built, on all windows each."""
     views = tuple(dict.fromkeys(space.view for space in factories))
-    held = BASE_BYTES + STEP_BYTES * num_steps + num_windows * (WINDOW_BYTES + VIEW_BYTES * len(views))
+    held = BASE_BYTES + num_windows * (WINDOW_BYTES + VIEW_BYTES * len(views))
     widths = {space: encoder.key_width(space, num_series) for space in factories}
     fitted = sum(view * min(encoder.shape_width, view) for view in views) * num_series * NUMBER_BYTES
     if not any(space.scope in ("own", "joint") for space in factories):
         fitted = 0
-    mapped = num_windows * NUMBER_BYTES * sum(widths.values())
-    indexed = [
-        num_windows * _index_bytes(factory, widths[space]) for space, factory in factories.items() if factory != EXACT
+    bytes_of = {space: num_windows * NUMBER_BYTES * width for space, width in widths.items()}
+    written = [
+        bytes_of[space] + (0 if factory == EXACT else num_windows * _index_bytes(factory, widths[space]))
+        for space, factory in factories.items()
     ]
     return max(
         BASE_BYTES + READING_BYTES * num_steps,
-        held + 2 * fitted,  # once more while it is written
-        held + fitted + mapped + max(indexed, default=0),
+        held + WRITING_BYTES * num_steps + 2 * fitted,  # once more while it is written
+        held + WRITING_BYTES * num_steps + fitted + max(written),
+        held + STEP_BYTES * num_steps + fitted + sum(bytes_of.values()),  # as far as they have been looked at
     )
 
 
@@ -208,10 +211,8 @@ def _factory(asked: Asked, scope: Scope, of_series: np.ndarray) -> tuple[str, st
 
 
 def _index_bytes(factory: str, width: int) -> int:
-    """Of a key while its index is built: the keys themselves and the copy that is written, and what the index adds."""
-    if factory == AUTO_FACTORY:
-        return NUMBER_BYTES * width + GRAPH_BYTES
-    return 2 * NUMBER_BYTES * width + width + CODE_BYTES
+    """Of a key while its index is built: the copy that is written, and what the index adds."""
+    return NUMBER_BYTES * width + (GRAPH_BYTES if factory == AUTO_FACTORY else width + CODE_BYTES)
 
 
 def _told(asked: Asked, choice: Choice) -> Iterator[str]:
