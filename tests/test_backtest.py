@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from forecaster_fixtures import SPLIT, TABLE, make_small
+from forecaster_fixtures import SPLIT, TABLE, make_small, memory_of
 from memory_fixtures import WINDOW, Store, open_version, wide_table
 
 from forecaster.backtest import OfRun
@@ -111,6 +111,27 @@ def test_forecasts_are_those_that_operation_would_have_made(small, subject_of, t
             told = expected.loc[expected["unique_id"] == series_id, "yhat"].to_numpy()
             np.testing.assert_array_equal(rows[series_id, int(row)][0], told)
     assert not store.names()
+
+
+def test_holes_and_a_transform_are_lived_with(tmp_path):
+    holes = [replace(s, values=np.where(np.arange(len(s)) % 97 == 50, np.nan, s.values)) for s in TABLE.series]
+    table = replace(TABLE, series=tuple(holes))
+    memory = memory_of(tmp_path / "i", table, transform="asinh")
+    version = Store(tmp_path / "i").resolve("m@1")
+    units = dict.fromkeys(TABLE.series_ids, 1.0)
+    late = version.manifest.fitted_known_at
+    plan = plan_backtest(table, memory.manifest, units, horizon=8, fitted_at=late, schedule=SIX_HOURS, update=DAILY)
+    with grown(version, table) as whole:
+        subject = MemoryAlone(memory=whole, options=OPTIONS)
+        kept = KeptForecasts(tmp_path / "kept", {})
+        result = run_backtest(subject, table, plan, kept, levels=LEVELS)
+        rows = rows_of(kept, table, subject.arm)
+    assert result.evaluation.mse < result.evaluation.baselines["last_value"].mse
+    cut = steps_until(table, table.times[plan.origins[0][5]])
+    with grown(version, cut) as known:
+        expected = memory_only.forecast(known, cut, options=OPTIONS)
+    told = expected.loc[expected["unique_id"] == "load", "yhat"].to_numpy()
+    np.testing.assert_array_equal(rows["load", int(plan.origins[0][5])][0], told)
 
 
 @pytest.mark.parametrize("row", [345, 380, 405])

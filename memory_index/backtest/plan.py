@@ -78,9 +78,11 @@ def plan_backtest(
     """Plan the origins from `first` to `last` whose whole horizon lies in the table.
 
     manifest: of the version that is asked. units: as in `evaluation.scored_origins`, which says what series are left
-    out. horizon: of the forecast. fitted_at: from when on everything that fitting saw was known. Without `first` origins
-    begin there; an earlier one is in sample. update: time between two updates; None never updates. Raises `IncompatibleError` for origins in sample unless `in_sample` asks for them, `UsageError` if
-    there is no origin, `DataError` if no series can be scored.
+    out. horizon: of the forecast. fitted_at: from when on everything that fitting saw was known. Without `first`
+    origins begin there; an earlier one is in sample. update: time between two updates; None never updates.
+
+    Raises `IncompatibleError` for origins in sample unless `in_sample` asks for them, `UsageError` if there is no
+    origin, `DataError` if no series can be scored.
     """
     origins, step, every = [], table.step, table.rule(manifest.window).scored(horizon)
     begin = fitted_at if first is None and not in_sample else first
