@@ -47,7 +47,7 @@ LEVELS = (0.1, 0.5, 0.9)
 class Part:
     """One of the forecasts that the value gate mixes: a base of the model part, or a key space of the memory.
 
-    name: `linear`, `last_value`, `seasonal_naive` (without the shortcut `window_mean`), or a key space such as `own-336`.
+    name: `linear`, `last_value`, `seasonal_naive` (without the shortcut `window_mean`), or a key space as `own-336`.
     weight: float32 [H], 0 where the key space has no neighbour; over all parts they sum to 1 at each step. forecast:
     float32 [H], raw units; NaN for a key space without neighbours. num_neighbours, nearest: how many made it, and the
     distance of the nearest. share_closer: see `memory_index.closeness`. Of a base these are 0 and None.
