@@ -59,10 +59,10 @@ milvus-server: install .venv-milvus/.installed  ## test against a real Milvus se
 # Peers need other versions of libraries than the project, so they get an environment of their own.
 .venv-peers/.installed: Makefile
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' 'neuralforecast==3.3.0'
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' 'neuralforecast==3.3.0' 'stumpy==1.14.1'
 	@touch $@
 
-peers: .venv-peers/.installed  ## install the forecasters that ours is compared with, into .venv-peers
+peers: .venv-peers/.installed  ## install what ours is compared with (forecasters, stumpy), into .venv-peers
 
 bench: install peers  ## measure the figures of docs/benchmarks.md (DATA_DIR holds ETTh1.csv, ETTh2.csv)
 	$(BIN)/python -m benchmarks.speed --data-dir $(DATA_DIR) --plot docs/images/growth.png

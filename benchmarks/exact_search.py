@@ -26,10 +26,11 @@ import numpy as np
 from benchmarks.data_sets import DataSet, present
 from benchmarks.report import Figure, show
 from benchmarks.speed.turns import Times, in_turns, medians, ratio
+from memory_index.exact_scan import Ranges
 from memory_index.files import write_array
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
-from memory_index.search import KeyGroup, Ranges, search_group
+from memory_index.search import KeyGroup, search_group
 from memory_index.splits import split_by_name
 from memory_index.tables.reading import read_table
 from memory_index.threads import faiss_threads

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import Figure, show
+from memory_index.exact_scan import Ranges
 from memory_index.leakage import Policy, is_admissible
-from memory_index.search import Ranges, search_group
+from memory_index.search import search_group
 from memory_index.splits import split_by_name
 from memory_index.tables.catalog import shipped
 from memory_index.tables.reading import read_table

@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from memory_index.cores import num_cores
 from memory_index.errors import MemoryIndexError, ResourceError
 
 TEMPORARY = ".new-"  # beginning of the name of a file that is about to replace another
@@ -124,7 +125,7 @@ def hash_files(paths: Iterable[Path]) -> list[FileRecord | OSError]:
 
     paths = list(paths)
     largest_first = sorted(paths, key=size_or_zero, reverse=True)
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as threads:
+    with ThreadPoolExecutor(max_workers=num_cores()) as threads:
         by_path = dict(zip(largest_first, threads.map(attempt, largest_first), strict=True))
     return [by_path[path] for path in paths]
 

@@ -7,20 +7,19 @@ what becomes of the answer, is `local.py`.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
-import faiss
 import numpy as np
 
 from memory_index.encoder import Encoded
+from memory_index.exact_scan import Ranges
 from memory_index.leakage import admissible_ranges
-from memory_index.search import KeyGroup, Ranges, search_group
-from memory_index.threads import faiss_threads
+from memory_index.search import KeyGroup, search_group
+from memory_index.threads import Workers
 from memory_index.types import Filter, KeySpace, Queries, Scope
 from memory_index.versions.segments import SegmentWindows
 from memory_index.windows import StoredWindows
@@ -150,13 +149,12 @@ class KeySpaceSearch:
     """Searches one key space at a time over the segments of a version."""
 
     def __init__(
-        self, windows: StoredWindows, segments: Sequence[Segment], value_width: dict[KeySpace, int], threads: int
+        self, windows: StoredWindows, segments: Sequence[Segment], value_width: dict[KeySpace, int], workers: Workers
     ) -> None:
         self.windows = windows
         self.segments = tuple(segments)
         self.value_width = value_width
-        self.threads = threads
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self.workers = workers
         self._times: dict[tuple[int, Scope, int], GroupTimes] = {}
         self._moments: np.ndarray | None = None  # int64 [M, N], row ids, where those of a moment are not consecutive
         if any(segment.windows.across is not None for segment in segments):
@@ -215,22 +213,27 @@ class KeySpaceSearch:
             def run(task: Task, found: Found = found) -> None:
                 found.put(task.part, self._block(space, task, asked.keys[task.part], k))
 
-            self._run_all(run, list(self._tasks(number, space, asked, queries, where)))
+            self.workers.run(run, self._tasks(number, space, asked, queries, where))
             results.append(found)
         return _merged(results, k)
 
     def _tasks(self, number: int, space: KeySpace, asked: Asked, queries: Queries, where: Filter) -> Iterator[Task]:
         """Blocks of queries that look at one group of keys and are flat or not alike, those that see little first."""
         segment = self.segments[number]
-        for group in (int(each) for each in np.unique(asked.group)):
+        by_group = np.lexsort((asked.flat, asked.group))  # once, for thousands of groups of few queries each
+        edges = np.flatnonzero(np.diff(asked.group[by_group], prepend=-1, append=-1))
+        for of_group in (by_group[start:end] for start, end in pairwise(edges)):
+            group = int(asked.group[of_group[0]])
             if len(segment.groups[space][group]) == 0:
                 continue
             ranges = self._ranges(number, space.scope, group, queries, where)
-            for flat in (False, True):
-                chosen = np.flatnonzero((asked.group == group) & (asked.flat == flat))
+            num_other = int(np.searchsorted(asked.flat[of_group], True))
+            for flat, chosen in ((False, of_group[:num_other]), (True, of_group[num_other:])):
+                if len(chosen) == 0:
+                    continue
                 chosen = chosen[np.argsort(ranges.before[asked.moment[chosen]], kind="stable")]
-                excluded = self._excluded(segment, space, group, flat, where) if len(chosen) else None
-                size = min(BLOCK, max(LEAST_BLOCK, -(-len(chosen) // self.threads)))
+                excluded = self._excluded(segment, space, group, flat, where)
+                size = min(BLOCK, max(LEAST_BLOCK, -(-len(chosen) // self.workers.num)))
                 for start in range(0, len(chosen), size):
                     part = chosen[start : start + size]
                     yield Task(segment, group, part, ranges.take(asked.moment[part]), excluded)
@@ -240,30 +243,14 @@ class KeySpaceSearch:
         group = task.segment.groups[space][task.group]
         squared, position = search_group(group, keys, task.ranges, k, excluded=task.excluded)
         valid, safe = position >= 0, np.maximum(position, 0)
-        first = keys.shape[1] - self.value_width[space]
-        difference = group.keys[:, first:][safe] - keys[:, None, first:]
-        value = np.where(valid, np.square(difference).sum(axis=-1), np.inf)
+        value = np.zeros(position.shape, dtype=np.float32)
+        for column in range(
+            keys.shape[1] - self.value_width[space], keys.shape[1]
+        ):  # quicker than [q, k, width] at once
+            value += np.square(group.keys[safe, column] - keys[:, column, None])
         local = task.segment.rows(space.scope, task.group)
         row = safe if isinstance(local, slice) else local[safe]
-        return Found(squared, np.where(valid, row + task.segment.first_row, -1), value)
-
-    def _run_all(self, run: Callable[[Task], None], tasks: list[Task]) -> None:
-        """Run tasks on this memory's threads: several side by side, a single one with all threads inside it."""
-        if len(tasks) > 1 and self.threads > 1:
-            list(self._workers().map(run, tasks))
-            return
-        with faiss_threads(self.threads):
-            for task in tasks:
-                run(task)
-
-    def _workers(self) -> ThreadPoolExecutor:
-        """This memory's threads, begun by the first search that needs them, and anew in a forked process."""
-        if self._pool is None or self._pool[0] != os.getpid():
-            self._pool = (
-                os.getpid(),
-                ThreadPoolExecutor(self.threads, initializer=faiss.omp_set_num_threads, initargs=(1,)),
-            )
-        return self._pool[1]
+        return Found(squared, np.where(valid, row + task.segment.first_row, -1), np.where(valid, value, np.inf))
 
     def _ranges(self, segment: int, scope: Scope, group: int, queries: Queries, where: Filter) -> Ranges:
         """The rows of a group that each moment may see, by the leak rule and the filter's dates."""

@@ -7,19 +7,19 @@ Which key spaces are asked and how the answer is put together is told here. One 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from memory_index.cores import num_cores
 from memory_index.encoder import Encoded, KeyEncoder
 from memory_index.key_spaces import BLOCK, KeySpaceSearch, Segment
 from memory_index.memory import linear_forecast, require_counts, require_lookback, spaces_asked, too_much_missing
 from memory_index.missing import filled
 from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale, WindowStatistics
-from memory_index.threads import one_blas_thread
+from memory_index.threads import Workers, one_blas_thread
 from memory_index.types import Filter, KeySpace, Queries, Scope
 from memory_index.versions.manifest import Manifest
 from memory_index.windows import StoredWindows
@@ -28,7 +28,7 @@ from memory_index.windows import StoredWindows
 class LocalMemory:
     """A version on this machine. Implements `Memory`; safe to use from several threads.
 
-    threads: how many threads one search uses (default: the cores that this process may run on).
+    threads: how many threads one search uses, but no more than there are cores (default: `cores.num_cores`).
     """
 
     def __init__(
@@ -44,11 +44,12 @@ class LocalMemory:
         self.encoder = encoder
         self.windows = windows
         self.segments = tuple(segments)
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or num_cores()
         self.fingerprint = manifest.fingerprint
         self._records = {record.space: record for record in manifest.spaces}
         widths = {space: record.value_width for space, record in self._records.items()}
-        self._key_spaces = KeySpaceSearch(windows, self.segments, widths, self.threads)
+        self._workers = Workers(self.threads)
+        self._key_spaces = KeySpaceSearch(windows, self.segments, widths, self._workers)
 
     @property
     def causal_only(self) -> bool:
@@ -116,21 +117,22 @@ class LocalMemory:
     def _encode(self, view: int, queries: Queries, series: np.ndarray, scopes: tuple[Scope, ...]) -> Encoded:
         """Keys of all queries, in blocks; the joint scope wants the series in the version's order."""
         each, order = tuple(scope for scope in scopes if scope != "joint"), np.argsort(series)
-        keys: dict[Scope, list[np.ndarray]] = {scope: [] for scope in scopes}
-        statistics = []
-        for start in range(0, max(len(queries), 1), BLOCK):
+        together = "joint" not in scopes or np.array_equal(order, np.arange(len(series)))
+
+        def encode(start: int) -> Encoded:
             context = queries.context[start : start + BLOCK]
+            if together:
+                return self.encoder.encode(view, context, series, scopes)
             encoded = self.encoder.encode(view, context, series, each)
-            statistics.append(encoded.statistics)
-            for scope in each:
-                keys[scope].append(encoded.keys[scope])
-            if "joint" in scopes:
-                keys["joint"].append(
-                    self.encoder.encode(view, context[:, order], series[order], ("joint",)).keys["joint"]
-                )
+            joint = self.encoder.encode(view, context[:, order], series[order], ("joint",)).keys
+            return Encoded(encoded.keys | joint, encoded.statistics)
+
+        blocks = self._workers.run(encode, range(0, max(len(queries), 1), BLOCK))
         return Encoded(
-            {scope: np.concatenate(parts) for scope, parts in keys.items()},
-            WindowStatistics(*(np.concatenate(parts) for parts in zip(*statistics, strict=True))),
+            {scope: np.concatenate([block.keys[scope] for block in blocks]) for scope in scopes},
+            WindowStatistics(
+                *(np.concatenate(parts) for parts in zip(*(block.statistics for block in blocks), strict=True))
+            ),
         )
 
     def _neighbours(

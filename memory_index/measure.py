@@ -51,8 +51,12 @@ def temperatures(memory: LocalMemory) -> dict[KeySpace, float]:
 def recall_at_10(memory: LocalMemory) -> dict[KeySpace, float]:
     """Share of the ten nearest admissible windows that the search finds, for each key space.
 
-    Which ten are the nearest is told by the exact scan of the same keys. 1.0 where no sampled window has any neighbour.
+    Which ten are the nearest is told by the exact scan of the same keys. 1.0 where no sampled window has any neighbour,
+    and where there is no index, so that the search is that scan.
     """
+    every = (group for segment in memory.segments for groups in segment.groups.values() for group in groups)
+    if all(group.index is None for group in every):
+        return dict.fromkeys((record.space for record in memory.manifest.spaces), 1.0)
     exact = memory.with_segments(without_indexes(memory))
     hits: dict[KeySpace, int] = {record.space: 0 for record in memory.manifest.spaces}
     wanted = dict(hits)

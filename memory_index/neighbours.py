@@ -1,26 +1,27 @@
 """The answer of a memory: `Neighbours`, and how they become a forecast: weights, alignment, mean and quantiles.
 
-The answer checks itself against the leak rule when it is constructed, wherever it came from: a search, a network reply
-or a cache. The formulas are in docs/method.md. Sums run over the neighbours of one query in a fixed order, so that a
-forecast does not depend on how many queries were asked at once. Work is done in chunks of queries: memory does not grow
-with their number.
+The answer checks itself against the leak rule when it is constructed, wherever it came from. Formulas: docs/method.md.
+Sums run over the neighbours of one query in a fixed order: nothing depends on how many queries were asked at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from memory_index.cores import num_cores
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.leakage import TimeSpans, require_admissible
 from memory_index.missing import last_known
 from memory_index.products import project
-from memory_index.threads import one_blas_thread
+from memory_index.threads import Workers, one_blas_thread
 from memory_index.transforms import NO_TRANSFORM
 from memory_index.types import KeySpace, Queries
+from memory_index.weighted import mean_of_known, weighted_quantiles
 from memory_index.windows import StoredWindows, cut
 
 OnEmpty = Literal["error", "last-value"]  # what becomes of a query that has no neighbour
@@ -143,16 +144,19 @@ class Neighbours:
         return quantiles(self, levels, on_empty)
 
     def inside(self) -> Neighbours:
-        """The same, and what it makes of queries and windows, in units of the version's transform, if there is one."""
+        """The same with queries and windows in units of the version's transform; itself where there is none.
+
+        What it makes of them, a forecast too, is in those units.
+        """
         if not self.windows.transform:
             return self
         return replace(self, queries=self.windows.queries_inside(self.queries), windows=self.windows.inside)
 
     def at_moments(self, chosen: np.ndarray) -> Neighbours:
         """The same of some of the moments. chosen: int [b] or bool [B]."""
-        of_moments = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
         queries = replace(self.queries, context=self.queries.context[chosen], origin=self.queries.origin[chosen])
-        return replace(self, queries=queries, **{name: getattr(self, name)[chosen] for name in of_moments})
+        names = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
+        return replace(self, queries=queries, **{name: getattr(self, name)[chosen] for name in names})
 
 
 def weights(neighbours: Neighbours) -> np.ndarray:
@@ -169,14 +173,15 @@ def weights(neighbours: Neighbours) -> np.ndarray:
 def aligned_futures(neighbours: Neighbours) -> np.ndarray:
     """Futures as they would follow each query, float32 [B, N, V, K, H]; NaN in unused slots and where missing.
 
-    In the query's own location and spread, in units of the transform, and moved by what the linear map makes of the
-    difference between its window and the neighbour's: neighbours are never quite alike, and that much is known.
+    In the query's own location and spread, and moved by what the linear map makes of the difference between its window
+    and the neighbour's: neighbours are never quite alike, and this much of what follows from it is known. All of that
+    in units of the transform, and back.
     """
     b, n, v, k = neighbours.row.shape
     curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, v, k, neighbours.windows.spec.horizon), dtype=np.float32)
-    for number, space in enumerate(neighbours.spaces):
-        for chunk in _chunks(neighbours, space):
+    for number in range(v):
+        for chunk in _chunks(b, n, k * _num_steps(neighbours, number)):
             result[*chunk, number] = curve.take(chunk).inverse(_aligned(inside, chunk, number))
     return np.where(neighbours.valid[..., None], result, np.float32(np.nan))
 
@@ -189,23 +194,35 @@ def space_forecasts(neighbours: Neighbours) -> np.ndarray:
     of the query. The map is linear, so the mean of what it makes of K differences is what it makes of their mean.
     Behind a transform it is the mean of the futures in raw units: what comes back from a mean is no mean.
     """
-    b, n, v, _ = neighbours.row.shape
+    b, n, v, k = neighbours.row.shape
     weight, curve, inside = weights(neighbours), neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, v, neighbours.windows.spec.horizon), dtype=np.float32)
-    for number, space in enumerate(neighbours.spaces):
-        for chunk in _chunks(neighbours, space):
+
+    def run(task: tuple[int, Chunk]) -> None:
+        number, (moments, series) = task
+        num_moments, num_series = moments.stop - moments.start, series.stop - series.start
+        linear_map, width = neighbours.linear_maps[neighbours.spaces[number].view], _num_steps(inside, number)
+        mean, apart = np.empty((num_moments, num_series, width), dtype=np.float32), []
+        for inner in _chunks(num_moments, num_series, k * width):
+            chunk = _within(moments, inner[0]), _within(series, inner[1])
             standard = _standard_windows(inside, chunk, number)
-            query = _query_windows(inside, chunk, number)
             # One small sum for each window: what comes out does not depend on how many there are.
-            mean = np.einsum("bnk,bnkw->bnw", weight[*chunk, number], standard)
-            part = _moved(query, mean[:, :, None], neighbours.linear_maps[space.view])[:, :, 0]
-            each = np.isnan(mean).any(axis=-1) | (neighbours.windows.transform != NO_TRANSFORM)
+            mean[inner] = np.einsum("bnk,bnkw->bnw", weight[*chunk, number], standard)
+            each = np.any(np.isnan(mean[inner]), axis=-1) | np.full(1, neighbours.windows.transform != NO_TRANSFORM)
             if each.any():  # each neighbour by itself: steps are means over different ones, or of raw units
-                back, asked = curve.take(chunk).take(each), query.take(each)
-                moved = back.inverse(_moved(asked, standard[each], neighbours.linear_maps[space.view]))
-                known = _mean_of_known(moved, weight[*chunk, number][each])
-                part[each] = np.where(np.isnan(known), back.inverse(_by_map(asked, neighbours, number)), known)
-            result[*chunk, number] = part
+                back, asked = curve.take(chunk).take(each), _query_windows(inside, chunk, number).take(each)
+                moved = back.inverse(_moved(asked, standard[each], linear_map))
+                known = mean_of_known(moved, weight[*chunk, number][each])
+                by_map = back.inverse(_by_map(asked, neighbours, number))
+                apart.append((inner, each, np.where(np.isnan(known), by_map, known)))
+        part = _moved(_query_windows(inside, (moments, series), number), mean[:, :, None], linear_map)[:, :, 0]
+        for inner, each, forecasts in apart:
+            part[inner][each] = forecasts
+        result[moments, series, number] = part
+
+    # The map multiplies whole blocks of rows (`products.project`), so many means are moved at once.
+    tasks = [(number, chunk) for number in range(v) for chunk in _chunks(b, n, _num_steps(inside, number))]
+    _workers().run(run, tasks)
     return np.where(np.any(neighbours.valid, axis=3)[..., None], result, np.float32(np.nan))
 
 
@@ -230,10 +247,9 @@ def mean_over_spaces(by_space: np.ndarray) -> np.ndarray:
 def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmpty) -> np.ndarray:
     """Weighted quantiles over the aligned futures of all key spaces together, float32 [B, N, H, Q].
 
-    Each key space that has neighbours counts the same. `on_empty` as in `forecast`. The quantile of a level is
-    interpolated linearly between the values at the midpoints of the cumulative weights. A missing step of a future has
-    no weight; where all miss it, every quantile is what the linear maps make of the query. They are taken in units of
-    the transform, which keeps the order of values.
+    Each key space that has neighbours counts the same. `on_empty` as in `forecast`. A quantile is interpolated linearly
+    between the values at the midpoints of the cumulative weights, in units of the transform, which keeps their order. A
+    missing step has no weight; where all miss it, every quantile is what the linear maps make of the query.
     """
     if not levels or not all(0 < level < 1 for level in levels):
         raise UsageError(f"quantile levels must lie between 0 and 1, not {list(levels)}")
@@ -241,15 +257,17 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
     weight = weights(neighbours).reshape(b, n, v * k)
     curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, neighbours.windows.spec.horizon, len(levels)), dtype=np.float32)
-    for chunk in _chunks(neighbours, *neighbours.spaces):
-        share = weight[chunk][..., None]
+
+    def run(chunk: Chunk) -> None:
         values = np.concatenate([_aligned(inside, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
+        share = weight[chunk][..., None]
         if (missing := np.isnan(values)).any():
-            share = np.where(missing, np.float32(0), share)
-            nothing = ~np.any(share > 0, axis=2, keepdims=True)
+            nothing = ~np.any((known := np.where(missing, np.float32(0), share)) > 0, axis=2, keepdims=True)
             values = np.where(nothing, _by_maps(inside, chunk)[:, :, None], values)
-            share = np.where(nothing, weight[chunk][..., None], share)
-        result[chunk] = curve.take(chunk).inverse(_weighted_quantiles(values, share, levels))
+            share = np.where(nothing, share, known)
+        result[chunk] = curve.take(chunk).inverse(weighted_quantiles(values, share, levels))
+
+    _workers().run(run, _chunks(b, n, k * sum(_num_steps(neighbours, number) for number in range(v))))
     return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)
 
 
@@ -321,16 +339,6 @@ def _moved(query: _Query, standard: np.ndarray, linear_map: np.ndarray) -> np.nd
     return query.location + query.spread * (standard[..., view:] + project(difference, linear_map))
 
 
-def _mean_of_known(moved: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Weighted mean [n, H] of futures [n, K, H], each step over those that are not missing there.
-
-    weight: [n, K].
-    """
-    share = np.where(np.isnan(moved), 0.0, weight[..., None])
-    total = share.sum(axis=1)
-    return (np.where(share > 0, moved, 0.0) * share).sum(axis=1) / np.where(total > 0, total, np.nan)
-
-
 def _by_maps(neighbours: Neighbours, chunk: Chunk) -> np.ndarray:
     """What the linear maps of all key spaces make of the queries of a chunk, on average: float64 [b, N, H]."""
     by_map = [_by_map(_query_windows(neighbours, chunk, n), neighbours, n) for n in range(len(neighbours.spaces))]
@@ -359,40 +367,31 @@ def _standard_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> np.n
     return standard
 
 
-def _weighted_quantiles(values: np.ndarray, weight: np.ndarray, levels: tuple[float, ...]) -> np.ndarray:
-    """values [b, N, M, H], weight [b, N, M, 1] -> [b, N, H, Q]. Weightless values take no part."""
-    values = np.where(weight > 0, values, np.inf)
-    order = np.argsort(values, axis=2, kind="stable")
-    ordered = np.take_along_axis(values, order, axis=2)
-    share = np.take_along_axis(np.broadcast_to(weight, values.shape), order, axis=2).astype(np.float64)
-    cumulative = np.cumsum(share, axis=2)
-    total = cumulative[:, :, -1:, :]
-    middle = (cumulative - share / 2) / np.where(total > 0, total, 1)
-    num = (share > 0).sum(axis=2, keepdims=True)
-    result = []
-    for level in levels:
-        upper = np.clip((middle < level).sum(axis=2, keepdims=True), 1, np.maximum(num - 1, 1))
-        upper = np.minimum(upper, num - 1)
-        lower = np.maximum(upper - 1, 0)
-        a, c = (np.take_along_axis(ordered, i, axis=2) for i in (lower, upper))
-        p, q = (np.take_along_axis(middle, i, axis=2) for i in (lower, upper))
-        part = np.clip(np.where(q > p, (level - p) / np.where(q > p, q - p, 1), 0), 0, 1)
-        with np.errstate(invalid="ignore"):  # inf - inf where a query has no neighbour at all
-            result.append((a + part * (c - a))[:, :, 0])
-    return np.stack(result, axis=-1)
+def _num_steps(neighbours: Neighbours, number: int) -> int:
+    """Of a neighbour's window in a key space: its view and the horizon."""
+    return neighbours.spaces[number].view + neighbours.windows.spec.horizon
 
 
-def _chunks(neighbours: Neighbours, *spaces: KeySpace) -> list[Chunk]:
-    """Moments, and where one has many series parts of a moment, of at most `CHUNK_VALUES` values each or one query.
+def _chunks(b: int, n: int, values: int) -> list[Chunk]:
+    """Of b moments of n series: moments, and where one has many series parts of a moment.
 
-    Values of the neighbours' windows in these key spaces.
+    Of at most `CHUNK_VALUES` values each, or one query. values: of one query.
     """
-    b, n, _, k = neighbours.row.shape
-    of_query = max(1, k * sum(space.view + neighbours.windows.spec.horizon for space in spaces))
-    num_queries = max(1, CHUNK_VALUES // of_query)
+    num_queries = max(1, CHUNK_VALUES // max(1, values))
     moments, series = max(1, num_queries // max(1, n)), min(max(1, n), num_queries)
     return [
-        (slice(moment, moment + moments), slice(first, first + series))
+        (slice(moment, min(moment + moments, b)), slice(first, min(first + series, n)))
         for moment in range(0, b, moments)
         for first in range(0, n, series)
     ]
+
+
+def _within(outer: slice, inner: slice) -> slice:
+    """A part of a part."""
+    return slice(outer.start + inner.start, outer.start + inner.stop)
+
+
+@cache
+def _workers() -> Workers:
+    """Threads that make forecasts, as many as can run at once."""
+    return Workers(num_cores())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +50,8 @@ def query_blocks(
     under a view; all other windows are asked by themselves. Nothing later may decide that: a gap in the future of one
     series, or steps that only some of them have yet, would change what is asked for another. Series that are not asked
     together with all others, or are more than the joint scope takes, are asked with those that are asked at the very
-    same times: a few that lag hinder nobody.
+    same times: a few that lag hinder nobody. Of thousands so many are asked at once that each is asked at `block`
+    moments: what is done once for a series is then done for all of these.
     """
     there = set(known)
     numbers = [n for n, series in enumerate(table.series) if series.series_id in there]
@@ -64,7 +65,10 @@ def query_blocks(
         whole = table.series[n].times[origin_rows(table.series[n].values, every, views=views, with_future=False)]
         together = np.intersect1d(together, whole, assume_unique=True)
     alone = [np.setdiff1d(times, together) if n in members_of_moment else times for n, times in enumerate(asked)]
-    groups = [(np.array(numbers, dtype=np.int64), together), *_asked_alike(alone, members_of_moment)]
+    groups = [
+        (np.array(numbers, dtype=np.int64), together),
+        *_in_parts(_asked_alike(alone, members_of_moment), block, max_windows),
+    ]
     values = [series.values.astype(np.float32) for series in table.series]
     is_wanted = [np.isin(np.arange(len(s)), rows) for s, rows in zip(table.series, origins, strict=True)]
     for members, times in groups:
@@ -93,6 +97,16 @@ def _asked_alike(asked: list[np.ndarray], known: Collection[int]) -> Iterator[tu
         alike.setdefault((n in known, times.tobytes()), []).append(n)
     for members in alike.values():
         yield np.array(members), asked[members[0]]
+
+
+def _in_parts(
+    groups: Iterable[tuple[np.ndarray, np.ndarray]], block: int, max_windows: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same, of so few series each that `block` moments of them are at most `max_windows` windows."""
+    for members, times in groups:
+        size = max(1, max_windows // max(1, min(block, len(times))))
+        for start in range(0, len(members), size):
+            yield members[start : start + size], times
 
 
 def futures_of(table: SeriesTable, block: QueryBlock, horizon: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How many threads the libraries below us use, while we use threads of our own.
+"""Threads of our own, and how many the libraries below us use meanwhile.
 
 A search that runs blocks of queries side by side gains nothing from matrix products that want all cores as well: their
 threads wait for one another.
@@ -6,14 +6,21 @@ threads wait for one another.
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from typing import TypeVar
 
 import faiss
 from threadpoolctl import LibController, ThreadpoolController  # type: ignore[import-untyped]
 
+from memory_index.cores import available_cores
+
+T = TypeVar("T")
+R = TypeVar("R")
 _lock = threading.Lock()
 _num_inside = 0
 _before: list[int] = []
@@ -62,3 +69,29 @@ def _libraries() -> list[LibController]:
     """
     loaded = ThreadpoolController().select(user_api="blas").lib_controllers
     return [library for library in loaded if getattr(library, "threading_layer", "") != "openmp"]
+
+
+class Workers:
+    """A number of threads that run tasks side by side, begun when they are first needed, and anew in a forked process.
+
+    No more than there are cores when they are made: what further ones do is to take one another's place in the caches.
+    Safe to use from several threads, which then share them.
+    """
+
+    def __init__(self, num: int) -> None:
+        self.num = min(num, available_cores())
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+
+    def run(self, run: Callable[[T], R], tasks: Iterable[T]) -> list[R]:
+        """What each task gives, in their order: several side by side, a single one with all threads inside it."""
+        tasks = list(tasks)
+        if len(tasks) > 1 and self.num > 1:
+            return list(self._threads().map(run, tasks))
+        with faiss_threads(self.num):
+            return [run(task) for task in tasks]
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None or self._pool[0] != os.getpid():
+            pool = ThreadPoolExecutor(self.num, initializer=faiss.omp_set_num_threads, initargs=(1,))
+            self._pool = (os.getpid(), pool)
+        return self._pool[1]

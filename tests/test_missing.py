@@ -33,6 +33,7 @@ from forecaster.forecast import forecast as forecast_run
 from forecaster.predictor import load_predictor
 from forecaster.retrieval.batches import live_blocks
 from memory_index import memory_only
+from memory_index.bounds import BoundsOf
 from memory_index.errors import DataError
 from memory_index.leakage import Policy
 from memory_index.missing import filled, filled_contexts, last_known
@@ -288,6 +289,7 @@ def test_evaluation_scores_what_is_known_and_names_what_cannot_be_scored(tmp_pat
     origins = [np.arange(300, 352)] * 3
     for block in query_blocks(table, origins, WINDOW, Policy.CAUSAL, known=table.series_ids, views=ENCODER.views):
         made = memory.search(block.queries, memory_only.MEMORY_K).forecast()
+        made = BoundsOf(memory).kept(block.queries, made)
         for i, n in enumerate(block.series):
             ahead = block.row[:, i][:, None] + np.arange(1, 9)
             squared.append(np.square((made[:, i] - table.series[n].values[ahead]) / memory.scale.std[n]))

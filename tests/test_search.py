@@ -28,6 +28,7 @@ from memory_fixtures import (
     wide_table,
 )
 
+from memory_index import exact_scan
 from memory_index.errors import UsageError
 from memory_index.leakage import LeakError
 
@@ -77,8 +78,8 @@ def test_scan_finds_what_numpy_finds(case: tuple) -> None:
         np.testing.assert_array_equal(squared[q, : len(expected)], exact.astype(np.float32))
 
 
-def test_a_proposal_that_proves_nothing_is_looked_at_again() -> None:
-    """Fifty keys at one distance and k = 3: the proposal keeps any seventeen of them, the answer is the first three."""
+def test_rounding_of_the_proposal_decides_nothing() -> None:
+    """Fifty keys at one distance and k = 3: the answer is the first three, in whatever order rounding puts them."""
     keys = np.full((80, 4), 1000, dtype=np.float32)
     keys[30:] += 0.25
     ranges = Ranges(0, np.array([80]), np.array([80]), 80)
@@ -107,6 +108,9 @@ def test_the_final_distance_is_of_each_pair_alone(seed: int, m: int) -> None:
     exact = np.square(keys[rows].astype(np.float64) - queries[:, None]).sum(axis=-1)
     np.testing.assert_allclose(together[rows >= 0], exact[rows >= 0], rtol=1e-5)
     assert np.isinf(together[rows < 0]).all()
+    query, slot = np.nonzero(rows >= 0)
+    pairs = exact_scan.pair_distances(keys, queries, query, rows[query, slot])
+    np.testing.assert_array_equal(pairs, together[query, slot])
 
 
 @pytest.fixture(scope="module")
@@ -265,17 +269,33 @@ def test_recall_is_measured(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -
     assert min(record.recall_at_10 for record in poor.manifest.spaces) < 0.9
 
 
-@pytest.mark.parametrize("n", [130, 1024, 1031, 4099])
-@pytest.mark.parametrize("decimals", [6, 1])
-def test_the_smallest_of_long_lines_are_those_of_a_sort(n: int, decimals: int) -> None:
-    random = np.random.default_rng(n)
-    proposed = np.round(random.standard_normal((20, n)), decimals).astype(np.float32)
-    proposed[:, random.integers(0, n, n // 3)] = np.inf
-    for num in (1, 5, 64):
-        columns = search._smallest(proposed, num)
-        assert all(len(set(line)) == num for line in columns.tolist())
-        found = np.sort(np.take_along_axis(proposed, columns, axis=1), axis=1)
-        np.testing.assert_array_equal(found, np.sort(proposed, axis=1)[:, :num])
+@pytest.mark.parametrize("decimals", [6, 1, 0], ids=["distinct", "ties", "all alike"])
+@pytest.mark.parametrize("hidden", [0, 300, 2000])
+@pytest.mark.parametrize("values", [50, 3000, 1 << 21])
+def test_blocks_and_chunks_of_a_scan_do_not_change_it(
+    decimals: int, hidden: int, values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the final distance of every pair, sorted; one question alone gets the same bits as among many."""
+    monkeypatch.setattr(exact_scan, "BLOCK_VALUES", values)
+    monkeypatch.setattr(exact_scan, "BLOCK_QUERIES", 7)
+    random = np.random.default_rng(decimals + hidden)
+    keys = np.round(random.standard_normal((2003, 5)) * (decimals > 0), decimals).astype(np.float32)
+    before = np.sort(random.integers(0, 2003, size=20))
+    ranges = Ranges(3, np.maximum(before, 3), np.clip(before + hidden, 3, 1990) if hidden else np.full(20, 1990), 1990)
+    excluded = random.random(2003) < 0.2
+    place = np.arange(2003)
+    seen = (place >= 3) & (place < 1990) & ((place < ranges.before[:, None]) | (place >= ranges.after[:, None]))
+    distance = search.squared_distances(keys, keys[before], np.where(seen & ~excluded, place, -1))
+    for k in (1, 50, 400):
+        found, rows = search.scan(KeyGroup(keys=keys), keys[before], ranges, k, excluded=excluded)
+        best = np.argsort(distance, axis=1, kind="stable")[:, :k]
+        expected = np.take_along_axis(distance, best, axis=1)
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(rows, np.where(np.isfinite(expected), best, -1))
+        one = np.array([11])
+        alone = search.scan(KeyGroup(keys=keys), keys[before[one]], ranges.take(one), k, excluded=excluded)
+        np.testing.assert_array_equal(alone[0][0], found[11])
+        np.testing.assert_array_equal(alone[1][0], rows[11])
 
 
 def test_a_causal_search_keeps_no_more_times_than_it_needs(tmp_path):

@@ -2,28 +2,40 @@
 
 What limits a search, in numbers. One query is compared with n keys of E numbers: 2 n E flops, and n distances of 4
 bytes to be looked through. With own keys of ETTh1 (n = 8,033, E = 53) these are 0.85 MFLOP and 32 KB a view. All 95,221
-windows under three views take 243 GFLOP; their distances would be 9.2 GB, but never leave the cache, since a block of
-them is used at once (`search.BLOCK_VALUES`), and the keys are read once a block: 1.7 MB for some 65 queries. In a
-profile of one thread the product took 30% and the selection (`search._smallest`) 37%. No exact search of these keys can
-be quicker than its products, and how far this one is from them is a line of the table. Brute force over raw windows has
-96, 168 and 336 numbers where a key has 53: 918 GFLOP, and the same 9.2 GB of distances, masked and sorted in memory.
+windows under three views take 243 GFLOP, 14 us a query at 60 GFLOP/s; their distances would be 9.2 GB, but at most
+4 MiB are there at once (`exact_scan.BLOCK_VALUES`), and are read three times: 3 us a query at 30 GB/s. No exact search
+of these keys can be quicker than its products, and how far this one is from them is a line of the table. Brute force
+over raw windows has 96, 168 and 336 numbers where a key has 53: 918 GFLOP, and the same 9.2 GB of distances, masked and
+sorted in memory. `faiss.knn` multiplies the same keys and keeps a heap for each query; `stumpy.stump` needs a few flops
+a pair whatever the length of a window, and keeps a sorted list.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
+import faiss
 import numpy as np
 import torch
 
 from benchmarks.report import Figure
 from benchmarks.speed.brute_force import Keys, RawWindows, brute_force, normalised
-from benchmarks.speed.stage import WINDOW, Stage
+from benchmarks.speed.stage import NAME, WINDOW, Stage
 from benchmarks.speed.turns import Times, in_turns, medians, ratio
+from memory_index.exact_scan import squared_distances
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
 from memory_index.queries import query_blocks
-from memory_index.search import squared_distances
+from memory_index.references import open_memory
 from memory_index.splits import part_origins
 from memory_index.tables.series import SeriesTable
 from memory_index.threads import one_blas_thread
@@ -32,14 +44,16 @@ from memory_index.windows import cut
 
 K, K_ONE, WIDEST = 50, 10, 96  # neighbours of all windows, and of one question; the view of a question of one view
 POLICIES = {"train": Policy.DISJOINT, "val": Policy.CAUSAL, "test": Policy.CAUSAL}
-PRODUCT_ROWS = 64  # queries of one product, so that its distances stay in the cache
+PRODUCT_ROWS = 256  # queries of one product, and keys: its distances stay in the cache
+PRODUCT_KEYS = 2048
+PEERS = Path(".venv-peers/bin/python")  # made by `make peers`
 
 
 def figures(stage: Stage) -> list[Figure]:
     """In the order of the table."""
     memory = stage.memory
     assert isinstance(memory, LocalMemory), "a version on this machine"
-    return [*of_all(memory, stage), *one_question(memory, stage)]
+    return [*of_all(memory, stage), *of_one_series(memory, stage), *by_threads(stage), *one_question(memory, stage)]
 
 
 def origins_of(memory: LocalMemory, table: SeriesTable, part: str, every: int) -> list[np.ndarray]:
@@ -64,6 +78,8 @@ def of_all(memory: LocalMemory, stage: Stage) -> list[Figure]:
         "products": lambda _: products_alone(memory, num // len(table.series)),
         "joint": lambda _: search_all(("own", "joint")),
     }
+    processor: Times = {name: [] for name in actions}
+    actions = {name: counted(action, processor[name]) for name, action in actions.items()}
     times = in_turns(actions, stage.sizes.turns, warm=0)
     seconds = medians(times)
     n, width = memory.segments[0].groups[KeySpace("own", WIDEST)][0].keys.shape
@@ -73,9 +89,15 @@ def of_all(memory: LocalMemory, stage: Stage) -> list[Figure]:
         Figure(
             f"neighbours of {num:,} windows, 3 views, own, K = {K}",
             f"{seconds['own']:.1f} s, {num / seconds['own']:,.0f} windows/s",
-            "2 x brute force",
+            "3 x brute force",
             f"torch brute force (matmul, mask, topk): {seconds['brute']:.1f} s, "
             f"{ratio(times, 'brute', 'own'):.2f} x slower",
+        ),
+        Figure(
+            "the same in processor time",
+            f"{medians(processor)['own']:.1f} s",
+            "",
+            f"brute force: {medians(processor)['brute']:.1f} s, {ratio(processor, 'brute', 'own'):.2f} x as much",
         ),
         Figure(
             "of which the matrix products alone",
@@ -93,6 +115,113 @@ def of_all(memory: LocalMemory, stage: Stage) -> list[Figure]:
     ]
 
 
+def counted(action: Callable[[int], None], seconds: list[float]) -> Callable[[int], None]:
+    """The same action, which also keeps the processor time that it took, of all threads."""
+
+    def run(turn: int) -> None:
+        started = time.process_time()
+        action(turn)
+        seconds.append(time.process_time() - started)
+
+    return run
+
+
+def of_one_series(memory: LocalMemory, stage: Stage) -> list[Figure]:
+    """All training windows of the first series, beside what finds the same or like neighbours without a guard."""
+    table = dataclasses.replace(stage.table, series=stage.table.series[:1])
+    views = memory.windows.views
+    keys = [np.ascontiguousarray(memory.segments[0].groups[KeySpace("own", view)][0].keys) for view in views]
+
+    def knn(_: int) -> None:
+        faiss.omp_set_num_threads(memory.threads)
+        for each in keys:
+            faiss.knn(each, each, K)
+
+    actions = {
+        "ours": lambda _: ask_training_windows(memory, table, stage.sizes.every),
+        "products": lambda _: products_of([each[:: stage.sizes.every] for each in keys], keys, memory.threads),
+        "knn": knn,
+    }
+    times = in_turns(actions, stage.sizes.turns)
+    seconds = medians(times)
+    stumpy = stumpy_seconds(table, memory) if stage.sizes.every == 1 else None
+    beside = (
+        "`stumpy.stump(k=50)` of the raw series: not measured (make peers; not with --quick)"
+        if stumpy is None
+        else f"`stumpy.stump(k=50)` of the raw series: {stumpy:.1f} s, {stumpy / seconds['ours']:.1f} x slower"
+    )
+    return [
+        Figure(
+            f"neighbours of the {len(keys[0]) // stage.sizes.every:,} training windows of one series, 3 views, K = {K}",
+            f"{seconds['ours']:.2f} s",
+            "",
+            f"products alone: {seconds['products']:.2f} s; plain `faiss.knn` of all the keys, no guard, nothing "
+            f"encoded: {seconds['knn']:.2f} s, {ratio(times, 'knn', 'ours'):.1f} x slower",
+        ),
+        Figure("the same", f"{seconds['ours']:.2f} s", "", beside),
+    ]
+
+
+def ask_training_windows(memory: LocalMemory, table: SeriesTable, every: int) -> None:
+    """Every so manieth training window of a table, own scope."""
+    origins = origins_of(memory, table, "train", every)
+    for block in query_blocks(table, origins, WINDOW, Policy.DISJOINT, known=memory.manifest.series_ids):
+        memory.search(block.queries, K, scopes=("own",))
+
+
+def stumpy_seconds(table: SeriesTable, memory: LocalMemory) -> float | None:
+    """What `stumpy.stump` takes for the training part of the first series, all views together; None without it."""
+    if (
+        not PEERS.exists()
+        or subprocess.run([PEERS, "-c", "import stumpy"], capture_output=True, check=False).returncode
+    ):
+        return None
+    last = origins_of(memory, table, "train", 1)[0][-1] + WINDOW.horizon
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/series.npy", table.series[0].values[: last + 1])
+        script = Path(__file__).with_name("stumpy_neighbours.py")
+        command = [PEERS, script, f"{folder}/series.npy", str(K), *map(str, memory.windows.views)]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return sum(float(line) for line in printed.split())
+
+
+def by_threads(stage: Stage) -> list[Figure]:
+    """A search with more threads than cores beside one with a single thread, on all cores and bound to one."""
+    table = dataclasses.replace(stage.table, series=stage.table.series[:1])
+    cores = len(os.sched_getaffinity(0))
+    result = []
+    for bound in (cores, 1):
+        with bound_to(bound):
+            actions = {}
+            for threads in sorted({1, bound, 4 * cores}):
+                memory = open_memory(stage.indexes, f"{NAME}@1", threads=threads)
+                assert isinstance(memory, LocalMemory), "a version on this machine"
+                actions[f"{threads}"] = lambda _, memory=memory: ask_training_windows(memory, table, stage.sizes.every)
+            times = in_turns(actions, stage.sizes.turns)
+        beside = ", ".join(f"{name} threads: {statistics.median(each):.2f} s" for name, each in times.items())
+        most = f"{4 * cores}"
+        result.append(
+            Figure(
+                f"that with {most} threads on {bound} core{'s' * (bound > 1)}",
+                f"{ratio(times, most, '1'):.2f} x the time of one thread",
+                "at most 1 x",
+                beside,
+            )
+        )
+    return result
+
+
+@contextmanager
+def bound_to(num: int) -> Iterator[None]:
+    """Bind this thread, and those that it begins, to so many of its cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:num])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def brute_force_all(memory: LocalMemory, table: SeriesTable, every: int) -> None:
     """The same by brute force: own scope, with the same K and policies as the memory."""
     stored = origins_of(memory, table, "train", 1)[0]
@@ -108,16 +237,21 @@ def brute_force_all(memory: LocalMemory, table: SeriesTable, every: int) -> None
 
 def products_alone(memory: LocalMemory, num: int) -> None:
     """So many queries of each series times all its keys, under every view; the least that an exact search can do."""
-
-    def multiply(keys: np.ndarray) -> None:
-        distances = np.empty((PRODUCT_ROWS, len(keys)), dtype=np.float32)
-        for start in range(0, num, PRODUCT_ROWS):
-            part = min(PRODUCT_ROWS, num - start)
-            np.matmul(keys[:part], keys.T, out=distances[:part])
-
     groups = [group for view in memory.windows.views for group in memory.segments[0].groups[KeySpace("own", view)]]
-    with one_blas_thread(), ThreadPoolExecutor(memory.threads) as pool:  # as the search does it
-        list(pool.map(lambda group: multiply(np.ascontiguousarray(group.keys)), groups))
+    keys = [np.ascontiguousarray(group.keys) for group in groups]
+    products_of([each[np.arange(num) % len(each)] for each in keys], keys, memory.threads)
+
+
+def products_of(queries: list[np.ndarray], keys: list[np.ndarray], threads: int) -> None:
+    """The products of queries and keys, each [n, E], in blocks whose distances stay in the cache."""
+
+    def multiply(asked: np.ndarray, among: np.ndarray) -> None:
+        for start in range(0, len(asked), PRODUCT_ROWS):
+            for first in range(0, len(among), PRODUCT_KEYS):
+                asked[start : start + PRODUCT_ROWS] @ among[first : first + PRODUCT_KEYS].T
+
+    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:  # as the search does it
+        list(pool.map(multiply, queries, keys))
 
 
 def agreement(memory: LocalMemory, table: SeriesTable) -> tuple[int, int]:

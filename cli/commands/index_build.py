@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from memory_index.encoder import EncoderConfig
     from memory_index.tables.columns import ReadOptions
     from memory_index.tables.series import SeriesTable
+    from memory_index.versions.budget import Budget
     from memory_index.versions.version import Version
+    from memory_index.windows import WindowSpec
 
 DUAL, PATTERN = "dual", "pattern"  # kinds of encoders
 MANY_SEGMENTS = 16  # every search visits each of them
@@ -56,6 +58,14 @@ SplitName = Annotated[
 Until = Annotated[str | None, typer.Option(help=f"Store what is known by this time, or `end`: all. {UNTIL}.")]
 ValUntil = Annotated[str | None, typer.Option(help="With --until: end of the validation part.")]
 Stride = Annotated[int, typer.Option(help="Steps between the origins of two stored windows.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        help="Peak memory, such as 8GB. A longer stride, then fewer views and scopes, are chosen to stay within it, "
+        "and told; what is asked for by its own option stays.",
+    ),
+]
 Views = Annotated[
     str | None,
     typer.Option(
@@ -112,6 +122,7 @@ def build(
     shape_weight: ShapeWeight = None,
     spread_floor: SpreadFloor = None,
     encoder: Encoder = DUAL,
+    budget: Memory = None,
     transform: Transform = "none",
     max_missing: MaxMissing = None,
     strict: Strict = False,
@@ -122,18 +133,16 @@ def build(
 ) -> None:
     """Build a version from the training part of a table.
 
-    A window is LOOKBACK steps and the HORIZON steps that followed. A killed build leaves nothing behind; a version
-    never changes once it is published. A series without a window is left out and named; the others are stored.
+    A window is LOOKBACK steps and the HORIZON steps that followed. A killed build leaves nothing behind that can be
+    seen; a version never changes once it is published. Missing cells stay missing. A series without a window is named.
     """
     from memory_index.tables.reading import read_table
     from memory_index.versions import build as building
     from memory_index.versions.store import Store
-    from memory_index.windows import WindowSpec
 
-    limit = {} if max_missing is None else {"max_missing": max_missing}
-    window = WindowSpec(lookback=lookback, horizon=horizon, stride=stride, known_delay=known_delay, **limit)
+    window = window_spec(lookback, horizon, stride=stride, known_delay=known_delay, max_missing=max_missing)
     settings = encoder_config(numbers("--views", views), lookback, shape_weight=shape_weight, spread_floor=spread_floor)
-    require_encoder(encoder)
+    limit = memory_budget(budget, encoder, keep_views=views is not None)
     with progress(f"{name}: reading {file.name}, fitting and encoding its windows"):
         table = read_table(file, table_options)
         version = building.build(
@@ -143,6 +152,7 @@ def build(
             window=window,
             split=choose_split(table, split=split, until=until, val_until=val_until),
             encoder=settings,
+            budget=limit,
             scopes=names(scopes),  # type: ignore[arg-type]  # judged by the library
             factory=factory,
             transform=transform,
@@ -221,12 +231,36 @@ def compact(ref: Ref, indexes_dir: IndexesDir = DEFAULT_DIR, as_json: AsJson = F
         print_version(version, ("compacted from", f"{parent.ref}, {len(parent.manifest.segments)} segments"))
 
 
+def window_spec(lookback: int, horizon: int, *, stride: int, known_delay: int, max_missing: float | None) -> WindowSpec:
+    """The shape of windows. max_missing: None for the default."""
+    from memory_index.windows import WindowSpec
+
+    window = WindowSpec(lookback=lookback, horizon=horizon, stride=stride, known_delay=known_delay)
+    return window if max_missing is None else replace(window, max_missing=max_missing)
+
+
 def require_encoder(kind: str) -> None:
     """Raise `UsageError` for a kind of encoder that there is not."""
     from memory_index.errors import UsageError
 
     if kind not in (DUAL, PATTERN):
         raise UsageError(f"unknown encoder '{kind}'", hint=f"choose {DUAL} or {PATTERN}")
+
+
+def memory_budget(text: str | None, encoder: str, *, keep_views: bool) -> Budget | None:
+    """What `--budget` asks for.
+
+    Raises `UsageError` for what is no size, for keys that it cannot count, and for an encoder that there is not.
+    """
+    from memory_index.errors import UsageError
+    from memory_index.versions.budget import Budget, parse_budget
+
+    require_encoder(encoder)
+    if text is None:
+        return None
+    if encoder != DUAL:
+        raise UsageError(f"--budget does not know what an encoder of kind '{encoder}' takes", hint="leave one out")
+    return Budget(num_bytes=parse_budget(text), keep_views=keep_views)
 
 
 def learned(kind: str, table: SeriesTable) -> dict[str, Any]:

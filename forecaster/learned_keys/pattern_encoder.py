@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ from memory_index.versions.opening import read_arrays
 
 PATTERN = "pattern"  # the kind of `PatternKeyEncoder`
 BLOCK = 64  # windows that go through the network at once, always
+
+_lock = threading.Lock()
+_num_inside, _before = 0, 1  # threads that have asked torch for one thread, and what there was before
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -243,13 +247,22 @@ def one_torch_thread() -> Iterator[None]:
 
     Products as small as these gain little from a second thread, and where cores are busy its threads spend nearly all
     their time waiting for one another: 20 times slower was seen. What comes out does not depend on it.
+
+    The setting is the calling thread's own, and that of threads which begin later: so each thread puts back, on its way
+    out, what there was when nobody was inside.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    global _num_inside, _before
+    with _lock:
+        if _num_inside == 0:
+            _before = torch.get_num_threads()
+        _num_inside += 1
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _lock:
+            _num_inside -= 1
+            torch.set_num_threads(_before)
 
 
 def load_encoder(folder: Path, manifest: Manifest) -> PatternKeyEncoder:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 
 from memory_index.errors import ResourceError
 from memory_index.tables.columns import ReadOptions
@@ -49,7 +50,7 @@ class Grid:
         """The grid of several series: the times of all are placed on it at once, so that each is only looked up."""
         grid = cls(step=step, options=options, log=log)
         if len(blocks) > 1:
-            seen = np.unique(np.concatenate([block.times for block in blocks]))
+            seen = np.sort(pd.unique(np.concatenate([block.times for block in blocks])))
             position = grid_positions(seen, step)
             return replace(grid, seen=seen, position=position)
         return grid

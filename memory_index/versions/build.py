@@ -17,23 +17,23 @@ from typing import Any
 import numpy as np
 
 from memory_index.encoder import EncoderConfig, KeyEncoder, default_views
-from memory_index.errors import DataError, IncompatibleError, UsageError
-from memory_index.fit_encoder import fit_encoder, shared_origins
+from memory_index.fit_encoder import fit_encoder
 from memory_index.fit_transform import fit_transform, table_inside
 from memory_index.local import LocalMemory
 from memory_index.measure import recall_at_10, temperatures
-from memory_index.skipped import Skipped, require_none_skipped, skipped_sentence
 from memory_index.splits import Split
 from memory_index.tables.series import COARSE_FIX, Series, SeriesTable, coarse
 from memory_index.transforms import Transform
-from memory_index.types import MAX_JOINT_SERIES, SCOPES, KeySpace, Scope
-from memory_index.versions.factories import check_factory, choose_factory
+from memory_index.types import KeySpace, Scope
+from memory_index.versions.budget import Budget
+from memory_index.versions.contents import contents_of, contents_within, group_sizes
+from memory_index.versions.factories import check_factory
 from memory_index.versions.manifest import FORMAT, BuildRecord, Manifest, SegmentRecord, SpaceRecord
 from memory_index.versions.opening import read_memory, write_encoder
 from memory_index.versions.segments import SegmentPlan, SegmentWindows, write_segment
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version
-from memory_index.windows import WindowSpec, check_views, origin_rows
+from memory_index.windows import WindowSpec, check_views
 
 FIRST_SEGMENT = "segment-0"
 FitEncoder = Callable[..., KeyEncoder]  # called like `fit_encoder`
@@ -56,6 +56,7 @@ def build(
     transform: str | Transform = "none",
     review: Review = lambda memory: (),
     strict: bool = False,
+    budget: Budget | None = None,
 ) -> Version:
     """Build a version from the training part of a table and publish it.
 
@@ -64,55 +65,42 @@ def build(
     FAISS factory string. fit_origins: origin rows per series of the windows that the encoder is fitted on, where
     those are not all that are stored (cross-fitting). fit: makes the encoder, as `fit_encoder` does; how a learned one
     comes in. transform: units that windows are compared and averaged in (`transforms.py`), by kind or `auto`. review:
-    looks at the finished memory before it is published; what it returns becomes the version's notes.
+    looks at the finished memory before it is published; what it returns becomes the version's notes. budget: peak
+    memory; stride, views, scopes and factories are chosen for it (budget.py), and told.
 
     Each series ends with its last value. One without a window in the training part is left out, and named in the
     manifest's `built.skipped`; strict: or raises `DataError`.
 
-    Raises `DataError` (every series too short, no transform of a value), `UsageError` (views, scopes, factory,
-    transform), `IncompatibleError` (a scope that this table cannot have), `ResourceError` (disk, lock).
+    Raises `DataError` (every series too short, a value that cannot be transformed), `UsageError` (views, scopes,
+    factory, transform), `IncompatibleError` (a scope that it cannot have), `ResourceError` (disk, lock, budget).
     """
     started = time.perf_counter()
     encoder = encoder or EncoderConfig(views=default_views(window.lookback))
     check_views(encoder.views, window)
     window = table.rule(window)
     known = stored_part(table, split.train_until, window)
-    training, origins, skipped = with_windows(up_to_last_values(known), window, encoder.views, strict=strict)
-    joint = joint_refusal(known, training, origins)
-    scopes = choose_scopes(scopes, joint)
-    plan, chosen = planned(window, encoder, scopes, factory, origins)
+    contents = contents_of(known, up_to_last_values(known), window, encoder, scopes, factory, strict=strict)
+    if budget is not None:
+        contents = contents_within(budget, contents, table, factory, keep_scopes=scopes is not None, strict=strict)
+    plan, training, origins, widths = contents.plan, contents.training, contents.origins, contents.widths
+    check_factory(factory, widths, {space: group_sizes(space.scope, origins) for space in plan.spaces})
     transform, chosen_transform = fit_transform(transform, training)
     inside = table_inside(transform, training)
     with store.staging(name) as staging:
-        fitted = fit(
-            inside, fit_origins or origins, encoder, lookback=window.lookback, horizon=window.horizon, scopes=scopes
-        )
+        how = {"lookback": window.lookback, "horizon": window.horizon, "scopes": contents.scopes}
+        fitted = fit(inside, fit_origins or origins, contents.encoder, **how)
         described = write_encoder(staging.path, fitted)
         windows = write_segment(staging.path / FIRST_SEGMENT, training, origins, fitted, plan, inside=inside)
         records = tuple(
-            space_record(space, encoder.key_width(space, plan.num_series), fitted.value_width(space), *chosen[space])
+            space_record(space, widths[space], fitted.value_width(space), *contents.factories[space])
             for space in plan.spaces
         )
-        manifest = first_manifest(training, windows, plan, records, described, split, joint)
-        manifest = measured(staging.path, dataclasses.replace(manifest, transform=transform), fitted)
+        manifest = first_manifest(training, windows, plan, records, described, split, contents.joint)
+        manifest = dataclasses.replace(manifest, transform=transform, budget=contents.budget)
+        manifest = measured(staging.path, manifest, fitted)
         notes = coarse_notes(training) + chosen_transform + review(read_memory(staging.path, manifest, fitted))
-        built = dataclasses.replace(built_since(started, table.source), notes=notes, skipped=skipped)
+        built = dataclasses.replace(built_since(started, table.source), notes=notes, skipped=contents.skipped)
         return staging.publish(dataclasses.replace(manifest, built=built))
-
-
-def planned(
-    window: WindowSpec, encoder: EncoderConfig, scopes: tuple[Scope, ...], factory: str, origins: list[np.ndarray]
-) -> tuple[SegmentPlan, dict[KeySpace, tuple[str, str]]]:
-    """What is built of windows at these origin rows, and the FAISS factory of each key space with the reason.
-
-    factory: as it was asked for. Raises `UsageError` for one that cannot be.
-    """
-    sizes = {KeySpace(scope, view): group_sizes(scope, origins) for scope in scopes for view in encoder.views}
-    chosen = {space: choose_factory(factory, each) for space, each in sizes.items()}
-    factories = {space: name for space, (name, _) in chosen.items()}
-    plan = SegmentPlan(window=window, factories=factories, num_series=len(origins))
-    check_factory(factory, {space: encoder.key_width(space, plan.num_series) for space in plan.spaces}, sizes)
-    return plan, chosen
 
 
 def first_manifest(
@@ -159,41 +147,6 @@ def measured(folder: Path, manifest: Manifest, encoder: KeyEncoder) -> Manifest:
     return with_recall(folder, dataclasses.replace(manifest, spaces=spaces), encoder)
 
 
-def joint_refusal(known: SeriesTable, table: SeriesTable, origins: list[np.ndarray]) -> str:
-    """Why a table with these training windows cannot have the joint scope; empty if it can (docs/method.md).
-
-    known: the training part as it was given, before each series was cut after its last value.
-    """
-    if not 2 <= len(table.series) <= MAX_JOINT_SERIES:
-        return f"it needs 2 to {MAX_JOINT_SERIES} series, and there are {len(table.series)}"
-    if not known.shares_times:
-        return "it needs series that share all time stamps of the training part"
-    return (
-        "" if len(shared_origins(origins)) else "it needs a time at which no series has a missing value in its window"
-    )
-
-
-def choose_scopes(asked: tuple[Scope, ...] | None, joint: str) -> tuple[Scope, ...]:
-    """The scopes to build. joint: why there can be no joint scope, or empty."""
-    if asked is None:
-        return tuple(scope for scope in SCOPES if scope != "joint" or not joint)
-    for scope in asked:
-        if scope not in SCOPES:
-            raise UsageError(f"unknown scope '{scope}'", hint=f"choose from {', '.join(SCOPES)}")
-    if "joint" in asked and joint:
-        raise IncompatibleError(f"this table cannot have the scope 'joint': {joint}", hint="leave it out of --scopes")
-    if not asked:
-        raise UsageError("at least one scope is needed", hint=f"choose from {', '.join(SCOPES)}")
-    return tuple(scope for scope in SCOPES if scope in asked)
-
-
-def group_sizes(scope: Scope, origins: list[np.ndarray]) -> np.ndarray:
-    """Keys in each group of a scope's key spaces, in a version with windows at these origin rows, int64 [groups]."""
-    if scope == "own":
-        return np.array([len(rows) for rows in origins])
-    return np.array([len(shared_origins(origins)) if scope == "joint" else sum(map(len, origins))])
-
-
 def stored_part(table: SeriesTable, until: str | np.datetime64, window: WindowSpec) -> SeriesTable:
     """The steps that are known by `until`: with a publication delay, that many steps fewer."""
     limit = np.datetime64(until, "ns")  # type: ignore[call-overload]  # numpy's stubs have no datetime64 with a unit
@@ -226,46 +179,6 @@ def cut_table(table: SeriesTable, rows: list[int]) -> SeriesTable:
             Series(series_id=s.series_id, times=times[id(s.times), n], values=s.values[:n])
             for s, n in zip(table.series, rows, strict=True)
         ),
-    )
-
-
-def with_windows(
-    training: SeriesTable, window: WindowSpec, views: tuple[int, ...], *, strict: bool = False
-) -> tuple[SeriesTable, list[np.ndarray], tuple[Skipped, ...]]:
-    """The series of a training part that have a window, their origin rows, and the other series with the reason.
-
-    Raises `DataError` if no series has one; strict: if some has none.
-    """
-    origins = [origin_rows(series.values, window, views=views) for series in training.series]
-    kept = [number for number, rows in enumerate(origins) if len(rows)]
-    skipped = tuple(
-        Skipped(series_id=series.series_id, reason=_without_window(series, window))
-        for series, rows in zip(training.series, origins, strict=True)
-        if not len(rows)
-    )
-    if not kept:
-        raise DataError(
-            f"{training.source}: {skipped_sentence(skipped, 'without a window')}",
-            hint="choose a shorter --lookback or --horizon, or a larger training part",
-        )
-    if not skipped:
-        return training, origins, ()
-    if strict:
-        require_none_skipped(skipped, training.source, "without a window")
-    series = tuple(training.series[number] for number in kept)
-    return dataclasses.replace(training, series=series), [origins[number] for number in kept], skipped
-
-
-def _without_window(series: Series, window: WindowSpec) -> str:
-    """Why a series has no window."""
-    missing = int(np.isnan(series.values).sum())
-    steps = "1 step" if len(series) == 1 else f"{len(series)} steps"
-    of_them = f", {missing} of them missing," if missing else ""
-    return (
-        f"has {steps}{of_them} in the training part, but no window of {window.lookback} + {window.horizon} of which "
-        "enough is known"
-        if len(series) >= window.length
-        else f"has {steps}{of_them} in the training part, but a window needs {window.lookback} + {window.horizon}"
     )
 
 

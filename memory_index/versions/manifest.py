@@ -71,6 +71,15 @@ class BuildRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetRecord:
+    """What a budget of peak memory made of a build (budget.py). choices: one sentence each, for people."""
+
+    budget_bytes: int
+    estimated_bytes: int
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """Everything that a version is. Equal data and settings give equal fingerprints.
 
@@ -97,6 +106,7 @@ class Manifest:
     parent: str | None  # fingerprint of the version that this one was appended to
     libraries: dict[str, str]
     built: BuildRecord
+    budget: BudgetRecord | None = None  # None where none was set
     transform: Transform = NO_TRANSFORM
 
     @property
@@ -250,6 +260,7 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
                 "segments": tuple(SegmentRecord(**record) for record in document["segments"]),
                 "files": {path: file_record(path, record) for path, record in document["files"].items()},
                 "built": _build_record(document["built"]),
+                "budget": _budget_record(document.get("budget")),
                 "transform": transform_from_json(document.get("transform", {})),
             }
         )
@@ -262,6 +273,10 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
 def _build_record(document: dict[str, Any]) -> BuildRecord:
     skipped = tuple(Skipped(**each) for each in document.get("skipped", ()))
     return BuildRecord(**{**document, "notes": tuple(document["notes"]), "skipped": skipped})
+
+
+def _budget_record(document: dict[str, Any] | None) -> BudgetRecord | None:
+    return None if document is None else BudgetRecord(**{**document, "choices": tuple(document["choices"])})
 
 
 def file_record(path: str, record: dict[str, Any]) -> FileRecord:

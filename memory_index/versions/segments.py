@@ -10,8 +10,10 @@ keys-SCOPE-VIEW.faiss   the keys of one key space, as a FAISS index (key_files.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -20,16 +22,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from memory_index.cores import num_cores
 from memory_index.encoder import KeyEncoder
 from memory_index.missing import filled, missing_before
 from memory_index.tables.series import Series, SeriesTable
+from memory_index.threads import Workers, one_blas_thread
 from memory_index.types import KeySpace, Scope
-from memory_index.versions.key_files import write_keys
+from memory_index.versions.factories import EXACT
+from memory_index.versions.key_files import flat_keys, write_keys
 from memory_index.windows import WindowSpec, complete_moments, cut
 
 SERIES_FILE, WINDOWS_FILE, MOMENTS_FILE = "series.parquet", "windows.parquet", "moments.parquet"
 STATISTICS = ("location", "spread", "flat")  # columns of windows.parquet for each view
 CHUNK = 2048  # windows encoded at once
+LOT = 16 * CHUNK  # windows whose keys are held before they are written
+
+Encoding = tuple[dict[Scope, np.ndarray], np.ndarray]  # see `_encode_series`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,20 +128,18 @@ def write_segment(
     ends = [part.times[rows + spec.horizon] for part, rows in zip(table.series, origins, strict=True)]
     known_at = table.step.add(np.concatenate(ends), spec.known_delay)
     order = np.lexsort((series, known_at))
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
     statistics = np.empty((len(plan.views), 3, len(series)), dtype=np.float32)
     for number, view in enumerate(plan.views):
-        scopes = tuple(space.scope for space in plan.spaces if space.view == view and space.scope != "joint")
-        keys, statistics[number] = _encode_series(inside, origins, encoder, view, scopes, spec)
-        for scope in scopes:
-            space, rows = KeySpace(scope, view), keys.pop(scope)
-            write_keys(folder, space, rows if scope == "own" else rows[order], plan.factories[space])
+        _write_view(folder, inside, origins, encoder, plan, view, rank, statistics[number])
     windows = SegmentWindows(
         series=series[order],
         origin_row=np.concatenate(origins)[order],
         known_at=known_at[order],
         location=statistics[:, 0, order].T,
         spread=statistics[:, 1, order].T,
-        flat=statistics[:, 2, order].T > 0,
+        flat=(statistics[:, 2] > 0)[:, order].T,
         missing=_missing_cells(table, origins, plan, order),
     )
     if earlier is not None:
@@ -190,6 +196,56 @@ def _missing_cells(
     return np.concatenate(counts)[order].astype(np.int32) if any_missing else None
 
 
+def _write_view(
+    folder: Path,
+    table: SeriesTable,
+    origins: list[np.ndarray],
+    encoder: KeyEncoder,
+    plan: SegmentPlan,
+    view: int,
+    rank: np.ndarray,
+    statistics: np.ndarray,
+) -> None:
+    """Encode every window under one view, and write the keys of its scopes but `joint`.
+
+    rank: int64 [n], row of each window, series after series. statistics: float32 [3, n], set here, in that order. Keys
+    of `own` go straight into their file where they are not indexed: they are made in its order.
+    """
+    scopes = tuple(space.scope for space in plan.spaces if space.view == view and space.scope != "joint")
+    first = np.concatenate([[0], np.cumsum([len(rows) for rows in origins])])
+    held: dict[Scope, np.ndarray] = {}
+    with ExitStack() as files:
+        straight = None
+        if "own" in scopes and plan.factories[KeySpace("own", view)] == EXACT:
+            straight = files.enter_context(flat_keys(folder, KeySpace("own", view), len(rank)))
+        encode = partial(_encode_series, table, origins, encoder, view, scopes, plan.window)
+        for part in _side_by_side(encode, origins):
+            for number, (keys, found) in part:
+                place = slice(first[number], first[number + 1])
+                statistics[:, place] = found
+                for scope, rows in keys.items():
+                    if scope == "own" and straight is not None:
+                        straight.write(rows)
+                        continue
+                    if scope not in held:
+                        held[scope] = np.empty((len(rank), rows.shape[1]), dtype=np.float32)
+                    held[scope][place if scope == "own" else rank[place]] = rows
+    for scope in [*held]:
+        write_keys(folder, KeySpace(scope, view), held.pop(scope), plan.factories[KeySpace(scope, view)])
+
+
+def _side_by_side(
+    encode: Callable[[int], Encoding], origins: list[np.ndarray]
+) -> Iterator[Iterator[tuple[int, Encoding]]]:
+    """What `encode` makes of the number of each series, a lot of series of some `LOT` windows after the other."""
+    workers = Workers(num_cores())
+    lot = np.cumsum([len(rows) for rows in origins]) // LOT
+    edges = [0, *(np.flatnonzero(np.diff(lot)) + 1).tolist(), len(origins)]
+    with one_blas_thread():
+        for start, end in pairwise(edges):
+            yield zip(range(start, end), workers.run(encode, range(start, end)), strict=True)
+
+
 def _encode_series(
     table: SeriesTable,
     origins: list[np.ndarray],
@@ -197,23 +253,19 @@ def _encode_series(
     view: int,
     scopes: tuple[Scope, ...],
     spec: WindowSpec,
-) -> tuple[dict[Scope, np.ndarray], np.ndarray]:
-    """Keys of every window, series after series, {scope: float32 [n, E]}, and statistics float32 [3, n]."""
-    total = sum(len(rows) for rows in origins)
-    keys: dict[Scope, np.ndarray] = {}
-    statistics = np.empty((3, total), dtype=np.float32)
-    done, season = 0, table.step.season
-    for number, rows in enumerate(origins):
-        values = table.series[number].values.astype(np.float32)
-        for chunk in _chunks(rows):
-            context = filled(cut(values, chunk - spec.lookback + 1, spec.lookback), season)[:, None]
-            encoded = encoder.encode(view, context, np.array([number]), scopes)
-            place = slice(done, done + len(chunk))
-            statistics[:, place] = [part[:, 0] for part in encoded.statistics]
-            for scope, part in encoded.keys.items():
-                keys.setdefault(scope, np.empty((total, part.shape[-1]), dtype=np.float32))[place] = part[:, 0]
-            done += len(chunk)
-    return keys, statistics
+    number: int,
+) -> Encoding:
+    """Keys of every window of one series, {scope: float32 [n, E]}, and statistics float32 [3, n]."""
+    season, values = table.step.season, table.series[number].values.astype(np.float32)
+    keys: dict[Scope, list[np.ndarray]] = {scope: [] for scope in scopes}
+    statistics = []
+    for chunk in _chunks(origins[number]):
+        context = filled(cut(values, chunk - spec.lookback + 1, spec.lookback), season)[:, None]
+        encoded = encoder.encode(view, context, np.array([number]), scopes)
+        statistics.append(np.stack([part[:, 0] for part in encoded.statistics]).astype(np.float32))
+        for scope, part in encoded.keys.items():
+            keys[scope].append(part[:, 0])
+    return {scope: np.concatenate(parts) for scope, parts in keys.items()}, np.concatenate(statistics, axis=1)
 
 
 def _encode_moments(
