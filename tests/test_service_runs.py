@@ -161,7 +161,9 @@ def test_a_newer_version_is_followed_or_named(made, tmp_path):
         wait_until(lambda: service.hosting.versions()["m@latest"] == "m@3")
         refused = post(service, "forecast", csv, "text/csv")
         assert (refused.status_code, refused.json()["error"]["kind"]) == (409, "IncompatibleError")
-        assert refused.json()["error"]["message"].startswith("run was trained against m@1, but m@3 has another horizon")
+        assert refused.json()["error"]["message"].startswith(
+            f"{made.run.name} was trained against m@1, but m@3 has another horizon"
+        )
 
 
 def test_a_run_that_was_trained_through_a_service_is_served_from_the_folder(made, tmp_path):
