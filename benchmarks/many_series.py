@@ -53,7 +53,7 @@ def steps_of(folder: Path, *build_options: str) -> dict[str, list[str]]:
         "check": ["data", "check", table],
         "build": ["index", "build", table, "--name", "retail", *WINDOW, "--until", "end", *build_options, *of_index],
         "forecast": ["forecast", table, *asked, "--out", str(folder / "forecast.parquet")],
-        "append a day": ["index", "append", "retail", later, *of_index],
+        "append a day": ["index", "append", "retail@1", later, *of_index],
         "build, 70/10/20": ["index", "build", table, "--name", "split", *WINDOW, *build_options, *of_index],
         "evaluate": ["evaluate", table, "--index", "split", "--every", "14D", *of_index],
     }

@@ -27,7 +27,7 @@ STRETCHES = tuple(np.round(np.geomspace(0.5, 2.0, 13), 3).tolist())  # 1 is one 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class UsualErrors:
     """What each stretch would have cost n sampled windows. known_at: datetime64[ns] [n], ascending. loss: float64
-    [n, len(STRETCHES)], quantile loss in deviations of the series.
+    [n, len(STRETCHES)], quantile loss in spreads of the window.
     """
 
     known_at: np.ndarray
@@ -51,9 +51,8 @@ def usual_errors(
     known_at, losses = [np.empty(0, dtype="datetime64[ns]")], [np.empty((0, len(STRETCHES)))]
     windows = memory.windows
     for series, rows in windows_as_known(memory, SAMPLE):
-        context = windows.contexts(rows)  # [n, N, L]
         queries = Queries(
-            context=context,
+            context=windows.contexts(rows),
             origin=windows.origin(rows[:, 0]),
             series_id=np.array(windows.series_ids)[series],
             policy=Policy.CAUSAL,
@@ -62,10 +61,10 @@ def usual_errors(
         center = found.forecast(on_empty="last-value")[..., None].astype(np.float64)
         apart = found.quantiles(LEVELS, on_empty="last-value") - center
         missed = (windows.futures(rows) - center[..., 0])[..., None]
-        whole = np.any(found.valid, axis=(2, 3)) & np.isfinite(missed).any(axis=(2, 3))
-        deviation = np.nanstd(context, axis=(0, 2), dtype=np.float64)  # [N]
-        unit = np.where(deviation > 0, deviation, 1.0)[:, None]
-        loss = np.stack([_pinball(missed - stretch * apart) for stretch in STRETCHES], axis=-1) / unit
+        spread = windows.spread[rows, 0].astype(np.float64)  # of the window itself: no later one has a say
+        whole = np.any(found.valid, axis=(2, 3)) & np.isfinite(missed).any(axis=(2, 3)) & (spread > 0)
+        by_stretch = [_pinball(missed - stretch * apart) for stretch in STRETCHES]
+        loss = np.stack(by_stretch, axis=-1) / np.where(spread > 0, spread, 1.0)[..., None]
         known_at.append(np.broadcast_to(windows.known_at[rows], whole.shape)[whole])
         losses.append(loss[whole])
     when, loss = np.concatenate(known_at), np.concatenate(losses)

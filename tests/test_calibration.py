@@ -69,7 +69,7 @@ def test_a_forecast_is_the_memorys_fan_stretched(tmp_path, scopes):
     center, raw = found.forecast()[0], found.quantiles((0.1, 0.9))[0]
     expected = center[..., None] + usual.stretch(TIMES[-1]) * (raw - center[..., None])
     np.testing.assert_allclose(table[["q0.1", "q0.9"]].to_numpy(), expected.reshape(-1, 2), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(table["yhat"], center.ravel(), rtol=1e-6)
+    np.testing.assert_allclose(table["yhat"], center.ravel(), rtol=1e-6, atol=1e-6)
 
 
 def test_no_later_window_tells_of_an_earlier_query(tmp_path):

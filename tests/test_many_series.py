@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +11,7 @@ import pytest
 from memory_fixtures import ENCODER, NUM_TRAINING, WINDOW, Store, build, build_until, open_version, wide_table
 
 from benchmarks.retail import START, sales, write_retail
+from cli.main import run
 from memory_index import fit_encoder, memory_only, queries
 from memory_index.leakage import Policy
 from memory_index.queries import query_blocks
@@ -108,3 +111,14 @@ def test_short_and_late_series_are_built_and_forecast_with_what_they_have(tmp_pa
     told = {each["series_id"] for each in forecast.attrs["skipped"]}
     assert told | {*forecast["unique_id"]} == {*table.series_ids}
     assert (forecast.groupby("unique_id").size() == 14).all()
+
+
+def test_a_check_of_many_series_shows_the_worst_and_counts_the_others(tmp_path, capfd):
+    write_retail(tmp_path / "t.parquet", num_series=130, num_days=1941, first_day=1841)
+    assert run(["data", "check", str(tmp_path / "t.parquet")]) == 0
+    shown, said = capfd.readouterr()
+    listed = [line for line in shown.split("Findings")[0].splitlines() if line.startswith("item")]
+    assert 10 <= len(listed) <= 20
+    assert "of 130 series are shown" in said
+    assert run(["data", "check", str(tmp_path / "t.parquet"), "--json"]) == 0
+    assert len(json.loads(capfd.readouterr().out)["series"]) == 130

@@ -232,7 +232,7 @@ def test_more_series_than_the_joint_scope_takes_are_asked_for_nothing_else(table
 
     assert asked() == [(4, 3)]
     monkeypatch.setattr(queries, "MAX_JOINT_SERIES", 2)
-    assert asked() == [(1, 3), (1, 1), (1, 1), (1, 1)]
+    assert asked() == [(2, 1), (2, 1), (2, 1)]
 
 
 def test_query_blocks_ask_every_window_once(table):

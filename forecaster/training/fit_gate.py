@@ -30,7 +30,7 @@ from forecaster.training.weighing import weights_of
 CHUNK = 2048  # windows read at once
 NUM_STEPS = 96  # of the horizon that are looked at, at most: the weights are linear between their knots
 CV_STEPS = 24  # likewise where settings are compared
-LEAST_SHARE = 0.05  # of each plain forecast before anything is fitted
+LEAST_SHARE = 0.02  # of each plain forecast before anything is fitted
 PENALTIES = (0.01, 0.1, 1.0)
 LAST_VALUE = "last_value"
 MIX, MEMORY = "mix", "memory"

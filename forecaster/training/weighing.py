@@ -1,4 +1,4 @@
-"""How much the windows of each series count where one map and one gate serve all of them.
+"""How much the windows of each series of a panel count where one map and one gate serve all of them.
 
 Errors are counted in training deviations of each series. In those, a series that hardly repeats makes errors many times
 those of one that does, and a fit of squares would listen to it alone; a scaled error (MASE) counts them alike. So
@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from forecaster.retrieval.batches import CachedWindows
+from memory_index.types import MAX_JOINT_SERIES
 from memory_index.windows import cut
 
 LEAST = 0.05  # of the median series' naive error: a series that all but repeats is not all that counts
@@ -19,7 +20,11 @@ CHUNK = 4096  # windows handled at once
 
 
 def weights_of(windows: CachedWindows) -> np.ndarray:
-    """`series_weights` of the windows of a part."""
+    """`series_weights` of the windows of a panel, one of more series than the scope `joint` takes. 1 for each window of
+    another table: its errors are scored in training deviations.
+    """
+    if len(np.unique(windows.series)) <= MAX_JOINT_SERIES:
+        return np.ones(len(windows))
     return series_weights(
         windows.values,
         windows.position,

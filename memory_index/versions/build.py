@@ -36,6 +36,7 @@ from memory_index.versions.version import Version
 from memory_index.windows import WindowSpec, check_views
 
 FIRST_SEGMENT = "segment-0"
+NOTED = 10  # series that are too coarse, by name
 FitEncoder = Callable[..., KeyEncoder]  # called like `fit_encoder`
 Review = Callable[[LocalMemory], tuple[str, ...]]
 RECORDED_LIBRARIES = ("numpy", "pandas", "pyarrow", "faiss-cpu", "safetensors")
@@ -183,9 +184,11 @@ def cut_table(table: SeriesTable, rows: list[int]) -> SeriesTable:
 
 
 def coarse_notes(table: SeriesTable) -> tuple[str, ...]:
-    """A note for each series that float32 is too coarse for."""
+    """A note for each series that float32 is too coarse for; of many for the first ones, and how many more."""
     found = {series.series_id: coarse(series) for series in table.series}
-    return tuple(f"series '{name}': {said}; {COARSE_FIX}" for name, said in found.items() if said)
+    notes = [f"series '{name}': {said}; {COARSE_FIX}" for name, said in found.items() if said]
+    more = [f"and {len(notes) - NOTED:,} more series of this kind"] if len(notes) > NOTED else []
+    return (*notes[:NOTED], *more)
 
 
 def space_record(space: KeySpace, width: int, value_width: int, factory: str, reason: str) -> SpaceRecord:
