@@ -29,7 +29,9 @@ from forecaster.config import Config
 from forecaster.model.model import ForecastModel
 from forecaster.retrieval.batches import CachedWindows
 from forecaster.runs.intervals import FLOOR, expected_width, neighbour_scale, prior_windows, series_factors
-from forecaster.training.fit import fit_closed_form, run_record, windows_of
+from forecaster.training.closed_form import fit_closed_form
+from forecaster.training.fit import run_record
+from forecaster.training.windows import windows_of
 from memory_index import Store, WindowSpec, build, open_memory, read_table, split_by_name
 
 LOOKBACK = 512
@@ -107,7 +109,7 @@ def errors_of(data_set: DataSet, horizon: int, folder: Path) -> list[Errors]:
     record = run_record(table, memory, name, config, None, "cpu")
     train, val = (windows_of(table, memory, config, record, part, folder / "neighbours") for part in ("train", "val"))
     model = ForecastModel(config.model, num_spaces=len(memory.manifest.spaces), backbone=None).eval()
-    fit_closed_form(model, train, table, memory, config)
+    fit_closed_form(model, train, table, config)
     times = np.concatenate([series.times for series in table.series])
     found = []
     for windows, stride in ((train, STRIDE["train"]), (val, STRIDE["val"])):

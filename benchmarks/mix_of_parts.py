@@ -37,9 +37,10 @@ from benchmarks.report import machine
 from forecaster.config import Config
 from forecaster.model.value_gate import hat_functions
 from forecaster.retrieval.batches import CachedWindows
-from forecaster.retrieval.cross_fit import off_block, time_blocks
-from forecaster.training.fit import run_record, windows_of
-from forecaster.training.fit_gate import Quadratic, fit_logits, horizon_steps, prior_shares
+from forecaster.retrieval.folds import off_block, time_blocks
+from forecaster.training.fit import run_record
+from forecaster.training.fit_gate import LEAST_SHARE, Quadratic, fit_logits, horizon_steps
+from forecaster.training.windows import windows_of
 from memory_index import Store, WindowSpec, build, open_memory, read_table, split_by_name
 from memory_index.errors import DataError
 from memory_index.windows import cut
@@ -176,11 +177,15 @@ def fitted_weights(matrix: np.ndarray, arm: Mixed, errors: Errors, chosen: list[
     """Weights [parts, S] as the value gate has them, fitted on a mean of e e^T [S, parts, parts]."""
     hats = hat_functions(min(arm.knots, errors.horizon), errors.horizon).double()[:, errors.steps]
     bases = [errors.parts[n] for n in chosen if errors.parts[n].split("-")[0] not in SCOPES]
-    prior, free = prior_shares([part != "last value" for part in bases], len(chosen) - len(bases))
+    free = torch.tensor([part == "last value" for part in bases] + [False] * (len(chosen) - len(bases)))
+    maps, spaces = max(1, len(bases) - int(free.sum())), max(1, len(chosen) - len(bases))
+    shares = [LEAST_SHARE if part == "last value" else 0.5 / maps for part in bases]
+    prior = torch.tensor([*shares, *[0.5 / spaces] * (len(chosen) - len(bases))], dtype=torch.float64)
     if arm.equal:
         prior, free = torch.full_like(prior, 1 / len(prior)), torch.zeros_like(free)
+    held = torch.where(free, 0.0, arm.penalty).double()
     whole = Quadratic(torch.ones(len(chosen), dtype=torch.bool), torch.from_numpy(matrix), 1)
-    return torch.softmax(fit_logits([whole], prior, free, hats, arm.penalty) @ hats, dim=0).numpy()
+    return torch.softmax(fit_logits([whole], prior, held, hats) @ hats, dim=0).numpy()
 
 
 def errors_of(data_set: DataSet, horizon: int, folder: Path) -> Errors:
@@ -194,7 +199,7 @@ def errors_of(data_set: DataSet, horizon: int, folder: Path) -> Errors:
         split = split_by_name(data_set.split, table.times)
         build(table, Store(folder / "indexes"), name, window=window, split=split)
     memory = open_memory(folder / "indexes", f"{name}@1")
-    config = Config.from_dict({"lookback": LOOKBACK, "horizon": horizon})
+    config = Config.from_dict({"lookback": LOOKBACK, "horizon": horizon, "num_folds": NUM_BLOCKS, "ridge": 0.1})
     record = run_record(table, memory, f"{name}@1", config, None, "cpu")
     train, val = (windows_of(table, memory, config, record, part, folder / "neighbours") for part in ("train", "val"))
     steps, length = horizon_steps(horizon), memory.manifest.window.length
@@ -244,7 +249,7 @@ class Sum(NamedTuple):
 
 def linear_maps(windows: CachedWindows, keep: np.ndarray, steps: np.ndarray) -> list[np.ndarray]:
     """Each of `MAPS` in closed form, float32 [lookback, S], fitted on some of the windows. keep: bool [n]."""
-    ridge, numbers = windows.config.ridge, np.flatnonzero(keep)
+    ridge, numbers = windows.config.ridge or 0.1, np.flatnonzero(keep)
     found = []
     for each in MAPS:
         gram, cross, total = np.zeros((each.lookback, each.lookback)), np.zeros((each.lookback, 1)), 0.0

@@ -33,10 +33,12 @@ from forecaster.config import Config
 from forecaster.language_models.placement import place_backbone
 from forecaster.model.model import ForecastModel
 from forecaster.retrieval.batches import CachedWindows
-from forecaster.retrieval.cross_fit import off_block
-from forecaster.training.fit import batch_loss, fit_closed_form, run_record, windows_of
+from forecaster.retrieval.folds import off_block
+from forecaster.training.closed_form import fit_closed_form
+from forecaster.training.fit import batch_loss, run_record
 from forecaster.training.fit_gate import fit_value_gate
 from forecaster.training.train import train
+from forecaster.training.windows import windows_of
 from memory_index import Memory, SeriesTable, Store, build, open_memory, read_table, split_by_name
 
 NO_LLM = {"use_network": True, "use_llm": False}
@@ -156,7 +158,7 @@ def trained(
     model = ForecastModel(
         config.model, num_spaces=len(memory.manifest.spaces), backbone=place_backbone(config, device="cpu")
     )
-    fit_closed_form(model, training, table, memory, config)
+    fit_closed_form(model, training, table, config)
     if not model.value_gate.logits.requires_grad:  # the linear maps have a fold for each block, the gate has none
         fit_value_gate(model, used, config.train.gate_shrinkage)
     with tempfile.TemporaryDirectory() as folder:

@@ -24,6 +24,7 @@ import typer
 from cli import __version__
 from cli.commands import data, index
 from cli.commands.ablate import ablate
+from cli.commands.backtest import backtest
 from cli.commands.demo import demo
 from cli.commands.evaluate import evaluate
 from cli.commands.explain import explain
@@ -196,6 +197,7 @@ app.add_typer(data.app, name="data", epilog="Example: cli data check load.csv", 
 app.add_typer(index.app, name="index", epilog="Example: cli index list", no_args_is_help=False)
 app.command(epilog="Example: cli train load.csv --index load@1 --out runs/load")(train)
 app.command(epilog="Example: cli evaluate load.csv --run runs/load --baselines")(evaluate)
+app.command(epilog="Example: cli backtest load.csv --run runs/load --at 23:00 --out backtest.parquet")(backtest)
 app.command(epilog="Example: cli forecast load.csv --run runs/load --out forecast.csv --plot forecast.png")(forecast)
 app.command(
     epilog='Example: cli explain load.csv --run runs/load --series north --at "2024-09-25 23:00" --html explained.html'

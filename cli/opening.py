@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 from cli.output import note
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from cli.options import Indexes
     from forecaster.predictor import Predictor
     from forecaster.runs.run import Run
+    from memory_index.bounds import Bounds
     from memory_index.encoder import KeyEncoder
     from memory_index.memory import Memory
     from memory_index.references import FoundVersion
+    from memory_index.skipped import Skipped
     from memory_index.tables.columns import ReadOptions
     from memory_index.tables.series import SeriesTable
     from memory_index.versions.manifest import Manifest
@@ -132,7 +134,7 @@ def updated_ref(ref: str, file: Path, indexes: Indexes, options: ReadOptions) ->
     require_local(ref, UPDATING)
     store, manifest = Store(indexes.folder), indexes.find(ref).manifest
     table = read_like(file, manifest, ref, options)
-    latest_origins(table, manifest.window)
+    latest_origins(table, manifest.window, views=tuple(dict.fromkeys(space.view for space in manifest.key_spaces)))
     try:
         version = append(store, ref, table, load_encoder=encoder_loader(manifest))
     except NothingNewError as error:
@@ -148,7 +150,7 @@ def tell_series(table: SeriesTable, manifest: Manifest, ref: str, known: Collect
     """Say which series are new `to` a run or version, and which a table lacks that whole moments are made of."""
     there, trained = set(table.series_ids), set(known)
     if new := [name for name in table.series_ids if name not in trained]:
-        note(f"{_some(new)}: new to {to}, forecast like the other series, from windows of all of them")
+        note(f"{_some(new)}: new to {to}, compared with windows of all series")
     lacking = [name for name in manifest.series_ids if name not in there]
     if lacking and manifest.joint == "built":
         note(
@@ -160,13 +162,42 @@ def tell_ends(table: SeriesTable, memory: Memory) -> None:
     """Say which series end before the others, and are forecast from there."""
     from memory_index.queries import latest_origins
 
-    origins = latest_origins(table, memory.windows.spec)
-    ends = {series.series_id: series.times[rows[0]] for series, rows in zip(table.series, origins, strict=True)}
+    origins, _ = latest_origins(table, memory.windows.spec, views=memory.windows.views)
+    asked = [(series, rows) for series, rows in zip(table.series, origins, strict=True) if len(rows)]
+    ends = {series.series_id: series.times[rows[0]] for series, rows in asked}
     last = max(ends.values())
     if early := [name for name, end in ends.items() if end < last]:
         whole = memory.manifest.joint == "built" and not {*early}.isdisjoint(memory.manifest.series_ids)
         others = "; the others without moments of all series (scope joint), which end there" if whole else ""
         note(f"{_some(early)}: forecast from where it ends, before the last step of the table{others}")
+
+
+def tell_bounds(table: SeriesTable, memory: Memory, bounds: Bounds | None = None) -> None:
+    """Say which series are counts, and so kept at 0 or above without being asked."""
+    from memory_index.bounds import BoundsOf
+
+    if said := BoundsOf(memory, bounds).said(table):
+        note(said)
+
+
+def tell_skipped(skipped: Sequence[Skipped], done: str, *, source: str, strict: bool) -> None:
+    """Say which series were left out and why. strict: raise `DataError` for them instead."""
+    from memory_index.skipped import require_none_skipped, skipped_sentence
+
+    if strict:
+        require_none_skipped(skipped, source, done)
+    if skipped:
+        note(f"note: {skipped_sentence(skipped, done)}")
+
+
+def tell_joint(memory: Memory, scopes: Collection[str], table: SeriesTable) -> None:
+    """Say that moments of all series were not compared, because one of them lags or misses too much. scopes: asked."""
+    if (
+        memory.manifest.joint == "built"
+        and "joint" not in scopes
+        and set(memory.manifest.series_ids) <= set(table.series_ids)
+    ):
+        note("not every series has a usable window at that time: whole moments are not compared (scope joint)")
 
 
 def _some(names: list[str]) -> str:
@@ -200,12 +231,23 @@ def read_like(file: Path, manifest: Manifest, ref: str, options: ReadOptions) ->
 
     like = options_like(manifest, options)
     try:
-        return read_table(file, like)
+        table = read_table(file, like)
     except DataError:
         own = None if options.step else _own_step(file, like)
         if own is None:
             raise
         raise other_step(file.name, own, ref, manifest.step) from None
+    if options.step is None and _is_mostly_missing(table) and (own := _own_step(file, like)) is not None:
+        raise other_step(file.name, own, ref, manifest.step)
+    return table
+
+
+def _is_mostly_missing(table: SeriesTable) -> bool:
+    """Whether more than half of the steps have no value, as where a file is of a longer step."""
+    import numpy as np
+
+    num_known = sum(int(np.isfinite(series.values).sum()) for series in table.series)
+    return 2 * num_known < sum(len(series) for series in table.series)
 
 
 def _own_step(file: Path, options: ReadOptions) -> Step | None:

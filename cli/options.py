@@ -76,6 +76,10 @@ NeighboursDir = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
+Strict = Annotated[
+    bool, typer.Option("--strict", help="A series that cannot take part is an error (exit code 3), not a note.")
+]
+
 # Of commands that ask a run, or a memory alone.
 REF = "NAME, NAME@3, NAME@alias or an address"
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of a run that 'cli train' made.")]
@@ -171,8 +175,9 @@ def asks_memory(command: Callable[..., None]) -> Callable[..., None]:
 
 
 FILL = (
-    "error, drop (left missing; windows that touch it are not used), ffill (the last value before; knows nothing "
-    "later) or interpolate (a straight line; a filled cell then knows the NEXT observed value, flattering scores there)"
+    "keep (it stays missing and counts for nothing), error, drop (windows that touch it are not used), ffill (the last "
+    "value before; knows nothing later) or interpolate (a straight line; a filled cell then knows the NEXT observed "
+    "value, flattering scores there)"
 )
 COLUMNS = "Read only these variates or series: A,B. For a name with a comma in it, --ignore the others."
 
@@ -219,8 +224,8 @@ TABLE_OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[str | None, _text("--time-start", "Times are numbers that count steps: the time of the number 0.")],
         None,
     ),
-    "on_gap": (Annotated[str, _text("--on-gap", f"Rows that are not there: {FILL}.")], "error"),
-    "on_nan": (Annotated[str, _text("--on-nan", "Cells without a finite value: as --on-gap.")], "error"),
+    "on_gap": (Annotated[str, _text("--on-gap", f"Rows that are not there: {FILL}.")], "keep"),
+    "on_nan": (Annotated[str, _text("--on-nan", "Cells without a value: as --on-gap.")], "keep"),
     "on_duplicate": (Annotated[str, _text("--on-duplicate", "Repeated times: error, first, last or mean.")], "error"),
     "max_cells": (Annotated[int | None, _text("--max-cells", "Refuse larger files.")], None),
 }
@@ -296,24 +301,46 @@ class Scoring:
     out: Path | None
 
 
+# Of a backtest: each of these differs from the one above, and key spaces by themselves are not scored.
+BACKTEST_OPTIONS = {
+    **{name: option for name, option in SCORING_OPTIONS.items() if name != "baselines"},
+    "every": _text_option("24h; steps of a day or more: every step", "Time from one origin to the next, as 24h or 7d."),
+    "quantiles": _text_option("0.1 to 0.9", "Levels to recalibrate and to score, or none."),
+    "out": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                help="Write every forecast: a .csv or .parquet file. A backtest that was stopped goes on from there."
+            ),
+        ],
+        None,
+    ),
+}
+
+
 def scores(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command these options, and hand them to its keyword argument `scoring` as a `Scoring`.
 
     The command raises `UsageError` for a choice that there is not.
     """
+    return with_record(command, "scoring", SCORING_OPTIONS, _scoring)
 
-    def record(given: dict[str, Any]) -> Scoring:
-        from memory_index.errors import UsageError
-        from memory_index.origins import parse_schedule
 
-        by, scaled_by = tuple(given.pop("by") or ()), given.pop("scaled_by") or SCALED_BY[0]
-        for flag, typed, known in (("--by", by, BY), ("--scaled-by", (scaled_by,), SCALED_BY)):
-            if unknown := [each for each in typed if each not in known]:
-                raise UsageError(f"{flag} {unknown[0]}: there is no such choice", hint=f"choose {' or '.join(known)}")
-        schedule = parse_schedule(given.pop("every"), given.pop("at"))
-        return Scoring(schedule=schedule, by=by, scaled_by=scaled_by, **given)
+def scores_backtest(command: Callable[..., None]) -> Callable[..., None]:
+    """Likewise, with the options of a backtest."""
+    return with_record(command, "scoring", BACKTEST_OPTIONS, _scoring)
 
-    return with_record(command, "scoring", SCORING_OPTIONS, record)
+
+def _scoring(given: dict[str, Any]) -> Scoring:
+    from memory_index.errors import UsageError
+    from memory_index.origins import parse_schedule
+
+    by, scaled_by = tuple(given.pop("by") or ()), given.pop("scaled_by") or SCALED_BY[0]
+    for flag, typed, known in (("--by", by, BY), ("--scaled-by", (scaled_by,), SCALED_BY)):
+        if unknown := [each for each in typed if each not in known]:
+            raise UsageError(f"{flag} {unknown[0]}: there is no such choice", hint=f"choose {' or '.join(known)}")
+    schedule = parse_schedule(given.pop("every"), given.pop("at"))
+    return Scoring(schedule=schedule, by=by, scaled_by=scaled_by, **{"baselines": False, **given})
 
 
 # How a service is reached, and what it allows
@@ -438,6 +465,7 @@ SETTINGS: dict[str, tuple[Any, Any]] = {
     "memory_k": _value(int, "50", "Neighbours per key space that make its forecast."),
     "lambda_retrieval": _value(float, "0.1", "Weight of the retrieval loss."),
     "policy": _value(str, "disjoint", "What training windows may retrieve: disjoint or causal."),
+    "max_work": _value(float, "3e+12", "Operations to find the neighbours of all windows; more are thinned out."),
     "prompt_layout": _value(str, "spec", "spec, or cached: text first, much faster."),
     "vocabulary_mapping": _switch("--vocabulary-mapping", True, "Learn text prototypes as the original does: slow."),
     "epochs": _value(int, "3", "Passes of the network, at most."),

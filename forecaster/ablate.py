@@ -21,7 +21,7 @@ from forecaster.errors import ConfigError
 from forecaster.evaluate import evaluate
 from forecaster.model.tapr import require_scales_fit
 from forecaster.predictor import load_predictor
-from forecaster.retrieval.neighbour_cache import part_windows
+from forecaster.retrieval.asked import part_windows
 from forecaster.runs.records import refusals_named, seal, unseal
 from forecaster.runs.run import open_run
 from forecaster.training.fit import check_fits, train_run

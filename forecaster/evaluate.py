@@ -12,15 +12,25 @@ from forecaster.model.tapr import labels, trend_change
 from forecaster.predictor import Predicted, Predictor
 from forecaster.retrieval.batches import LiveBlock, live_blocks
 from memory_index.baselines import baseline_forecasts
-from memory_index.evaluation import MEMORY_ONLY, MODEL, Distribution, Evaluation, ForecastBlock, Report, tally
+from memory_index.bounds import BoundsOf
+from memory_index.evaluation import (
+    MEMORY_ONLY,
+    MODEL,
+    Distribution,
+    Evaluation,
+    ForecastBlock,
+    Report,
+    scored_origins,
+    tally,
+)
 from memory_index.memory import Memory
 from memory_index.metrics import DECILES
+from memory_index.missing import last_known
 from memory_index.neighbours import mean_over_spaces
 from memory_index.origins import Schedule
 from memory_index.scaling import ScaledBy
 from memory_index.splits import require_origins
 from memory_index.tables.series import SeriesTable
-from memory_index.windows import WindowSpec
 
 GATE_BINS = 1000
 
@@ -76,8 +86,9 @@ def evaluate(
     calibrated).
     """
     config, spec, manifest = predictor.config, memory.windows.spec, memory.manifest
-    whole = WindowSpec(lookback=spec.lookback, horizon=config.model.horizon)
-    origins = require_origins(table, whole, manifest.split, part, schedule=schedule)
+    whole, views = spec.scored(config.model.horizon), memory.windows.views
+    every = require_origins(table, whole, manifest.split, part, schedule=schedule, views=views)
+    origins, skipped = scored_origins(table, every, manifest.split, predictor.units, part)
     counted = tally(
         table,
         origins,
@@ -88,12 +99,17 @@ def evaluate(
         scaled_by=scaled_by,
         levels=levels,
     )
+    within = BoundsOf(memory)
     of_run, first_origin = _OfRun(), np.datetime64("NaT", "ns")
     for block in live_blocks(memory, table, origins, config.model, config.train.memory_k, predictor.units):
         predicted = predictor.predict(block.batch)
         wanted = block.asked.wanted
-        quantiles = predictor.quantiles(memory, block, predicted, levels).reshape(*wanted.shape, -1, len(levels))
-        forecasts = _forecasts(predictor, memory, table, block, predicted)
+        quantiles = predictor.quantiles(memory, block, predicted, levels)
+        quantiles = within.kept(
+            block.asked.queries, quantiles.reshape(*wanted.shape, config.model.horizon, len(levels))
+        )
+        forecasts = forecasts_of(predictor, memory, table, block, predicted)
+        forecasts = {name: within.kept(block.asked.queries, values) for name, values in forecasts.items()}
         scored = counted.add(block.asked, forecasts, quantiles if levels else None)
         each(scored)
         if block.condensed is not None:
@@ -106,28 +122,35 @@ def evaluate(
         in_sample=part != "test" or bool(first_origin < max(manifest.fitted_known_at, predictor.seen_until)),
         gate=of_run.gate.distribution(),
         feature_gate=of_run.feature_gate.distribution(),
+        skipped=skipped,
         trend_accuracy=of_run.num_right / of_run.num_told if of_run.num_told else None,
     )
 
 
-def _forecasts(
+def forecasts_of(
     predictor: Predictor, memory: Memory, table: SeriesTable, block: LiveBlock, predicted: Predicted
 ) -> dict[str, np.ndarray]:
     """The run's forecast and what stands beside it, [B, N, H] by arm."""
     context, horizon = block.asked.queries.context, predictor.config.model.horizon
     shape = (*block.asked.wanted.shape, horizon)
-    forecasts = {MODEL: predicted.forecast.reshape(shape), **baseline_forecasts(context, horizon, table.step)}
+    forecasts = {
+        MODEL: predictor.forecast(memory, block, predicted).reshape(shape),
+        **baseline_forecasts(context, horizon, table.step),
+    }
     if predicted.linear is not None:
-        forecasts["linear"] = predicted.linear.reshape(shape)
+        forecasts["linear"] = block.curve.inverse(predicted.linear).reshape(shape)
     if block.condensed is not None and block.found is not None:
         by_space = np.where(block.condensed.found[..., None], block.condensed.forecasts, np.nan)
         by_space = by_space.reshape(*shape[:2], *by_space.shape[1:])  # [B, N, V, H]
+        if memory.manifest.transform:  # means of raw values, which are not those that the model mixes
+            asked = [memory.manifest.key_spaces.index(space) for space in block.found.spaces]
+            by_space[:, :, asked] = block.found.space_forecasts()[..., :horizon]
         alone = mean_over_spaces(by_space)
-        forecasts[MEMORY_ONLY] = np.where(np.isnan(alone), context[..., -1:], alone)
+        forecasts[MEMORY_ONLY] = np.where(np.isnan(alone), last_known(context), alone)
         for number, record in enumerate(memory.manifest.spaces):
             if record.space in block.found.spaces:
                 of_space = by_space[:, :, number]
-                forecasts[str(record.space)] = np.where(np.isnan(of_space), context[..., -1:], of_space)
+                forecasts[str(record.space)] = np.where(np.isnan(of_space), last_known(context), of_space)
     return forecasts
 
 
@@ -151,7 +174,7 @@ def _told_right(predictor: Predictor, block: LiveBlock, predicted: Predicted, fu
     thresholds = predictor.model.tapr.thresholds.cpu()
     change = trend_change(
         block.batch.context,
-        torch.from_numpy(future.reshape(len(block.batch), -1).astype(np.float32)),
+        torch.from_numpy(block.curve.forward(future.reshape(len(block.batch), -1).astype(np.float32))),
         torch.from_numpy(predicted.spread),
     )
     direction, _ = labels(change, thresholds)

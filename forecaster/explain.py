@@ -17,14 +17,24 @@ from forecaster.errors import RunIncompatibleError
 from forecaster.model.model import ForecastModel
 from forecaster.model.tapr import POOL
 from forecaster.model.types import GatingOutput, ModelOutput, TrendOutput
-from forecaster.predictor import Predictor, output_of
+from forecaster.predictor import SMEARED_LEVELS, Predictor, output_of, smeared
 from forecaster.retrieval.batches import MODEL_BATCH, live_blocks
 from forecaster.retrieval.neighbours import Condensed
+from forecaster.runs.intervals import MemoryFan
+from memory_index.bounds import BoundsOf
 from memory_index.closeness import UsualDistances, closeness, nearest_distances, usual_distances
-from memory_index.inspection import NeighbourRecord, actual_after, neighbour_records, one_origin, require_neighbours
+from memory_index.inspection import (
+    NeighbourRecord,
+    actual_after,
+    neighbour_records,
+    of_series,
+    one_origin,
+    require_neighbours,
+)
 from memory_index.memory import Memory
-from memory_index.neighbours import Neighbours
+from memory_index.neighbours import Neighbours, mean_over_spaces
 from memory_index.tables.series import SeriesTable
+from memory_index.transforms import Curve
 from memory_index.types import KeySpace
 from memory_index.windows import Step
 
@@ -37,10 +47,10 @@ LEVELS = (0.1, 0.5, 0.9)
 class Part:
     """One of the forecasts that the value gate mixes: a base of the model part, or a key space of the memory.
 
-    name: `linear` and `last_value` (without the shortcut `window_mean`), or a key space such as `own-336`. weight:
-    float32 [H], 0 where the key space has no neighbour; over all parts they sum to 1 at each step. forecast: float32
-    [H], raw units; NaN for a key space without neighbours. num_neighbours, nearest: how many made it, and the distance
-    of the nearest. share_closer: see `memory_index.closeness`. Of a base these are 0 and None.
+    name: `linear`, `last_value`, `seasonal_naive` (without the shortcut `window_mean`), or a key space as `own-336`.
+    weight: float32 [H], 0 where the key space has no neighbour; over all parts they sum to 1 at each step. forecast:
+    float32 [H], raw units; NaN for a key space without neighbours. num_neighbours, nearest: how many made it, and the
+    distance of the nearest. share_closer: see `memory_index.closeness`. Of a base these are 0 and None.
     """
 
     name: str
@@ -98,6 +108,9 @@ class Trend:
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Explanation:
     """One forecast and everything that made it. Arrays are float32, raw units unless said otherwise.
+
+    Behind a memory with a transform the parts are mixed in its units: each is shown by what it is in raw ones, where
+    their mix is not exactly the forecast, which is a mean there (`Predictor.forecast`).
 
     times: datetime64[ns] [L + H]. context: [L]. actual: [H], NaN where the table does not know it. forecast: [H] is
     `gate * model_part + (1 - gate) * memory_part`. gate: [H]. network: [H], what the trained network adds to the model
@@ -161,7 +174,8 @@ class Explanation:
 
 class _Window(NamedTuple):
     """The explained window: what the memory answered for the moment, in which the window is series number `place`, and
-    what the model needs of that and made of it, for this window alone ([1, ...])."""
+    what the model needs of that and made of it, for this window alone ([1, ...]), in units of the memory's transform.
+    last: its last value in these. curve: [1], from raw units to them."""
 
     found: Neighbours
     place: int
@@ -169,6 +183,19 @@ class _Window(NamedTuple):
     unit: np.ndarray
     similarity: Tensor
     output: ModelOutput
+    last: float
+    curve: Curve
+
+    def raw(self, inside: np.ndarray) -> np.ndarray:
+        """What is [...] in units of the memory's transform, in raw ones."""
+        return self.curve.inverse(inside[None])[0]
+
+
+def _fan(window: _Window, levels: tuple[float, ...], horizon: int) -> MemoryFan:
+    """The memory's own quantiles for the explained window."""
+    quantiles = window.found.inside().quantiles(levels, on_empty="last-value")[0, window.place, :horizon][None]
+    by_space = np.where(window.condensed.found[..., None], window.condensed.forecasts, np.nan)[None]
+    return MemoryFan(quantiles, mean_over_spaces(by_space)[0])
 
 
 def explain(
@@ -195,9 +222,8 @@ def explain(
     series = table[series_id]
     window = _ask(predictor, memory, table, series_id, at)
     output = window.output
-    forecast = _numbers(output.forecast)
-    width = predictor.width(memory, window.condensed, spread=output.spread.cpu().numpy(), unit=window.unit)
-    quantiles = predictor.intervals.quantiles(forecast[None], width, [series_id], levels)
+    forecast, quantiles = _forecast(predictor, memory, window, series_id, levels)
+    model_part = _numbers(output.model_part)
     nearest = nearest_distances(window.found, window.place)
     shares, no_close_analogue = closeness(usual or usual_distances(memory), nearest, at)
     actual = actual_after(series, row, config.horizon)
@@ -211,16 +237,16 @@ def explain(
         actual=actual,
         forecast=forecast,
         levels=levels,
-        quantiles=quantiles[0],
+        quantiles=quantiles,
         gate=_numbers(output.gate),
-        model_part=_numbers(output.model_part),
-        memory_part=_numbers(output.memory_part),
-        network=_numbers(output.network),
+        model_part=window.raw(model_part),
+        memory_part=window.raw(_numbers(output.memory_part)),
+        network=_added(window, model_part, _numbers(output.network)),
         parts=tuple(_parts(predictor.model.base_names, spaces, window, nearest, shares)),
         neighbours=tuple(_gated(spaces, window, config.top_k, actual)),
         feature_gate=None if output.gating is None else float(output.gating.gate),
         confidence=None if output.gating is None else float(output.gating.confidence),
-        trend=_trend(predictor.model, output, float(series.values[row])),
+        trend=_trend(predictor.model, window),
         no_close_analogue=no_close_analogue,
     )
 
@@ -252,7 +278,34 @@ def _ask(predictor: Predictor, memory: Memory, table: SeriesTable, series_id: st
         unit=block.batch.unit[place : place + 1].numpy(),
         similarity=neighbours.similarity[place],
         output=_only(output, place - first),
+        last=float(block.batch.context[place, -1]),
+        curve=block.curve.take(slice(place, place + 1)),
     )
+
+
+def _forecast(
+    predictor: Predictor, memory: Memory, window: _Window, series_id: str, levels: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Forecast [H] and quantiles [H, Q] of the window as `cli forecast` has them, raw units."""
+    spread, inside = window.output.spread.cpu().numpy(), _numbers(window.output.forecast)
+    width = predictor.width(memory, window.condensed, spread=spread, unit=window.unit)
+
+    def at(levels: tuple[float, ...]) -> np.ndarray:
+        fan = _fan(window, levels, len(inside))
+        return predictor.intervals.quantiles(inside[None], width, [series_id], levels, fan)
+
+    forecast = smeared(window.curve, inside[None], at(SMEARED_LEVELS)) if memory.manifest.transform else inside[None]
+    queries, within = of_series(window.found, window.place).queries, BoundsOf(memory)
+    found = (forecast, window.curve.inverse(at(levels)))
+    forecast, quantiles = (within.kept(queries, each[None])[0, 0] for each in found)
+    return forecast, quantiles
+
+
+def _added(window: _Window, model_part: np.ndarray, network: np.ndarray) -> np.ndarray:
+    """What the network adds to the model part, [H], raw units."""
+    if window.curve.kind == "none":
+        return network
+    return window.raw(model_part) - window.raw(model_part - network)
 
 
 def _only(output: ModelOutput, place: int) -> ModelOutput:
@@ -283,7 +336,7 @@ def _parts(
             name=name,
             of_memory=False,
             weight=weight,
-            forecast=forecast,
+            forecast=window.raw(forecast),
             num_neighbours=0,
             nearest=None,
             share_closer=None,
@@ -294,7 +347,7 @@ def _parts(
             name=str(space),
             of_memory=True,
             weight=weights[len(bases) + v],
-            forecast=np.where(window.condensed.found[0, v], window.condensed.forecasts[0, v], np.nan),
+            forecast=window.raw(np.where(window.condensed.found[0, v], window.condensed.forecasts[0, v], np.nan)),
             num_neighbours=int(num_found.get(space, 0)),
             nearest=nearest.get(space),
             share_closer=shares.get(space),
@@ -318,16 +371,17 @@ def _gated(spaces: tuple[KeySpace, ...], window: _Window, top_k: int, actual: np
         )
 
 
-def _trend(model: ForecastModel, output: ModelOutput, last: float) -> Trend | None:
-    """last: the window's last value, which the classes are relative to (`tapr.trend_change`)."""
-    trend, config = output.trend, model.config
+def _trend(model: ForecastModel, window: _Window) -> Trend | None:
+    """The classes are relative to the window's last value (`tapr.trend_change`)."""
+    output, config = window.output, model.config
+    trend = output.trend
     if trend is None or model.tapr is None:
         return None
     steps = (config.patch_length + (POOL**s - 1) * config.patch_stride for s in range(config.n_scales))
     return Trend(
         direction=dict(zip(DIRECTIONS, trend.direction[0].softmax(dim=0).tolist(), strict=True)),
         magnitude=dict(zip(MAGNITUDES, trend.magnitude[0].softmax(dim=0).tolist(), strict=True)),
-        borders=last + model.tapr.thresholds.cpu().numpy() * float(output.spread[0]),
+        borders=window.raw(window.last + model.tapr.thresholds.cpu().numpy() * float(output.spread[0])),
         scale_shares=tuple(model.tapr.decomposition.scale_shares().tolist()),
         scale_steps=tuple(min(each, config.lookback) for each in steps),
     )

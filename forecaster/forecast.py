@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pandas as pd
 
 from forecaster.predictor import Predictor
 from forecaster.retrieval.batches import live_blocks
+from memory_index.bounds import Bounds, BoundsOf
 from memory_index.long_tables import forecast_frame
 from memory_index.memory import Memory
 from memory_index.queries import latest_origins
@@ -14,7 +17,12 @@ from memory_index.tables.series import SeriesTable
 
 
 def forecast(
-    predictor: Predictor, memory: Memory, table: SeriesTable, *, quantiles: tuple[float, ...] = ()
+    predictor: Predictor,
+    memory: Memory,
+    table: SeriesTable,
+    *,
+    quantiles: tuple[float, ...] = (),
+    bounds: Bounds | None = None,
 ) -> pd.DataFrame:
     """A long table `unique_id, ds, yhat` and one column per quantile (`q0.1`), original units.
 
@@ -22,17 +30,25 @@ def forecast(
     that ends earlier than the others is forecast from where it ends. A series that neither the model nor the memory
     has seen is forecast from windows of all series (scope `pooled`).
 
-    Raises `DataError` (history too short, or missing values in it), `UsageError` (a quantile that is not calibrated).
+    bounds: that no forecast and no quantile leaves; without, those of counts are kept at 0 or above (`bounds.py`).
+
+    Series that cannot be forecast are named in `attrs["skipped"]`, a list of `{"series_id", "reason"}`.
+
+    Raises `DataError` (every history too short), `UsageError` (a quantile that is not calibrated).
     """
     config = predictor.config.model
-    origins = latest_origins(table, memory.windows.spec)
-    parts = []
+    origins, skipped = latest_origins(table, memory.windows.spec, views=memory.windows.views)
+    parts, within = [], BoundsOf(memory, bounds)
     for block in live_blocks(memory, table, origins, config, predictor.config.train.memory_k, predictor.units):
         predicted = predictor.predict(block.batch)
         levels = predictor.quantiles(memory, block, predicted, quantiles)
         shape = (*block.asked.wanted.shape, config.horizon)
-        values, levels = predicted.forecast.reshape(shape), levels.reshape(*shape, len(quantiles))
+        values = predictor.forecast(memory, block, predicted).reshape(shape)
+        values, levels = (
+            within.kept(block.asked.queries, each) for each in (values, levels.reshape(*shape, len(quantiles)))
+        )
         parts.append(forecast_frame(table, block.asked, values, quantiles, levels))
     result = pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
     assert np.isfinite(result["yhat"]).all(), "a finite context and a finite model give a finite forecast"
+    result.attrs["skipped"] = [asdict(each) for each in skipped]
     return result

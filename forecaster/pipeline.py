@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
+from forecaster.backtest import cross_validation_frame
 from forecaster.config import Config
 from forecaster.errors import RunNotFoundError
 from forecaster.evaluate import evaluate as evaluate_run
@@ -30,8 +31,10 @@ from forecaster.learned_keys.pattern_encoder import load_encoder
 from forecaster.predictor import Predictor, load_predictor, require_same_memory
 from forecaster.runs.run import Run, open_run, run_exists
 from forecaster.training.fit import train_run
+from memory_index.backtest.plan import BacktestPlan, last_origins
+from memory_index.bounds import Bounds
 from memory_index.closeness import UsualDistances, usual_distances
-from memory_index.errors import NotFoundError, NothingNewError, UsageError
+from memory_index.errors import IncompatibleError, NotFoundError, NothingNewError, UsageError
 from memory_index.evaluation import Evaluation
 from memory_index.local import LocalMemory
 from memory_index.origins import parse_schedule
@@ -42,7 +45,8 @@ from memory_index.tables.reading import read_frame
 from memory_index.tables.series import SeriesTable
 from memory_index.versions.append import append
 from memory_index.versions.archive import export, import_version
-from memory_index.versions.build import build
+from memory_index.versions.build import build, steps_until
+from memory_index.versions.grown import grown
 from memory_index.versions.opening import open_version
 from memory_index.versions.store import Store
 from memory_index.windows import WindowSpec
@@ -57,6 +61,7 @@ class Forecaster:
     horizon, lookback: steps to forecast and to look at. split: shares of training, validation and test rows; the
     default keeps none for a test, `70/10/20` leaves some for `evaluate`. folder: where index and run are written, None
     for a temporary one that goes with the object. device: `auto`, `cpu` or `cuda`. options: how tables are read.
+    transform: units that memory and model work in, `none`, `asinh`, `log1p` or `auto` (`memory_index.transforms`).
     settings: any setting of `forecaster.config` by name.
 
     Tables are DataFrames, long (`unique_id, ds, y`) or wide (a time column and one column per series); without a time
@@ -72,9 +77,11 @@ class Forecaster:
         folder: Path | str | None = None,
         device: str = "auto",
         options: ReadOptions | None = None,
+        transform: str = "none",
         **settings: Any,
     ) -> None:
         self.config = Config.from_dict({"horizon": horizon, "lookback": lookback, **settings})
+        self.transform = transform
         self.split, self.device, self.options = split, device, options or ReadOptions()
         self._temporary = tempfile.TemporaryDirectory(prefix="forecaster-") if folder is None else None
         self.folder = Path(self._temporary.name if self._temporary is not None else folder or "")
@@ -99,15 +106,17 @@ class Forecaster:
 
         Raises `UsageError` if this has been done in the folder before, and what `build` and `train_run` raise.
         """
+        return self._fit(read_frame(frame, self.options))
+
+    def _fit(self, table: SeriesTable) -> Self:
         if run_exists(self.folder / RUN):  # before a version is built that would not belong to that run
             raise UsageError(
                 f"{self.folder} holds a trained model, or the beginning of one",
                 hint="make a new Forecaster, with another folder",
             )
-        table = read_frame(frame, self.options)
         window = WindowSpec(lookback=self.config.model.lookback, horizon=self.config.model.horizon)
         split = split_by_name(self.split, table.times)
-        version = build(table, Store(self.folder / INDEXES), NAME, window=window, split=split)
+        version = build(table, Store(self.folder / INDEXES), NAME, window=window, split=split, transform=self.transform)
         train_run(
             table,
             open_version(version),
@@ -126,16 +135,20 @@ class Forecaster:
         frame: pd.DataFrame | None = None,
         *,
         quantiles: tuple[float, ...] = (),
+        lower: float | None = None,
+        upper: float | None = None,
         update_memory: bool = True,
     ) -> pd.DataFrame:
         """The next steps of every series: `unique_id, ds, yhat` and one column per quantile asked for (`q0.1`).
 
         frame: the history to go on from, default that of `fit`. update_memory: append what it holds that the memory
-        does not yet; nothing is trained again. A table with series that the memory does not know needs False.
+        does not yet; nothing is trained again. A table with series that the memory does not know
+        needs False. lower, upper: bounds that no forecast and no quantile leaves; without `lower`, counts are kept at 0
+        or above (`memory_index.bounds`).
 
         Raises what `append` and `forecaster.forecast.forecast` raise.
         """
-        predictor = self._require_fitted()
+        predictor, bounds = self._require_fitted(), Bounds(lower=lower, upper=upper)
         if frame is None and self._history is None:
             raise UsageError("a loaded forecaster has no history", hint="give predict the table to go on from")
         table = self._history if frame is None else self._read(frame)
@@ -145,7 +158,7 @@ class Forecaster:
                 self._grow(table)
         memory = self.memory
         require_same_data(table, memory.windows, self._ref)
-        return forecast(predictor, memory, table, quantiles=quantiles)
+        return forecast(predictor, memory, table, quantiles=quantiles, bounds=bounds)
 
     def evaluate(
         self, frame: pd.DataFrame, part: str = "test", *, every: str | None = None, at: str | None = None
@@ -158,6 +171,56 @@ class Forecaster:
         table, memory = self._read(frame), self._open(trained)
         require_same_data(table, memory.windows, trained)
         return evaluate_run(predictor, memory, table, part, schedule=parse_schedule(every, at))
+
+    def cross_validation(
+        self,
+        history: pd.DataFrame,
+        n_windows: int = 1,
+        step_size: int | None = None,
+        *,
+        refit: bool = True,
+        quantiles: tuple[float, ...] = (),
+    ) -> pd.DataFrame:
+        """Forecasts from the last `n_windows` origins beside what came: `unique_id, ds, cutoff, y, yhat` and one column
+        per quantile asked for (`q0.1`). `cutoff` is the origin, the last step that a forecast knows.
+
+        The last forecast ends with the table, each one before begins `step_size` steps earlier, default the horizon. A
+        forecaster that is not fitted is first fitted on what was known at the first cutoff. refit: at each cutoff the
+        memory holds what had become known by then, and quantiles are recalibrated (`cli backtest`); without, nothing
+        changes after fitting.
+
+        Raises `IncompatibleError` for cutoffs that a fitted forecaster has seen, `UsageError` for more windows than a
+        series has, and what `fit` raises.
+        """
+        fitted = self._predictor is not None
+        table = self._read(history) if fitted else read_frame(history, self.options)
+        spec = WindowSpec(lookback=self.config.model.lookback, horizon=self.config.model.horizon)
+        views: tuple[int, ...] = ()
+        if fitted:
+            spec, views = self.memory.windows.spec, self.memory.windows.views
+        origins = last_origins(
+            table, spec, num_windows=n_windows, step_size=spec.horizon if step_size is None else step_size, views=views
+        )
+        first = min(series.times[rows[0]] for series, rows in zip(table.series, origins, strict=True))
+        if not fitted:
+            self._fit(steps_until(table, first))
+        predictor, version = self._require_fitted(), Store(self.folder / INDEXES).resolve(self._trained_ref())
+        fitted_at = max(version.manifest.fitted_known_at, predictor.seen_until)
+        if first < fitted_at:
+            raise IncompatibleError(
+                f"the first cutoff, {table.step.isoformat(first)}, is in sample: the forecaster was fitted on steps up "
+                f"to {table.step.isoformat(fitted_at)}",
+                hint="ask for fewer windows, or of a new Forecaster, which is fitted on what was known then",
+            )
+        moments = np.unique(np.concatenate([s.times[rows] for s, rows in zip(table.series, origins, strict=True)]))
+        plan = BacktestPlan(origins=origins, updates=moments if refit else moments[:1], in_sample=False)
+        with ExitStack() as until_done:
+            memory = self._open(version.ref)
+            if refit:
+                memory = until_done.enter_context(grown(version, table, load_encoder=load_encoder))
+            else:
+                require_same_data(table, memory.windows, version.ref)
+            return cross_validation_frame(predictor, memory, table, plan, levels=quantiles)
 
     def explain(self, frame: pd.DataFrame, series_id: str, at: str | datetime | np.datetime64) -> Explanation:
         """The forecast of one series at one time, taken apart, by the memory that answers now.

@@ -1,4 +1,7 @@
-"""A trained model ready to be asked: batches in, forecasts in raw units out, as numpy arrays.
+"""A trained model ready to be asked: batches in, forecasts out, as numpy arrays.
+
+Behind a memory with a transform the model works in its units, linear map, gate and network alike; `Predictor.forecast`
+and `Predictor.quantiles` are in raw units.
 
 Which windows are asked, and what becomes of the forecasts, is told in `evaluate.py` and `forecast.py`.
 """
@@ -17,28 +20,31 @@ from forecaster.errors import RunIncompatibleError
 from forecaster.language_models.backbone import check_reference
 from forecaster.language_models.placement import place_backbone, resolve_device
 from forecaster.model.model import ForecastModel
-from forecaster.model.shortcut import BASES
 from forecaster.model.types import Batch, ModelOutput
 from forecaster.retrieval.batches import LiveBlock, parts_of
 from forecaster.retrieval.neighbours import Condensed
-from forecaster.runs.intervals import Intervals, expected_width, read_intervals
+from forecaster.runs.intervals import Intervals, MemoryFan, expected_width, read_intervals
 from forecaster.runs.run import Run
 from forecaster.runs.weights import WEIGHTS, load_into
 from memory_index.memory import Memory
+from memory_index.neighbours import Neighbours, mean_over_spaces
+from memory_index.transforms import Curve
 from memory_index.versions.manifest import Manifest
+
+SMEARED_LEVELS = tuple((4 * each + 2) / 100 for each in range(25))  # the middles of 25 equally likely parts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predicted:
-    """Forecasts of n windows; float32, raw units but for the gates.
+    """Forecasts of n windows; float32, units of the memory's transform but for the gates.
 
-    forecast: [n, H]. linear: [n, H], the linear shortcut by itself, None without it. gate: [n, H], the value-space
-    gate. feature_gate: [n], None without a network or GRA-M. direction: int64 [n], 0 up, 1 flat, 2 down, None without a
-    network or TAPR.
-    spread: [n], of each window.
+    forecast: [n, H]. bases: [n, M, H], what stands beside the memory, by itself. linear: [n, H], the linear map of
+    those, None without it. gate: [n, H], the value-space gate. feature_gate: [n], None without a network or GRA-M.
+    direction: int64 [n], 0 up, 1 flat, 2 down, None without a network or TAPR. spread: [n], of each window.
     """
 
     forecast: np.ndarray
+    bases: np.ndarray
     linear: np.ndarray | None
     gate: np.ndarray
     feature_gate: np.ndarray | None
@@ -67,7 +73,9 @@ class Predictor:
     def width(self, memory: Memory, condensed: Condensed | None, *, spread: np.ndarray, unit: np.ndarray) -> np.ndarray:
         """How wide the intervals of n windows are before they are calibrated: see `intervals.expected_width`."""
         manifest, horizon = memory.manifest, self.config.model.horizon
-        return expected_width(condensed, memory.windows, manifest.key_spaces, spread=spread, unit=unit, horizon=horizon)
+        return expected_width(
+            condensed, memory.windows.inside, manifest.key_spaces, spread=spread, unit=unit, horizon=horizon
+        )
 
     def quantiles(
         self, memory: Memory, block: LiveBlock, predicted: Predicted, levels: tuple[float, ...]
@@ -76,9 +84,49 @@ class Predictor:
 
         Raises `UsageError` for a level that is not calibrated.
         """
+        return block.curve.inverse(self._quantiles_inside(memory, block, predicted, levels))
+
+    def forecast(self, memory: Memory, block: LiveBlock, predicted: Predicted) -> np.ndarray:
+        """The forecast of a block, float32 [n, H], raw units: a mean, whatever the transform (`smeared`)."""
+        if not memory.manifest.transform:
+            return predicted.forecast
+        return smeared(
+            block.curve, predicted.forecast, self._quantiles_inside(memory, block, predicted, SMEARED_LEVELS)
+        )
+
+    def _quantiles_inside(
+        self, memory: Memory, block: LiveBlock, predicted: Predicted, levels: tuple[float, ...]
+    ) -> np.ndarray:
+        """See `quantiles`: in units of the transform."""
         width = self.width(memory, block.condensed, spread=predicted.spread, unit=block.batch.unit.numpy())
         series_ids = [*map(str, block.asked.queries.series_id)] * len(block.asked.wanted)  # moment after moment
-        return self.intervals.quantiles(predicted.forecast, width, series_ids, levels)
+        fan = (
+            None
+            if block.found is None
+            else memory_fan(block.found.inside(), block.condensed, levels, predicted.forecast.shape[1])
+        )
+        return self.intervals.quantiles(predicted.forecast, width, series_ids, levels, fan)
+
+
+def smeared(curve: Curve, forecast: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
+    """The mean in raw units of what is expected in units of a transform: float32 [n, H].
+
+    What comes back from a mean is no mean. So the forecast [n, H] is moved by each deviation that is as likely as the
+    others, comes back with each, and the mean is taken then (Duan, *Smearing estimate*, JASA 1983, with the quantiles
+    [n, H, Q] at `SMEARED_LEVELS` of the window itself for residuals). Without deviations it is the inverse alone.
+    """
+    moved = forecast[..., None] + (quantiles - quantiles.mean(axis=-1, keepdims=True))
+    return np.asarray(curve.inverse(moved).mean(axis=-1), dtype=np.float32)
+
+
+def memory_fan(found: Neighbours, condensed: Condensed | None, levels: tuple[float, ...], horizon: int) -> MemoryFan:
+    """What a memory says by itself of all windows that it answered, moment after moment (n = B * N)."""
+    assert condensed is not None, "an answer is condensed"
+    if not levels:
+        return MemoryFan(np.empty((len(condensed.found), horizon, 0)), np.empty((len(condensed.found), horizon)))
+    quantiles = found.quantiles(levels, on_empty="last-value")[:, :, :horizon]
+    by_space = np.where(condensed.found[..., None], condensed.forecasts, np.nan)[None]
+    return MemoryFan(quantiles.reshape(-1, horizon, len(levels)), mean_over_spaces(by_space)[0])
 
 
 def predict(model: ForecastModel, batch: Batch) -> Predicted:
@@ -86,9 +134,11 @@ def predict(model: ForecastModel, batch: Batch) -> Predicted:
     outputs: list[ModelOutput] = [output_of(model, part) for part in parts_of(batch)]
     gatings = [output.gating.gate for output in outputs if output.gating is not None]
     directions = [output.trend.direction.argmax(dim=1) for output in outputs if output.trend is not None]
+    bases = _joined([output.bases for output in outputs])
     return Predicted(
         forecast=_joined([output.forecast for output in outputs]),
-        linear=_joined([output.bases[:, BASES.index("linear")] for output in outputs]) if model.shortcut else None,
+        bases=bases,
+        linear=bases[:, model.base_names.index("linear")] if model.shortcut else None,
         gate=_joined([output.gate for output in outputs]),
         feature_gate=_joined(gatings) if gatings else None,
         direction=_joined(directions) if directions else None,
@@ -101,7 +151,7 @@ def output_of(model: ForecastModel, part: Batch) -> ModelOutput:
     model.eval()
     moved = part.to(next(model.parameters()).device)
     with torch.inference_mode():
-        output: ModelOutput = model(moved.context, moved.neighbours, unit=moved.unit)
+        output: ModelOutput = model(moved.context, moved.neighbours, unit=moved.unit, fold=moved.fold)
     return output
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memory_index.access import Access
+    from memory_index.bounds import Bounds
     from memory_index.encoder import EncoderConfig, KeyEncoder
     from memory_index.errors import (
         DataError,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Access": "access",
+    "Bounds": "bounds",
     "DataError": "errors",
     "EncoderConfig": "encoder",
     "Evaluation": "evaluation",
@@ -106,6 +108,7 @@ _HOMES = {
 
 __all__ = [
     "Access",
+    "Bounds",
     "DataError",
     "EncoderConfig",
     "Evaluation",

@@ -10,18 +10,24 @@ from pathlib import Path
 CGROUPS_OF_PROCESS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
-def num_cores() -> int:
+def available_cores() -> int:
     """How many threads of this process can run at once: more would only wait for one another.
 
-    The least of three counts, as far as each is there: the cores that it is bound to (affinity), what the CPU quotas of
-    its control groups allow, rounded up (a container with `--cpus 1.5` has two), and OMP_NUM_THREADS. That one may be a
-    list, for nested regions: its first number counts. What is no number of 1 or more is ignored, as by OpenMP.
+    The cores that it is bound to (affinity), or what the CPU quotas of its control groups allow if that is less,
+    rounded up: a container with `--cpus 1.5` has two.
     """
-    counts = [len(os.sched_getaffinity(0)), *(math.ceil(quota) for quota in cpu_quotas())]
+    return max(1, min([len(os.sched_getaffinity(0)), *(math.ceil(quota) for quota in cpu_quotas())]))
+
+
+def num_cores() -> int:
+    """How many threads to use where nobody says: the available cores, or OMP_NUM_THREADS if that is less.
+
+    That one may be a list, for nested regions: its first number counts. What is no number of 1 or more is ignored, as
+    by OpenMP.
+    """
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if asked.isascii() and asked.isdecimal():
-        counts.append(int(asked) or counts[0])
-    return max(1, min(counts))
+    available = available_cores()
+    return min(int(asked), available) if asked.isascii() and asked.isdecimal() and int(asked) else available
 
 
 def cpu_quotas() -> list[float]:

@@ -69,6 +69,11 @@ class EncoderConfig:
         return asdict(self) | {"views": list(self.views)}
 
 
+def default_views(lookback: int) -> tuple[int, ...]:
+    """The default views that fit a lookback, or the whole lookback where none does."""
+    return tuple(view for view in EncoderConfig().views if view <= lookback) or (lookback,)
+
+
 class Encoded(NamedTuple):
     """Keys of B moments of N series under one view, and the statistics that normalised them.
 
@@ -107,7 +112,7 @@ class KeyEncoder(Protocol):
         ...
 
     def encode(self, view: int, context: np.ndarray, series: np.ndarray, scopes: tuple[Scope, ...]) -> Encoded:
-        """context: [B, N, L], raw units; series: int [N], number in the version or -1 for an unseen series."""
+        """context: [B, N, L], units of the transform; series: int [N], number in the version, -1 for an unseen one."""
         ...
 
     def value_width(self, space: KeySpace) -> int:
@@ -119,7 +124,7 @@ class KeyEncoder(Protocol):
         ...
 
     def linear_forecast(self, view: int, context: np.ndarray, series: np.ndarray) -> np.ndarray:
-        """A linear baseline: context [B, N, L] -> float32 [B, N, H], both in raw units; series as in `encode`."""
+        """A linear baseline: context [B, N, L] -> float32 [B, N, H], units of the transform; series as in `encode`."""
         ...
 
 
@@ -213,7 +218,7 @@ class DualKeyEncoder:
         return self.arrays[f"ridge-{view}"]
 
     def linear_forecast(self, view: int, context: np.ndarray, series: np.ndarray) -> np.ndarray:
-        """The ridge forecast that the metric uses, as a baseline: context [B, N, L] -> float32 [B, N, H], raw units."""
+        """The ridge forecast that the metric uses, as a baseline: context [B, N, L] -> float32 [B, N, H]."""
         windows = context[..., -view:].astype(np.float64, order="C")
         statistics = self.statistics(windows, context, series)
         z = (windows - statistics.location[..., None]) / statistics.spread[..., None]

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from memory_index.baselines import season_length
 from memory_index.errors import DataError
 from memory_index.metrics import Actual, Score, ScoreSum
+from memory_index.missing import last_known
 from memory_index.queries import QueryBlock, futures_of
 from memory_index.scaling import NaiveErrors, ScaledBy, fit_scale, naive_errors
+from memory_index.skipped import Skipped, skipped_sentence
 from memory_index.splits import Split, num_moments
 from memory_index.tables.series import SeriesTable
 
@@ -65,8 +66,8 @@ class Evaluation:
 
     gate: of a run, over all windows and steps, 1 trusts the model, 0 the memory. feature_gate: of GRA-M's gating of
     features, one per window. trend_accuracy: share of windows whose class (up, flat, down) TAPR's head told. None for
-    what an arm does not have. in_sample: whether training or validation used the part, or a fitted part has seen steps
-    later than some origin.
+    what an arm does not have. skipped: series without a scored window. in_sample: whether training or validation used
+    the part, or a fitted part has seen steps later than some origin.
     """
 
     part: str
@@ -84,6 +85,7 @@ class Evaluation:
     gate: Distribution | None = None
     feature_gate: Distribution | None = None
     trend_accuracy: float | None = None
+    skipped: tuple[Skipped, ...] = ()
     in_sample: bool
     seconds: float
 
@@ -130,14 +132,16 @@ class Evaluation:
         for name in ("gate", "feature_gate"):
             document[name] = None if document[name] is None else asdict(document[name])
         scores = {name: {"metrics": score.metrics, "left_out": score.left_out} for name, score in self.scores.items()}
-        return document | {"scores": scores, "levels": list(self.levels)}
+        skipped = [asdict(each) for each in self.skipped]
+        return document | {"scores": scores, "levels": list(self.levels), "skipped": skipped}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Evaluation:
         """What `to_dict` made."""
         gates = {name: document[name] and Distribution(**document[name]) for name in ("gate", "feature_gate")}
         scores = {name: Score(**score) for name, score in document["scores"].items()}
-        return cls(**{**document, **gates, "scores": scores, "levels": tuple(document["levels"])})
+        skipped = tuple(Skipped(**each) for each in document.get("skipped", ()))
+        return cls(**{**document, **gates, "scores": scores, "levels": tuple(document["levels"]), "skipped": skipped})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -177,7 +181,7 @@ class Tally:
             future=chosen,
             weight=np.isfinite(chosen).astype(np.float64),
             series=series,
-            last=asked.queries.context[..., -1][wanted],
+            last=last_known(asked.queries.context)[..., 0][wanted],
             unit=self.unit[series],
             naive_absolute=absolute,
             naive_squared=squared,
@@ -233,7 +237,7 @@ def tally(
     scaled_by: ScaledBy,
     levels: tuple[float, ...],
 ) -> Tally:
-    """An empty tally. units: training standard deviations by series. Raises as `standard_units` and `naive_errors`."""
+    """An empty tally. units: training standard deviations by series. Raises as `naive_errors`."""
     until = np.datetime64(split.train_until, "ns")
     return Tally(
         table=table,
@@ -241,26 +245,45 @@ def tally(
         arm=arm,
         horizon=horizon,
         unit=standard_units(units, table, split),
-        naive=naive_errors(table, season_length(table.step) or 1, by=scaled_by, train_until=until),
+        naive=naive_errors(table, table.step.season or 1, by=scaled_by, train_until=until),
         levels=levels,
     )
+
+
+def scored_origins(
+    table: SeriesTable, origins: list[np.ndarray], split: Split, units: Mapping[str, float], part: str
+) -> tuple[list[np.ndarray], tuple[Skipped, ...]]:
+    """The origins of the series that can be scored, and the other series with the reason.
+
+    units: as in `standard_units`. Raises `DataError` if no series is left.
+    """
+    until, kept, skipped = np.datetime64(split.train_until, "ns"), [], []
+    for series, rows in zip(table.series, origins, strict=True):
+        reason = "" if len(rows) else f"has no window in the {part} part"
+        if not reason and series.series_id not in units and not np.isfinite(series.values[series.times <= until]).any():
+            reason = (
+                f"is new and has no value up to {table.step.isoformat(until)}, the end of the training part, to "
+                "standardise its errors by"
+            )
+        kept.append(rows[:0] if reason else rows)
+        if reason:
+            skipped.append(Skipped(series_id=series.series_id, reason=reason))
+    if len(skipped) == len(table.series):
+        raise DataError(
+            f"{table.source}: {skipped_sentence(skipped, 'cannot be scored')}",
+            hint="leave new series out (--ignore), or build on a table that has them",
+        )
+    return kept, tuple(skipped)
 
 
 def standard_units(units: Mapping[str, float], table: SeriesTable, split: Split) -> np.ndarray:
     """In what the errors of each series of a table are counted, float64 [N]: its training standard deviation.
 
-    units: by series. One that they do not have is counted in that of its own values over the same stretch of time.
-    Raises `DataError` if it has none there.
+    units: by series. One that they do not have is counted in that of its own values over the same stretch of time; 1
+    where it has none there, which `scored_origins` leaves out.
     """
     until, found = np.datetime64(split.train_until, "ns"), []
     for series in table.series:
         unit = units.get(series.series_id)
-        training = series.values[series.times <= until]
-        if unit is None and not np.isfinite(training).any():
-            raise DataError(
-                f"{table.source}: series '{series.series_id}' is new and has no value up to "
-                f"{table.step.isoformat(until)}, the end of the training part, to standardise its errors by",
-                hint="leave the series out (--ignore), or build on a table that has it",
-            )
-        found.append(fit_scale([training]).std[0] if unit is None else unit)
+        found.append(fit_scale([series.values[series.times <= until]]).std[0] if unit is None else unit)
     return np.array(found)

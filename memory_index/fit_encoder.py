@@ -1,39 +1,56 @@
 """Fitting the dual key on training windows: scale, ridge, and the PCA of each scope. All closed form.
 
-Only windows that lie whole in the training part are seen. Memory: one Gram matrix per series and view.
+Only windows that lie whole in the training part are seen. Series are independent of each other but for sums, so they
+are handled side by side; of tens of thousands the Gram matrices are made twice, since they would not fit into memory.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
+from memory_index.cores import num_cores
 from memory_index.encoder import NUM_VALUES, DualKeyEncoder, EncoderConfig
+from memory_index.missing import filled
 from memory_index.scaling import WindowStatistics, fit_scale
 from memory_index.tables.series import SeriesTable
+from memory_index.threads import Workers, one_blas_thread
 from memory_index.types import Scope
 from memory_index.windows import cut
 
 CHUNK = 2048  # windows handled at once
 MAX_JOINT_MOMENTS = 20_000  # enough for a PCA, and it bounds its cost
+GRAM_BYTES = 1 << 28  # of the Gram matrices of all series that are kept from one pass for the next
+AT_ONCE = 16  # series handled at once, or by one task
 
 Parts = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moments:
-    """Accumulated second moments of the training windows of one view.
+    """Second moments of the training windows of one view, over all series.
 
-    gram: [N, view, view], mean of z z^T per series. cross: [view, H], mean of z f^T over all series, where
-    f is the future in the window's own location and spread. count: windows per series, [N].
+    gram: [view, view], mean of z z^T. cross: [view, H], mean of z f^T, where f is the future in the window's own
+    location and spread; at each step over the windows whose future has it. z is of filled contexts. own: the mean of
+    z z^T of single series, by number, as far as they were kept.
     """
 
     gram: np.ndarray
     cross: np.ndarray
-    count: np.ndarray
+    own: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+class _OfSeries(NamedTuple):
+    """The same sums of one series: of z z^T [view, view], z f^T [view, H], windows, and known steps of futures [H]."""
+
+    gram: np.ndarray
+    cross: np.ndarray
+    num_windows: int
+    num_known: np.ndarray
 
 
 def fit_encoder(
@@ -44,27 +61,32 @@ def fit_encoder(
     lookback: int,
     horizon: int,
     scopes: tuple[Scope, ...],
+    target_origins: list[np.ndarray] | None = None,
 ) -> DualKeyEncoder:
     """Fit every array of the encoder.
 
-    table: the training part. origins: origin rows of its windows, per series, int64 [n_s] each.
+    table: the training part. origins: origin rows of its windows, per series, int64 [n_s] each. target_origins: those
+    of the windows whose futures may be looked at, default all: what is cross-fitted leaves some out. Only the linear
+    maps look at futures.
     """
     scale = fit_scale([series.values for series in table.series])
     encoder = DualKeyEncoder(config=config, horizon=horizon, scale=scale, arrays={})
     for view in config.views:
         moments = _second_moments(table, origins, encoder, view=view, lookback=lookback)
-        ridge = _ridge(moments, config.ridge)
+        targets = moments
+        if target_origins is not None:
+            targets = _second_moments(table, target_origins, encoder, view=view, lookback=lookback)
+        ridge = _ridge(targets, config.ridge)
         root = _metric_root(ridge, view=view, horizon=horizon, forecast_weight=config.forecast_weight)
         width = min(config.shape_width, view)
         arrays = encoder.arrays
         arrays[f"ridge-{view}"] = ridge.astype(np.float32)
         if "own" in scopes or "joint" in scopes:
-            arrays[f"own-{view}"] = np.stack([_principal(gram, root, width) for gram in moments.gram]).astype(
-                np.float32
+            arrays[f"own-{view}"] = _own_principal(
+                table, origins, encoder, moments, root, view=view, lookback=lookback, width=width
             )
         if "pooled" in scopes:
-            pooled = np.average(moments.gram, axis=0, weights=moments.count)
-            arrays[f"pooled-{view}"] = _principal(pooled, root, width).astype(np.float32)
+            arrays[f"pooled-{view}"] = _principal(moments.gram, root, width).astype(np.float32)
         if "joint" in scopes:
             parts = functools.partial(_parts, encoder, view)
             arrays |= joint_arrays(table, shared_origins(origins), parts, config, view=view, lookback=lookback)
@@ -82,7 +104,7 @@ def joint_arrays(
     grams: list[np.ndarray] = []
     for chunk in _chunks(rows):
         context = np.stack([cut(series.values, chunk - lookback + 1, lookback) for series in table.series], axis=1)
-        flat = [part.reshape(len(chunk), -1) for part in parts(context)]
+        flat = [part.reshape(len(chunk), -1) for part in parts(filled(context, table.step.season))]
         grams = [part.T @ part + (grams[number] if grams else 0) for number, part in enumerate(flat)]
     value_width = min(config.joint_width // 8, NUM_VALUES * len(table.series))
     arrays = {}
@@ -103,18 +125,69 @@ def shared_origins(origins: list[np.ndarray]) -> np.ndarray:
 def _second_moments(
     table: SeriesTable, origins: list[np.ndarray], encoder: DualKeyEncoder, *, view: int, lookback: int
 ) -> Moments:
-    num, horizon = len(table.series), encoder.horizon
-    gram, cross, count = np.zeros((num, view, view)), np.zeros((view, horizon)), np.zeros(num)
-    for number, rows in enumerate(origins):
-        values = table.series[number].values
-        for chunk in _chunks(rows):
-            context = cut(values, chunk - lookback + 1, lookback)[:, None]
-            z, statistics = _normalise(encoder, context, view, np.array([number]))
-            future = (cut(values, chunk + 1, horizon) - statistics.location) / statistics.spread
-            gram[number] += z[:, 0].T @ z[:, 0]
-            cross += z[:, 0].T @ future
-        count[number] = len(rows)
-    return Moments(gram=gram / np.maximum(count, 1)[:, None, None], cross=cross / max(count.sum(), 1), count=count)
+    """Sums over all series, in their order, whoever is done first."""
+    horizon, total = encoder.horizon, max(sum(len(rows) for rows in origins), 1)
+    gram, cross, num_known = np.zeros((view, view)), np.zeros((view, horizon)), np.zeros(horizon)
+    own: dict[int, np.ndarray] = {}
+    workers = Workers(num_cores())
+    of_series = functools.partial(_moments_of, table, origins, encoder, view=view, lookback=lookback)
+    with one_blas_thread():
+        for start in range(0, len(origins), AT_ONCE):
+            numbers = range(start, min(start + AT_ONCE, len(origins)))
+            for number, found in zip(numbers, workers.run(of_series, numbers), strict=True):
+                gram += found.gram
+                cross += found.cross
+                num_known += found.num_known
+                if (len(own) + 1) * found.gram.nbytes <= GRAM_BYTES:
+                    own[number] = found.gram / max(found.num_windows, 1)
+    return Moments(gram=gram / total, cross=cross / np.maximum(num_known, 1), own=own)
+
+
+def _moments_of(
+    table: SeriesTable, origins: list[np.ndarray], encoder: DualKeyEncoder, number: int, *, view: int, lookback: int
+) -> _OfSeries:
+    """Of one series."""
+    horizon = encoder.horizon
+    gram, cross, num_known = np.zeros((view, view)), np.zeros((view, horizon)), np.zeros(horizon)
+    values, rows = table.series[number].values, origins[number]
+    for chunk in _chunks(rows):
+        context = filled(cut(values, chunk - lookback + 1, lookback), table.step.season)[:, None]
+        z, statistics = _normalise(encoder, context, view, np.array([number]))
+        future = (cut(values, chunk + 1, horizon) - statistics.location) / statistics.spread
+        known = ~np.isnan(future)
+        num_known += known.sum(axis=0)
+        if not known.all():
+            future = np.where(known, future, 0.0)
+        gram += z[:, 0].T @ z[:, 0]
+        cross += z[:, 0].T @ future
+    return _OfSeries(gram, cross, len(rows), num_known)
+
+
+def _own_principal(
+    table: SeriesTable,
+    origins: list[np.ndarray],
+    encoder: DualKeyEncoder,
+    moments: Moments,
+    root: np.ndarray,
+    *,
+    view: int,
+    lookback: int,
+    width: int,
+) -> np.ndarray:
+    """The PCA of each series, float32 [N, view, width]."""
+    result = np.empty((len(origins), view, width), dtype=np.float32)
+
+    def run(start: int) -> None:
+        for number in range(start, min(start + AT_ONCE, len(origins))):
+            gram = moments.own.get(number)
+            if gram is None:
+                found = _moments_of(table, origins, encoder, number, view=view, lookback=lookback)
+                gram = found.gram / max(found.num_windows, 1)
+            result[number] = _principal(gram, root, width)
+
+    with one_blas_thread():
+        Workers(num_cores()).run(run, range(0, len(origins), AT_ONCE))
+    return result
 
 
 def _normalise(
@@ -128,8 +201,7 @@ def _normalise(
 
 def _ridge(moments: Moments, penalty: float) -> np.ndarray:
     """`argmin_W E|f - z W|^2 + penalty * |W|^2` for z of mean square 1; [view, H], one for all series."""
-    gram = np.average(moments.gram, axis=0, weights=moments.count)
-    return np.linalg.solve(gram + penalty * np.eye(len(gram)), moments.cross)
+    return np.linalg.solve(moments.gram + penalty * np.eye(len(moments.gram)), moments.cross)
 
 
 def _metric_root(ridge: np.ndarray, *, view: int, horizon: int, forecast_weight: float) -> np.ndarray:

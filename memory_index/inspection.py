@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from memory_index.bounds import BoundsOf
 from memory_index.closeness import UsualDistances, closeness, nearest_distances
 from memory_index.errors import NotFoundError
 from memory_index.leakage import Policy
-from memory_index.memory import Memory
+from memory_index.memory import Memory, too_much_missing
 from memory_index.memory_only import MEMORY_K
 from memory_index.neighbours import Neighbours
 from memory_index.queries import origin_at, query_blocks
@@ -83,8 +84,8 @@ class Inspection:
 
     @property
     def actual_known(self) -> bool:
-        """Whether the table knows all that followed."""
-        return bool(np.isfinite(self.actual).all())
+        """Whether the table knows what followed, to its last step; steps before may be missing."""
+        return bool(np.isfinite(self.actual[-1:]).all())
 
 
 def inspect_window(
@@ -112,7 +113,8 @@ def inspect_window(
     spec = memory.windows.spec
     row, origins = one_origin(table, series_id, at, spec)
     number = table.series_ids.index(series_id)
-    [block] = query_blocks(table, origins, spec, Policy.CAUSAL, known=memory.windows.series_ids)
+    known, views_stored = memory.windows.series_ids, memory.windows.views
+    [block] = query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views_stored)
     place = int(np.flatnonzero(block.series == number)[0])
     neighbours = memory.search(block.queries, k, scopes=scopes, views=views, where=where, min_gap=min_gap)
     filtered = where not in (None, Filter())
@@ -120,6 +122,7 @@ def inspect_window(
     behind = of_series(memory.search(block.queries, MEMORY_K, scopes=scopes, views=views, where=where), place)
     actual = actual_after(table.series[number], row, spec.horizon)
     shares: dict[KeySpace, float | None] = {}
+    within = BoundsOf(memory)
     no_close_analogue = False
     if usual is not None and not filtered:
         shares, no_close_analogue = closeness(usual, nearest_distances(neighbours, place), at)
@@ -132,8 +135,8 @@ def inspect_window(
         context=block.queries.context[0, place],
         times=table.step.range(table.series[number].times[row - spec.lookback + 1], spec.length),
         actual=actual,
-        forecast=behind.forecast(on_empty="last-value")[0, 0],
-        quantiles=behind.quantiles(FAN, on_empty="last-value")[0, 0],
+        forecast=within.kept(behind.queries, behind.forecast(on_empty="last-value"))[0, 0],
+        quantiles=within.kept(behind.queries, behind.quantiles(FAN, on_empty="last-value"))[0, 0],
         neighbours=tuple(neighbour_records(neighbours, place, every, actual)),
         share_closer=shares,
         no_close_analogue=no_close_analogue,
@@ -177,6 +180,13 @@ def require_neighbours(neighbours: Neighbours, place: int, *, filtered: bool = F
     if not neighbours.valid[0, place].any():
         windows, step, queries = neighbours.windows, neighbours.windows.step, neighbours.queries
         first, at = windows.known_at.min(), queries.origin[0]
+        context = queries.context[0, place]
+        if all(too_much_missing(context[None, None], space, windows.spec).all() for space in neighbours.spaces):
+            raise NotFoundError(
+                f"series '{queries.series_id[place]}' misses {int(np.isnan(context).sum())} of {len(context)} steps up "
+                f"to {step.isoformat(at)}, too many to compare that window with others",
+                hint="choose another time, or build with a larger --max-missing",
+            )
         reason = f"the memory's first window is known at {step.isoformat(first)}"
         if first <= at and filtered:
             reason = f"the filters leave none of {len(windows):,} windows that this query may see"
@@ -202,11 +212,12 @@ def neighbour_records(
         neighbours.futures()[0, place],
         neighbours.aligned_futures()[0, place],
     )
+    curve = windows.curve(neighbours.queries).take((0, place))
     for v, rank in slots:
         space, view, row = neighbours.spaces[v], neighbours.view_number[v], neighbours.row[0, place, v, rank]
         location, spread = neighbours.query_location[0, place, v], neighbours.query_spread[0, place, v]
         spans, context = windows.spans(row), windows.contexts(row)
-        standard = (context - windows.location[row, view]) / windows.spread[row, view]
+        standard = (windows.inside.contexts(row) - windows.location[row, view]) / windows.spread[row, view]
         yield NeighbourRecord(
             scope=space.scope,
             view=space.view,
@@ -224,13 +235,17 @@ def neighbour_records(
             age_days=round(float((neighbours.queries.origin[0] - windows.origin(row)) / np.timedelta64(1, "D")), 2),
             context=context,
             future=futures[v, rank],
-            aligned_context=(location + spread * standard).astype(np.float32),
+            aligned_context=curve.inverse((location + spread * standard).astype(np.float32)),
             aligned_future=aligned[v, rank],
         )
 
 
 def _correlation(future: np.ndarray, actual: np.ndarray) -> float | None:
     """Pearson correlation of two futures [H]; None where the actual one is not known or either is constant."""
-    if not np.isfinite(actual).all() or future.std() == 0 or actual.std() == 0:
+    known = np.isfinite(actual) & np.isfinite(future)
+    if not known.any() or not np.isfinite(actual[-1:]).all():
+        return None
+    actual, future = actual[known], future[known]
+    if future.std() == 0 or actual.std() == 0:
         return None
     return float(np.corrcoef(future.astype(np.float64), actual.astype(np.float64))[0, 1])

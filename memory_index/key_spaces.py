@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -49,8 +50,9 @@ class Segment:
 
     @cached_property
     def moments(self) -> np.ndarray:
-        """int64 [M, N]: local rows of each `joint` key."""
-        return self.windows.moments(self.num_series)
+        """int64 [M, N]: local rows of each `joint` key; below 0 for one of an earlier segment."""
+        across = self.windows.across
+        return self.windows.moments(self.num_series) if across is None else across - self.first_row
 
     def rows(self, scope: Scope, group: int) -> np.ndarray | slice:
         """Local row of every key of a group; for `joint` that of the moment's first series."""
@@ -154,6 +156,10 @@ class KeySpaceSearch:
         self.value_width = value_width
         self.workers = workers
         self._times: dict[tuple[int, Scope, int], GroupTimes] = {}
+        self._moments: np.ndarray | None = None  # int64 [M, N], row ids, where those of a moment are not consecutive
+        if any(segment.windows.across is not None for segment in segments):
+            moments = np.concatenate([segment.first_row + segment.moments for segment in segments])
+            self._moments = moments[np.argsort(moments[:, 0])]
 
     def nearest(
         self,
@@ -214,14 +220,19 @@ class KeySpaceSearch:
     def _tasks(self, number: int, space: KeySpace, asked: Asked, queries: Queries, where: Filter) -> Iterator[Task]:
         """Blocks of queries that look at one group of keys and are flat or not alike, those that see little first."""
         segment = self.segments[number]
-        for group in (int(each) for each in np.unique(asked.group)):
+        by_group = np.lexsort((asked.flat, asked.group))  # once, for thousands of groups of few queries each
+        edges = np.flatnonzero(np.diff(asked.group[by_group], prepend=-1, append=-1))
+        for of_group in (by_group[start:end] for start, end in pairwise(edges)):
+            group = int(asked.group[of_group[0]])
             if len(segment.groups[space][group]) == 0:
                 continue
             ranges = self._ranges(number, space.scope, group, queries, where)
-            for flat in (False, True):
-                chosen = np.flatnonzero((asked.group == group) & (asked.flat == flat))
+            num_other = int(np.searchsorted(asked.flat[of_group], True))
+            for flat, chosen in ((False, of_group[:num_other]), (True, of_group[num_other:])):
+                if len(chosen) == 0:
+                    continue
                 chosen = chosen[np.argsort(ranges.before[asked.moment[chosen]], kind="stable")]
-                excluded = self._excluded(segment, space, group, flat, where) if len(chosen) else None
+                excluded = self._excluded(segment, space, group, flat, where)
                 size = min(BLOCK, max(LEAST_BLOCK, -(-len(chosen) // self.workers.num)))
                 for start in range(0, len(chosen), size):
                     part = chosen[start : start + size]
@@ -269,11 +280,21 @@ class KeySpaceSearch:
         return self._times[name]
 
     def _excluded(self, segment: Segment, space: KeySpace, group: int, flat: bool, where: Filter) -> np.ndarray | None:
-        """bool [n]: keys of a group that cannot answer: flat where the query is not (or not flat), or filtered out."""
-        if space.scope == "joint":
-            return None  # flatness is a matter of each series: see _per_series
+        """bool [n]: keys of a group that cannot answer; None if there are none.
+
+        Flat where the query is not (or not flat), too much of them missing, or filtered out.
+        """
+        view, missing = self.windows.views.index(space.view), segment.windows.missing
+        most = self.windows.spec.most_missing(space.view)
+        if space.scope == "joint":  # flatness is a matter of each series: see _per_series
+            if self.windows.missing is None:
+                return None
+            excluded = self.windows.missing[segment.first_row + segment.moments, view].mean(axis=1) > most
+            return excluded if excluded.any() else None
         local = segment.rows(space.scope, group)
-        excluded = segment.windows.flat[local, self.windows.views.index(space.view)] != flat
+        excluded = segment.windows.flat[local, view] != flat
+        if missing is not None:
+            excluded |= missing[local, view] > most
         if where.series_id is not None:
             numbers = [self.windows.series_number.get(name, -1) for name in where.series_id]
             excluded |= ~np.isin(segment.windows.series[local], numbers)
@@ -299,13 +320,21 @@ class KeySpaceSearch:
     def _per_series(self, space: KeySpace, found: Found, flat: np.ndarray, series: np.ndarray) -> Found:
         """Moments [B, k] -> the windows of each queried series at those moments, [B, N, k].
 
-        The rows of a moment are consecutive (SegmentWindows.moments). A series takes part only where it is
-        as flat at the neighbour as in the query: dividing by the spread of a constant stretch explodes.
+        The rows of a moment are consecutive (SegmentWindows.moments), but where a series lagged. A series takes part
+        only where it is as flat at the neighbour as in the query: dividing by the spread of a constant stretch
+        explodes. Likewise only where enough of it is known.
         """
         moment = found.row[:, None, :]
         rows = np.where(moment >= 0, moment + series[None, :, None], -1)
+        if self._moments is not None:  # by its first series' row, which no other moment has
+            place = np.searchsorted(self._moments[:, 0], np.maximum(moment, 0))
+            rows = np.where(
+                moment >= 0, self._moments[np.minimum(place, len(self._moments) - 1), series[None, :, None]], -1
+            )
         view = self.windows.views.index(space.view)
         fits = (rows >= 0) & (self.windows.flat[np.maximum(rows, 0), view] == flat[..., None])
+        if self.windows.usable is not None:
+            fits &= self.windows.usable[np.maximum(rows, 0), view]
         order = np.argsort(~fits, axis=-1, kind="stable")  # unused slots last, the others still nearest first
         parts = (
             np.where(fits, found.squared[:, None], np.inf),

@@ -8,13 +8,15 @@ Which key spaces are asked and how the answer is put together is told here. One 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from memory_index.cores import num_cores
 from memory_index.encoder import Encoded, KeyEncoder
 from memory_index.key_spaces import BLOCK, KeySpaceSearch, Segment
-from memory_index.memory import require_counts, require_lookback, spaces_asked
+from memory_index.memory import linear_forecast, require_counts, require_lookback, spaces_asked, too_much_missing
+from memory_index.missing import filled
 from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale, WindowStatistics
 from memory_index.threads import Workers, one_blas_thread
@@ -26,7 +28,7 @@ from memory_index.windows import StoredWindows
 class LocalMemory:
     """A version on this machine. Implements `Memory`; safe to use from several threads.
 
-    threads: how many threads one search uses (default: as many as can run at once, see `threads.num_cores`).
+    threads: how many threads one search uses, but no more than there are cores (default: `cores.num_cores`).
     """
 
     def __init__(
@@ -71,8 +73,7 @@ class LocalMemory:
     def linear_forecast(self, queries: Queries) -> np.ndarray:
         """See `Memory.linear_forecast`."""
         require_lookback(queries, self.windows)
-        series = self.windows.numbers_of(queries.series_id)
-        return self.encoder.linear_forecast(max(self.windows.views), queries.context, series)
+        return linear_forecast(self.encoder, self.windows, queries)
 
     def search(
         self,
@@ -89,21 +90,28 @@ class LocalMemory:
         min_gap = min(min_gap, self.windows.num_steps_spanned + 1)  # more means no more, and times would overflow
         where = where or Filter()
         require_lookback(queries, self.windows)
-        series = self.windows.numbers_of(queries.series_id)
+        spec, series = self.windows.spec, self.windows.numbers_of(queries.series_id)
         spaces = spaces_asked(self.manifest, self.windows, queries, scopes, views, where)
         shape = (len(queries), len(series), len(spaces), k)
         squared, value = np.full(shape, np.inf, dtype=np.float32), np.full(shape, np.inf, dtype=np.float32)
         row = np.full(shape, -1, dtype=np.int64)
         location, spread = np.empty(shape[:3]), np.empty(shape[:3])
+        inside = self.windows.queries_inside(queries)
+        whole = replace(inside, context=filled(inside.context, self.windows.step.season))
         with one_blas_thread():  # the threads are ours: a BLAS that wants all cores as well gets in their way
             for view in dict.fromkeys(space.view for space in spaces):
                 wanted = tuple(space.scope for space in spaces if space.view == view)
-                encoded = self._encode(view, queries, series, wanted)
+                encoded = self._encode(view, whole, series, wanted)
                 for place, space in enumerate(spaces):
                     if space.view == view:
                         result = self._key_spaces.nearest(space, encoded, queries, series, k, where, min_gap)
                         squared[:, :, place], row[:, :, place], value[:, :, place] = result
                         location[:, :, place], spread[:, :, place] = encoded.statistics[:2]
+        if whole.context is not inside.context:
+            for place, space in enumerate(spaces):
+                hidden = too_much_missing(queries.context, space, spec)
+                squared[:, :, place][hidden], row[:, :, place][hidden] = np.inf, -1
+                value[:, :, place][hidden] = np.inf
         return self._neighbours(queries, spaces, row, squared, value, location, spread)
 
     def _encode(self, view: int, queries: Queries, series: np.ndarray, scopes: tuple[Scope, ...]) -> Encoded:

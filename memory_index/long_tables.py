@@ -51,10 +51,19 @@ class ForecastWriter:
     """
 
     def __init__(
-        self, file: IO[bytes], table: SeriesTable, *, as_parquet: bool, made_by: Mapping[str, Any] | None = None
+        self,
+        file: IO[bytes],
+        table: SeriesTable,
+        *,
+        as_parquet: bool,
+        made_by: Mapping[str, Any] | None = None,
+        marks: Mapping[str, bool] | None = None,
     ) -> None:
-        """made_by: kept inside a Parquet file, where pandas finds it as `attrs`; as `cli forecast` does."""
+        """made_by: kept inside a Parquet file, where pandas finds it as `attrs`; as `cli forecast` does. marks: further
+        columns, the same in each row.
+        """
         self.file, self.table, self.as_parquet, self.made_by = file, table, as_parquet, dict(made_by or {})
+        self.marks = dict(marks or {})
         self.waiting: list[pa.Table] = []
         self.num_waiting = self.num_rows = 0
         self.writer: pa.parquet.ParquetWriter | None = None
@@ -108,15 +117,21 @@ class ForecastWriter:
         }
         for q, level in enumerate(block.levels):
             columns[f"q{level:g}"] = pa.array(block.quantiles[b, n, :, q].ravel())
+        columns |= {name: pa.array(np.full(steps.size, value)) for name, value in self.marks.items()}
         return pa.table(columns).replace_schema_metadata({"PANDAS_ATTRS": json.dumps(self.made_by)})
 
 
 @contextmanager
 def writing(
-    file: IO[bytes], table: SeriesTable, *, as_parquet: bool, made_by: Mapping[str, Any] | None = None
+    file: IO[bytes],
+    table: SeriesTable,
+    *,
+    as_parquet: bool,
+    made_by: Mapping[str, Any] | None = None,
+    marks: Mapping[str, bool] | None = None,
 ) -> Iterator[ForecastWriter]:
     """A `ForecastWriter` whose file is whole at the end of the block."""
-    writer = ForecastWriter(file, table, as_parquet=as_parquet, made_by=made_by)
+    writer = ForecastWriter(file, table, as_parquet=as_parquet, made_by=made_by, marks=marks)
     try:
         yield writer
     except BaseException:

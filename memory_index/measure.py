@@ -15,6 +15,7 @@ from memory_index.key_spaces import Segment
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
 from memory_index.memory import Memory
+from memory_index.missing import filled
 from memory_index.neighbours import Neighbours
 from memory_index.types import KeySpace, Queries, Scope
 from memory_index.windows import StoredWindows
@@ -90,7 +91,7 @@ def self_distances(memory: LocalMemory) -> dict[KeySpace, float]:
     for segment in memory.segments:
         for scope in dict.fromkeys(space.scope for space in worst):
             for series, rows in _sample_rows(segment, scope):
-                context = memory.windows.contexts(segment.first_row + rows)
+                context = filled(memory.windows.inside.contexts(segment.first_row + rows), memory.windows.step.season)
                 for space in (space for space in worst if space.scope == scope):
                     keys = memory.encoder.encode(space.view, context, series, (scope,)).keys[scope]
                     stored = _stored_keys(segment, space, series, rows)
@@ -143,6 +144,17 @@ def searches_as_known(memory: Memory, k: int, num: int) -> Iterator[tuple[np.nda
     fitted_known_at = memory.manifest.fitted_known_at
     return _searches(
         memory, k, Policy.CAUSAL, lambda known_at, num: _drawn_as_known(known_at, num, fitted_known_at), num
+    )
+
+
+def windows_as_known(memory: Memory, num: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(series numbers [N], row ids [n, N]) of windows drawn in the same way; whole moments where the version has the
+    scope `joint`, so that every scope can be asked.
+    """
+    fitted_known_at = memory.manifest.fitted_known_at
+    scope: Scope = "joint" if "joint" in memory.manifest.scopes else "own"
+    yield from _drawn_rows(
+        memory.windows, scope, lambda known_at, num: _drawn_as_known(known_at, num, fitted_known_at), num
     )
 
 

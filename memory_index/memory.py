@@ -9,12 +9,14 @@ from typing import Protocol
 
 import numpy as np
 
+from memory_index.encoder import KeyEncoder
 from memory_index.errors import IncompatibleError, NotFoundError, UsageError
+from memory_index.missing import filled
 from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale
 from memory_index.types import SCOPES, Filter, KeySpace, Queries, Scope
 from memory_index.versions.manifest import Manifest
-from memory_index.windows import StoredWindows
+from memory_index.windows import StoredWindows, WindowSpec
 
 
 class Memory(Protocol):
@@ -32,7 +34,7 @@ class Memory(Protocol):
 
     @property
     def scale(self) -> SeriesScale:
-        """The training scale of each series of the version, float64 [N_v]: the units of its keys and of errors."""
+        """The training scale of each series, float64 [N_v]: that of the keys, in units of the version's transform."""
         ...
 
     @property
@@ -79,6 +81,19 @@ class Memory(Protocol):
         the version does not have), `NotFoundError` (unknown series).
         """
         ...
+
+
+def raw_units(memory: Memory) -> np.ndarray:
+    """The raw training standard deviation of each series of a version, float64 [N_v]: what errors are counted in."""
+    transform = memory.manifest.transform
+    return np.array(transform.unit) if transform else memory.scale.std
+
+
+def linear_forecast(encoder: KeyEncoder, windows: StoredWindows, queries: Queries) -> np.ndarray:
+    """See `Memory.linear_forecast`. Out of a transform it comes by its inverse alone, so it is rather a median."""
+    context = filled(windows.queries_inside(queries).context, windows.step.season)
+    inside = encoder.linear_forecast(max(windows.views), context, windows.numbers_of(queries.series_id))
+    return windows.curve(queries).inverse(inside)
 
 
 def spaces_asked(
@@ -157,3 +172,19 @@ def require_counts(k: int, min_gap: int) -> None:
     """Raise `UsageError` unless these can be searched with; see `Memory.search`."""
     if k < 1 or min_gap < 0:
         raise UsageError(f"k must be at least 1 and min_gap at least 0, not {k} and {min_gap}")
+
+
+def too_much_missing(context: np.ndarray, space: KeySpace, spec: WindowSpec) -> np.ndarray:
+    """Which queries have no answer from a key space, bool [B, N]: more than `max_missing` of the view is missing.
+
+    context: [B, N, L], NaN where missing. Whoever compares whole moments (`joint`) counts the cells of all series
+    together as well. Where only whole windows are taken (`max_missing` 0), the whole context has to be there.
+    """
+    if spec.max_missing == 0:
+        hidden = np.isnan(context).any(axis=-1)
+        return hidden | (hidden.any(axis=1, keepdims=True) & (space.scope == "joint"))
+    num = np.isnan(context[..., -space.view :]).sum(axis=-1)
+    hidden = num > spec.most_missing(space.view)
+    if space.scope == "joint":
+        hidden |= (num.mean(axis=1) > spec.most_missing(space.view))[:, None]
+    return hidden

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 
 from memory_index.baselines import baseline_forecasts
+from memory_index.bounds import Bounds, BoundsOf
+from memory_index.calibration import stretched, usual_errors
 from memory_index.errors import UsageError
-from memory_index.evaluation import MEMORY_ONLY, Evaluation, ForecastBlock, Report, tally
+from memory_index.evaluation import MEMORY_ONLY, Evaluation, ForecastBlock, Report, scored_origins, tally
 from memory_index.leakage import Policy
 from memory_index.long_tables import forecast_frame
-from memory_index.memory import Memory
+from memory_index.memory import Memory, raw_units
+from memory_index.missing import last_known
 from memory_index.neighbours import Neighbours, OnEmpty, mean_over_spaces, require_neighbours, with_last_value
 from memory_index.origins import Schedule
 from memory_index.queries import BLOCK, QueryBlock, latest_origins, query_blocks
 from memory_index.scaling import ScaledBy
+from memory_index.skipped import Skipped
 from memory_index.splits import require_origins
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Scope
 
+NO_NEIGHBOUR = "has no admissible neighbour (--on-empty last-value repeats its last value)"
 MEMORY_K = 50  # neighbours per key space that make the memory's forecast (docs/experiments.md)
 
 
@@ -67,8 +72,10 @@ def evaluate(
     `UsageError` (a schedule that the table does not go with).
     """
     options, spec, manifest = options or MemoryOptions(), memory.windows.spec, memory.manifest
-    origins = require_origins(table, spec, manifest.split, part, schedule=schedule)
-    units = dict(zip(manifest.series_ids, memory.scale.std, strict=True))
+    views = memory.windows.views
+    units = dict(zip(manifest.series_ids, raw_units(memory), strict=True))
+    every = require_origins(table, spec, manifest.split, part, schedule=schedule, views=views)
+    origins, skipped = scored_origins(table, every, manifest.split, units, part)
     counted = tally(
         table,
         origins,
@@ -79,18 +86,22 @@ def evaluate(
         scaled_by=scaled_by,
         levels=levels,
     )
-    first_origin = np.datetime64("NaT", "ns")
-    for asked in query_blocks(table, origins, spec, Policy.CAUSAL, known=manifest.series_ids, block=block):
+    first_origin, within = np.datetime64("NaT", "ns"), BoundsOf(memory)
+    known = manifest.series_ids
+    for asked in query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views, block=block):
         neighbours, empty = _search(memory, asked, options)
         forecasts = block_forecasts(neighbours)
         forecasts |= baseline_forecasts(asked.queries.context, spec.horizon, table.step)
         forecasts["linear"] = memory.linear_forecast(asked.queries)
-        quantiles = neighbours.quantiles(levels, on_empty="last-value") if levels else None
+        forecasts = {name: within.kept(asked.queries, values) for name, values in forecasts.items()}
+        quantiles = None
+        if levels:
+            quantiles = within.kept(asked.queries, neighbours.quantiles(levels, on_empty="last-value"))
         counted.num_without += empty
         each(counted.add(asked, forecasts, quantiles))
         first_origin = np.fmin(first_origin, asked.queries.origin.min())
         report(counted.done, counted.total)
-    return counted.evaluation(part, in_sample=bool(first_origin < manifest.fitted_known_at))
+    return counted.evaluation(part, in_sample=bool(first_origin < manifest.fitted_known_at), skipped=skipped)
 
 
 def _search(memory: Memory, block: QueryBlock, options: MemoryOptions) -> tuple[Neighbours, int]:
@@ -111,30 +122,57 @@ def block_forecasts(neighbours: Neighbours) -> dict[str, np.ndarray]:
     Where one key space is empty, its own score counts the last value.
     """
     by_space = neighbours.space_forecasts()
-    filled = np.where(np.isnan(by_space), neighbours.queries.context[:, :, None, -1:], by_space)
+    filled = np.where(np.isnan(by_space), last_known(neighbours.queries.context)[:, :, None], by_space)
     forecasts = {str(space): filled[:, :, number] for number, space in enumerate(neighbours.spaces)}
     forecasts[MEMORY_ONLY] = with_last_value(neighbours, mean_over_spaces(by_space), "last-value")
     return forecasts
 
 
 def forecast(
-    memory: Memory, table: SeriesTable, *, quantiles: tuple[float, ...] = (), options: MemoryOptions | None = None
+    memory: Memory,
+    table: SeriesTable,
+    *,
+    quantiles: tuple[float, ...] = (),
+    options: MemoryOptions | None = None,
+    bounds: Bounds | None = None,
 ) -> pd.DataFrame:
     """The next H steps of every series: a long table `unique_id, ds, yhat` and one column per quantile (`q0.1`).
 
     Original units; times in the table's own time zone. Asked under `causal` at the last value of each series: one that
-    ends earlier than the others is forecast from where it ends.
+    ends earlier than the others is forecast from where it ends. Series that cannot be forecast are named in
+    `attrs["skipped"]`, a list of `{"series_id", "reason"}`. Quantiles are calibrated on what the memory would have said
+    of its own windows (`calibration.py`). bounds: that no forecast and no quantile leaves; without, those of counts are
+    kept at 0 or above (`bounds.py`).
 
-    Raises `DataError` (history too short or missing values in it), `NotFoundError` (no neighbours).
+    Raises `DataError` (every history too short), `NotFoundError` (no neighbours for any series).
     """
     options = options or MemoryOptions()
-    spec = memory.windows.spec
-    origins, known = latest_origins(table, spec), memory.manifest.series_ids
-    parts = []
-    for block in query_blocks(table, origins, spec, Policy.CAUSAL, known=known):
-        neighbours, _ = _search(memory, block, options)
+    spec, views = memory.windows.spec, memory.windows.views
+    origins, skipped = latest_origins(table, spec, views=views)
+    parts, alone, within = [], [], BoundsOf(memory, bounds)
+    usual = usual_errors(memory, options.k, scopes=options.scopes, views=options.views) if quantiles else None
+    for block in query_blocks(table, origins, spec, Policy.CAUSAL, known=memory.manifest.series_ids, views=views):
+        neighbours = memory.search(block.queries, options.k, scopes=options.scopes, views=options.views)
+        if options.on_empty == "error":
+            found = np.any(neighbours.valid, axis=(2, 3)) | ~block.wanted
+            alone += [(neighbours, found)] if not found.all() else []
+            block = block._replace(wanted=block.wanted & found)
+        if not block.wanted.any():
+            continue
         values = neighbours.forecast(on_empty="last-value")
-        no_levels = np.empty((*values.shape, 0), dtype=np.float32)
-        levels = neighbours.quantiles(quantiles, on_empty="last-value") if quantiles else no_levels
+        levels = np.empty((*values.shape, 0), dtype=np.float32)
+        if usual is not None:
+            stretch = np.array([usual.stretch(origin) for origin in block.queries.origin])
+            levels = stretched(neighbours.quantiles(quantiles, on_empty="last-value"), values, stretch)
+        values, levels = (within.kept(block.queries, each) for each in (values, levels))
         parts.append(forecast_frame(table, block, values, quantiles, levels))
-    return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
+    if not parts:
+        require_neighbours(*alone[0])
+    skipped += tuple(
+        Skipped(series_id=str(neighbours.queries.series_id[n]), reason=NO_NEIGHBOUR)
+        for neighbours, found in alone
+        for n in np.flatnonzero(~found.all(axis=0))
+    )
+    result = pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
+    result.attrs["skipped"] = [asdict(each) for each in skipped]
+    return result

@@ -1,26 +1,27 @@
 """The answer of a memory: `Neighbours`, and how they become a forecast: weights, alignment, mean and quantiles.
 
-The answer checks itself against the leak rule when it is constructed, wherever it came from: a search, a network reply
-or a cache. The formulas are in docs/method.md. Sums run over the neighbours of one query in a fixed order, so that a
-forecast does not depend on how many queries were asked at once. Work is done in chunks of queries: memory does not grow
-with their number.
+The answer checks itself against the leak rule when it is constructed, wherever it came from. Formulas: docs/method.md.
+Sums run over the neighbours of one query in a fixed order: nothing depends on how many queries were asked at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from memory_index.cores import num_cores
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.leakage import TimeSpans, require_admissible
+from memory_index.missing import last_known
 from memory_index.products import project
 from memory_index.threads import Workers, one_blas_thread
+from memory_index.transforms import NO_TRANSFORM
 from memory_index.types import KeySpace, Queries
+from memory_index.weighted import mean_of_known, weighted_quantiles
 from memory_index.windows import StoredWindows, cut
 
 OnEmpty = Literal["error", "last-value"]  # what becomes of a query that has no neighbour
@@ -36,8 +37,8 @@ class Neighbours:
     row, distance, shape_distance, value_distance: [B, N, V, K]; int64 row ids (-1 in unused slots) and
     float32 distances (+inf there). `distance^2 = w * shape_distance^2 + (1 - w) * value_distance^2`
     (docs/method.md), in units of a window's own spread. query_location, query_spread: float64 [B, N, V], the
-    query's own statistics under each view. temperature: float32 [V], stored with the version. linear_maps: of each
-    view, float32 [view, H], stored with it too (`KeyEncoder.linear_map`).
+    query's own statistics under each view, in units of the version's transform. temperature: float32 [V], stored with
+    the version. linear_maps: of each view, float32 [view, H], stored with it too (`KeyEncoder.linear_map`).
 
     Constructing it raises `LeakError` if any row is not admissible for its query.
     """
@@ -142,6 +143,21 @@ class Neighbours:
         """float32 [B, N, H, Q]: weighted quantiles of all aligned futures, each level in (0, 1)."""
         return quantiles(self, levels, on_empty)
 
+    def inside(self) -> Neighbours:
+        """The same with queries and windows in units of the version's transform; itself where there is none.
+
+        What it makes of them, a forecast too, is in those units.
+        """
+        if not self.windows.transform:
+            return self
+        return replace(self, queries=self.windows.queries_inside(self.queries), windows=self.windows.inside)
+
+    def at_moments(self, chosen: np.ndarray) -> Neighbours:
+        """The same of some of the moments. chosen: int [b] or bool [B]."""
+        queries = replace(self.queries, context=self.queries.context[chosen], origin=self.queries.origin[chosen])
+        names = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
+        return replace(self, queries=queries, **{name: getattr(self, name)[chosen] for name in names})
+
 
 def weights(neighbours: Neighbours) -> np.ndarray:
     """`softmax(-distance^2 / temperature)` over the valid slots of each key space, float32 [B, N, V, K]."""
@@ -155,16 +171,18 @@ def weights(neighbours: Neighbours) -> np.ndarray:
 
 @one_blas_thread()
 def aligned_futures(neighbours: Neighbours) -> np.ndarray:
-    """Futures as they would follow each query, float32 [B, N, V, K, H]; NaN in unused slots.
+    """Futures as they would follow each query, float32 [B, N, V, K, H]; NaN in unused slots and where missing.
 
     In the query's own location and spread, and moved by what the linear map makes of the difference between its window
-    and the neighbour's: neighbours are never quite alike, and this much of what follows from it is known.
+    and the neighbour's: neighbours are never quite alike, and this much of what follows from it is known. All of that
+    in units of the transform, and back.
     """
     b, n, v, k = neighbours.row.shape
+    curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, v, k, neighbours.windows.spec.horizon), dtype=np.float32)
-    for number, space in enumerate(neighbours.spaces):
-        for chunk in _chunks(b, n, k * _num_steps(neighbours, space)):
-            result[*chunk, number] = _aligned(neighbours, chunk, number)
+    for number in range(v):
+        for chunk in _chunks(b, n, k * _num_steps(neighbours, number)):
+            result[*chunk, number] = curve.take(chunk).inverse(_aligned(inside, chunk, number))
     return np.where(neighbours.valid[..., None], result, np.float32(np.nan))
 
 
@@ -172,33 +190,39 @@ def aligned_futures(neighbours: Neighbours) -> np.ndarray:
 def space_forecasts(neighbours: Neighbours) -> np.ndarray:
     """Weighted mean of the aligned futures of each key space, float32 [B, N, V, H]; NaN where it has none.
 
-    The map is linear, so the mean of what it makes of K differences is what it makes of their mean.
+    A missing step of a future has no weight; a step that all of a key space's futures miss is what the linear map makes
+    of the query. The map is linear, so the mean of what it makes of K differences is what it makes of their mean.
+    Behind a transform it is the mean of the futures in raw units: what comes back from a mean is no mean.
     """
     b, n, v, k = neighbours.row.shape
-    weight = weights(neighbours)
+    weight, curve, inside = weights(neighbours), neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, v, neighbours.windows.spec.horizon), dtype=np.float32)
 
     def run(task: tuple[int, Chunk]) -> None:
         number, (moments, series) = task
         num_moments, num_series = moments.stop - moments.start, series.stop - series.start
-        width = _num_steps(neighbours, neighbours.spaces[number])
-        mean = np.empty((num_moments, num_series, 1, width), dtype=np.float32)
+        linear_map, width = neighbours.linear_maps[neighbours.spaces[number].view], _num_steps(inside, number)
+        mean, apart = np.empty((num_moments, num_series, width), dtype=np.float32), []
         for inner in _chunks(num_moments, num_series, k * width):
             chunk = _within(moments, inner[0]), _within(series, inner[1])
+            standard = _standard_windows(inside, chunk, number)
             # One small sum for each window: what comes out does not depend on how many there are.
-            standard = _standard_windows(neighbours, chunk, number)
-            mean[*inner, 0] = np.einsum("bnk,bnkw->bnw", weight[*chunk, number], standard)
-        result[moments, series, number] = _moved(neighbours, (moments, series), number, mean)[:, :, 0]
+            mean[inner] = np.einsum("bnk,bnkw->bnw", weight[*chunk, number], standard)
+            each = np.any(np.isnan(mean[inner]), axis=-1) | np.full(1, neighbours.windows.transform != NO_TRANSFORM)
+            if each.any():  # each neighbour by itself: steps are means over different ones, or of raw units
+                back, asked = curve.take(chunk).take(each), _query_windows(inside, chunk, number).take(each)
+                moved = back.inverse(_moved(asked, standard[each], linear_map))
+                known = mean_of_known(moved, weight[*chunk, number][each])
+                by_map = back.inverse(_by_map(asked, neighbours, number))
+                apart.append((inner, each, np.where(np.isnan(known), by_map, known)))
+        part = _moved(_query_windows(inside, (moments, series), number), mean[:, :, None], linear_map)[:, :, 0]
+        for inner, each, forecasts in apart:
+            part[inner][each] = forecasts
+        result[moments, series, number] = part
 
     # The map multiplies whole blocks of rows (`products.project`), so many means are moved at once.
-    _workers().run(
-        run,
-        (
-            (number, chunk)
-            for number, space in enumerate(neighbours.spaces)
-            for chunk in _chunks(b, n, _num_steps(neighbours, space))
-        ),
-    )
+    tasks = [(number, chunk) for number in range(v) for chunk in _chunks(b, n, _num_steps(inside, number))]
+    _workers().run(run, tasks)
     return np.where(np.any(neighbours.valid, axis=3)[..., None], result, np.float32(np.nan))
 
 
@@ -223,17 +247,27 @@ def mean_over_spaces(by_space: np.ndarray) -> np.ndarray:
 def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmpty) -> np.ndarray:
     """Weighted quantiles over the aligned futures of all key spaces together, float32 [B, N, H, Q].
 
-    Each key space that has neighbours counts the same. `on_empty` as in `forecast`. The quantile of a level is
-    interpolated linearly between the values at the midpoints of the cumulative weights.
+    Each key space that has neighbours counts the same. `on_empty` as in `forecast`. A quantile is interpolated linearly
+    between the values at the midpoints of the cumulative weights, in units of the transform, which keeps their order. A
+    missing step has no weight; where all miss it, every quantile is what the linear maps make of the query.
     """
     if not levels or not all(0 < level < 1 for level in levels):
         raise UsageError(f"quantile levels must lie between 0 and 1, not {list(levels)}")
     b, n, v, k = neighbours.row.shape
     weight = weights(neighbours).reshape(b, n, v * k)
+    curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, neighbours.windows.spec.horizon, len(levels)), dtype=np.float32)
-    for chunk in _chunks(b, n, k * sum(_num_steps(neighbours, space) for space in neighbours.spaces)):
-        values = np.concatenate([_aligned(neighbours, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
-        result[chunk] = _weighted_quantiles(values, weight[chunk][..., None], levels)
+
+    def run(chunk: Chunk) -> None:
+        values = np.concatenate([_aligned(inside, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
+        share = weight[chunk][..., None]
+        if (missing := np.isnan(values)).any():
+            nothing = ~np.any((known := np.where(missing, np.float32(0), share)) > 0, axis=2, keepdims=True)
+            values = np.where(nothing, _by_maps(inside, chunk)[:, :, None], values)
+            share = np.where(nothing, share, known)
+        result[chunk] = curve.take(chunk).inverse(weighted_quantiles(values, share, levels))
+
+    _workers().run(run, _chunks(b, n, k * sum(_num_steps(neighbours, number) for number in range(v))))
     return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)
 
 
@@ -242,7 +276,7 @@ def with_last_value(neighbours: Neighbours, values: np.ndarray, on_empty: OnEmpt
     found = np.any(neighbours.valid, axis=(2, 3))
     if on_empty == "error":
         require_neighbours(neighbours, found)
-    return np.where(found[..., None], values, neighbours.queries.context[..., -1:])
+    return np.where(found[..., None], values, last_known(neighbours.queries.context))
 
 
 def require_neighbours(neighbours: Neighbours, found: np.ndarray) -> None:
@@ -259,29 +293,69 @@ def require_neighbours(neighbours: Neighbours, found: np.ndarray) -> None:
     )
 
 
-def _aligned(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
-    """See `aligned_futures`: of one key space, float64 [b, N, K, H]; anything in unused slots."""
-    return _moved(neighbours, chunk, number, _standard_windows(neighbours, chunk, number))
+class _Query(NamedTuple):
+    """Queries in their own location and spread under one view: z [..., 1, view], location and spread [..., 1, 1].
 
-
-def _moved(neighbours: Neighbours, chunk: Chunk, number: int, standard: np.ndarray) -> np.ndarray:
-    """Futures as they would follow the query, raw units, float64 [b, N, K, H].
-
-    standard: [b, N, K, view + H], as of `_standard_windows`, or means of such windows.
+    z is NaN where a cell is missing.
     """
-    view = neighbours.spaces[number].view
+
+    z: np.ndarray
+    location: np.ndarray
+    spread: np.ndarray
+
+    def take(self, chosen: np.ndarray) -> _Query:
+        """Some of the queries. chosen: bool [b, N]."""
+        return _Query(*(part[chosen] for part in self))
+
+
+def _query_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> _Query:
+    """The queries of a chunk in the location and spread that they have in one key space."""
     location, spread = (
         part[*chunk, number, None, None] for part in (neighbours.query_location, neighbours.query_spread)
     )
-    query = neighbours.queries.context[*chunk, None, -view:]
-    difference = (query - location) / spread - standard[..., :view]
-    return location + spread * (standard[..., view:] + project(difference, neighbours.linear_maps[view]))
+    window = neighbours.queries.context[*chunk, None, -neighbours.spaces[number].view :]
+    return _Query((window - location) / spread, location, spread)
+
+
+def _aligned(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
+    """See `aligned_futures`: of one key space, float64 [b, N, K, H]; anything in unused slots."""
+    query, linear_map = (
+        _query_windows(neighbours, chunk, number),
+        neighbours.linear_maps[neighbours.spaces[number].view],
+    )
+    return _moved(query, _standard_windows(neighbours, chunk, number), linear_map)
+
+
+def _moved(query: _Query, standard: np.ndarray, linear_map: np.ndarray) -> np.ndarray:
+    """Futures as they would follow the query, in its units, float64 [..., K, H].
+
+    standard: [..., K, view + H], as of `_standard_windows`, or means of such windows. A cell that either misses moves
+    nothing: there is no difference to be told.
+    """
+    view = query.z.shape[-1]
+    difference = query.z - standard[..., :view]
+    if (missing := np.isnan(difference)).any():
+        difference = np.where(missing, 0.0, difference)
+    return query.location + query.spread * (standard[..., view:] + project(difference, linear_map))
+
+
+def _by_maps(neighbours: Neighbours, chunk: Chunk) -> np.ndarray:
+    """What the linear maps of all key spaces make of the queries of a chunk, on average: float64 [b, N, H]."""
+    by_map = [_by_map(_query_windows(neighbours, chunk, n), neighbours, n) for n in range(len(neighbours.spaces))]
+    return np.mean(by_map, axis=0)
+
+
+def _by_map(query: _Query, neighbours: Neighbours, number: int) -> np.ndarray:
+    """What the linear map of one key space makes of queries, float64 [..., H], in their units."""
+    linear_map = neighbours.linear_maps[neighbours.spaces[number].view]
+    z = np.where(np.isnan(query.z), 0.0, query.z)
+    return (query.location + query.spread * project(z, linear_map))[..., 0, :]
 
 
 def _standard_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
     """Each neighbour of one key space in its own location and spread, float32 [b, N, K, view + H].
 
-    The last `view` steps of its context, then its future; 0 in unused slots.
+    The last `view` steps of its context, then its future; NaN where missing, 0 in unused slots.
     """
     view, windows = neighbours.spaces[number].view, neighbours.windows
     found, place = neighbours.row[*chunk, number], windows.views.index(view)
@@ -293,32 +367,9 @@ def _standard_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> np.n
     return standard
 
 
-def _weighted_quantiles(values: np.ndarray, weight: np.ndarray, levels: tuple[float, ...]) -> np.ndarray:
-    """values [b, N, M, H], weight [b, N, M, 1] -> [b, N, H, Q]. Weightless values take no part."""
-    values = np.where(weight > 0, values, np.inf)
-    order = np.argsort(values, axis=2, kind="stable")
-    ordered = np.take_along_axis(values, order, axis=2)
-    share = np.take_along_axis(np.broadcast_to(weight, values.shape), order, axis=2).astype(np.float64)
-    cumulative = np.cumsum(share, axis=2)
-    total = cumulative[:, :, -1:, :]
-    middle = (cumulative - share / 2) / np.where(total > 0, total, 1)
-    num = (share > 0).sum(axis=2, keepdims=True)
-    result = []
-    for level in levels:
-        upper = np.clip((middle < level).sum(axis=2, keepdims=True), 1, np.maximum(num - 1, 1))
-        upper = np.minimum(upper, num - 1)
-        lower = np.maximum(upper - 1, 0)
-        a, c = (np.take_along_axis(ordered, i, axis=2) for i in (lower, upper))
-        p, q = (np.take_along_axis(middle, i, axis=2) for i in (lower, upper))
-        part = np.clip(np.where(q > p, (level - p) / np.where(q > p, q - p, 1), 0), 0, 1)
-        with np.errstate(invalid="ignore"):  # inf - inf where a query has no neighbour at all
-            result.append((a + part * (c - a))[:, :, 0])
-    return np.stack(result, axis=-1)
-
-
-def _num_steps(neighbours: Neighbours, space: KeySpace) -> int:
+def _num_steps(neighbours: Neighbours, number: int) -> int:
     """Of a neighbour's window in a key space: its view and the horizon."""
-    return space.view + neighbours.windows.spec.horizon
+    return neighbours.spaces[number].view + neighbours.windows.spec.horizon
 
 
 def _chunks(b: int, n: int, values: int) -> list[Chunk]:

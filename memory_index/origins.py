@@ -57,7 +57,7 @@ def parse_schedule(every: str | None, at: str | None) -> Schedule | None:
     """`24h` and `23:00` as a schedule; None if neither is given, a day if only the time is. Raises `UsageError`."""
     if every is None and at is None:
         return None
-    return Schedule(every=DAY if every is None else _interval(every), at=None if at is None else _time_of_day(at))
+    return Schedule(every=DAY if every is None else interval(every), at=None if at is None else _time_of_day(at))
 
 
 def scheduled(table: SeriesTable, origins: list[np.ndarray], schedule: Schedule) -> list[np.ndarray]:
@@ -91,13 +91,19 @@ def _first_and_second(clock: pd.DatetimeIndex, time_zone: str, every: pd.Timedel
     return np.union1d(first, second[(second - first) % every.to_timedelta64() == np.timedelta64(0)])
 
 
-def _require_whole_steps(schedule: Schedule, step: Step) -> None:
+def step_length(step: Step) -> pd.Timedelta | None:
+    """How long a step lasts on the clock; None where steps differ in length."""
     offset = step.offset
     if step.is_fixed:
-        length = pd.Timedelta(step.add(np.zeros(1, dtype="datetime64[ns]"), 1)[0].astype("timedelta64[ns]"))
-    elif isinstance(offset, pd.tseries.offsets.Day | pd.tseries.offsets.Week | pd.tseries.offsets.BusinessDay):
-        length = offset.n * (7 * DAY if isinstance(offset, pd.tseries.offsets.Week) else DAY)
-    else:
+        return pd.Timedelta(step.add(np.zeros(1, dtype="datetime64[ns]"), 1)[0].astype("timedelta64[ns]"))
+    if isinstance(offset, pd.tseries.offsets.Day | pd.tseries.offsets.Week | pd.tseries.offsets.BusinessDay):
+        return pd.Timedelta(offset.n * (7 * DAY if isinstance(offset, pd.tseries.offsets.Week) else DAY))
+    return None
+
+
+def _require_whole_steps(schedule: Schedule, step: Step) -> None:
+    length = step_length(step)
+    if length is None:
         raise UsageError(
             f"--every {schedule} does not go with steps of {step.frequency}, which differ in length",
             hint="leave it out: every step is an origin",
@@ -114,10 +120,11 @@ def _typed(length: pd.Timedelta) -> str:
     return f"{minutes // 60}h" if minutes % 60 == 0 else f"{minutes}min"
 
 
-def _interval(text: str) -> pd.Timedelta:
+def interval(text: str, *, flag: str = "--every") -> pd.Timedelta:
+    """`30min`, `24h`, `7d` or `1w` as a length of time. Raises `UsageError`, which names the flag."""
     match = re.fullmatch(r"([1-9]\d{0,5})\s*(min|[hdw])", text.strip().lower())
     if not match:
-        raise UsageError(f"--every {text}: expected a number of min, h, d or w", hint="for example --every 24h")
+        raise UsageError(f"{flag} {text}: expected a number of min, h, d or w", hint=f"for example {flag} 24h")
     return int(match[1]) * UNITS[match[2]]
 
 

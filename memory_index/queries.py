@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from memory_index.errors import DataError, IncompatibleError, NotFoundError
 from memory_index.leakage import Policy
+from memory_index.skipped import Skipped, skipped_sentence
 from memory_index.tables.series import Series, SeriesTable, differing
 from memory_index.tables.steps import same_step
 from memory_index.types import MAX_JOINT_SERIES, Queries
@@ -30,6 +32,11 @@ class QueryBlock(NamedTuple):
     row: np.ndarray
     wanted: np.ndarray
 
+    def at_moments(self, chosen: np.ndarray) -> QueryBlock:
+        """The same of some of the moments. chosen: int64 [b]."""
+        queries = replace(self.queries, context=self.queries.context[chosen], origin=self.queries.origin[chosen])
+        return QueryBlock(queries, self.series, self.row[chosen], self.wanted[chosen])
+
 
 def query_blocks(
     table: SeriesTable,
@@ -38,30 +45,36 @@ def query_blocks(
     policy: Policy,
     *,
     known: Collection[str],
+    views: tuple[int, ...] = (),
     block: int = BLOCK,
     max_windows: int = MAX_WINDOWS,
 ) -> Iterator[QueryBlock]:
     """All windows of a table, in blocks of up to `block` moments and `max_windows` windows, but at least one moment.
 
-    origins: origin rows per series. known: series that the memory has. They are asked together (so that the joint
-    scope can answer) at every time at which all of them have a whole *context*; all other windows are asked series by
-    series. Nothing later may decide that: a gap in the future of one series, or steps that only some of them have yet,
-    would change what is asked for another. More series than the joint scope takes are asked together where all of them
-    are asked for: nobody else needs the others.
+    origins: origin rows per series. known: series that the memory has, views: those of the memory. They are asked
+    together (so that the joint scope can answer) at every time at which all of them have a *context* that is usable
+    under a view; all other windows are asked by themselves. Nothing later may decide that: a gap in the future of one
+    series, or steps that only some of them have yet, would change what is asked for another. Series that are not asked
+    together with all others, or are more than the joint scope takes, are asked with those that are asked at the very
+    same times: a few that lag hinder nobody. Of thousands so many are asked at once that each is asked at `block`
+    moments: what is done once for a series is then done for all of these.
     """
     there = set(known)
     numbers = [n for n, series in enumerate(table.series) if series.series_id in there]
     members_of_moment = set(numbers)
-    every = WindowSpec(lookback=spec.lookback, horizon=spec.horizon)
+    every = table.rule(spec).scored()
     asked = [series.times[rows] for series, rows in zip(table.series, origins, strict=True)]
     together = np.unique(np.concatenate([asked[n] for n in numbers])) if numbers else np.empty(0, "datetime64[ns]")
-    for n in numbers:
-        whole = asked[n]
-        if len(numbers) <= MAX_JOINT_SERIES:
-            whole = table.series[n].times[origin_rows(table.series[n].values, every, with_future=False)]
+    if len(numbers) > MAX_JOINT_SERIES:
+        together = together[:0]
+    for n in numbers if len(together) else ():
+        whole = table.series[n].times[origin_rows(table.series[n].values, every, views=views, with_future=False)]
         together = np.intersect1d(together, whole, assume_unique=True)
     alone = [np.setdiff1d(times, together) if n in members_of_moment else times for n, times in enumerate(asked)]
-    groups = [(np.array(numbers, dtype=np.int64), together), *((np.array([n]), times) for n, times in enumerate(alone))]
+    groups = [
+        (np.array(numbers, dtype=np.int64), together),
+        *_in_parts(_asked_alike(alone, members_of_moment), block, max_windows),
+    ]
     values = [series.values.astype(np.float32) for series in table.series]
     is_wanted = [np.isin(np.arange(len(s)), rows) for s, rows in zip(table.series, origins, strict=True)]
     for members, times in groups:
@@ -80,6 +93,28 @@ def query_blocks(
             yield QueryBlock(queries, members, rows, wanted)
 
 
+def _asked_alike(asked: list[np.ndarray], known: Collection[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(numbers of series, their times) for the series of a table that are asked at the same times.
+
+    asked: of each series. known: those that the memory has; the others are searched in other scopes.
+    """
+    alike: dict[tuple[bool, bytes], list[int]] = {}
+    for n, times in enumerate(asked):
+        alike.setdefault((n in known, times.tobytes()), []).append(n)
+    for members in alike.values():
+        yield np.array(members), asked[members[0]]
+
+
+def _in_parts(
+    groups: Iterable[tuple[np.ndarray, np.ndarray]], block: int, max_windows: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same, of so few series each that `block` moments of them are at most `max_windows` windows."""
+    for members, times in groups:
+        size = max(1, max_windows // max(1, min(block, len(times))))
+        for start in range(0, len(members), size):
+            yield members[start : start + size], times
+
+
 def futures_of(table: SeriesTable, block: QueryBlock, horizon: int) -> np.ndarray:
     """What followed the queries of a block, [B, N, H], NaN after the end of a series: only for those who score."""
     step = block.row[..., None] + np.arange(1, horizon + 1)
@@ -88,23 +123,40 @@ def futures_of(table: SeriesTable, block: QueryBlock, horizon: int) -> np.ndarra
     return np.where(step < np.array([len(each) for each in members])[:, None], np.stack(future, axis=1), np.nan)
 
 
-def latest_origins(table: SeriesTable, spec: WindowSpec) -> list[np.ndarray]:
+def latest_origins(
+    table: SeriesTable, spec: WindowSpec, *, views: tuple[int, ...] = ()
+) -> tuple[list[np.ndarray], tuple[Skipped, ...]]:
     """The last row of each series that holds a value: the origin of a forecast of what comes next.
 
-    Raises `DataError` for a series with less than a lookback of steps up to there.
+    views: those of the memory. A series with less than a lookback of steps up to there, or of which too much is missing
+    in them, has no origin, and is named with the reason. Raises `DataError` if that are all.
     """
-    origins = []
+    origins, skipped = [], []
     for series in table.series:
-        known = np.flatnonzero(np.isfinite(series.values))
-        num = int(known[-1]) + 1 if len(known) else 0
-        if num < spec.lookback:
-            raise DataError(
-                f"{table.source}: series '{series.series_id}' has {num} steps, "
-                f"but a forecast needs the last {spec.lookback}",
-                hint="give a longer history, or use a version with a shorter --lookback",
-            )
-        origins.append(np.array([num - 1]))
-    return origins
+        row, reason = _latest_origin(series, table.rule(spec), views)
+        origins.append(np.array([row] if not reason else [], dtype=np.int64))
+        if reason:
+            skipped.append(Skipped(series_id=series.series_id, reason=reason))
+    if len(skipped) == len(table.series):
+        raise DataError(
+            f"{table.source}: {skipped_sentence(skipped, 'cannot be forecast')}",
+            hint="give a longer history, or use a version with a shorter --lookback",
+        )
+    return origins, tuple(skipped)
+
+
+def _latest_origin(series: Series, spec: WindowSpec, views: tuple[int, ...]) -> tuple[int, str]:
+    """The row of the last value of a series, and why no forecast can be made from there; empty if one can."""
+    known = np.flatnonzero(np.isfinite(series.values))
+    num = int(known[-1]) + 1 if len(known) else 0
+    if num < spec.lookback:
+        steps = "1 step" if num == 1 else f"{num} steps" if num else "no value"
+        return num - 1, f"has {steps}, but a forecast needs the last {spec.lookback}"
+    every = spec.scored()
+    if not len(origin_rows(series.values[num - spec.lookback : num], every, views=views, with_future=False)):
+        missing = int(np.isnan(series.values[num - spec.lookback : num]).sum())
+        return num - 1, f"misses {missing} of the last {spec.lookback} steps, more than --max-missing allows"
+    return num - 1, ""
 
 
 def origin_at(table: SeriesTable, series_id: str, at: np.datetime64, spec: WindowSpec) -> int:

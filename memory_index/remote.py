@@ -29,7 +29,7 @@ from memory_index.access import Access
 from memory_index.encoder import DualKeyEncoder
 from memory_index.errors import IncompatibleError, MemoryIndexError, ServiceError, UsageError, VerificationError
 from memory_index.http_client import IS_IT_OURS, HttpClient
-from memory_index.memory import require_counts, require_lookback, spaces_asked
+from memory_index.memory import linear_forecast, require_counts, require_lookback, spaces_asked
 from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale
 from memory_index.types import Filter, KeySpace, Queries, Scope
@@ -120,8 +120,7 @@ class RemoteMemory:
     def linear_forecast(self, queries: Queries) -> np.ndarray:
         """See `Memory.linear_forecast`."""
         require_lookback(queries, self.windows)
-        series = self.windows.numbers_of(queries.series_id)
-        return self._linear.linear_forecast(max(self.windows.views), queries.context, series)
+        return linear_forecast(self._linear, self.windows, queries)
 
     def search(
         self,

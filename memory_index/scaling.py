@@ -46,7 +46,7 @@ def fit_scale(values: list[np.ndarray]) -> SeriesScale:
 
 
 def window_statistics(windows: np.ndarray, *, floor: np.ndarray, flat_below: np.ndarray) -> WindowStatistics:
-    """windows: float64 [..., view], raw units; floor, flat_below: [...], raw units."""
+    """windows: float64 [..., view], any units; floor, flat_below: [...], the same units."""
     std = windows.std(axis=-1)
     return WindowStatistics(location=windows.mean(axis=-1), spread=np.maximum(std, floor), flat=std < flat_below)
 

@@ -90,9 +90,8 @@ def split_by_name(name: str, times: np.ndarray) -> Split:
 def split_until(until: str, val_until: str | None, times: np.ndarray, step: Step) -> Split:
     """Everything known up to a time, or to the `end` of the table, is training.
 
-    until, val_until: `end`, or as `Step.parse` reads them. Without `val_until` there is no validation or test part;
-    with it, validation ends there and the rest of the table is the test part. times: as in `split_by_name`. step: the
-    table's.
+    until, val_until: as `Step.parse` reads them. Without `val_until` there is no validation or test part; with it,
+    validation ends there and the rest of the table is the test part. times: as in `split_by_name`. step: the table's.
     """
     first, last = times[0], times[-1]
     train = last if until == "end" else step.parse(until)
@@ -102,7 +101,7 @@ def split_until(until: str, val_until: str | None, times: np.ndarray, step: Step
             hint=f"choose a time up to {step.isoformat(last)}",
         )
     train = min(train, last)
-    val = None if val_until is None else last if val_until == "end" else min(step.parse(val_until), last)
+    val = None if val_until is None else min(step.parse(val_until), last)
     if val is not None and val <= train:
         raise UsageError(
             f"--val-until {val_until} leaves no validation part behind --until {until}",
@@ -124,18 +123,20 @@ def part_origins(
     *,
     delay: int = 0,
     schedule: Schedule | None = None,
+    views: tuple[int, ...] = (),
 ) -> list[np.ndarray]:
     """Origin rows of every window whose whole future lies in one part, per series (int64 arrays).
 
-    Stride 1; the lookback may reach back into the part before (docs/method.md). Windows with missing values are
-    left out. delay: steps after which a value is published; with it, only windows that are known by the part's end.
-    schedule: only the origins that it has; raises as `origins.scheduled` does.
+    Stride 1; the lookback may reach back into the part before (docs/method.md). Windows of which too much is missing
+    are left out (`windows.origin_rows`). delay: steps after which a value is published; with it, only windows that are
+    known by the part's end. schedule: only the origins that it has; raises as `origins.scheduled` does. views: those of
+    the memory.
     """
     before, until = split.bounds(part)
-    every = WindowSpec(lookback=spec.lookback, horizon=spec.horizon)
+    every = table.rule(spec).scored()
     chosen = []
     for series in table.series:
-        rows = origin_rows(series.values, every)
+        rows = origin_rows(series.values, every, views=views)
         future_end, future_start = series.times[rows + spec.horizon], series.times[rows + 1]
         keep = table.step.add(future_end, delay) <= until
         if before is not None:
@@ -152,9 +153,10 @@ def require_origins(
     *,
     delay: int = 0,
     schedule: Schedule | None = None,
+    views: tuple[int, ...] = (),
 ) -> list[np.ndarray]:
     """What `part_origins` gives. Raises `DataError` if that is no window at all."""
-    origins = part_origins(table, spec, split, part, delay=delay, schedule=schedule)
+    origins = part_origins(table, spec, split, part, delay=delay, schedule=schedule, views=views)
     if not any(len(rows) for rows in origins):
         raise DataError(
             f"{table.source} has no whole window of {spec.lookback} + {spec.horizon} steps in the {part} part "

@@ -17,6 +17,8 @@ from typing import TypeVar
 import faiss
 from threadpoolctl import LibController, ThreadpoolController  # type: ignore[import-untyped]
 
+from memory_index.cores import available_cores
+
 T = TypeVar("T")
 R = TypeVar("R")
 _lock = threading.Lock()
@@ -72,11 +74,12 @@ def _libraries() -> list[LibController]:
 class Workers:
     """A number of threads that run tasks side by side, begun when they are first needed, and anew in a forked process.
 
+    No more than there are cores when they are made: what further ones do is to take one another's place in the caches.
     Safe to use from several threads, which then share them.
     """
 
     def __init__(self, num: int) -> None:
-        self.num = num
+        self.num = min(num, available_cores())
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
     def run(self, run: Callable[[T], R], tasks: Iterable[T]) -> list[R]:

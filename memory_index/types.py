@@ -36,12 +36,12 @@ class KeySpace(NamedTuple):
 class Queries:
     """B moments of N series that share them. Callers hand over raw windows, never vectors.
 
-    context: float32 [B, N, L], raw units, oldest step first, no missing value.
+    context: float32 [B, N, L], raw units, oldest step first; NaN where a cell is missing.
     origin: datetime64[ns] [B], time of the last context step ("now"); UTC if the memory has a time zone.
     series_id: str [N].
     policy: which windows may be seen (leakage.Policy). Required: there is no default.
 
-    Raises `UsageError` for a wrong shape, dtype or policy, `DataError` for a missing value or time.
+    Raises `UsageError` for a wrong shape, dtype or policy, `DataError` for an infinite value or a missing time.
     """
 
     context: np.ndarray
@@ -62,13 +62,13 @@ class Queries:
             raise UsageError(f"series_id must be str [{self.context.shape[1]}], not {self.series_id.shape}")
         if np.isnat(self.origin).any():
             raise DataError(f"query {int(np.isnat(self.origin).argmax())} has no origin (NaT)")
-        if not np.isfinite(self.context).all():
-            b, n, step = (int(i) for i in np.argwhere(~np.isfinite(self.context))[0])
+        if np.isinf(self.context).any():
+            b, n, step = (int(i) for i in np.argwhere(np.isinf(self.context))[0])
             at = np.datetime_as_string(self.origin[b], unit="auto")
             raise DataError(
-                f"context of series '{self.series_id[n]}' at origin {at} has a missing or infinite value "
+                f"context of series '{self.series_id[n]}' at origin {at} has an infinite value "
                 f"{self.context.shape[2] - 1 - step} steps before the origin",
-                hint="fill the gap first (--on-nan ffill repeats the last value), or choose another origin",
+                hint="correct it, or give NaN: a missing value",
             )
 
     def __len__(self) -> int:

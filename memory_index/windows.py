@@ -8,7 +8,7 @@ segment are ordered by (known_at, series), and a later segment's rows follow: a 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cached_property
 
@@ -17,6 +17,15 @@ import pandas as pd
 
 from memory_index.errors import DataError, UsageError
 from memory_index.leakage import TimeSpans
+from memory_index.missing import MAX_MISSING, filled, missing_before
+from memory_index.transforms import NO_TRANSFORM, Curve, Transform, out_of_domain
+from memory_index.types import Queries
+
+DAY = pd.Timedelta(days=1)
+# Steps in a week (days) or a year, by the rule that a pandas frequency follows, business days or not.
+CALENDAR_SEASONS = {"D": 7, "B": 5, "C": 5, "W": 52, "SMS": 24, "SME": 24}
+CALENDAR_SEASONS |= dict.fromkeys(("MS", "ME", "BMS", "BME", "CBMS", "CBME"), 12)
+CALENDAR_SEASONS |= dict.fromkeys(("QS", "QE", "BQS", "BQE"), 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +119,23 @@ class Step:
             return True
         return isinstance(self.offset, pd.tseries.offsets.Day) and self.time_zone is None
 
+    @property
+    def season(self) -> int | None:
+        """Steps of the usual season: a day for steps below a day, a week of days, a year of weeks, months or quarters.
+
+        None where the step has no usual season (yearly steps, or steps that do not divide a day).
+        """
+        if self.is_fixed:
+            length = pd.Timedelta(self.add(np.zeros(1, dtype="datetime64[ns]"), 1)[0].astype("timedelta64[ns]"))
+            if length < DAY:
+                return int(DAY / length) if DAY % length == pd.Timedelta(0) else None
+            return 7 if length == DAY else 52 if length == 7 * DAY else None
+        rule, num = self.offset.rule_code.split("-")[0], self.offset.n
+        if rule == "D" and num % 7 == 0:
+            rule, num = "W", num // 7
+        season = CALENDAR_SEASONS.get(rule)
+        return season // num if season and season % num == 0 and season > num else None
+
     def _counted(self, clock: pd.DatetimeIndex) -> np.ndarray:
         """The moments of steps, datetime64[ns] [n]. Raises `DataError` for one that the zone's clock skips."""
         moments = self._moments(clock)
@@ -147,41 +173,64 @@ class WindowSpec:
     """The shape of every window of a version, in steps.
 
     `stride` is the distance between the origins of two stored windows of a series; `known_delay` how long
-    after its last step a window's values are published.
+    after its last step a window's values are published. `max_missing` is the share of a view's cells that may be
+    missing: a window is left out of the views where more are. 0 asks for whole windows, their futures included.
     """
 
     lookback: int
     horizon: int
     stride: int = 1
     known_delay: int = 0
+    max_missing: float = MAX_MISSING
 
     def __post_init__(self) -> None:
         for name, least in (("lookback", 2), ("horizon", 1), ("stride", 1), ("known_delay", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}, but must be at least {least}")
+        if not 0 <= self.max_missing < 1:
+            raise UsageError(f"max_missing is {self.max_missing}, but must be at least 0 and below 1")
+
+    def scored(self, horizon: int | None = None) -> WindowSpec:
+        """The windows that are asked and scored: every origin, whatever the stride of those that are stored."""
+        return replace(self, stride=1, known_delay=0, horizon=self.horizon if horizon is None else horizon)
+
+    def most_missing(self, view: int) -> int:
+        """How many of the cells of a view may be missing."""
+        return int(self.max_missing * view + 1e-9)
 
     @property
     def length(self) -> int:
         """Steps of a whole window: lookback + horizon."""
         return self.lookback + self.horizon
 
-    def to_dict(self) -> dict[str, int]:
-        """The fields by name, each in steps."""
+    def to_dict(self) -> dict[str, int | float]:
+        """The fields by name, in steps but for `max_missing`."""
         return asdict(self)
 
 
-def origin_rows(values: np.ndarray, spec: WindowSpec, *, with_future: bool = True) -> np.ndarray:
-    """Rows of a series that can be an origin: a whole window around them, no value missing.
+def origin_rows(
+    values: np.ndarray, spec: WindowSpec, *, views: tuple[int, ...] = (), with_future: bool = True
+) -> np.ndarray:
+    """Rows of a series that can be an origin: a window around them of which enough is known.
 
-    values: float [T], NaN where missing. Returns int64 [n], ascending, every `spec.stride`-th row counted
-    from the first row that has a full lookback, so that a longer series only adds origins at the end.
+    values: float [T], NaN where missing. views: of which one must be usable (see `WindowSpec.max_missing`), default the
+    whole lookback. with_future: at least one step of the future must be known. Returns int64 [n], ascending, every
+    `spec.stride`-th row counted from the first row that has a full lookback, so that a longer series only adds origins
+    at the end.
     """
     ahead = spec.horizon if with_future else 0
     rows = np.arange(spec.lookback - 1, len(values) - ahead, spec.stride, dtype=np.int64)
-    missing = np.concatenate([[0], np.cumsum(~np.isfinite(values))])
+    missing = missing_before(values)
     if missing[-1] == 0 or len(rows) == 0:
         return rows
-    return rows[missing[rows + 1 + ahead] == missing[rows + 1 - spec.lookback]]
+    if spec.max_missing == 0:
+        return rows[missing[rows + 1 + ahead] == missing[rows + 1 - spec.lookback]]
+    usable = np.zeros(len(rows), dtype=bool)
+    for view in views or (spec.lookback,):
+        usable |= missing[rows + 1] - missing[rows + 1 - view] <= spec.most_missing(view)
+    if with_future:
+        usable &= missing[rows + 1 + ahead] - missing[rows + 1] < ahead
+    return rows[usable]
 
 
 def cut(values: np.ndarray, first: np.ndarray, length: int) -> np.ndarray:
@@ -224,7 +273,7 @@ class StoredWindows:
     step: Step
     series_ids: tuple[str, ...]
     views: tuple[int, ...]
-    values: np.ndarray  # float32 [T], raw units
+    values: np.ndarray  # float32 [T], raw units but in `inside`
     times: np.ndarray  # datetime64[ns] [T]
     offset: np.ndarray  # int64 [num_series + 1], where each series begins in values and times
     series: np.ndarray  # int32 [R], number of the series
@@ -233,9 +282,50 @@ class StoredWindows:
     location: np.ndarray  # float32 [R, V], see scaling.window_statistics
     spread: np.ndarray  # float32 [R, V]
     flat: np.ndarray  # bool [R, V]
+    missing: np.ndarray | None = None  # int32 [R, V], missing cells under each view; None where no window misses one
+    transform: Transform = NO_TRANSFORM  # of whose units location and spread are
 
     def __len__(self) -> int:
         return len(self.series)
+
+    @cached_property
+    def inside(self) -> StoredWindows:
+        """The same with values in units of the transform; this record itself where there is none."""
+        if not self.transform:
+            return self
+        return replace(self, values=self.transform.of_values(self.values, self.offset), transform=NO_TRANSFORM)
+
+    def curve(self, queries: Queries) -> Curve:
+        """The transform with the numbers of each query, [B, N]."""
+        return self.transform.of_queries(self.numbers_of(queries.series_id), queries.context)
+
+    def queries_inside(self, queries: Queries) -> Queries:
+        """Queries in units of the transform; themselves where there is none. Raises `DataError` for a value it cannot
+        transform.
+        """
+        if not self.transform:
+            return queries
+        if self.transform.kind == "log1p" and (queries.context <= -1).any():
+            b, n, place = (int(i) for i in np.argwhere(queries.context <= -1)[0])
+            at = self.step.add(queries.origin[b : b + 1], place + 1 - queries.context.shape[2])[0]
+            value = queries.context[b, n, place]
+            raise out_of_domain(f"series '{queries.series_id[n]}' at {self.step.isoformat(at)} is {value:g}")
+        return replace(queries, context=self.curve(queries).forward(queries.context))
+
+    @cached_property
+    def usable(self) -> np.ndarray | None:
+        """bool [R, V]: whether few enough cells of a view are missing; None where nothing is missing."""
+        if self.missing is None:
+            return None
+        return self.missing <= [self.spec.most_missing(view) for view in self.views]
+
+    @cached_property
+    def has_holes(self) -> np.ndarray | None:
+        """bool [R]: whether any cell of a window's context is missing; None where none is."""
+        if self.missing is None:
+            return None
+        before, position = missing_before(self.values), self.origin_position
+        return before[position + 1] > before[position + 1 - self.spec.lookback]
 
     @cached_property
     def origin_position(self) -> np.ndarray:
@@ -252,8 +342,12 @@ class StoredWindows:
         return np.array([self.series_number.get(str(name), -1) for name in series_id], dtype=np.int64)
 
     def moments(self) -> np.ndarray:
-        """int64 [M, N]: the rows of each moment at which all N series have a window; see `complete_moments`."""
-        return complete_moments(self.known_at, len(self.series_ids))
+        """int64 [M, N]: the rows of moments at which all N series have a window; see `complete_moments`.
+
+        Those of which an earlier segment has a part, because some series lagged, are not among them.
+        """
+        moments = complete_moments(self.known_at, len(self.series_ids))
+        return moments[np.all(self.series[moments] == np.arange(len(self.series_ids)), axis=1)]
 
     @cached_property
     def num_steps_spanned(self) -> int:
@@ -275,9 +369,19 @@ class StoredWindows:
         )
 
     def contexts(self, rows: np.ndarray) -> np.ndarray:
-        """float32 [..., L], raw units, oldest step first."""
+        """float32 [..., L], raw units, oldest step first; NaN where missing."""
         return cut(self.values, self.origin_position[rows] - self.spec.lookback + 1, self.spec.lookback)
 
     def futures(self, rows: np.ndarray) -> np.ndarray:
-        """float32 [..., H], raw units: what followed."""
+        """float32 [..., H], raw units: what followed; NaN where missing."""
         return cut(self.values, self.origin_position[rows] + 1, self.spec.horizon)
+
+    def filled_windows(self, rows: np.ndarray, lookback: int, horizon: int) -> np.ndarray:
+        """float32 [..., lookback + horizon], units of `values`: the last steps of each context, filled, and the
+        first that followed, NaN where missing (`missing.py`). lookback, horizon: at most those of the windows.
+        """
+        windows = cut(self.values, self.origin_position[rows] - lookback + 1, lookback + horizon)
+        if self.has_holes is not None and (holes := self.has_holes[rows]).any():
+            distinct, number = np.unique(rows[holes], return_inverse=True)
+            windows[holes, :lookback] = filled(self.contexts(distinct), self.step.season)[number, -lookback:]
+        return windows

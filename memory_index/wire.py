@@ -139,7 +139,8 @@ def read_json_question(content: bytes, limits: Limits, num_spaces: int, step: St
 
     def contexts(num_series: int) -> np.ndarray:
         try:
-            context = np.array(document.get("context"), dtype=np.float32)
+            with np.errstate(over="ignore"):  # which is then infinite, and refused as such
+                context = np.array(document.get("context"), dtype=np.float32)
         except (ValueError, TypeError) as error:
             raise UsageError("'context' must be numbers, for each series as many") from error
         return context.reshape((1,) * (3 - context.ndim) + context.shape) if context.ndim in (1, 2) else context

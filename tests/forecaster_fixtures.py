@@ -77,7 +77,7 @@ def memory_of(folder: Path, table: SeriesTable = TABLE, **options: Any) -> Local
 
 def train_small(memory: Memory, out: Path, table: SeriesTable = TABLE, **changed: Any) -> Trained:
     """Train in the folder `out`. changed: settings, or arguments of `train_run`. Neighbours are kept beside `out`."""
-    arguments = {name: changed.pop(name) for name in ("resume", "progress") if name in changed}
+    arguments = {name: changed.pop(name) for name in ("resume", "progress", "note") if name in changed}
     neighbours = changed.pop("neighbours_dir", out.parent / "neighbours")
     return train_run(
         table, memory, "m@1", config_of(**changed), out, neighbours_dir=neighbours, device="cpu", **arguments

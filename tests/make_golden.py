@@ -21,6 +21,7 @@ from memory_fixtures import (
     WINDOW,
     LocalMemory,
     Policy,
+    SeriesTable,
     Store,
     append,
     between,
@@ -28,6 +29,7 @@ from memory_fixtures import (
     open_version,
     queries_at,
     wide_table,
+    with_missing,
 )
 
 from memory_index.versions.manifest import FORMAT
@@ -35,7 +37,8 @@ from memory_index.versions.manifest import FORMAT
 GOLDEN = Path(__file__).parent / "golden"
 NAME = "golden"
 INDEXED = {"graph": "HNSW8", "quantised": "SQ8"}  # further names, and the factory of each: what their keys lie in
-ANSWERS = "answers.json"
+HOLES = "holes"  # the name of one whose table misses cells
+ANSWERS, ANSWERS_OF_HOLES = "answers.json", "answers-holes.json"
 NUM_STEPS, NUM_STORED, NUM_APPENDED = 200, 120, 140
 
 
@@ -44,7 +47,8 @@ def answers(memory: LocalMemory) -> dict[str, object]:
     found: dict[str, object] = {}
     for policy in Policy:
         for scope in ("own", "joint", "pooled"):
-            asked = queries_at(wide_table(NUM_STEPS), range(80, NUM_STEPS, 23), policy)
+            table = wide_table(NUM_STEPS) if memory.windows.missing is None else table_with_holes()
+            asked = queries_at(table, range(80, NUM_STEPS, 23), policy)
             neighbours = memory.search(asked, 3, scopes=(scope,))  # type: ignore[arg-type]
             found[f"{policy}-{scope}"] = {
                 "row": neighbours.row.tolist(),
@@ -67,6 +71,19 @@ def write(folder: Path) -> None:
             shutil.copytree(grown.path, folder / name / "000001")
             if name == NAME:  # so few keys are scanned, whatever index there is
                 (folder / ANSWERS).write_text(json.dumps(answers(open_version(grown)), sort_keys=True) + "\n")
+    with tempfile.TemporaryDirectory() as scratch:
+        store, table = Store(Path(scratch)), table_with_holes()
+        first = build_until(store, table, until, name=HOLES, window=WINDOW, encoder=encoder)
+        grown = append(store, first.ref, between(table, 0, NUM_APPENDED))
+        shutil.copytree(grown.path, folder / HOLES / "000001")
+        (folder / ANSWERS_OF_HOLES).write_text(json.dumps(answers(open_version(grown)), sort_keys=True) + "\n")
+
+
+def table_with_holes() -> SeriesTable:
+    """The small table with cells missing at random, and one outage."""
+    table, rng = wide_table(NUM_STEPS), np.random.default_rng(0)
+    cells = [(s.series_id, int(row)) for s in table.series for row in np.flatnonzero(rng.random(NUM_STEPS) < 0.08)]
+    return with_missing(table, [*cells, *(("load", row) for row in range(70, 78))])
 
 
 def write_forecasts(folder: Path) -> None:

@@ -14,7 +14,8 @@ from memory_fixtures import WINDOW, ragged_table, with_missing
 from forecaster.config import Config
 from forecaster.model.types import Batch, NeighbourTensors
 from forecaster.retrieval.batches import CachedWindows, flat_values, live_blocks, parts_of
-from forecaster.training.fit import run_record, windows_of
+from forecaster.training.fit import run_record
+from forecaster.training.windows import windows_of
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
 from memory_index.splits import part_origins

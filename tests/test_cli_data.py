@@ -36,7 +36,8 @@ def test_check_json_has_the_promised_keys(file):
     assert next(iter(document)) == "schema"
     assert {"file", "layout", "step", "series", "problems"} <= set(document)
     assert (document["layout"], document["step"], document["series"]) == ("wide", "h", ["load", "wind"])
-    number, gap = document["problems"]
+    number, gap, counted = document["problems"]
+    assert (gap["severity"], counted["kind"]) == ("note", "changed")
     assert {key: number[key] for key in ("kind", "series_id", "at", "row")} == {
         "kind": "not-a-number",
         "series_id": "load",
@@ -58,9 +59,10 @@ def test_check_names_fault_place_and_flag_in_text(file):
         "--missing",
     ):
         assert part in result.stdout
-    assert "2 faults" in result.stderr
+    assert "1 fault" in result.stderr
+    assert "2 faults" in call("check", file(BAD), "--on-gap", "error").stderr
     one = call("check", file(GOOD.replace("2024-01-01 07:00,7.5,14\n", "")))
-    assert one.stderr.splitlines()[-1] == "1 fault"
+    assert one.stderr.splitlines()[-1] == "no faults"
 
 
 def test_check_of_a_good_file(file):

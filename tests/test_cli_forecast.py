@@ -339,21 +339,23 @@ def test_data_that_differ_are_incompatible(call, tmp_path):
         assert "99.9" in err
 
 
-@pytest.mark.parametrize(("step", "flags", "code"), [("D", (), 6), ("30min", (), 6), ("D", ("--step", "h"), 3)])
+@pytest.mark.parametrize(("step", "flags", "code"), [("D", (), 6), ("30min", (), 6), ("D", ("--step", "h"), 6)])
 def test_data_of_another_step_are_told_by_their_step(call, tmp_path, step, flags, code):
     frame = pd.read_csv(SAMPLE).head(400)
     frame["date"] = pd.date_range("2024-01-01", periods=len(frame), freq=step)
     frame.to_csv(tmp_path / "other.csv", index=False)
     found, _, err = call("forecast", str(tmp_path / "other.csv"), "--index", "grid", *flags)
     assert found == code
-    assert ("steps are missing" if flags else f"other.csv has a step of {step}, grid@1 of h (use") in err
+    assert ("common steps differ" if flags else f"other.csv has a step of {step}, grid@1 of h (use") in err
 
 
 def test_gaps_are_gaps_where_a_file_has_no_other_step(call, tmp_path):
     frame = pd.read_csv(SAMPLE).drop(index=range(40, 50))
     frame.to_csv(tmp_path / "holed.csv", index=False)
-    code, _, err = call("forecast", str(tmp_path / "holed.csv"), "--index", "grid")
+    code, _, err = call("forecast", str(tmp_path / "holed.csv"), "--index", "grid", "--on-gap", "error")
     assert (code, "10 steps are missing" in err) == (3, True)
+    code, _, err = call("forecast", str(tmp_path / "holed.csv"), "--index", "grid")
+    assert (code, "10 steps without a row stay missing" in err) == (0, True)
 
 
 def test_too_short_a_history_is_bad_data(call, tmp_path):
@@ -362,3 +364,65 @@ def test_too_short_a_history_is_bad_data(call, tmp_path):
     code, _, err = call("forecast", str(short), "--index", "grid")
     assert code == 3
     assert "has 99 steps" in err
+
+
+@pytest.fixture
+def sales(tmp_path):
+    """A file of two series of counts with many zeros."""
+    random, hours = np.random.default_rng(0), np.arange(600)
+    table = pd.DataFrame({"date": pd.date_range("2024-01-01", periods=600, freq="h")})
+    for name in ("north", "south"):
+        busy = np.maximum(0, np.sin(hours * 2 * np.pi / 24)) * random.gamma(0.3, 6, 600)
+        table[name] = random.poisson(busy)
+    table.to_csv(tmp_path / "sales.csv", index=False)
+    return tmp_path / "sales.csv"
+
+
+def test_a_transform_is_chosen_and_told_and_counts_keep_above_zero(sales, capfd):
+    where = ("--indexes-dir", str(sales.parent))
+    build = ("index", "build", str(sales), "--lookback", "48", "--horizon", "12", *where)
+    assert run([*build, "--name", "s", "--transform", "auto", "--json"]) == 0
+    document = json.loads(capfd.readouterr().out)
+    assert document["transform"] == "log1p"
+    assert any("chosen by auto" in each for each in document["notes"])
+
+    def forecast(*flags: str) -> tuple[pd.DataFrame, str]:
+        assert run(["forecast", str(sales), "--index", "s", *flags, *where]) == 0
+        out, said = capfd.readouterr()
+        return pd.read_csv(io.StringIO(out)).drop(columns=["unique_id", "ds"]), said
+
+    kept, said = forecast()
+    assert (kept >= 0).all(axis=None)
+    assert "'north' and 1 more are counts" in said
+    free, said = forecast("--lower=-inf")
+    assert "counts" not in said
+    np.testing.assert_allclose(kept, free.clip(lower=0), atol=1e-6)
+    within, _ = forecast("--lower", "0.5", "--upper", "1")
+    assert within.min(axis=None) >= 0.5
+    assert within.max(axis=None) <= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (("forecast", SAMPLE, "--index", "grid", "--lower", "2", "--upper", "1"), 2, "lower is 2, above upper 1"),
+        (
+            ("index", "build", SAMPLE, "--name", "x", "--lookback", "48", "--horizon", "12", "--transform", "box"),
+            2,
+            "box",
+        ),
+    ],
+)
+def test_a_wrong_transform_or_bound_is_one_line(flags, code, said, call):
+    found, _, error = call(*flags)
+    assert found == code
+    assert said in error
+
+
+def test_a_cell_that_has_no_logarithm_is_code_3(sales, capfd):
+    table = pd.read_csv(sales)
+    table.loc[77, "south"] = -5
+    table.to_csv(sales, index=False)
+    flags = ("--name", "s", "--lookback", "48", "--horizon", "12", "--transform", "log1p")
+    assert run(["index", "build", str(sales), *flags, "--indexes-dir", str(sales.parent)]) == 3
+    assert "series 'south' at 2024-01-04T05:00:00 is -5, but log1p needs values above -1" in capfd.readouterr().err

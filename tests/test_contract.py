@@ -276,10 +276,10 @@ def test_ties_are_broken_by_row(case: Case) -> None:
 
 
 def test_wrong_queries_are_refused(case: Case, origins: Queries) -> None:
-    missing = origins.context.copy()
-    missing[3, 1, 30] = np.nan
+    infinite = origins.context.copy()
+    infinite[3, 1, 30] = np.inf
     with pytest.raises(DataError, match=r"series 'flat' at origin .* 5 steps before the origin"):
-        replace(origins, context=missing)
+        replace(origins, context=infinite)
     with pytest.raises(UsageError, match="float32"):
         replace(origins, context=origins.context.astype(np.float64))
     with pytest.raises(UsageError, match="policy"):

@@ -27,10 +27,10 @@ from memory_fixtures import WINDOW, poisoned, ragged_table, with_missing
 from forecaster.evaluate import GATE_BINS, Histogram, evaluate
 from forecaster.explain import explain
 from forecaster.model.tapr import labels, trend_change
-from forecaster.predictor import Predictor, load_predictor, require_same_memory
+from forecaster.predictor import Predictor, load_predictor, memory_fan, require_same_memory
 from forecaster.retrieval import batches
-from forecaster.runs.intervals import LEVELS, Intervals, expected_width
-from memory_index import memory_only, queries
+from forecaster.runs.intervals import LEVELS, Blend, Intervals, MemoryFan, expected_width
+from memory_index import bounds, memory_only, queries
 from memory_index.errors import DataError, UsageError
 from memory_index.evaluation import Evaluation, standard_units
 from memory_index.memory_only import MemoryOptions
@@ -38,10 +38,13 @@ from memory_index.metrics import Score
 from memory_index.splits import part_origins
 from memory_index.tables.series import Series, SeriesTable
 
+COVERED = (0.1, 0.5, 0.9)
 LOOKBACK, HORIZON = config_of().model.lookback, WINDOW.horizon
 FIRST_TEST = 336  # of 420 rows, and the last fifth is for the test
 UNTIL_TRAIN = 252
 TEST_ROWS = [np.arange(FIRST_TEST - 1, NUM_STEPS)] * 3
+
+SHOWN_LEVELS = (0.1, 0.5, 0.9)
 
 
 @pytest.fixture(scope="module")
@@ -118,14 +121,17 @@ def test_scores_are_plain_means_over_windows_steps_and_series(small):
                 unit=asked.unit.numpy(),
                 horizon=HORIZON,
             )
-            levels = small.predictor.intervals.quantiles(forecast, width, [series.series_id], (0.1, 0.5, 0.9))
+            fan = MemoryFan(*(part[[n]] for part in memory_fan(block.found, block.condensed, SHOWN_LEVELS, HORIZON)))
+            levels = small.predictor.intervals.quantiles(forecast, width, [series.series_id], SHOWN_LEVELS, fan)
+            if series.series_id == "beat":  # whole numbers not below zero: counts
+                levels = np.maximum(levels, 0)
             below += (future[:, None] <= levels[0]).mean(axis=0)
     result = evaluate(small.predictor, memory, TABLE)
     assert result.mse == pytest.approx(np.mean(squared), rel=1e-4)
     assert result.mae == pytest.approx(np.mean(absolute), rel=1e-4)
     assert result.trend_accuracy == pytest.approx(np.mean(right), abs=1e-6)
     assert list(result.coverage) == [f"q0.{decile}" for decile in range(1, 10)]
-    found = [result.coverage[name] for name in ("q0.1", "q0.5", "q0.9")]
+    found = [result.coverage[f"q{level}"] for level in SHOWN_LEVELS]
     np.testing.assert_allclose(found, below / len(squared), atol=1e-3)
     for found, values in ((result.gate, gates), (result.feature_gate, feature_gates)):
         assert found.mean == pytest.approx(np.mean(values), rel=1e-4)
@@ -183,7 +189,7 @@ def test_windows_that_are_only_asked_beside_others_do_not_count(small, monkeypat
     """A gap in the future of one series leaves its window out; whole moments are asked all the same."""
     added, add = [], Histogram.add
     monkeypatch.setattr(Histogram, "add", lambda self, values: (added.append(values.size), add(self, values)))
-    table = with_missing(TABLE, [("load", NUM_STEPS - 1)])
+    table = replace(with_missing(TABLE, [("load", NUM_STEPS - 1)]), whole_windows=True)
     found = evaluate(small.predictor, small.memory, table)
     assert found.num_scored == 230
     assert sorted(added) == [230, 230 * HORIZON]
@@ -226,7 +232,13 @@ def test_what_a_model_does_not_have_is_not_scored(small, changed, absent):
     assert (found.by_space == {}) == ("memory_only" in absent)
 
 
-def test_coverage_is_the_share_at_or_below(small):
+@pytest.fixture
+def no_counts(monkeypatch):
+    """As if no series were one of counts, whose quantiles are kept at zero or above."""
+    monkeypatch.setattr(bounds, "may_count", lambda values: np.zeros(values.shape, dtype=bool))
+
+
+def test_coverage_is_the_share_at_or_below(small, no_counts):
     """Quantiles far off on either side, and one in the middle of the errors."""
     predictor = untrained(small.memory, **WITHOUT_NETWORK)
     for shift, expected in ((-1e4, 0.0), (1e4, 1.0)):
@@ -236,9 +248,10 @@ def test_coverage_is_the_share_at_or_below(small):
         assert list(found.coverage.values()) == [expected] * 9
 
 
-def test_validation_is_covered_as_it_was_calibrated(small):
+def test_validation_is_covered_as_it_was_calibrated(small, no_counts):
     """The windows that calibrated the quantiles are split by them as the ranks say, but for equal errors."""
-    found = evaluate(small.predictor, small.memory, TABLE, "val").coverage
+    alone = replace(small.predictor, intervals=replace(small.predictor.intervals, blend=Blend()))
+    found = evaluate(alone, small.memory, TABLE, "val").coverage
     num = 3 * (84 - HORIZON + 1)
     expected = {"q0.1": np.floor(0.1 * (num + 1)) / num, "q0.5": np.ceil(0.5 * (num + 1)) / num}
     assert found["q0.1"] == pytest.approx(expected["q0.1"], abs=0.02)
@@ -303,8 +316,9 @@ def test_errors_of_an_unseen_series_are_counted_in_its_own_training_deviation(sm
     expected = [series.values[:UNTIL_TRAIN].std() for series in table.series]
     np.testing.assert_allclose(units, expected, rtol=1e-9)
     late = replace(stranger, values=np.where(np.arange(NUM_STEPS) < 300, np.nan, stranger.values))
-    with pytest.raises(DataError, match="'stranger' is new and has no value"):
-        evaluate(small.predictor, small.memory, replace(TABLE, series=(*TABLE.series, late)))
+    found = evaluate(small.predictor, small.memory, replace(TABLE, series=(*TABLE.series, late)))
+    assert [each.series_id for each in found.skipped] == ["stranger"]
+    assert "is new and has no value" in found.skipped[0].reason
 
 
 def test_a_table_of_some_of_the_series(small):

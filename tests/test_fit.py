@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import torch
 from forecaster_fixtures import (
-    SETTINGS,
     SPLIT,
     TABLE,
     WITHOUT_NETWORK,
@@ -32,18 +31,23 @@ from toy_training import InterruptAt, free_port, log_of
 from forecaster.errors import RunIncompatibleError, RunNotFoundError
 from forecaster.evaluate import evaluate
 from forecaster.forecast import forecast
+from forecaster.model.model import ForecastModel
 from forecaster.predictor import load_predictor, require_same_memory
-from forecaster.retrieval.batches import live_blocks
+from forecaster.retrieval.batches import CachedWindows, live_blocks
+from forecaster.retrieval.neighbours import FAN_LEVELS
 from forecaster.runs import intervals
 from forecaster.runs.run import open_run
-from forecaster.training import fit
+from forecaster.training import fit_intervals
 from forecaster.training.checkpoint import load_latest
-from forecaster.training.fit import check_fits, fit_intervals, windows_of
-from memory_index.errors import DataError, IncompatibleError, ResourceError, UsageError
+from forecaster.training.closed_form import fit_closed_form
+from forecaster.training.fit import train_run
+from forecaster.training.windows import windows_of
+from memory_index.errors import IncompatibleError, ResourceError, UsageError
 from memory_index.splits import split_by_name, split_until
 from memory_index.tables.series import SeriesTable
 
 PROCESSES.set_forkserver_preload(["forecaster_fixtures", "torch._dynamo"])
+PARTS = ("train", "val")
 END_OF_TRAINING, END_OF_VALIDATION = TABLE.times[251], TABLE.times[335]
 
 
@@ -71,7 +75,7 @@ def forecasts_of(folder: Path, memory, table=TABLE) -> pd.DataFrame:
 
 
 def test_each_series_has_the_factor_of_its_own_errors(small):
-    """The validation windows of each series are asked live, and their errors measured in expected widths."""
+    """With a network, those of the validation windows: they are asked live, and measured in expected widths."""
     predictor, memory, sizes = small.predictor, small.memory, []
     config, spaces = predictor.config, memory.manifest.key_spaces
     rows = np.arange(251, 336 - WINDOW.horizon)
@@ -95,36 +99,42 @@ def test_each_series_has_the_factor_of_its_own_errors(small):
     np.testing.assert_allclose([predictor.intervals.factors[name] for name in TABLE.series_ids], expected, rtol=1e-3)
 
 
+def held_out(small, most: int, monkeypatch) -> tuple[CachedWindows, fit_intervals.Errors]:
+    record = open_run(small.folder / "run").record
+    windows = windows_of(TABLE, small.memory, small.predictor.config, record, "val", small.folder / "neighbours")
+    monkeypatch.setattr(fit_intervals, "MAX_CALIBRATION", most)
+    windows = replace(windows, fans=None)
+    return windows, fit_intervals.errors_of(small.predictor.model, windows, np.zeros(len(windows), dtype=np.int64))
+
+
 @pytest.mark.parametrize("most", [30, 31, 100])
 def test_where_not_all_windows_calibrate_each_series_has_its_share_of_all_of_time(small, monkeypatch, most):
-    config, asked = small.predictor.config, {}
-    record = open_run(small.folder / "run").record
-    windows = windows_of(TABLE, small.memory, config, record, "val", small.folder / "neighbours")
-    monkeypatch.setattr(fit, "MAX_CALIBRATION", most)
-    monkeypatch.setattr(fit, "calibrate", lambda errors, series, ids, **prior: asked.update(prior, series=series))
-    monkeypatch.setattr(windows.__class__, "batch", batched := Batched(windows.__class__.batch))
-    fit_intervals(small.predictor.model, windows, TABLE.series_ids)
-    assert len(batched.numbers) == most
-    position = windows.position[batched.numbers]
+    windows, found = held_out(small, most, monkeypatch)
+    assert len(found.error) == most
+    assert found.share == pytest.approx(most / len(windows))
     for number in range(3):
-        mine = np.sort(position[asked["series"] == number])
-        assert abs(len(mine) - most / 3) < 2
-        assert np.diff(mine).max() <= np.diff(mine).min() + 1, "not spread evenly"
-    assert asked["prior"] == pytest.approx(20 * most / len(windows))
+        assert abs((found.series == number).sum() - most / 3) < 2
 
 
-class Batched:
-    """`CachedWindows.batch`, and which windows were asked for."""
-
-    def __init__(self, batch):
-        self.batch, self.numbers = batch, np.array([], dtype=np.int64)
-
-    def __get__(self, windows, kind):
-        def batch(indices):
-            self.numbers = np.concatenate([self.numbers, indices])
-            return self.batch(windows, indices)
-
-        return batch
+def test_a_blend_is_never_worse_than_the_memory_alone_on_what_it_was_chosen_on(small):
+    """Without a network the held-out training windows calibrate too, and the memory's own fan is a candidate."""
+    config = config_of(**WITHOUT_NETWORK)
+    record = open_run(small.folder / "run").record
+    parts = [windows_of(TABLE, small.memory, config, record, part, small.folder / "neighbours") for part in PARTS]
+    model = ForecastModel(config.model, num_spaces=len(small.memory.manifest.spaces), backbone=None)
+    fit_closed_form(model, parts[0], TABLE, config)
+    errors = fit_intervals.errors_of(model, parts[0], parts[0].fold)
+    assert 0 < len(errors.fan) <= len(errors.error)
+    assert errors.memory.levels.shape == (len(errors.fan), WINDOW.horizon, len(FAN_LEVELS))
+    found = fit_intervals.fit_intervals(model, *parts, TABLE.series_ids, validates=True)
+    assert found.num == len(parts[0]) + len(parts[1])
+    for blend in (found.blend, intervals.MEMORY_ALONE):
+        made = blend.quantiles(errors.memory.levels, errors.forecast, errors.memory)
+        assert (np.diff(made, axis=2) >= -1e-5).all()
+    with_none = fit_intervals.fit_intervals(
+        model, replace(parts[0], fold=None), parts[1], TABLE.series_ids, validates=False
+    )
+    assert (with_none.blend, with_none.num) == (intervals.MEMORY_ALONE, 0)
 
 
 # What a training makes
@@ -149,7 +159,7 @@ def test_the_best_weights_are_kept_and_counted(small):
 def test_the_record_says_what_it_was_trained_on(small):
     run = open_run(small.folder / "run")
     record, manifest = run.record, small.memory.manifest
-    assert record.settings == config_of().to_dict()
+    assert record.settings == config_of(season=24).to_dict()
     assert (record.index.ref, record.index.fingerprint) == ("m@1", manifest.fingerprint)
     assert record.index.spaces == tuple(str(space.space) for space in manifest.spaces)
     for series in TABLE.series:
@@ -334,9 +344,9 @@ def test_few_validation_windows_that_do_not_overlap_are_said(small, tmp_path):
     said: list[str] = []
     for number, val_until in enumerate((END_OF_VALIDATION, TABLE.times[284])):
         memory = memory_of(tmp_path / f"{number}", split=replace(SPLIT, val_until=str(val_until)))
-        out, config = tmp_path / f"run-{number}", config_of(**WITHOUT_NETWORK)
-        fit.train_run(TABLE, memory, "m@1", config, out, neighbours_dir=tmp_path / "n", device="cpu", note=said.append)
-    assert said == ["intervals rest on 4 validation windows a series that do not overlap: they may be far off"]
+        out, config = tmp_path / f"run-{number}", config_of(max_steps=1)
+        train_run(TABLE, memory, "m@1", config, out, neighbours_dir=tmp_path / "n", device="cpu", note=said.append)
+    assert said == ["intervals rest on 4 windows a series that do not overlap: they may be far off"]
 
 
 # What it must not know
@@ -372,7 +382,7 @@ def test_a_series_that_the_version_does_not_have_is_not_trained_on(small, tmp_pa
     said: list[str] = []
     table = replace(TABLE, series=(*TABLE.series, late))
     config, out = config_of(), tmp_path / "run"
-    trained = fit.train_run(
+    trained = train_run(
         table, small.memory, "m@1", config, out, neighbours_dir=tmp_path / "n", device="cpu", note=said.append
     )
     assert trained.result.best_val_mse == small.trained.result.best_val_mse
@@ -441,10 +451,17 @@ def test_windows_longer_than_those_of_the_version_are_refused(small, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_version_without_validation_is_refused(tmp_path):
+@pytest.mark.parametrize("network", [WITHOUT_NETWORK, {}], ids=["closed form", "network"])
+def test_a_version_without_validation_is_trained_and_says_what_stands_in(tmp_path, network):
     split = split_until(str(END_OF_TRAINING), None, TABLE.times, TABLE.step)
-    with pytest.raises(DataError, match="no validation part"):
-        check_fits(config_of(), memory_of(tmp_path, split=split), TABLE)
+    memory, said = memory_of(tmp_path / "indexes", split=split), []
+    trained = train_small(memory, tmp_path / "run", note=said.append, max_steps=2, **network)
+    assert any("stand in" in text for text in said)
+    assert not trained.plan["validates"]
+    assert np.isfinite(trained.result.best_val_mse)
+    predictor = load_predictor(trained.run, device="cpu")
+    assert predictor.seen_until == END_OF_TRAINING
+    assert np.isfinite(forecast(predictor, memory, TABLE, quantiles=(0.1, 0.9)).iloc[:, 2:].to_numpy()).all()
 
 
 def test_a_table_without_a_series_of_the_version_is_refused(small, tmp_path):
@@ -459,11 +476,18 @@ def test_a_table_of_other_values_is_refused(small, tmp_path, use_gram):
         train_small(small.memory, tmp_path / "run", other, use_gram=use_gram)
 
 
-def test_too_short_a_training_part_says_what_to_lower(tmp_path):
-    table = between(TABLE, 0, 180)
+@pytest.mark.parametrize("rows", [80, 110, 180])
+@pytest.mark.parametrize("use_gram", [True, False])
+def test_no_training_part_is_too_short(tmp_path, rows, use_gram):
+    """Whatever the index was built on is trained on, and what was changed to make do is said."""
+    table, said = between(TABLE, 0, rows), []
     memory = memory_of(tmp_path / "indexes", table, split=split_by_name(SPLIT.name, table.times))
-    for use_gram in (True, False):
-        with pytest.raises(DataError) as caught:
-            train_small(memory, tmp_path / f"run-{use_gram}", table, use_gram=use_gram, num_folds=3)
-        assert "num_folds" in caught.value.hint
-    assert SETTINGS["num_folds"] == 2
+    changed = {**WITHOUT_NETWORK, "use_gram": use_gram, "num_folds": None}
+    trained = train_small(memory, tmp_path / "run", table, note=said.append, **changed)
+    assert trained.plan["notes"] == [text for text in said if text in trained.plan["notes"]]
+    if trained.plan["folds"]["kind"] == "none":
+        assert any("too few training windows" in text for text in said)
+        assert trained.closed_form["gate"]["errors"] == {}
+    found = forecast(load_predictor(trained.run, device="cpu"), memory, table, quantiles=(0.1, 0.5, 0.9))
+    assert np.isfinite(found.iloc[:, 2:].to_numpy()).all()
+    assert (np.diff(found[["q0.1", "q0.5", "q0.9"]].to_numpy(), axis=1) >= 0).all()

@@ -14,8 +14,23 @@ from forecaster.model.model import ForecastModel
 from forecaster.model.value_gate import hat_functions
 from forecaster.retrieval.batches import CachedWindows
 from forecaster.training import fit_gate
-from forecaster.training.fit import fit_closed_form, run_record, windows_of
-from forecaster.training.fit_gate import Quadratic, add_errors, fit_logits, horizon_steps, prior_shares
+from forecaster.training.closed_form import fit_closed_form
+from forecaster.training.fit import run_record
+from forecaster.training.fit_gate import (
+    MEMORY,
+    MIX,
+    Evidence,
+    GateSetting,
+    Quadratic,
+    add_errors,
+    best_of,
+    choose_gate,
+    fit_logits,
+    held_by,
+    horizon_steps,
+    prior_shares,
+)
+from forecaster.training.windows import windows_of
 from memory_index.windows import cut
 
 HORIZON, KNOTS = 12, 3
@@ -36,8 +51,15 @@ def training_of(memory, folder, **changed) -> CachedWindows:
 def fitted(memory, training, **changed):
     config = config_of(use_llm=False, **changed) if "use_llm" not in changed else config_of(**changed)
     model = ForecastModel(config.model, num_spaces=len(memory.manifest.spaces), backbone=None)
-    fit_closed_form(model, training, TABLE, memory, config)
+    fit_closed_form(model, training, TABLE, config)
     return model
+
+
+PARTS = ("linear", "last_value", "own-96", "own-168")
+
+
+def prior_and_held(penalty: float, *, hold_last: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    return prior_shares(PARTS, 2), held_by(GateSetting(penalty=penalty, hold_last=hold_last), PARTS)
 
 
 def some_errors(num: int, parts: int, seed: int = 0) -> torch.Tensor:
@@ -73,20 +95,23 @@ def test_the_matrices_are_the_error_of_every_mix():
 
 def test_without_a_penalty_it_is_the_least_error_and_with_one_it_stays_near_the_prior():
     errors, there = some_errors(400, 4), torch.ones(400, 4, dtype=torch.bool)
-    prior, free = prior_shares([True, False], 2)
+    prior = prior_shares(PARTS, 2)
     torch.testing.assert_close(prior, torch.tensor([0.5, fit_gate.LEAST_SHARE, 0.25, 0.25], dtype=torch.float64))
-    assert free.tolist() == [False, True, False, False]
-    best = fit_logits(sums_of(errors, there), prior, free, HATS, 0.0)
+
+    def fitted_with(penalty: float, *, hold_last: bool = False) -> torch.Tensor:
+        return fit_logits(sums_of(errors, there), *prior_and_held(penalty, hold_last=hold_last), HATS)
+
+    best, held, bound = fitted_with(0.0), fitted_with(0.05), fitted_with(10.0)
     for seed in range(5):
         torch.manual_seed(seed)
         assert mse(errors, best) <= mse(errors, best + 0.05 * torch.randn_like(best)) + 1e-9
-    held = fit_logits(sums_of(errors, there), prior, free, HATS, 0.05)
-    bound = fit_logits(sums_of(errors, there), prior, free, HATS, 10.0)
     assert mse(errors, best) < mse(errors, held) < mse(errors, bound)
     shares = weights_of(bound)[[0, 2, 3]]
     torch.testing.assert_close(shares / shares.sum(dim=0), prior[[0, 2, 3], None].expand(3, HORIZON), atol=0.01, rtol=0)
-    # The last value is held by nothing: its share is what the data say, however strong the penalty.
+    # The last value is held like the others, or by nothing: then its share is what the data say.
     assert abs(float(weights_of(bound)[1].mean()) - fit_gate.LEAST_SHARE) > 0.01
+    everything = weights_of(fitted_with(10.0, hold_last=True))
+    torch.testing.assert_close(everything, (prior / prior.sum())[:, None].expand(4, HORIZON), atol=0.01, rtol=0)
 
 
 def test_windows_without_a_part_count_by_what_they_have():
@@ -95,8 +120,7 @@ def test_windows_without_a_part_count_by_what_they_have():
     there[::7, 2:] = False
     sums = sums_of(torch.where(there[..., None], errors, 0.0), there)
     assert sorted(each.num for each in sums) == sorted(np.unique(there.numpy(), axis=0, return_counts=True)[1])
-    prior, free = prior_shares([True, False], 2)
-    best = fit_logits(sums, prior, free, HATS, 0.0)
+    best = fit_logits(sums, *prior_and_held(0.0), HATS)
 
     def error(logits: torch.Tensor) -> float:
         masked = (logits @ HATS)[None].masked_fill(~there[..., None], -torch.inf)
@@ -165,9 +189,9 @@ def test_where_the_network_is_the_whole_forecast_the_gate_is_trained_with_it(mem
 
 
 def test_where_every_mix_is_right_the_prior_stays():
-    prior, free = prior_shares([True, False], 2)
+    prior, held = prior_and_held(0.01)
     nothing = Quadratic(torch.ones(4, dtype=torch.bool), torch.zeros(HORIZON, 4, 4, dtype=torch.float64), 5)
-    logits = fit_logits([nothing], prior, free, HATS, 0.01)
+    logits = fit_logits([nothing], prior, held, HATS)
     torch.testing.assert_close(weights_of(logits)[:, 0], prior / prior.sum())
 
 
@@ -176,3 +200,64 @@ def test_long_horizons_are_looked_at_in_steps():
     steps = horizon_steps(720)
     assert (len(steps), steps[0], steps[-1]) == (fit_gate.NUM_STEPS, 0, 719)
     assert cut(np.arange(720), np.array([0]), 720)[:, steps].shape == (1, fit_gate.NUM_STEPS)
+
+
+# What is chosen
+
+
+def evidence_of(sizes: list[float], folds: int = 4, num: int = 300, seed: int = 0) -> Evidence:
+    """Folds of independent errors of these sizes."""
+    drawn = np.random.default_rng(seed)
+    found = []
+    for _ in range(folds):
+        errors = torch.from_numpy(drawn.normal(size=(num, 4, HORIZON)) * np.array(sizes)[:, None])
+        found.append(tuple(sums_of(errors, torch.ones(num, 4, dtype=torch.bool))))
+    return Evidence(names=PARTS, steps=np.arange(HORIZON), folds=tuple(found))
+
+
+def test_parts_that_err_apart_are_mixed():
+    logits, found = choose_gate(evidence_of([1.0, 3.0, 1.0, 1.0]), 2, HATS, HORIZON)
+    assert found.kept == MIX
+    assert found.errors[MIX] < min(error for name, error in found.errors.items() if name != MIX)
+    assert found.shares["last_value"] < 0.2
+    torch.testing.assert_close(weights_of(logits).mean(dim=1).tolist(), list(found.shares.values()))
+
+
+@pytest.mark.parametrize(("part", "better"), [("last_value", [1]), ("linear", [0]), ("own", [2, 3]), (MEMORY, [2, 3])])
+def test_a_part_that_beats_the_mix_beyond_doubt_is_kept_in_its_place(part, better):
+    """Its error is part of all others', so no mix is better than it alone."""
+    drawn, folds = np.random.default_rng(0), []
+    for _ in range(4):
+        common = drawn.normal(size=(200, 1, HORIZON))
+        errors = common + 2 * np.abs(drawn.normal(size=(200, 4, 1))) * np.sign(common) * np.ones((1, 4, HORIZON))
+        errors[:, better] = common
+        folds.append(tuple(sums_of(torch.from_numpy(errors), torch.ones(200, 4, dtype=torch.bool))))
+    logits, found = choose_gate(
+        Evidence(names=PARTS, steps=np.arange(HORIZON), folds=tuple(folds)), 2, HATS, HORIZON, penalty=3.0
+    )
+    assert found.kept in {part, *(("own", MEMORY) if better == [2, 3] else ())}
+    shares = weights_of(logits)
+    torch.testing.assert_close(shares[better].sum(dim=0), torch.ones(HORIZON, dtype=torch.float64))
+    # A window that does not have it falls back on the linear map, or on what else there is.
+    rest = [number for number in range(4) if number not in better]
+    left = torch.softmax((logits @ HATS)[rest], dim=0)
+    if 0 in rest:
+        torch.testing.assert_close(left[rest.index(0)], torch.ones(HORIZON, dtype=torch.float64))
+
+
+def test_a_difference_within_its_error_does_not_change_the_mix():
+    num = np.full(5, 100.0)
+    mixed = np.array([1.0, 1.2, 0.9, 1.1, 1.0])
+    assert best_of({MIX: mixed, "linear": mixed - np.array([0.3, -0.3, 0.2, -0.2, 0.01])}, num) == MIX
+    assert best_of({MIX: mixed, "linear": mixed - 0.05, "own": mixed - 0.01}, num) == "linear"
+    assert best_of({MIX: mixed, "linear": mixed + 0.05}, num) == MIX
+
+
+def test_where_nothing_is_held_out_the_prior_stays_unless_a_penalty_is_stated():
+    one_fold = evidence_of([1.0, 3.0, 1.0, 1.0], folds=1)
+    logits, found = choose_gate(one_fold, 2, HATS, HORIZON)
+    prior = prior_shares(PARTS, 2)
+    torch.testing.assert_close(weights_of(logits)[:, 0], prior / prior.sum())
+    assert (found.errors, found.setting) == ({}, None)
+    stated, _ = choose_gate(one_fold, 2, HATS, HORIZON, penalty=0.01)
+    assert not torch.allclose(weights_of(stated), weights_of(logits), atol=0.01)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_golden import ANSWERS, GOLDEN, INDEXED, NAME, answers
+from make_golden import ANSWERS, ANSWERS_OF_HOLES, GOLDEN, HOLES, INDEXED, NAME, answers, table_with_holes
 from memory_fixtures import Store, append, between, compact, open_version, wide_table
 
 from memory_index.versions.manifest import FORMAT
@@ -20,7 +20,7 @@ VERSIONS = sorted((path.parent.name, path.name) for path in GOLDEN.glob("format-
 
 def test_every_format_has_a_golden_version() -> None:
     assert sorted(f"format-{number}" for number in range(1, FORMAT + 1)) == FORMATS
-    assert {index for name, index in VERSIONS if name == f"format-{FORMAT}"} == {NAME, *INDEXED}
+    assert {index for name, index in VERSIONS if name == f"format-{FORMAT}"} == {NAME, HOLES, *INDEXED}
 
 
 @pytest.mark.parametrize(("name", "index"), VERSIONS)
@@ -31,7 +31,7 @@ def test_a_golden_version_opens_and_answers_as_it_did(name: str, index: str) -> 
     assert version.manifest.to_json() == stored  # fields that came later are not in it: its fingerprint stays
     assert verify(version) == ()
     assert verify_contents(version) == []
-    found, expected = answers(open_version(version)), json.loads((GOLDEN / name / ANSWERS).read_text())
+    found, expected = answers(open_version(version)), _expected(name, index)
     assert found.keys() == expected.keys()
     for asked, answer in expected.items():
         np.testing.assert_allclose(found[asked]["distance"], answer["distance"], rtol=1e-4, atol=1e-4, err_msg=asked)
@@ -39,6 +39,13 @@ def test_a_golden_version_opens_and_answers_as_it_did(name: str, index: str) -> 
         assert (np.array(found[asked]["row"]) == np.array(answer["row"])).mean() > 0.95, asked
         close = np.isclose(found[asked]["forecast"], answer["forecast"], rtol=1e-3, atol=1e-2)
         assert close.mean() > 0.95, asked
+
+
+def _expected(name: str, index: str) -> dict[str, dict[str, list[object]]]:
+    of_index: dict[str, dict[str, list[object]]] = json.loads(
+        (GOLDEN / name / (ANSWERS_OF_HOLES if index == HOLES else ANSWERS)).read_text()
+    )
+    return of_index
 
 
 @pytest.mark.parametrize(("name", "index"), VERSIONS)
@@ -49,7 +56,8 @@ def test_a_golden_version_can_grow(name: str, index: str, tmp_path: Path) -> Non
     with store.staging(index) as staging:
         staging.adopt(golden, *sorted({path.split("/")[0] for path in golden.manifest.files}))
         copied = staging.publish(golden.manifest)
-    grown = append(store, copied.ref, between(wide_table(), 0, 160))
+    table = table_with_holes() if index == HOLES else wide_table()
+    grown = append(store, copied.ref, between(table, 0, 160))
     assert (len(grown.manifest.segments), grown.manifest.format) == (3, FORMAT)
     assert verify_contents(compact(store, grown.ref)) == []
 

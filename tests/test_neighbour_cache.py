@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,11 @@ from memory_fixtures import (
 
 from forecaster.errors import ConfigError
 from forecaster.retrieval import cache_folder, neighbour_cache
+from forecaster.retrieval.folds import NO_FOLDS, FoldPlan
 from forecaster.retrieval.neighbour_cache import NeighbourCache, part_neighbours, training_neighbours
 from forecaster.retrieval.neighbours import Condensed, condense, neighbour_tensors
 from memory_index.errors import DataError, IncompatibleError, ResourceError
+from memory_index.fit_encoder import fit_encoder
 from memory_index.leakage import LeakError
 from memory_index.local import LocalMemory
 from memory_index.splits import Split, part_origins
@@ -67,8 +70,11 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("caches")
 
 
+BLOCKS = FoldPlan(kind="time", num=3, gap=WINDOW.length)
+
+
 def training(memory, folder, table: SeriesTable = TABLE, **changes) -> NeighbourCache:
-    options = {"policy": Policy.DISJOINT, "k": K, "num_folds": 3, "stride": 1, "horizon": WINDOW.horizon} | changes
+    options = {"policy": Policy.DISJOINT, "k": K, "folds": BLOCKS, "stride": 1, "horizon": WINDOW.horizon} | changes
     return training_neighbours(memory, table, folder=folder, **options)
 
 
@@ -202,7 +208,7 @@ def test_blocks_of_time_have_the_same_borders_for_all_series(memory, folder):
     for rows in np.split(cache.fold, np.flatnonzero(np.diff(cache.origin_row)) + 1):
         assert len(set(rows.tolist())) == 1
     assert (validation(memory, folder).fold == -1).all()
-    assert (training(memory, folder, num_folds=1).fold == -1).all()
+    assert (training(memory, folder, folds=NO_FOLDS).fold == -1).all()
 
 
 def test_each_block_is_answered_by_keys_that_were_fitted_on_the_others(memory, folder, tmp_path):
@@ -212,19 +218,19 @@ def test_each_block_is_answered_by_keys_that_were_fitted_on_the_others(memory, f
         own = np.unique(cache.origin_row[cache.fold == fold])
         others = rows[(rows <= own[0] - WINDOW.length) | (rows >= own[-1] + WINDOW.length)]
         assert 0 < len(others) < len(rows)
-        trial = make(tmp_path / str(fold), fit_origins=[others] * 3)
+        trial = make(tmp_path / str(fold), fit=partial(fit_encoder, target_origins=[others] * 3))
         asked = trial.search(queries_at(TABLE, own, Policy.DISJOINT), K)
         assert_equal(cache.condensed.take(cache.fold == fold), condense(asked, cache.spaces))
-    in_sample = training(memory, folder, num_folds=1)
+    in_sample = training(memory, folder, folds=NO_FOLDS)
     assert (in_sample.condensed.logit != cache.condensed.logit).mean() > 0.5
 
 
 def test_a_stride_and_a_shorter_horizon(memory, folder):
-    thin = training(memory, folder, stride=4, horizon=3, num_folds=1)
+    thin = training(memory, folder, stride=4, horizon=3, folds=NO_FOLDS)
     for number, rows in enumerate(part_origins(TABLE, replace(WINDOW, horizon=3), SPLIT, "train")):
         np.testing.assert_array_equal(thin.origin_row[thin.series == number], rows[::4])
     assert thin.condensed.forecasts.shape[2] == 3
-    whole = training(memory, folder, num_folds=1)
+    whole = training(memory, folder, folds=NO_FOLDS)
     same = np.isin(whole.origin_row, thin.origin_row)
     kept = thin.origin_row <= whole.origin_row.max()
     np.testing.assert_array_equal(thin.condensed.forecasts[kept], whole.condensed.forecasts[same][..., :3])
@@ -243,7 +249,7 @@ def test_series_need_not_share_their_windows(tmp_path, kind):
     table = ragged_table() if kind == "ragged" else with_missing(TABLE, [("load", 100), ("flat", 280)])
     memory = make(tmp_path / "m", table)
     for cache, part in (
-        (training(memory, tmp_path, table, num_folds=2), "train"),
+        (training(memory, tmp_path, table, folds=replace(BLOCKS, num=2)), "train"),
         (validation(memory, tmp_path, table), "val"),
     ):
         for number, rows in enumerate(part_origins(table, WINDOW, SPLIT, part)):
@@ -261,7 +267,7 @@ def test_what_has_been_appended_is_not_seen_by_training(memory, folder, tmp_path
     for version in (grown, compact(store, grown.ref)):
         later = open_version(version, threads=1)
         assert len(later.windows) > len(memory.windows)
-        for options in ({}, {"num_folds": 1}, {"num_folds": 1, "policy": Policy.CAUSAL}):
+        for options in ({}, {"folds": NO_FOLDS}, {"folds": NO_FOLDS, "policy": Policy.CAUSAL}):
             found = training(later, tmp_path / "caches", **options)
             assert_equal(found.condensed, training(memory, folder, **options).condensed)
     seen = validation(later, tmp_path / "caches").condensed.row
@@ -291,7 +297,7 @@ def test_a_planted_late_row_is_refused_although_its_hash_is_right(memory, tmp_pa
 
     monkeypatch.setattr(neighbour_cache, "condense", leaky)
     with pytest.raises(LeakError):
-        training(memory, tmp_path, policy=Policy.CAUSAL, num_folds=1)
+        training(memory, tmp_path, policy=Policy.CAUSAL, folds=NO_FOLDS)
 
 
 # On disk
@@ -307,7 +313,15 @@ def test_a_second_call_opens_what_the_first_has_made(memory, folder, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "changes", [{"k": 13}, {"num_folds": 2}, {"stride": 2}, {"policy": Policy.CAUSAL}, {"horizon": 7}, {"slots": 9}]
+    "changes",
+    [
+        {"k": 13},
+        {"folds": replace(BLOCKS, num=2)},
+        {"stride": 2},
+        {"policy": Policy.CAUSAL},
+        {"horizon": 7},
+        {"slots": 9},
+    ],
 )
 def test_another_setting_is_another_cache(memory, folder, changes):
     assert training(memory, folder, **changes).path != training(memory, folder).path
@@ -414,14 +428,7 @@ def test_a_longer_horizon_is_refused(memory, tmp_path):
 
 def test_too_many_blocks_are_refused(memory, tmp_path):
     with pytest.raises(DataError, match="blocks"):
-        training(memory, tmp_path, num_folds=120, stride=2)
-
-
-def test_a_block_that_leaves_nothing_to_fit_on_is_refused(tmp_path):
-    split = replace(SPLIT, train_until=str(TIMES[99]))
-    version = build(TABLE, Store(tmp_path), "m", window=WINDOW, split=split, encoder=ENCODER)
-    with pytest.raises(DataError, match="left to fit keys on"):
-        training(open_version(version), tmp_path)
+        training(memory, tmp_path, folds=replace(BLOCKS, num=120), stride=2)
 
 
 class Approximate(LocalMemory):
@@ -432,7 +439,7 @@ class Approximate(LocalMemory):
 
 def test_answers_of_an_approximate_index_are_kept_apart(memory, tmp_path):
     other = Approximate(memory.manifest, memory.encoder, memory.windows, memory.segments)
-    asked = [(validation, {}), (training, {"num_folds": 1}), (training, {"num_folds": 3})]
+    asked = [(validation, {}), (training, {"folds": NO_FOLDS}), (training, {})]
     own, theirs = ([find(each, tmp_path, **options).path for find, options in asked] for each in (memory, other))
     # Blocks of time are asked of versions that are searched here either way.
     assert [mine == other for mine, other in zip(own, theirs, strict=True)] == [False, False, True]

@@ -25,6 +25,7 @@ from memory_fixtures import (
 
 from memory_index import neighbours
 from memory_index.errors import NotFoundError, UsageError
+from memory_index.weighted import weighted_quantiles
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +163,9 @@ def test_quantiles_are_those_of_the_weighted_futures(answer: Neighbours) -> None
 def test_quantiles_of_equal_weights_are_the_known_ones() -> None:
     values = np.array([4.0, 1.0, 3.0, 2.0, 99.0]).reshape(1, 1, 5, 1)
     weight = np.array([1.0, 1.0, 1.0, 1.0, 0.0]).reshape(1, 1, 5, 1)
-    found = neighbours._weighted_quantiles(values, weight, (0.01, 0.25, 0.5, 0.99))
+    found = weighted_quantiles(values, weight, (0.01, 0.25, 0.5, 0.99))
     np.testing.assert_allclose(found[0, 0, 0], [1, 1.5, 2.5, 4])
-    alone = neighbours._weighted_quantiles(values, np.where(values == 3.0, 0.25, 0.0), (0.1, 0.9))
+    alone = weighted_quantiles(values, np.where(values == 3.0, 0.25, 0.0), (0.1, 0.9))
     np.testing.assert_array_equal(alone[0, 0, 0], [3, 3])
 
 
@@ -182,9 +183,7 @@ def test_work_in_chunks_is_work_at_once(answer: Neighbours, monkeypatch: pytest.
     for size in (1, 3000):
         monkeypatch.setattr(neighbours, "CHUNK_VALUES", size)
         if size == 1:  # a moment of many series is cut too
-            assert (
-                len(neighbours._chunks(b, n, kept.row.shape[3] * neighbours._num_steps(kept, kept.spaces[0]))) == b * n
-            )
+            assert len(neighbours._chunks(b, n, kept.row.shape[3] * neighbours._num_steps(kept, 0))) == b * n
         np.testing.assert_array_equal(kept.forecast(), expected[0])
         np.testing.assert_array_equal(kept.quantiles((0.2, 0.8)), expected[1])
 

@@ -38,6 +38,7 @@ from forecaster.learned_keys.fit_pattern import (
     squared_distances,
 )
 from forecaster.learned_keys.pattern_encoder import PatternConfig, PatternEncoder, load_encoder
+from forecaster.retrieval.folds import FoldPlan
 from forecaster.retrieval.neighbour_cache import training_neighbours
 from forecaster.retrieval.neighbours import condense
 from memory_index.encoder import EncoderConfig
@@ -246,7 +247,8 @@ def test_append_and_compact_use_the_stored_encoder(tmp_path, memory):
 
 def test_training_neighbours_are_cross_fitted_with_the_same_kind(tmp_path, memory):
     options = {"policy": Policy.DISJOINT, "k": 5, "stride": 3, "horizon": WINDOW.horizon}
-    cache = training_neighbours(memory, TABLE, folder=tmp_path, num_folds=2, **options)
+    halves = FoldPlan(kind="time", num=2, gap=WINDOW.length)
+    cache = training_neighbours(memory, TABLE, folder=tmp_path, folds=halves, **options)
     own = np.unique(cache.origin_row[cache.fold == 1])
     rows = training_origins()[0]
     others = rows[(rows <= own[0] - WINDOW.length) | (rows >= own[-1] + WINDOW.length)]

@@ -12,13 +12,17 @@ import pandas as pd
 import pytest
 from memory_fixtures import built, wide_table
 
+from cli.explorer.figures import BASE_LOOKS
+from cli.pictures.explanation import BAND_OF, BANDS
 from cli.pictures.forecast import draw_forecast
 from cli.pictures.look import beyond, save
 from cli.pictures.neighbours import draw_neighbours, episodes
 from cli.pictures.usage import known_stretches
 from cli.reports.pages import TableBlock, write_page
+from forecaster.model.shortcut import NO_BASE, base_names
 from memory_index.inspection import Inspection, inspect_window
 from memory_index.local import LocalMemory
+from memory_index.types import SCOPES
 from memory_index.versions.opening import open_version
 
 
@@ -36,6 +40,12 @@ def found(memory: LocalMemory) -> Inspection:
 def legend(found: Inspection, memory: LocalMemory) -> list[str]:
     drawn = draw_neighbours(found, memory.windows, "small@1")
     return [text.get_text() for text in drawn.axes[0].get_legend().get_texts()]
+
+
+def test_every_part_that_a_gate_can_mix_has_a_look() -> None:
+    bases = {*base_names(season=24, lookback=48), *NO_BASE}
+    assert bases <= BASE_LOOKS.keys()
+    assert {BAND_OF[name] for name in {*bases, *SCOPES}} == BANDS.keys()
 
 
 def test_lines_that_leave_the_frame_are_counted(found: Inspection, memory: LocalMemory) -> None:

@@ -268,3 +268,54 @@ def test_a_short_table_is_read_as_the_one_it_was_fitted_on(fitted, tmp_path):
         forecaster.predict(tail, update_memory=False),
         forecaster.predict(wide_frame(), update_memory=False),
     )
+
+
+# Cross-validation
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_cross_validation_has_the_columns_and_origins_of_the_field(forecaster, refit):
+    table = frame_of(forecaster, LONGER)
+    found = forecaster.cross_validation(table, n_windows=3, step_size=6, refit=refit, quantiles=(0.1, 0.9))
+    assert list(found.columns) == ["unique_id", "ds", "cutoff", "y", "yhat", "q0.1", "q0.9"]
+    assert len(found) == 3 * 3 * HORIZON
+    read = read_frame(table)
+    for name, rows in found.groupby("unique_id"):
+        times = read[name].times
+        expected = times[[len(times) - 1 - HORIZON - 6 * back for back in (2, 1, 0)]]
+        np.testing.assert_array_equal(rows["cutoff"].unique(), expected)
+        np.testing.assert_array_equal(rows["y"].to_numpy()[-HORIZON:], read[name].values[-HORIZON:])
+    assert ((found["ds"] - found["cutoff"]) / pd.Timedelta(hours=1)).tolist() == [*range(1, HORIZON + 1)] * 9
+    assert forecaster.memory.manifest.parent is None  # nothing was appended to the forecaster's own memory
+
+
+def test_cross_validation_does_not_see_what_follows_a_cutoff(forecaster):
+    table = frame_of(forecaster, LONGER)
+    clean = forecaster.cross_validation(table, n_windows=3, step_size=6, quantiles=(0.1, 0.9))
+    after = clean["cutoff"].min()
+    poisoned, time = table.copy(), "when" if "when" in table else "ds"
+    for name in [column for column in table.columns if column not in (time, "unique_id")]:
+        poisoned.loc[poisoned[time] > after, name] = 1e4 * np.sin(np.arange((poisoned[time] > after).sum()))
+    dirty = forecaster.cross_validation(poisoned, n_windows=3, step_size=6, quantiles=(0.1, 0.9))
+    first = clean["cutoff"] == after
+    exactly(dirty[first].drop(columns="y"), clean[first].drop(columns="y"))
+    assert not clean["yhat"].equals(dirty["yhat"])
+
+
+def test_cross_validation_fits_first_on_what_was_known_at_the_first_cutoff(tmp_path):
+    unfitted = Forecaster(folder=tmp_path / "a", **OPTIONS)
+    found = unfitted.cross_validation(wide_frame(), n_windows=2)
+    cutoffs = found["cutoff"].unique()
+    known = wide_frame()[wide_frame()["when"] <= cutoffs[0]]
+    expected = Forecaster(folder=tmp_path / "b", **OPTIONS).fit(known).predict()
+    first = found[found["cutoff"] == cutoffs[0]]
+    np.testing.assert_array_equal(first["ds"], expected["ds"])
+    np.testing.assert_allclose(first["yhat"], expected["yhat"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"), [((40, 8), IncompatibleError), ((0, 8), UsageError), ((99, 8), UsageError)]
+)
+def test_cross_validation_refuses_cutoffs_that_it_cannot_have(fitted, arguments, error):
+    with pytest.raises(error):
+        fitted["wide"].cross_validation(wide_frame(LONGER), *arguments)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import socket
 import tempfile
@@ -194,6 +195,21 @@ def test_the_rest_of_a_memory_is_the_same(memory, local):
     np.testing.assert_array_equal(memory.scale.std, local.scale.std)
     assert memory.manifest == local.manifest
     np.testing.assert_array_equal(memory.windows.values, local.windows.values)
+
+
+@pytest.mark.parametrize("gaps", [(0, slice(None), 3), (slice(None), 1, slice(5, 9)), (4, 0, slice(None))], ids=str)
+def test_missing_cells_travel(memory, local, gaps):
+    """Of all series at one moment, of one series at all, and a window of which nothing is left."""
+    context = some().context.copy()
+    context[gaps] = np.nan
+    queries = replace(some(), context=context)
+    try:
+        expected = local.search(queries, 4)
+    except DataError as refused:
+        with pytest.raises(DataError, match=re.escape(str(refused)[:60])):
+            memory.search(queries, 4)
+    else:
+        assert_same(memory.search(queries, 4), expected)
 
 
 def test_an_unseen_series_is_answered_by_all(memory, local):
@@ -807,13 +823,13 @@ def test_documents_that_make_no_sense(address, local, memory, document, says, ca
 def test_batches_that_make_no_sense(address, capfd):
     content = wire.write_question(question(some()))
     batch, told = parts(content)
-    nan = pa.array([[float("nan")] * len(batch["values"].flatten())], batch["values"].type)
+    infinite = pa.array([[float("inf")] * len(batch["values"].flatten())], batch["values"].type)
     null, hole = pa.array([None], batch["values"].type), pa.array([[None] * 36], batch["values"].type)
     fewer = pa.array([batch["origin"][0].as_py()[1:]], batch["origin"].type)
     cases = [
         (whole(batch.set_column(0, batch.schema.field(0), null), told), "missing value"),
         (whole(batch.set_column(0, batch.schema.field(0), hole), told), "missing value"),
-        (whole(batch.set_column(0, batch.schema.field(0), nan), told), "missing or infinite"),
+        (whole(batch.set_column(0, batch.schema.field(0), infinite), told), "has an infinite value"),
         (whole(batch.set_column(1, batch.schema.field(1), fewer), told), "values are not"),
         (whole(batch.slice(0, 0), told), "has one line, not 0"),
         (whole(pa.concat_batches([batch, batch]), told), "has one line, not 2"),
@@ -901,8 +917,16 @@ def test_a_few_windows_may_be_asked_in_json(address, local):
     assert told
     assert all(each["start"] < "2021-03-08" for each in told)
     one["context"][3] = None
+    context = queries.context[:, :1].copy()
+    context[0, 0, 3] = np.nan
+    with_gap = replace(queries, context=context, series_id=queries.series_id[:1])
+    where = Filter(before=np.datetime64("2021-03-08", "ns"))
+    expected = local.search(with_gap, 3, scopes=("own",), where=where)
+    told = post(address, json.dumps(one).encode(), "application/json").json()["series"][0]["neighbours"]
+    assert [each["row_id"] for each in told] == expected.row[expected.row >= 0].tolist()
+    one["context"][3] = 1e39  # beyond float32
     refused = post(address, json.dumps(one).encode(), "application/json")
-    assert (refused.status_code, "missing or infinite value" in refused.text) == (422, True)
+    assert (refused.status_code, "has an infinite value" in refused.text) == (422, True)
     for entries, says in (
         ({"context": [[1], [1, 2]]}, "'context' must be numbers"),
         ({"context": "x"}, "'context' must be numbers"),

@@ -109,6 +109,15 @@ def test_a_forecast_is_that_of_the_command_in_every_form(made, service, printed)
     )
 
 
+def test_a_missing_cell_is_null_in_json_and_empty_in_csv(service):
+    gap = [row | ({"north": None} if 150 <= number < 153 else {}) for number, row in enumerate(HISTORY)]
+    csv = pd.DataFrame(gap).to_csv(index=False).encode()
+    found = [post(service, "forecast", {"history": gap}), post(service, "forecast", csv, "text/csv")]
+    assert [each.status_code for each in found] == [200, 200]
+    assert found[0].json()["forecast"] == found[1].json()["forecast"]
+    assert found[0].json()["forecast"] != post(service, "forecast", {"history": HISTORY}).json()["forecast"]
+
+
 def test_levels_may_be_chosen(made, service, printed):
     expected = printed("forecast", made.file, "--run", made.run, "--quantiles", "0.2,0.8")
     csv = made.file.read_bytes()
@@ -193,7 +202,7 @@ MISTAKES = [
     ({"history": HISTORY, "quantiles": [0.5, 0.5]}, JSON, 400, "'quantiles' must be"),
     ({"history": HISTORY, "quantiles": "x"}, JSON, 400, "'quantiles' must be"),
     ({"history": HISTORY, "quantiles": [0.0001]}, JSON, 400, "cannot be calibrated"),
-    ({"history": [*HISTORY[:90], HISTORY[90] | {"north": None}, *HISTORY[91:]]}, JSON, 422, "north"),
+    ({"history": [*HISTORY[:90], HISTORY[90] | {"north": "x"}, *HISTORY[91:]]}, JSON, 422, "north"),
     (b"a,b\n1\n", "text/csv", 422, "history.csv"),
     (b"\xff\xfe\x00", "text/csv", 422, ""),
     (b"x", ARROW, 400, "is malformed"),

@@ -167,7 +167,8 @@ def test_without_files_of_control_groups_the_affinity_counts(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("num", [1, 3])
-def test_workers_answer_in_order_and_pass_errors_on(num: int) -> None:
+def test_workers_answer_in_order_and_pass_errors_on(num: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
     workers = Workers(num)
     assert workers.run(lambda each: each * each, range(20)) == [each * each for each in range(20)]
     assert workers.run(str, []) == []
@@ -176,3 +177,12 @@ def test_workers_answer_in_order_and_pass_errors_on(num: int) -> None:
     # A single task may use all threads inside it, one of several only one.
     assert workers.run(lambda _: faiss.omp_get_max_threads(), [0]) == [num]
     assert set(Workers(3).run(lambda _: faiss.omp_get_max_threads(), [0, 0])) == {1}
+
+
+def test_there_are_no_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    both = threading.Barrier(2, timeout=30)  # passed only by two at once
+    names = Workers(8).run(lambda _: (both.wait(), threading.current_thread().name)[1], range(16))
+    assert len(set(names)) == 2
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    assert Workers(8).run(lambda _: threading.current_thread(), range(4)) == [threading.current_thread()] * 4

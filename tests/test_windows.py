@@ -141,7 +141,7 @@ def test_origins_are_the_rows_with_a_whole_window(
     missing: set[int], num: int, lookback: int, horizon: int, stride: int, with_future: bool
 ) -> None:
     values = np.where(np.isin(np.arange(num), list(missing)), np.nan, 1.0)
-    spec = WindowSpec(lookback=lookback, horizon=horizon, stride=stride)
+    spec = WindowSpec(lookback=lookback, horizon=horizon, stride=stride, max_missing=0.0)
     ahead = horizon if with_future else 0
     expected = [
         row
@@ -153,6 +153,31 @@ def test_origins_are_the_rows_with_a_whole_window(
     assert found.tolist() == expected
     longer = np.concatenate([values, np.ones(7)])  # a longer series only adds origins at the end
     assert origin_rows(longer, spec, with_future=with_future)[: len(found)].tolist() == expected
+
+
+@given(
+    missing=st.sets(st.integers(0, 39), max_size=25),
+    lookback=st.integers(2, 8),
+    horizon=st.integers(1, 6),
+    share=st.sampled_from([0.1, 0.5, 0.75]),
+    with_future=st.booleans(),
+)
+def test_origins_are_the_rows_of_which_a_view_and_the_future_are_known_enough(
+    missing: set[int], lookback: int, horizon: int, share: float, with_future: bool
+) -> None:
+    values = np.where(np.isin(np.arange(40), list(missing)), np.nan, 1.0)
+    spec = WindowSpec(lookback=lookback, horizon=horizon, max_missing=share)
+    known, ahead = np.isfinite(values), horizon if with_future else 0
+    views = (2, lookback)
+
+    def usable(row: int) -> bool:
+        enough = any((~known[row + 1 - view : row + 1]).sum() <= share * view + 1e-9 for view in views)
+        return enough and (not with_future or known[row + 1 : row + 1 + horizon].any())
+
+    expected = [row for row in range(lookback - 1, 40 - ahead) if usable(row)]
+    if not missing:
+        expected = list(range(lookback - 1, 40 - ahead))
+    assert origin_rows(values, spec, views=views, with_future=with_future).tolist() == expected
 
 
 @pytest.mark.parametrize(

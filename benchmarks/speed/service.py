@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,18 +42,24 @@ def figures(stage: Stage) -> list[Figure]:
     indexes, sizes = stage.indexes, stage.sizes
     assert stage.memory.fingerprint, "it is built"
     with serving(indexes, f"{NAME}@1") as service:
-        address = f"{service}/{NAME}@1"
         return [
-            *one_client(indexes, address, batch_of(stage, num_series=1), sizes),
-            *one_client(indexes, address, batch_of(stage, num_series=1, stride=7), sizes),
-            *one_client(indexes, address, batch_of(stage, num_series=7), sizes),
-            *many_clients(indexes, address, batch_of(stage, num_series=1), sizes),
+            *one_client(indexes, service, batch_of(stage, num_series=1), sizes),
+            *one_client(indexes, service, batch_of(stage, num_series=1, stride=7), sizes),
+            *one_client(indexes, service, batch_of(stage, num_series=7), sizes),
+            *many_clients(indexes, f"{service.address}/{NAME}@1", batch_of(stage, num_series=1), sizes),
         ]
 
 
+class Serving(NamedTuple):
+    """A running service."""
+
+    address: str
+    pid: int
+
+
 @contextmanager
-def serving(indexes: Path, *refs: str, options: tuple[str, ...] = ()) -> Iterator[str]:
-    """The address of `cli index serve` in a process of its own."""
+def serving(indexes: Path, *refs: str, options: tuple[str, ...] = ()) -> Iterator[Serving]:
+    """`cli index serve` in a process of its own."""
     command = [sys.executable, "-m", "cli", "index", "serve", *refs, "--indexes-dir", str(indexes), "--port", "0"]
     process = subprocess.Popen([*command, "--json", *options], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -63,7 +69,7 @@ def serving(indexes: Path, *refs: str, options: tuple[str, ...] = ()) -> Iterato
             line = process.stdout.readline()
             assert line, "the service has ended"
             text += line
-        yield json.loads(text)["address"]
+        yield Serving(json.loads(text)["address"], process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
@@ -100,12 +106,20 @@ def is_consecutive(queries: Queries) -> bool:
     return np.array_equal(queries.context[1:, :, :-1], queries.context[:-1, :, 1:])
 
 
-def one_client(indexes: Path, address: str, queries: Queries, sizes: Sizes) -> list[Figure]:
+def processor_seconds(pids: tuple[int, ...]) -> float:
+    """What all threads of some processes have computed so far: on a machine that others use too, time to compare."""
+    threads = [thread for pid in pids for thread in Path(f"/proc/{pid}/task").iterdir()]
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+
+def one_client(indexes: Path, service: Serving, queries: Queries, sizes: Sizes) -> list[Figure]:
     """The same question to both, in turn."""
-    local, remote = open_memory(indexes, f"{NAME}@1"), open_memory(indexes, address)
+    local, remote = open_memory(indexes, f"{NAME}@1"), open_memory(indexes, f"{service.address}/{NAME}@1")
     require_same(local.search(queries, K), remote.search(queries, K))
     both = {"local": lambda _: local.search(queries, K), "remote": lambda _: remote.search(queries, K)}
     times = in_turns(both, sizes.service_turns, budget=sizes.service_budget)
+    pids = (os.getpid(), service.pid)
+    work = in_turns(both, sizes.service_turns, budget=sizes.service_budget, clock=lambda: processor_seconds(pids))
     own, theirs = (median * 1e3 for median in medians(times).values())
     more = float(np.median(np.subtract(times["remote"], times["local"]))) * 1e3
     share = ratio(times, "remote", "local") - 1
@@ -115,7 +129,8 @@ def one_client(indexes: Path, address: str, queries: Queries, sizes: Sizes) -> l
             f"a service: {len(queries)} {moments} moments of {num} series, k = {K}",
             f"{share:+.1%}, {more:+.1f} ms (medians over {len(times['local'])} turns)",
             "at most +5% or +3 ms",
-            f"median {theirs:.0f} ms; in this process {own:.0f} ms",
+            f"median {theirs:.0f} ms; in this process {own:.0f} ms; processor time of both processes "
+            f"{ratio(work, 'remote', 'local') - 1:+.1%} ({medians(work)['local'] * 1e3:.0f} ms in this process)",
         )
     ]
 

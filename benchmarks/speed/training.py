@@ -41,9 +41,11 @@ from forecaster.model.model import ForecastModel
 from forecaster.model.types import Batch
 from forecaster.retrieval.batches import CachedWindows
 from forecaster.retrieval.neighbours import condense, neighbour_tensors
-from forecaster.training.fit import batch_loss, fit_closed_form, run_record, windows_of
+from forecaster.training.closed_form import fit_closed_form
+from forecaster.training.fit import batch_loss, run_record
 from forecaster.training.fit_gate import fit_value_gate
 from forecaster.training.optimizer import make_optimizer
+from forecaster.training.windows import windows_of
 from memory_index.leakage import Policy
 from memory_index.queries import query_blocks
 
@@ -82,7 +84,7 @@ def trainee(stage: Stage, config: Config) -> Trainee:
     record = run_record(table, memory, f"{NAME}@1", config, backbone, "cpu")
     windows = windows_of(table, memory, config, record, "train", stage.neighbours)
     model = ForecastModel(config.model, num_spaces=len(memory.manifest.spaces), backbone=backbone)
-    fit_closed_form(model, windows, table, memory, config)
+    fit_closed_form(model, windows, table, config)
     if not config.model.use_network:
         model.value_gate.logits.requires_grad_(True)  # for the straightforward form
     optimizer = make_optimizer(model, config.train)

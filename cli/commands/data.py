@@ -11,7 +11,9 @@ from cli.options import AsJson, File, reads_table
 from cli.output import note, print_json, print_table, progress
 
 if TYPE_CHECKING:
-    from memory_index.tables.checking import TableReport
+    from collections.abc import Sequence
+
+    from memory_index.tables.checking import SeriesSummary, TableReport
     from memory_index.tables.columns import ReadOptions
 
 app = typer.Typer(
@@ -19,6 +21,8 @@ app = typer.Typer(
 )
 
 BAD_DATA = 3
+MANY_SERIES = 100  # of more, the worst are shown
+WORST = 10
 
 
 @app.command(epilog="Example: cli data check load.csv --time-column date --ignore remark")
@@ -52,10 +56,13 @@ def _print_report(report: TableReport) -> None:
     layout = "cannot be read as a table" if report.layout is None else f"{report.layout} table"
     rows = "" if report.num_rows is None else f" of {report.num_rows} rows and {len(report.series)} series"
     step = "" if report.step is None else f", one step is {report.step}{zone}"
-    summary = [[s.series_id, s.start, s.end, s.num_steps, s.num_missing, s.minimum, s.maximum] for s in report.series]
+    shown = _worth_a_look(report.series)
+    summary = [[s.series_id, s.start, s.end, s.num_steps, s.num_missing, s.minimum, s.maximum] for s in shown]
     if summary:
         columns = ["series", "first step", "last step", "steps", "missing", "minimum", "maximum"]
         print_table(columns, summary, title=f"{report.file}: {layout}{rows}{step}")
+    if len(shown) < len(report.series):
+        note(_of_all(report.series, len(shown)))
     if report.problems:
         title = f"{report.file}: {layout}{rows}{step}" if not summary else "Findings"
         problems = [[p.severity, p.kind, p.series_id, p.at, p.row, p.message, p.fix] for p in report.problems]
@@ -66,6 +73,27 @@ def _print_report(report: TableReport) -> None:
     hidden = sum(report.unlisted.get(kind, 0) for kind in {p.kind for p in report.problems if p.severity == "fault"})
     num_faults += hidden
     note("no faults" if report.ok else "1 fault" if num_faults == 1 else f"{num_faults} faults")
+
+
+def _worth_a_look(series: Sequence[SeriesSummary]) -> list[SeriesSummary]:
+    """All series of a table of few; of many the shortest and those of which most is missing, in the table's order."""
+    if len(series) <= MANY_SERIES:
+        return list(series)
+    places = range(len(series))
+    shortest = sorted(places, key=lambda n: series[n].num_steps)[:WORST]
+    missing = sorted(places, key=lambda n: -series[n].num_missing / series[n].num_steps)[:WORST]
+    return [series[n] for n in sorted({*shortest, *missing})]
+
+
+def _of_all(series: Sequence[SeriesSummary], num_shown: int) -> str:
+    """All series in a sentence."""
+    steps = sorted(one.num_steps for one in series)
+    missing, holes = sum(one.num_missing for one in series), sum(one.num_missing > 0 for one in series)
+    return (
+        f"{num_shown} of {len(series):,} series are shown: the shortest, and those of which most is missing (--json "
+        f"has all). Steps {steps[0]:,} to {steps[-1]:,}, half of the series at most {steps[len(steps) // 2]:,}; "
+        f"{missing:,} missing cells in {holes:,} series"
+    )
 
 
 @app.command("list", epilog="Example: cli data list --json")

@@ -15,6 +15,7 @@ import typer
 from cli.output import note
 from cli.targets import require_targets
 
+BACKTEST_FROM = "2024-10-01 23:00"  # the last weeks of it
 SERIES, AT = "feeder_north", "2024-09-25 23:00"  # a forecast in the test part
 
 
@@ -22,7 +23,7 @@ def demo(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for index, run, forecast and picture.")] = Path("runs/demo"),
 ) -> None:
-    """Check, index, train, forecast, explain and score the embedded sample, in about a minute on two cores.
+    """Check, index, train, forecast, explain, score and backtest the embedded sample, in about a minute on two cores.
 
     The sample is ten months of a small grid, made up: two feeders, sun, wind and a price, an hour a step. Every command
     is shown as it would be typed. Ends with the scores beside plain baselines, a picture of one forecast taken apart,
@@ -31,7 +32,7 @@ def demo(
     from memory_index.tables.catalog import shipped
 
     out.mkdir(parents=True, exist_ok=True)
-    picture, forecast = out / "explanation.png", out / "forecast.csv"
+    picture, along, forecast = out / "explanation.png", out / "backtest.png", out / "forecast.csv"
     require_targets(picture=picture)
     sample, run = str(shipped("sample.csv")), str(_new_folder(out / "run"))
     indexes = ["--indexes-dir", str(out / "indexes")]
@@ -42,7 +43,10 @@ def demo(
     _run(context, "forecast", sample, "--run", run, "--update-index", "--out", str(forecast), *indexes)
     _run(context, "explain", sample, "--run", run, "--series", SERIES, "--at", AT, "--plot", str(picture), *indexes)
     _run(context, "evaluate", sample, "--run", run, *indexes)
-    note(f"\nThe picture of one forecast taken apart is {picture}; the next two days of every series are {forecast}.")
+    weeks = ["--from", BACKTEST_FROM, "--at", "23:00", "--plot", str(along)]
+    _run(context, "backtest", sample, "--run", run, *weeks, *indexes)
+    note(f"\nThe picture of one forecast taken apart is {picture}, that of the backtest {along}.")
+    note(f"The next two days of every series are {forecast}.")
     note("Now your own data (a time column and one column per series, or unique_id, ds, y):")
     note("  cli index build FILE.csv --name mine --lookback 336 --horizon 48")
     note("  cli train FILE.csv --index mine --out runs/mine")

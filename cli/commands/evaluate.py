@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.opening import open_run_with_table, open_with_table, tell_series
+from cli.opening import open_run_with_table, open_with_table, tell_bounds, tell_series, tell_skipped
 from cli.options import (
     AsJson,
     File,
@@ -23,6 +23,7 @@ from cli.options import (
     RunLlm,
     Scopes,
     Scoring,
+    Strict,
     Views,
     asks_memory,
     reads_table,
@@ -54,6 +55,7 @@ def evaluate(
     scopes: Scopes = None,
     views: Views = None,
     on_empty: OnEmpty = None,
+    strict: Strict = False,
     llm: RunLlm = None,
     device: RunDevice = "auto",
     as_json: AsJson = False,
@@ -88,9 +90,11 @@ def evaluate(
         memory, table, ref = open_with_table(index, file, indexes, table_options)
         tell_series(table, memory.manifest, ref, memory.manifest.series_ids, to=ref)
         score = partial(memory_only.evaluate, memory, options=options)
+    tell_bounds(table, memory)
     how = {"schedule": scoring.schedule, "levels": levels, "scaled_by": scoring.scaled_by}
     with progress(f"scoring {split} windows") as report, _written(scoring.out, table, memory, ref, run) as each:
         result = score(table, split, **how, each=each, report=report)
+    tell_skipped(result.skipped, "not scored", source=table.source, strict=strict)
     if as_json:
         print_json("evaluate", evaluation_document(result, scoring, run=run, ref=ref))
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.opening import open_run_with_table
+from cli.opening import open_run_with_table, tell_joint
 from cli.options import REF, AsJson, Device, Indexes, asks_memory, reads_table
 from cli.output import note, print_json, print_table
 from cli.parsing import quantile_levels
@@ -29,6 +29,7 @@ from cli.targets import require_targets
 if TYPE_CHECKING:
     from forecaster.explain import Explanation
     from memory_index.tables.columns import ReadOptions
+    from memory_index.windows import Step
 
 LINE = 80  # characters
 
@@ -81,20 +82,25 @@ def explain(
     step = opened.table.step
     found = explaining.explain(opened.predictor, opened.memory, opened.table, series, step.parse(at), levels=levels)
     made_by = f"{run} with {opened.ref}"
+    tell_joint(opened.memory, {part.name.split("-")[0] for part in found.parts if part.num_neighbours}, opened.table)
     if as_json:
         made = {"run": run, "ref": opened.ref, "fingerprint": opened.memory.manifest.fingerprint, "file": str(file)}
         print_json("explain", made | found.to_document(step))
     else:
         _print(found, made_by)
     if plot is not None:
-        from cli.pictures.explanation import draw_explanation
-        from cli.pictures.look import save
-
-        save(draw_explanation(found, step, made_by), plot)
-        note(f"picture: {plot}")
+        _draw(plot, found, step, made_by)
     if html is not None:
         write_explanation_page(html, found, step, made_by)
         note(f"page: {html}")
+
+
+def _draw(path: Path, found: Explanation, step: Step, made_by: str) -> None:
+    from cli.pictures.explanation import draw_explanation
+    from cli.pictures.look import save
+
+    save(draw_explanation(found, step, made_by), path)
+    note(f"picture: {path}")
 
 
 def _print(found: Explanation, made_by: str) -> None:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.opening import open_run_with_table, open_with_table, tell_ends, tell_series, updated_ref
+from cli.opening import (
+    open_run_with_table,
+    open_with_table,
+    tell_bounds,
+    tell_ends,
+    tell_series,
+    tell_skipped,
+    updated_ref,
+)
 from cli.options import (
     AsJson,
     File,
@@ -19,6 +27,7 @@ from cli.options import (
     RunFolder,
     RunLlm,
     Scopes,
+    Strict,
     Views,
     asks_memory,
     reads_table,
@@ -30,9 +39,18 @@ from cli.targets import require_targets, write_file
 if TYPE_CHECKING:
     import pandas as pd
 
+    from memory_index.bounds import Bounds
+    from memory_index.memory import Memory
     from memory_index.tables.columns import ReadOptions
     from memory_index.tables.series import SeriesTable
 
+Lower = Annotated[
+    float | None,
+    typer.Option(
+        help="No forecast and no quantile is below it; -inf for no such bound.", show_default="0 for counts, else none"
+    ),
+]
+Upper = Annotated[float | None, typer.Option(help="No forecast and no quantile is above it.", show_default="none")]
 UpdateIndex = Annotated[
     bool,
     typer.Option(
@@ -51,11 +69,14 @@ def forecast(
     out: Annotated[Path | None, typer.Option(help="Write a .csv or .parquet file instead of printing CSV.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it into a PNG, SVG or PDF file.")] = None,
     quantiles: Annotated[str, typer.Option(help="Levels between 0 and 1, or none.")] = "0.1,0.5,0.9",
+    lower: Lower = None,
+    upper: Upper = None,
     update_index: UpdateIndex = False,
     memory_k: MemoryK = None,
     scopes: Scopes = None,
     views: Views = None,
     on_empty: OnEmpty = None,
+    strict: Strict = False,
     llm: RunLlm = None,
     device: RunDevice = "auto",
     as_json: AsJson = False,
@@ -66,8 +87,11 @@ def forecast(
     """Forecast the next steps of every series of FILE: by a trained run, or with --index alone from the memory.
 
     A long table in original units: unique_id, ds, yhat and one column per quantile (q0.1). A series that was never seen
-    is forecast from windows of all series (scope pooled). Only windows known by the last step of FILE are used.
+    is forecast from windows of all series (scope pooled); one with too short a history is named, and stops no other.
     """
+    from memory_index.bounds import Bounds
+
+    bounds = Bounds(lower=lower, upper=upper)
     levels = quantile_levels(quantiles)
     require_targets(table=out, picture=plot)
     options = memory_options(run, index, llm=llm, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
@@ -78,7 +102,7 @@ def forecast(
         ref = updated_ref(index, file, indexes, table_options) if update_index else index
         memory, table, ref = open_with_table(ref, file, indexes, table_options)
         tell_series(table, memory.manifest, ref, memory.manifest.series_ids, to=ref)
-        result = memory_only.forecast(memory, table, quantiles=levels, options=options)
+        result = memory_only.forecast(memory, table, quantiles=levels, options=options, bounds=bounds)
         horizon, by = memory.windows.spec.horizon, f"{ref}, memory alone"
     else:
         from forecaster.forecast import forecast as forecast_by_run
@@ -87,22 +111,34 @@ def forecast(
         require_calibrated(levels)
         opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm, update=update_index)
         memory, table, ref = opened.memory, opened.table, opened.ref
-        result = forecast_by_run(opened.predictor, memory, table, quantiles=levels)
+        result = forecast_by_run(opened.predictor, memory, table, quantiles=levels, bounds=bounds)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
-    tell_ends(table, memory)
-    # Travels inside a Parquet file.
-    result.attrs.update(
-        {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
-    )
-    if out is not None:
-        write_file(out, _as_file(result, out.suffix.lower()))
-        note(f"{len(table.series)} series x {horizon} steps by {by}: {out}")
-    if plot is not None:
-        _draw(plot, table, result, by)
+    _tell(result, table, memory, bounds, strict=strict)
+    made_by = {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
+    result.attrs.update(made_by)  # which travels inside a Parquet file
+    _write(result, f"{horizon} steps by {by}", out)
+    _draw(plot, table, result, by)
     if as_json:
         print_json("forecast", forecast_document(result, table, file=file, horizon=horizon, out=out))
     elif out is None:
         typer.echo(result.to_csv(index=False), nl=False)
+
+
+def _write(result: pd.DataFrame, what: str, out: Path | None) -> None:
+    """Write the file that is asked for."""
+    if out is not None:
+        write_file(out, _as_file(result, out.suffix.lower()))
+        note(f"{result['unique_id'].nunique()} series x {what}: {out}")
+
+
+def _tell(result: pd.DataFrame, table: SeriesTable, memory: Memory, bounds: Bounds, *, strict: bool) -> None:
+    """What to know of a forecast beside its numbers."""
+    from memory_index.skipped import Skipped
+
+    skipped = [Skipped(**each) for each in result.attrs["skipped"]]
+    tell_skipped(skipped, "not forecast", source=table.source, strict=strict)
+    tell_ends(table, memory)
+    tell_bounds(table, memory, bounds)
 
 
 def forecast_document(
@@ -115,12 +151,15 @@ def forecast_document(
         "file": str(file),
         "horizon": horizon,
         "out": out,
-        "num_series": len(table.series),
+        "num_series": int(result["unique_id"].nunique()),
         "forecast": None if out else rows,
     }
 
 
-def _draw(path: Path, table: SeriesTable, result: pd.DataFrame, by: str) -> None:
+def _draw(path: Path | None, table: SeriesTable, result: pd.DataFrame, by: str) -> None:
+    """Draw the picture that is asked for."""
+    if path is None:
+        return
     from cli.pictures.forecast import draw_forecast
     from cli.pictures.look import save
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.opening import encoder_loader, read_like
-from cli.options import DEFAULT_DIR, AsJson, File, IndexesDir, Ref, reading_flags, reads_table
+from cli.opening import encoder_loader, read_like, tell_skipped
+from cli.options import DEFAULT_DIR, AsJson, File, IndexesDir, Ref, Strict, reading_flags, reads_table
 from cli.output import note, print_json, progress
 from cli.parsing import choose_split, names, numbers
 from cli.reports.version_report import describe_bytes, parent_ref, print_version, version_document
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from memory_index.encoder import EncoderConfig
     from memory_index.tables.columns import ReadOptions
     from memory_index.tables.series import SeriesTable
+    from memory_index.versions.budget import Budget
     from memory_index.versions.version import Version
+    from memory_index.windows import WindowSpec
 
 DUAL, PATTERN = "dual", "pattern"  # kinds of encoders
 MANY_SEGMENTS = 16  # every search visits each of them
@@ -28,6 +30,13 @@ UNTIL = "ISO 8601; without a UTC offset it is in the table's own time zone"
 
 # Options of `build`
 
+MaxMissing = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of a view's steps that may be missing in a window; 0 stores and asks whole windows only.",
+        show_default="0.75",
+    ),
+]
 Name = Annotated[
     str, typer.Option(help="Name of the index; a name that exists gets a new version.", show_default=False)
 ]
@@ -49,6 +58,14 @@ SplitName = Annotated[
 Until = Annotated[str | None, typer.Option(help=f"Store what is known by this time, or `end`: all. {UNTIL}.")]
 ValUntil = Annotated[str | None, typer.Option(help="With --until: end of the validation part.")]
 Stride = Annotated[int, typer.Option(help="Steps between the origins of two stored windows.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        help="Peak memory, such as 8GB. A longer stride, then fewer views and scopes, are chosen to stay within it, "
+        "and told; what is asked for by its own option stays.",
+    ),
+]
 Views = Annotated[
     str | None,
     typer.Option(
@@ -71,6 +88,13 @@ ShapeWeight = Annotated[
 SpreadFloor = Annotated[
     float | None,
     typer.Option(help="Least spread of a window, in its series' training deviations.", show_default="0.3"),
+]
+Transform = Annotated[
+    str,
+    typer.Option(
+        help="Units in which windows are compared and averaged: none, asinh (spikes on both sides), log1p (counts; "
+        "values above -1), or auto, by the tails of the training values. Files and forecasts keep their own units."
+    ),
 ]
 Encoder = Annotated[
     str,
@@ -98,6 +122,10 @@ def build(
     shape_weight: ShapeWeight = None,
     spread_floor: SpreadFloor = None,
     encoder: Encoder = DUAL,
+    budget: Memory = None,
+    transform: Transform = "none",
+    max_missing: MaxMissing = None,
+    strict: Strict = False,
     indexes_dir: IndexesDir = DEFAULT_DIR,
     as_json: AsJson = False,
     *,
@@ -106,16 +134,15 @@ def build(
     """Build a version from the training part of a table.
 
     A window is LOOKBACK steps and the HORIZON steps that followed. A killed build leaves nothing behind that can be
-    seen; a version never changes once it is published.
+    seen; a version never changes once it is published. Missing cells stay missing. A series without a window is named.
     """
     from memory_index.tables.reading import read_table
     from memory_index.versions import build as building
     from memory_index.versions.store import Store
-    from memory_index.windows import WindowSpec
 
-    window = WindowSpec(lookback=lookback, horizon=horizon, stride=stride, known_delay=known_delay)
+    window = window_spec(lookback, horizon, stride=stride, known_delay=known_delay, max_missing=max_missing)
     settings = encoder_config(numbers("--views", views), lookback, shape_weight=shape_weight, spread_floor=spread_floor)
-    require_encoder(encoder)
+    limit = memory_budget(budget, encoder, keep_views=views is not None)
     with progress(f"{name}: reading {file.name}, fitting and encoding its windows"):
         table = read_table(file, table_options)
         version = building.build(
@@ -125,11 +152,15 @@ def build(
             window=window,
             split=choose_split(table, split=split, until=until, val_until=val_until),
             encoder=settings,
+            budget=limit,
             scopes=names(scopes),  # type: ignore[arg-type]  # judged by the library
             factory=factory,
+            transform=transform,
+            strict=strict,
             **learned(encoder, table),
         )
     show_notes(table)
+    tell_skipped(version.manifest.built.skipped, "left out", source=file.name, strict=False)
     if as_json:
         print_json("index-build", version_document(version) | {"notes": version.manifest.built.notes})
         return
@@ -142,6 +173,7 @@ def append(
     ref: Annotated[str, typer.Argument(metavar="REF", help="NAME (its latest version) or NAME@3.", show_default=False)],
     file: Annotated[Path, typer.Argument(help="The whole history, or only new rows.", show_default=False)],
     until: Annotated[str | None, typer.Option(help=f"Use only what is known by this time. {UNTIL}.")] = None,
+    strict: Strict = False,
     indexes_dir: IndexesDir = DEFAULT_DIR,
     as_json: AsJson = False,
     *,
@@ -150,7 +182,8 @@ def append(
     """Make a new version with what has happened since.
 
     Nothing is fitted or encoded again, so its cost is in proportion to what is new. The version appended to stays as
-    it is. Where FILE overlaps what is stored, both must agree.
+    it is. Where FILE overlaps what is stored, both must agree. Each series is stored up to its own last value: one that
+    lags goes on from there next time. Series of one only are named, and stop no other.
     """
     from memory_index.references import require_local
     from memory_index.versions import append as appending
@@ -163,7 +196,7 @@ def append(
     with progress(f"{ref}: reading {file.name} and encoding its new windows"):
         table = read_like(file, manifest, ref, table_options)
         limit = None if until is None else table.step.parse(until)
-        version = appending.append(store, ref, table, until=limit, load_encoder=encoder_loader(manifest))
+        version = appending.append(store, ref, table, until=limit, load_encoder=encoder_loader(manifest), strict=strict)
     added = version.manifest.segments[-1]
     num_bytes = sum(record.bytes for record in segment_files(version.manifest, added).values())
     show_notes(table)
@@ -173,6 +206,7 @@ def append(
     else:
         new = f"{added.num_rows:,} windows, {describe_bytes(num_bytes)}"
         print_version(version, ("made from", parent_ref(store, version)), ("new", new))
+        tell_skipped(version.manifest.built.skipped, "nothing appended to", source=file.name, strict=False)
     suggest_compact(version, indexes_dir)
 
 
@@ -197,12 +231,36 @@ def compact(ref: Ref, indexes_dir: IndexesDir = DEFAULT_DIR, as_json: AsJson = F
         print_version(version, ("compacted from", f"{parent.ref}, {len(parent.manifest.segments)} segments"))
 
 
+def window_spec(lookback: int, horizon: int, *, stride: int, known_delay: int, max_missing: float | None) -> WindowSpec:
+    """The shape of windows. max_missing: None for the default."""
+    from memory_index.windows import WindowSpec
+
+    window = WindowSpec(lookback=lookback, horizon=horizon, stride=stride, known_delay=known_delay)
+    return window if max_missing is None else replace(window, max_missing=max_missing)
+
+
 def require_encoder(kind: str) -> None:
     """Raise `UsageError` for a kind of encoder that there is not."""
     from memory_index.errors import UsageError
 
     if kind not in (DUAL, PATTERN):
         raise UsageError(f"unknown encoder '{kind}'", hint=f"choose {DUAL} or {PATTERN}")
+
+
+def memory_budget(text: str | None, encoder: str, *, keep_views: bool) -> Budget | None:
+    """What `--budget` asks for.
+
+    Raises `UsageError` for what is no size, for keys that it cannot count, and for an encoder that there is not.
+    """
+    from memory_index.errors import UsageError
+    from memory_index.versions.budget import Budget, parse_budget
+
+    require_encoder(encoder)
+    if text is None:
+        return None
+    if encoder != DUAL:
+        raise UsageError(f"--budget does not know what an encoder of kind '{encoder}' takes", hint="leave one out")
+    return Budget(num_bytes=parse_budget(text), keep_views=keep_views)
 
 
 def learned(kind: str, table: SeriesTable) -> dict[str, Any]:
@@ -221,8 +279,7 @@ def encoder_config(
     views: tuple[int, ...] | None, lookback: int, *, shape_weight: float | None, spread_floor: float | None
 ) -> EncoderConfig:
     """The settings of the key that were given; the others stay at their defaults."""
-    from memory_index.encoder import EncoderConfig
-    from memory_index.versions.build import default_views
+    from memory_index.encoder import EncoderConfig, default_views
 
     config = EncoderConfig(views=views or default_views(lookback))
     if shape_weight is not None:

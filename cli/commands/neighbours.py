@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.opening import open_with_table
+from cli.opening import open_with_table, tell_joint
 from cli.options import REF, AsJson, Indexes, asks_memory, reads_table
 from cli.output import note, print_json, print_table
 from cli.parsing import names, numbers
@@ -80,6 +80,8 @@ def neighbours(
         min_gap=min_gap,
         usual=usual_distances(memory),
     )
+    if scope is None:
+        tell_joint(memory, {each.scope for each in found.neighbours}, table)
     if as_json:
         print_json("index-neighbours", document(full_ref, found))
     else:

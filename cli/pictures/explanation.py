@@ -50,6 +50,7 @@ MODEL, MEMORY = YELLOW.light, BLUE.light
 BANDS = {
     "linear map": (MODEL, 0.75, ""),
     "last value": (MODEL, 0.35, "..."),
+    "last season": (MODEL, 0.55, "xx"),
     "window's mean": (MODEL, 0.75, ""),
     "own: its own past": (MEMORY, 0.8, ""),
     "joint: all series at once": (MEMORY, 0.5, "///"),
@@ -58,6 +59,7 @@ BANDS = {
 BAND_OF = {
     "linear": "linear map",
     "last_value": "last value",
+    "seasonal_naive": "last season",
     "window_mean": "window's mean",
     "own": "own: its own past",
     "joint": "joint: all series at once",

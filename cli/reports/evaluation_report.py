@@ -65,6 +65,7 @@ def evaluation_document(result: Evaluation, scoring: Scoring, *, run: Path | Non
         "baselines": {name: plain(score) for name, score in result.baselines.items()},
         "key_spaces": {name: plain(score) for name, score in result.by_space.items()},
         "out": scoring.out,
+        "skipped": result.skipped,
         "in_sample": result.in_sample,
         "seconds": round(result.seconds, 3),
     }

@@ -50,6 +50,10 @@ def version_document(version: Version | FoundVersion) -> dict[str, Any]:
         "spaces": spaces,
         "joint": manifest.joint,
         "stride": window.stride,
+        "budget": manifest.budget,
+        "max_missing": window.max_missing,
+        "transform": manifest.transform.kind,
+        "skipped": manifest.built.skipped,
         "known_delay": window.known_delay,
         "step": manifest.step.frequency,
         "time_zone": manifest.step.time_zone,
@@ -122,7 +126,9 @@ def _lines(version: Version | FoundVersion) -> list[tuple[str, str]]:
         ("step", manifest.step.frequency + (f" in {manifest.step.time_zone}" if manifest.step.time_zone else "")),
         ("lookback, horizon", f"{window.lookback} + {window.horizon} steps"),
         ("stride", f"every {window.stride}. step is an origin" if window.stride > 1 else ""),
+        *(("budget" if n == 0 else "", text) for n, text in enumerate(_budget_lines(manifest))),
         ("known delay", f"{window.known_delay} steps" if window.known_delay else ""),
+        ("transform", manifest.transform.kind if manifest.transform else ""),
         ("split", split.name),
         ("  train until", f"{_at(manifest, split.train_until)}" + (" (appended to since)" if grown else "")),
         ("  val until", _at(manifest, split.val_until) or ""),
@@ -133,6 +139,15 @@ def _lines(version: Version | FoundVersion) -> list[tuple[str, str]]:
         *(("note", each) for each in built.notes),
         ("built", f"{built.created_at} in {built.seconds:.1f} s, {built.peak_rss_mb:.0f} MB of memory at most"),
     ]
+
+
+def _budget_lines(manifest: Manifest) -> list[str]:
+    """What a budget of memory made of the build; none where none was set."""
+    budget = manifest.budget
+    if budget is None:
+        return []
+    size, estimate = describe_bytes(budget.budget_bytes), describe_bytes(budget.estimated_bytes)
+    return [f"{size} of memory at most; what was chosen takes about {estimate}:", *budget.choices]
 
 
 def _space_rows(manifest: Manifest) -> list[tuple[object, ...]]:

@@ -25,6 +25,7 @@ from forecaster.learned_keys.pattern_encoder import (
 from memory_index.encoder import DualKeyEncoder, EncoderConfig
 from memory_index.errors import DataError
 from memory_index.fit_encoder import fit_encoder, joint_arrays, shared_origins
+from memory_index.missing import filled
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Scope
 from memory_index.windows import cut
@@ -128,7 +129,7 @@ def pattern_batch(
     parts: list[tuple[np.ndarray, ...]] = []
     for series, origin in rows.items():
         steps, number = table.series[series].values, np.array([series])
-        context = cut(steps, origin - lookback + 1, lookback)[:, None]  # [m, 1, L]
+        context = filled(cut(steps, origin - lookback + 1, lookback), table.step.season)[:, None]  # [m, 1, L]
         windows = context[..., -view:].astype(np.float64, order="C")
         statistics = base.statistics(windows, context, number)
         location, spread = statistics.location, statistics.spread  # [m, 1]
@@ -179,7 +180,11 @@ def neighbour_forecast(scaled: Tensor, future: Tensor, seen: Tensor) -> Tensor:
     scaled: [M, M], squared distances over the temperature. future: [M, H]. seen: bool [M, M].
     """
     logit = (-scaled).masked_fill(~seen, -1e9)
-    return (torch.softmax(logit, dim=1) * seen) @ future
+    weight = torch.softmax(logit, dim=1) * seen
+    if not bool((missing := future.isnan()).any()):
+        return weight @ future
+    share = weight @ (~missing).to(weight)  # each step over the futures that have it
+    return (weight @ future.where(~missing, 0.0)) / share.where(share > 0, 1.0)
 
 
 def _steps_after(earlier: np.ndarray, times: np.ndarray) -> int:
@@ -189,6 +194,9 @@ def _steps_after(earlier: np.ndarray, times: np.ndarray) -> int:
 
 def _error(forecast: Tensor, batch: PatternBatch, counted: Tensor) -> Tensor:
     weight = batch.weight * counted
+    if bool((missing := batch.future.isnan()).any()):
+        error = (forecast - batch.future).where(~missing, 0.0)
+        return (weight * error.square().mean(dim=1)).sum() / weight.sum().clamp_min(1e-12)
     return (weight * (forecast - batch.future).square().mean(dim=1)).sum() / weight.sum().clamp_min(1e-12)
 
 

@@ -84,8 +84,12 @@ def total_loss(
 
 
 def forecast_error(forecast: Tensor, future: Tensor, unit: Tensor) -> Tensor:
-    """Mean square of `(forecast - future) / unit`: every series counts the same. [B, H], [B, H], [B] -> scalar."""
-    return ((forecast.float() - future) / unit[:, None]).square().mean()
+    """Mean square of `(forecast - future) / unit`: every series counts the same. [B, H], [B, H], [B] -> scalar.
+
+    A missing step (NaN) counts as zero: its window then weighs by what is known of it.
+    """
+    error = (forecast.float() - future) / unit[:, None]
+    return error.where(~future.isnan(), 0.0).square().mean()
 
 
 def trend_loss(trend: TrendOutput, direction: Tensor, magnitude: Tensor) -> Tensor:

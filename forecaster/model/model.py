@@ -21,7 +21,7 @@ from forecaster.language_models.backbone import Backbone
 from forecaster.model.gram import AdaptiveKnowledgeGating, RetrievalAugmentedPrompt
 from forecaster.model.llm_path import LlmPath
 from forecaster.model.patching import PatchEmbedding, instance_norm
-from forecaster.model.shortcut import BASES, NO_BASE, LinearShortcut
+from forecaster.model.shortcut import NO_BASE, LinearShortcut
 from forecaster.model.tapr import Tapr, TrendResidual
 from forecaster.model.types import GatingOutput, ModelOutput, NeighbourTensors, TrendOutput
 from forecaster.model.value_gate import ValueGate
@@ -80,8 +80,8 @@ class ForecastModel(nn.Module):
                 self.retrieval_prompt = RetrievalAugmentedPrompt(d_model, backbone.width)
         elif config.use_network:
             self.patch_head = PatchHead(config.num_patches, d_model, horizon, config.dropout)
-        self.shortcut = LinearShortcut(config.lookback, horizon) if config.use_shortcut else None
-        self.base_names = BASES if config.use_shortcut else NO_BASE
+        self.shortcut = LinearShortcut(config.lookback, horizon, config.season) if config.use_shortcut else None
+        self.base_names = NO_BASE if self.shortcut is None else self.shortcut.names
         self.value_gate = ValueGate(len(self.base_names), num_spaces if config.use_gram else 0, horizon)
 
     def forward(

@@ -1,8 +1,9 @@
 """The linear shortcut: what the network's forecast is a residual on, and the bases that the value gate mixes.
 
-Two bases stand beside the memory: a linear map from the normalised context to the normalised future, fitted in closed
-form, and the last value. In training every block of time uses the map that was fitted on the other blocks: in-sample
-values are a few percent too good, and a mix that is trained on them trusts them too much (docs/experiments.md).
+Beside the memory stand a linear map from the normalised context to the normalised future, fitted in closed form
+(`training/linear_maps.py`), the last value and the last season. In training every fold uses the map that was fitted
+without it: in-sample values are a few percent too good, and a mix that is trained on them trusts them too much
+(docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -14,65 +15,49 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from forecaster.bounds import above_zero
-from memory_index.windows import cut
+from forecaster.bounds import above_zero, at_least
 
-CHUNK = 4096  # windows handled at once
-BASES = ("linear", "last_value")  # M = 2, in this order
 NO_BASE = ("window_mean",)  # M = 1: what the network adds to where there is no shortcut
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShortcutSettings:
-    """ridge: penalty of the linear map, relative to the mean square of a normalised window (docs/experiments.md)."""
+    """ridge: penalty of the linear map, relative to the mean square of a normalised window; None chooses it by
+    cross-validation (`training/linear_maps.py`). season: steps of the seasonal naive part; None takes the usual one of
+    the table's step, 1 leaves the part out.
+    """
 
     use_shortcut: bool = True
-    ridge: float = 0.1
+    ridge: float | None = None
+    season: int | None = None
 
     def __post_init__(self) -> None:
-        above_zero(self, "ridge")
+        if self.ridge is not None:
+            above_zero(self, "ridge")
+        if self.season is not None:
+            at_least(self, 1, "season")
 
 
-def fit_linear(
-    values: np.ndarray,
-    position: np.ndarray,
-    unit: np.ndarray,
-    *,
-    lookback: int,
-    horizon: int,
-    floor: float,
-    penalty: float,
-) -> np.ndarray:
-    """`argmin_W mean |f - z W|^2 + penalty |W|^2` over n windows of all series: float64 [L, H].
-
-    z and f are a window's context and future in its own location and spread (`patching.instance_norm`), so that z has
-    mean square 1 and one penalty suits every table. values: float [T], all series end to end. position: int64 [n], of
-    each window's last context step in `values`. unit: [n], the training standard deviation of each window's series.
-    """
-    gram, cross = np.zeros((lookback, lookback)), np.zeros((lookback, horizon))
-    for start in range(0, len(position), CHUNK):
-        part = position[start : start + CHUNK]
-        context = cut(values, part - lookback + 1, lookback).astype(np.float64)
-        location = context.mean(axis=1, keepdims=True)
-        spread = np.maximum(context.std(axis=1, keepdims=True), floor * unit[start : start + CHUNK, None])
-        z = (context - location) / spread
-        future = (cut(values, part + 1, horizon) - location) / spread
-        gram, cross = gram + z.T @ z, cross + z.T @ future
-    return np.linalg.solve(gram / len(position) + penalty * np.eye(lookback), cross / len(position))
+def base_names(season: int | None, lookback: int) -> tuple[str, ...]:
+    """The M bases in their order. season: steps, None or 1 where the table has no usual one."""
+    seasonal = season is not None and 1 < season <= lookback
+    return ("linear", "last_value", *(("seasonal_naive",) if seasonal else ()))
 
 
 class LinearShortcut(nn.Module):
     """z [B, L] -> bases [B, M, H], both in the window's own location and spread.
 
-    weight: buffer float32 [L, H], fitted on the whole training part. fold_weights: buffer float32 [F, L, H], one map
-    for each block of time, fitted on the others; only there while training, and never saved.
+    names: of the M bases. weight: buffer float32 [L, H], fitted on the whole training part. fold_weights: buffer
+    float32 [F, L, H], one map for each fold, fitted without it; only there while training, and never saved.
     """
 
     weight: Tensor
     fold_weights: Tensor
 
-    def __init__(self, lookback: int, horizon: int) -> None:
+    def __init__(self, lookback: int, horizon: int, season: int | None = None) -> None:
         super().__init__()
+        self.names = base_names(season, lookback)
+        self.season = season
         self.register_buffer("weight", torch.zeros(lookback, horizon))
         self.register_buffer("fold_weights", torch.zeros(0, lookback, horizon), persistent=False)
 
@@ -91,5 +76,8 @@ class LinearShortcut(nn.Module):
             else:
                 every = torch.einsum("bl,flh->bfh", z, self.fold_weights)
                 linear = every[torch.arange(len(z), device=z.device), fold]
-        last = z[:, -1:].expand_as(linear)
-        return torch.stack([linear, last], dim=1)
+        bases = [linear, z[:, -1:].expand_as(linear)]
+        if self.season is not None and len(self.names) > len(bases):
+            ahead = torch.arange(linear.shape[1], device=z.device) % self.season
+            bases.append(z[:, z.shape[1] - self.season + ahead])
+        return torch.stack(bases, dim=1)

@@ -210,9 +210,14 @@ class TrendResidual(nn.Module):
 def trend_change(context: Tensor, future: Tensor, spread: Tensor) -> Tensor:
     """What labels are made from, [B]: mean of the future minus the last observed value, in spreads of the window.
 
-    context: [B, L], future: [B, H], spread: [B], raw units. Differences come first: a large level costs no digits.
+    context: [B, L], future: [B, H], spread: [B], raw units. Differences come first: a large level costs no digits. The
+    mean is over the steps that are not missing (NaN); 0 where all are.
     """
-    return (future - context[:, -1:]).mean(dim=1) / spread
+    change = future - context[:, -1:]
+    if bool((missing := change.isnan()).any()):
+        known = (~missing).sum(dim=1)
+        return change.where(~missing, 0.0).sum(dim=1) / known.clamp(min=1) / spread
+    return change.mean(dim=1) / spread
 
 
 def fit_thresholds(change: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 from torch import Tensor, device
 
 
@@ -36,8 +37,8 @@ class NeighbourTensors:
         """The same on another device."""
         return replace(self, **{field.name: getattr(self, field.name).to(target) for field in fields(self)})
 
-    def take(self, chosen: slice) -> Self:
-        """Some of the windows."""
+    def take(self, chosen: slice | np.ndarray) -> Self:
+        """Some of the windows. chosen: a slice, or numbers."""
         return replace(self, **{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
 
@@ -64,8 +65,8 @@ class Batch:
         """The same on another device."""
         return replace(self, **{name: part.to(target) for name, part in self._parts().items()})
 
-    def take(self, chosen: slice) -> Self:
-        """Some of the windows."""
+    def take(self, chosen: slice | np.ndarray) -> Self:
+        """Some of the windows. chosen: a slice, or numbers."""
         parts: dict[str, Any] = {
             name: part.take(chosen) if isinstance(part, NeighbourTensors) else part[chosen]
             for name, part in self._parts().items()

@@ -18,12 +18,15 @@ NUM_KNOTS = 9  # of the weights' course over the horizon; 1, 3, 9 and H differ b
 
 @dataclass(frozen=True, kw_only=True)
 class GateSettings:
-    """gate_shrinkage: how strongly its fit is held at half linear map, half memory (`fit_gate.py`)."""
+    """gate_shrinkage: how strongly its fit is held at half linear map, half memory; None chooses it by cross-validation
+    (`training/fit_gate.py`).
+    """
 
-    gate_shrinkage: float = 0.01
+    gate_shrinkage: float | None = None
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "gate_shrinkage")
+        if self.gate_shrinkage is not None:
+            at_least(self, 0, "gate_shrinkage")
 
 
 class Mix(NamedTuple):

@@ -3,9 +3,8 @@
 For a version they never change. A cache is a folder that is named after everything that decides what is in it, is
 published by one rename, and is hashed before it is opened. One that is damaged is made again, and says so.
 
-What feeds the model in training is cross-fitted: the training part is cut into contiguous blocks of time, and each
-block asks a trial version of the training part whose encoder was fitted on the other blocks only, lookback + horizon
-steps purged on both sides. What is kept of an answer is told in `neighbours.py`.
+What feeds the model in training is cross-fitted: the windows of each fold (`retrieval/folds.py`) ask a trial version of
+the training part whose encoder has not seen what followed them. What is kept of an answer is told in `neighbours.py`.
 """
 
 from __future__ import annotations
@@ -14,27 +13,30 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from forecaster.retrieval.asked import AskedWindows, Places, fan_windows, origin_times, part_windows
 from forecaster.retrieval.cache_folder import damage_of, making, new_array, publish, staged
-from forecaster.retrieval.cross_fit import admit_origins, time_blocks, trial_memory
-from forecaster.retrieval.neighbours import SLOTS, Condensed, condense
+from forecaster.retrieval.cross_fit import admit_origins, trial_memory
+from forecaster.retrieval.folds import NO_FOLDS, FoldPlan
+from forecaster.retrieval.neighbours import FAN_LEVELS, SLOTS, Condensed, Fans, condense
 from memory_index import files
 from memory_index.errors import IncompatibleError
 from memory_index.evaluation import Report
 from memory_index.leakage import LeakError, Policy, require_admissible
 from memory_index.memory import Memory
 from memory_index.queries import query_blocks, require_same_data
-from memory_index.splits import require_origins
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Filter, KeySpace
 from memory_index.versions.build import steps_until
-from memory_index.windows import StoredWindows, WindowSpec
+from memory_index.windows import StoredWindows
 
 # 2: neighbours' futures are moved by the linear map. 3: moments are asked as a whole wherever their contexts allow it.
-FORMAT = 3
-ARRAYS = (*Condensed._fields, "series", "origin_row", "fold")
+# 4: folds of more kinds, whose keys differ in what they know of futures only; quantiles of some windows.
+FORMAT = 4
+ARRAYS = (*Condensed._fields, "series", "origin_row", "fold", "fan_number", "fan_levels")
 CHECKED = 65536  # windows whose neighbours are checked against the leak rule at once
 
 
@@ -43,9 +45,9 @@ class NeighbourCache:
     """Neighbours of n windows in time order (origin, then series), mapped from disk.
 
     condensed: see `neighbours.Condensed`; its row ids are those of the memory. spaces: the V key spaces. series: int32
-    [n], number in the table. origin_row: int64 [n], within that series. fold: int8 [n], the block of time that was
-    left out of the fit of the keys that answered; -1 where nothing was. path: its folder. notes: what a person
-    should know, such as that it was damaged and has been made again.
+    [n], number in the table. origin_row: int64 [n], within that series. fold: int8 [n], the fold that was left out of
+    the fit of the keys that answered; -1 where nothing was. fans: of some moments, spread evenly over time. path: its
+    folder. notes: what a person should know, such as that it was damaged and has been made again.
     """
 
     condensed: Condensed
@@ -53,6 +55,7 @@ class NeighbourCache:
     series: np.ndarray
     origin_row: np.ndarray
     fold: np.ndarray
+    fans: Fans
     path: Path
     notes: tuple[str, ...] = ()
 
@@ -65,7 +68,7 @@ class CacheSettings:
     """Everything that decides what is in a cache; its name is the hash of it.
 
     memory: fingerprint of the version. table_sha256: of the steps up to the end of the part. horizon: the model's.
-    num_folds: 0 where nothing is cross-fitted. answered_by: what beside the version decides what is found, see
+    folds: how it is cross-fitted, in terms of JSON. answered_by: what beside the version decides what is found, see
     `Memory.answered_by`; empty where the memory itself is not asked.
     """
 
@@ -77,7 +80,7 @@ class CacheSettings:
     policy: Policy
     k: int
     slots: int
-    num_folds: int
+    folds: dict[str, Any]
     stride: int
     answered_by: str = ""
     format: int = FORMAT
@@ -91,21 +94,6 @@ class CacheSettings:
         return files.sha256_of(json.dumps(deciding, sort_keys=True).encode())[:32]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AskedWindows:
-    """n windows of a part, in time order. origins: their origin rows per series. series, origin_row, fold: [n]."""
-
-    origins: list[np.ndarray]
-    series: np.ndarray
-    origin_row: np.ndarray
-    fold: np.ndarray
-
-    def numbers(self, series: int, rows: np.ndarray) -> np.ndarray:
-        """int64, shape of rows: which of the n windows have these origin rows (which must be among them)."""
-        of_series = np.flatnonzero(self.series == series)  # ascending rows, since windows are in time order
-        return of_series[np.searchsorted(self.origin_row[of_series], rows)]
-
-
 def training_neighbours(
     memory: Memory,
     table: SeriesTable,
@@ -113,23 +101,23 @@ def training_neighbours(
     folder: Path,
     policy: Policy,
     k: int,
-    num_folds: int,
+    folds: FoldPlan,
     stride: int,
     horizon: int,
     slots: int = SLOTS,
     report: Report = lambda done, total: None,
 ) -> NeighbourCache:
-    """The neighbours of the training windows, cross-fitted over `num_folds` blocks of time; 1 asks the memory itself.
+    """The neighbours of the training windows, cross-fitted over folds; without any the memory itself is asked.
 
     folder: where caches lie. k: neighbours per key space that make the forecasts. stride: steps between the origins of
     two windows of a series. horizon: the model's, at most the memory's. report: called with (windows done, all).
 
     No neighbour is known later than the end of the training part, whatever has been appended to the memory.
 
-    Raises `IncompatibleError` (horizon, or a table that the memory was not built on), `DataError` (no training window,
-    or too few to leave a block out), `ResourceError` (disk).
+    Raises `IncompatibleError` (horizon, or a table that the memory was not built on), `DataError` (no training window),
+    `ResourceError` (disk).
     """
-    settings = _settings(memory, table, "train", policy, k, num_folds if num_folds > 1 else 0, stride, horizon, slots)
+    settings = _settings(memory, table, "train", policy, k, folds, stride, horizon, slots)
     return _opened_or_made(memory, table, settings, folder, report)
 
 
@@ -146,32 +134,8 @@ def part_neighbours(
     report: Report = lambda done, total: None,
 ) -> NeighbourCache:
     """The neighbours of the windows of a part under `causal`, asked of the memory itself; see `training_neighbours`."""
-    settings = _settings(memory, table, part, Policy.CAUSAL, k, 0, stride, horizon, slots)
+    settings = _settings(memory, table, part, Policy.CAUSAL, k, NO_FOLDS, stride, horizon, slots)
     return _opened_or_made(memory, table, settings, folder, report)
-
-
-def part_windows(
-    memory: Memory, table: SeriesTable, part: str, *, horizon: int, stride: int = 1, num_folds: int = 0
-) -> AskedWindows:
-    """Every window that is known by the end of a part, thinned by the stride, with its block of time; in time order
-    (origin, then series).
-
-    horizon: the model's. num_folds: 0 or 1 makes no blocks. Raises `DataError` if there is no window.
-    """
-    window, split = memory.manifest.window, memory.manifest.split
-    spec = WindowSpec(lookback=window.lookback, horizon=horizon)
-    origins = [rows[::stride] for rows in require_origins(table, spec, split, part, delay=window.known_delay)]
-    counts = [len(rows) for rows in origins]
-    series = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    times = np.concatenate([part.times[rows] for part, rows in zip(table.series, origins, strict=True)])
-    order = np.lexsort((series, times))
-    times = times[order]
-    fold = np.full(len(times), -1, dtype=np.int8)
-    for number, (first, last) in enumerate(time_blocks(times, num_folds) if num_folds > 1 else []):
-        fold[(times >= first) & (times <= last)] = number
-    return AskedWindows(
-        origins=origins, series=series[order], origin_row=np.concatenate(origins)[order].astype(np.int64), fold=fold
-    )
 
 
 def _settings(
@@ -180,7 +144,7 @@ def _settings(
     part: str,
     policy: Policy,
     k: int,
-    num_folds: int,
+    folds: FoldPlan,
     stride: int,
     horizon: int,
     slots: int,
@@ -200,10 +164,10 @@ def _settings(
         policy=policy,
         k=k,
         slots=slots,
-        num_folds=num_folds,
+        folds=folds.to_dict(),
         stride=stride,
-        # Blocks of time ask trial versions, which are searched here whoever searches the memory.
-        answered_by="" if num_folds else memory.answered_by,
+        # Folds ask trial versions, which are searched here whoever searches the memory.
+        answered_by="" if folds.num else memory.answered_by,
     )
 
 
@@ -231,7 +195,7 @@ def _opened_or_made(
             settings.part,
             horizon=settings.horizon,
             stride=settings.stride,
-            num_folds=settings.num_folds,
+            folds=FoldPlan(**settings.folds),
         )
         with staged(path) as staging:
             _make(memory, table, settings, asked, staging, report)
@@ -253,52 +217,78 @@ def _make(
         space=new_array(staging / "space.npy", (num, slots), np.int8),
         logit=new_array(staging / "logit.npy", (num, slots), np.float32),
     )
+    fan_number = fan_windows(origin_times(table, asked.series, asked.origin_row), settings.horizon)
+    shape = (len(fan_number), settings.horizon, len(FAN_LEVELS))
+    fan_levels = new_array(staging / "fan_levels.npy", shape, np.float32)
+    files.write_array(staging / "fan_number.npy", fan_number)
     for name in ("series", "origin_row", "fold"):
         files.write_array(staging / f"{name}.npy", getattr(asked, name))
     done = 0
     for memory_asked, fold, row_of in _memories(memory, table, settings, asked, staging / "trial"):
-        for number, part in _answers(memory_asked, memory, table, settings, asked, fold):
-            part = part._replace(row=np.where(part.row >= 0, row_of[part.row], -1))
+        for answer in _answers(memory_asked, memory, table, settings, asked, fold, fan_number):
+            part = answer.part._replace(row=np.where(answer.part.row >= 0, row_of[answer.part.row], -1))
             for array, values in zip(arrays, part, strict=True):
-                array[number] = values
-            done += len(number)
+                array[answer.number] = values
+            fan_levels[np.searchsorted(fan_number, answer.fans.number)] = answer.fans.levels
+            done += len(answer.number)
             report(done, num)
-    for array in arrays:
+    for array in (*arrays, fan_levels):
         array.flush()  # type: ignore[attr-defined]  # they are memory maps
 
 
 def _memories(
     memory: Memory, table: SeriesTable, settings: CacheSettings, asked: AskedWindows, folder: Path
 ) -> Iterator[tuple[Memory, int, np.ndarray]]:
-    """Who answers which block of time, and the memory's row id of each of its rows; one trial version at a time."""
-    if settings.num_folds == 0:
+    """Who answers which fold, and the memory's row id of each of its rows; one trial version at a time."""
+    if not asked.folds.plan.num:
         yield memory, -1, np.arange(len(memory.windows))
         return
-    times = _origin_times(table, asked.series, asked.origin_row)
-    for fold in range(settings.num_folds):
-        of_fold = times[asked.fold == fold]
-        fit_origins = admit_origins(memory.manifest, table, first=of_fold[0], last=of_fold[-1])
-        with trial_memory(memory.manifest, table, folder, fit_origins=fit_origins) as trial:
+    for fold in range(asked.folds.plan.num):
+        admitted = admit_origins(memory.manifest, table, asked.folds, fold)
+        with trial_memory(memory.manifest, table, folder, target_origins=admitted) as trial:
             yield trial, fold, _same_rows(trial.windows, memory.windows)
 
 
+class Answer(NamedTuple):
+    """What answers m of the windows. number: int64 [m], which. fans: of those of them whose quantiles are kept."""
+
+    number: np.ndarray
+    part: Condensed
+    fans: Fans
+
+
 def _answers(
-    answering: Memory, memory: Memory, table: SeriesTable, settings: CacheSettings, asked: AskedWindows, fold: int
-) -> Iterator[tuple[np.ndarray, Condensed]]:
-    """Numbers [m] of the windows of one block of time, and what answers them, a block of queries at a time."""
+    answering: Memory,
+    memory: Memory,
+    table: SeriesTable,
+    settings: CacheSettings,
+    asked: AskedWindows,
+    fold: int,
+    fan_number: np.ndarray,
+) -> Iterator[Answer]:
+    """The windows of one fold and what answers them, a block of queries at a time."""
     spaces = memory.manifest.key_spaces
     mine = asked.fold == fold
+    place = Places(table, asked)
+    has_fan = np.isin(np.arange(len(asked)), fan_number)
     origins = [asked.origin_row[mine & (asked.series == number)] for number in range(len(table.series))]
     where = _training_only(memory) if settings.part == "train" else None
-    spec = WindowSpec(lookback=settings.lookback, horizon=settings.horizon)
-    for block in query_blocks(table, origins, spec, settings.policy, known=memory.manifest.series_ids):
-        neighbours = answering.search(block.queries, settings.k, where=where)
+    spec, known, views = (
+        memory.manifest.window.scored(settings.horizon),
+        memory.manifest.series_ids,
+        memory.windows.views,
+    )
+    for block in query_blocks(table, origins, spec, settings.policy, known=known, views=views):
+        neighbours = answering.search(block.queries, settings.k, where=where).inside()
         part = condense(neighbours, spaces, slots=settings.slots, horizon=settings.horizon)
-        number = np.full(block.row.shape, -1)
-        for column, series in enumerate(block.series):
-            wanted = block.wanted[:, column]
-            number[wanted, column] = asked.numbers(int(series), block.row[wanted, column])
-        yield number[block.wanted], part.take(block.wanted.ravel())
+        number = place.numbers(block.series, block.row)  # [B, N]
+        drawn = block.wanted & has_fan[number]
+        moments = drawn.any(axis=1)
+        fans = Fans(number[drawn], np.empty((0, settings.horizon, len(FAN_LEVELS)), dtype=np.float32))
+        if moments.any():
+            levels = neighbours.at_moments(moments).quantiles(FAN_LEVELS, on_empty="last-value")
+            fans = fans._replace(levels=levels[drawn[moments]][:, : settings.horizon])
+        yield Answer(number[block.wanted], part.take(block.wanted.ravel()), fans)
 
 
 def _training_only(memory: Memory) -> Filter:
@@ -350,6 +340,7 @@ def _open(
         series=mapped("series"),
         origin_row=mapped("origin_row"),
         fold=mapped("fold"),
+        fans=Fans(np.asarray(mapped("fan_number")), mapped("fan_levels")),
         path=path,
         notes=notes,
     )
@@ -363,7 +354,7 @@ def _require_admissible(memory: Memory, table: SeriesTable, settings: CacheSetti
     for start in range(0, len(cache), CHECKED):
         part = slice(start, start + CHECKED)
         row = np.asarray(cache.condensed.row[part])
-        origin = _origin_times(table, cache.series[part], cache.origin_row[part])
+        origin = origin_times(table, cache.series[part], cache.origin_row[part])
         spans, valid = windows.spans(np.maximum(row, 0)), row >= 0
         require_admissible(
             settings.policy,
@@ -378,10 +369,3 @@ def _require_admissible(memory: Memory, table: SeriesTable, settings: CacheSetti
                 f"training neighbours in {cache.path} are known after the training part, which ends at {until}",
                 hint="this is a defect of the cache, please report it",
             )
-
-
-def _origin_times(table: SeriesTable, series: np.ndarray, origin_row: np.ndarray) -> np.ndarray:
-    """datetime64[ns] [n]: origin of each window."""
-    offset = np.cumsum([0, *(len(each) for each in table.series)])
-    times = np.concatenate([each.times for each in table.series])
-    return times[offset[series] + origin_row]

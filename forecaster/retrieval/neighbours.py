@@ -15,15 +15,17 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 
-from forecaster.bounds import at_least
+from forecaster.bounds import above_zero, at_least
 from forecaster.errors import ConfigError
 from forecaster.model.types import NeighbourTensors
 from memory_index.errors import IncompatibleError
 from memory_index.leakage import Policy
 from memory_index.neighbours import Neighbours
 from memory_index.types import KeySpace
-from memory_index.windows import StoredWindows, cut
+from memory_index.windows import StoredWindows
 
+FAN_LEVELS = (0.05, *(each / 10 for each in range(1, 10)), 0.95)
+MAX_WORK = 3e12  # operations: about five minutes on two cores (docs/experiments.md)
 SLOTS = 10  # nearest rows kept of each window: the largest `top_k` that the sensitivity runs ask for
 
 
@@ -32,15 +34,23 @@ class RetrievalSettings:
     """Which windows are asked in training, and what for.
 
     memory_k: neighbours per key space that make the memory's forecast. policy: which windows training may see as
-    neighbours; evaluation is always `causal`. train_stride: steps between the origins of two training windows.
+    neighbours; evaluation is always `causal`. train_stride, val_stride: steps between the origins of two training or
+    validation windows of a series; None takes the smallest that max_work allows. max_work: operations that finding the
+    neighbours of all these windows may take (`training/plan.py`).
     """
 
     memory_k: int = 50
     policy: Policy = Policy.DISJOINT
-    train_stride: int = 1
+    train_stride: int | None = None
+    val_stride: int | None = None
+    max_work: float = MAX_WORK
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "memory_k", "train_stride")
+        at_least(self, 1, "memory_k")
+        above_zero(self, "max_work")
+        for name in ("train_stride", "val_stride"):
+            if getattr(self, name) is not None:
+                at_least(self, 1, name)
 
 
 class Condensed(NamedTuple):
@@ -61,6 +71,15 @@ class Condensed(NamedTuple):
     def take(self, chosen: np.ndarray) -> Self:
         """Some of the windows; out of a memory map, their bytes are read here."""
         return type(self)(*(np.asarray(part[chosen]) for part in self))
+
+
+class Fans(NamedTuple):
+    """The memory's own quantiles for m of n windows, raw units. number: int64 [m], which. levels: float32 [m, H, Q] of
+    `FAN_LEVELS`.
+    """
+
+    number: np.ndarray
+    levels: np.ndarray
 
 
 def condense(
@@ -119,9 +138,10 @@ def neighbour_tensors(
     safe = np.maximum(row, 0)
     view = np.array([windows.views.index(space.view) for space in spaces])[condensed.space[:, :top_k]]
     location, spread = windows.location[safe, view][..., None], windows.spread[safe, view][..., None]
-    origin, used = windows.origin_position[safe], valid[..., None]
-    contexts = (cut(windows.values, origin - lookback + 1, lookback) - location) / spread  # [n, K, L]
-    futures = (cut(windows.values, origin + 1, horizon) - location) / spread  # [n, K, H]
+    used, standard = valid[..., None], (windows.filled_windows(safe, lookback, horizon) - location) / spread
+    contexts, futures = standard[..., :lookback], standard[..., lookback:]  # [n, K, L], [n, K, H]
+    if (missing := np.isnan(futures)).any():  # as little as its location says
+        futures = np.where(missing, np.float32(0), futures)
     return NeighbourTensors(
         forecasts=torch.from_numpy(np.ascontiguousarray(condensed.forecasts[..., :horizon])),
         found=torch.from_numpy(np.ascontiguousarray(condensed.found)),

@@ -21,8 +21,8 @@ from memory_index import files
 from memory_index.files import sha256_of
 
 # Of all documents of a run together. 2: fitted to neighbours' futures that the linear map has moved; 3: intervals have
-# a factor for each series.
-FORMAT = 3
+# a factor for each series; 4: intervals are blended with the memory's own.
+FORMAT = 4
 RESTORE = "restore it from a copy, or train again into another folder"
 
 

@@ -72,8 +72,11 @@ class DataFacts:
 
     @property
     def seen_until(self) -> np.datetime64:
-        """datetime64[ns], UTC or naive: the end of the validation part, up to which training may have read."""
-        return np.datetime64(to_ns(pd.DatetimeIndex([pd.Timestamp(self.split["val_until"])]))[0], "ns")
+        """datetime64[ns], UTC or naive: up to when training may have read, the end of the validation part if there is
+        one.
+        """
+        until = self.split["val_until"] or self.split["train_until"]
+        return np.datetime64(to_ns(pd.DatetimeIndex([pd.Timestamp(until)]))[0], "ns")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,8 +1,8 @@
 """From a table, a memory and settings to a trained run: everything that happens around the training loop.
 
-    check that they belong together -> neighbours of all windows, found once -> closed-form parts (trend thresholds,
-    linear shortcut, value gate) -> training of a network, if there is one -> calibration of the intervals on validation
-    -> the run's record
+    check that they belong together -> plan (`plan.py`) -> neighbours of all windows, found once (`windows.py`) ->
+    closed-form parts (`closed_form.py`) -> training of a network, if there is one -> calibration of the intervals ->
+    the run's record
 
 The loop itself is `train.py`; what lies in the run folder is `run.py`. Nothing here reads the test part.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from forecaster.config import Config
 from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
@@ -27,36 +26,19 @@ from forecaster.language_models.backbone import Backbone
 from forecaster.language_models.placement import hardware, place_backbone
 from forecaster.model.losses import LossParts, total_loss
 from forecaster.model.model import ForecastModel
-from forecaster.model.patching import instance_norm
-from forecaster.model.shortcut import LinearShortcut, fit_linear
-from forecaster.model.tapr import fit_thresholds, trend_change
 from forecaster.model.types import Batch
-from forecaster.predictor import predict
-from forecaster.retrieval.batches import CachedWindows, flat_values
-from forecaster.retrieval.cross_fit import off_block, time_blocks
-from forecaster.retrieval.neighbour_cache import (
-    AskedWindows,
-    NeighbourCache,
-    part_neighbours,
-    part_windows,
-    training_neighbours,
-)
-from forecaster.runs.intervals import (
-    Intervals,
-    calibrate,
-    expected_width,
-    prior_windows,
-    read_intervals,
-    write_intervals,
-)
+from forecaster.runs.intervals import read_intervals, write_intervals
 from forecaster.runs.run import Run, begun_run, finish_run, open_run
 from forecaster.runs.run_record import DataFacts, IndexFacts, RunRecord
 from forecaster.training import rng
+from forecaster.training.closed_form import fit_closed_form
 from forecaster.training.devices import make_accelerator
-from forecaster.training.fit_gate import fit_value_gate
+from forecaster.training.fit_intervals import fit_intervals
+from forecaster.training.plan import plan_training
 from forecaster.training.processes import main_first
 from forecaster.training.train import TrainingProgress, TrainResult, train
-from memory_index.errors import DataError
+from forecaster.training.windows import Note, Report, windows_of
+from memory_index.baselines import season_length
 from memory_index.leakage import Policy
 from memory_index.memory import Memory
 from memory_index.queries import require_same_data
@@ -64,15 +46,8 @@ from memory_index.scaling import fit_scale
 from memory_index.tables.series import SeriesTable
 from memory_index.versions.build import steps_until, stored_part
 from memory_index.versions.manifest import Manifest
-from memory_index.windows import cut
 
-FEW_APART = 5  # validation windows that do not overlap: fewer hardly tell how wide an interval should be
 SPLIT_ENDS = ("train_until", "val_until", "test_until")
-CHUNK = 4096  # windows handled at once where thresholds and intervals are fitted
-MAX_CALIBRATION = 50_000  # validation windows that intervals are calibrated on; more would only take memory
-
-Report = Callable[[float, float | None], None]
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +56,7 @@ class Trained:
 
     is_main: whether this is the process that has written it, of several that trained together. is_new: False if it had
     ended before it was asked for again. neighbour_seconds: to find the neighbours of all windows, about 0 if they were
-    there.
+    there. plan, closed_form: of `TrainingPlan` and `ClosedForm`, in terms of JSON.
     """
 
     run: Run
@@ -93,6 +68,8 @@ class Trained:
     num_parameters: int
     num_training_windows: int
     num_validation_windows: int
+    plan: dict[str, Any]
+    closed_form: dict[str, Any]
 
 
 def train_run(
@@ -116,10 +93,11 @@ def train_run(
     while neighbours are found; progress: after each step; note: with what a person should know.
 
     Raises `IncompatibleError` (lookback or horizon longer than the version's; a table that it was not built on; a run
-    that belongs to something else), `DataError` (no validation part), and what `begun_run` and `train` raise.
+    that belongs to something else), `DataError` (no training window), and what `begun_run` and `train` raise.
     """
     out, neighbours_dir = Path(out), Path(neighbours_dir)
     check_fits(config, memory, table)
+    config = with_season(config, table)
     require_same_data(table, memory.windows, ref)
     backbone = place_backbone(config, device)
     accelerator = make_accelerator(device, config.train.precision, llm_width=backbone.width if backbone else 0)
@@ -138,18 +116,21 @@ def train_run(
         run = open_run(out)
         if (ended := ended_training(run, is_main=accelerator.is_main_process)) is not None:
             return ended
+        plan = plan_training(memory, table, config)
+        for said in plan.told:
+            note(said)
         started = time.perf_counter()
         training, validation = main_first(
             accelerator,
             lambda: [
-                windows_of(table, memory, config, record, part, neighbours_dir, report, note)
+                windows_of(table, memory, config, record, part, neighbours_dir, plan, report, note)
                 for part in ("train", "val")
             ],
             "find the neighbours",
         )
         neighbour_seconds = time.perf_counter() - started
         began = time.perf_counter()
-        fit_closed_form(model, training, table, memory, config)
+        closed_form = fit_closed_form(model, training, table, config)
         fit_seconds = time.perf_counter() - began
         result = train(
             model,
@@ -165,14 +146,22 @@ def train_run(
             report=progress,
         )
         result = dataclasses.replace(result, seconds=round(result.seconds + fit_seconds, 3))
-        intervals = fit_intervals(model, validation, table.series_ids)
-        if (num := num_apart(validation)) < FEW_APART:
-            note(f"intervals rest on {num} validation windows a series that do not overlap: they may be far off")
+        intervals = fit_intervals(
+            model,
+            training,
+            validation,
+            table.series_ids,
+            validates=plan.validates,
+            made_do=plan.policy is not config.train.policy,
+            note=note,
+        )
         if accelerator.is_main_process:
             write_intervals(out, intervals)
         figures: dict[str, Any] = {
             "best_val_mse": result.best_val_mse,
             "training": dataclasses.asdict(result),
+            "plan": plan.to_dict(),
+            "closed_form": closed_form.to_dict(),
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             "num_training_windows": len(training),
             "num_validation_windows": len(validation),
@@ -208,16 +197,13 @@ def _trained(run: Run, figures: Mapping[str, Any], *, is_main: bool, is_new: boo
         is_new=is_new,
         result=TrainResult(**figures["training"]),
         fingerprint=run.record.index.fingerprint,
-        **{name: figures[name] for name in names},
+        **{name: figures[name] for name in (*names, "plan", "closed_form")},
     )
 
 
 def check_fits(config: Config, memory: Memory, table: SeriesTable) -> None:
-    """Raise unless the model's windows fit into the version's, and there are some to train and to validate on.
-
-    Likewise for a service that will not answer what training asks.
-    """
-    window, split = memory.manifest.window, memory.manifest.split
+    """Raise unless the model's windows fit into the version's, and it will answer what training asks."""
+    window = memory.manifest.window
     for name, ours, theirs in (
         ("lookback", config.model.lookback, window.lookback),
         ("horizon", config.model.horizon, window.horizon),
@@ -227,26 +213,27 @@ def check_fits(config: Config, memory: Memory, table: SeriesTable) -> None:
                 f"{name} {ours} is longer than the index's {theirs}",
                 hint=f"choose at most {theirs}, or build a version with --{name} {ours}",
             )
-    if split.val_until is None:
-        raise DataError(
-            f"the split '{split.name}' of this version has no validation part, which decides when training stops",
-            hint="build with --split 70/10/20, or with --until and --val-until",
-        )
     if missing := [name for name in memory.manifest.series_ids if name not in table.series_ids]:
         raise RunIncompatibleError(
             f"{table.source} has no series '{missing[0]}', which the index was built on",
             hint="train on the table that the version was built on",
         )
-    for part in ("train", "val"):
-        part_windows(memory, table, part, horizon=config.model.horizon)
     # What is cross-fitted asks trial versions on this machine instead. Only a service has a policy of its own.
     asks_itself = config.model.use_gram and config.train.num_folds == 1
     if asks_itself and config.train.policy is not Policy.CAUSAL and memory.causal_only:
         raise RunIncompatibleError(
             f"the service answers under '{Policy.CAUSAL}' only (--causal-only), but with num_folds 1 training windows "
             f"ask it under '{config.train.policy}'",
-            hint="raise num_folds (3 by default), choose --policy causal, or ask a service without --causal-only",
+            hint="leave num_folds out, choose --policy causal, or ask a service without --causal-only",
         )
+
+
+def with_season(config: Config, table: SeriesTable) -> Config:
+    """The settings with the season of the table's step, unless they say one. 1 is none."""
+    if config.model.season is not None:
+        return config
+    season = season_length(table.step) or 1
+    return config.changed(season=season if season <= config.model.lookback else 1)
 
 
 def trained_series(table: SeriesTable, manifest: Manifest, note: Note) -> SeriesTable:
@@ -268,7 +255,7 @@ def run_record(
 ) -> RunRecord:
     """What `config.json` says of the run."""
     manifest = memory.manifest
-    seen = steps_until(table, manifest.split.bounds("val")[1])
+    seen = steps_until(table, manifest.split.bounds("train" if manifest.split.val_until is None else "val")[1])
     training = stored_part(table, manifest.split.train_until, manifest.window)
     units = fit_scale([series.values for series in training.series]).std
 
@@ -299,162 +286,8 @@ def run_record(
     )
 
 
-def windows_of(
-    table: SeriesTable,
-    memory: Memory,
-    config: Config,
-    record: RunRecord,
-    part: str,
-    neighbours_dir: Path,
-    report: Report = lambda done, total: None,
-    note: Note = lambda text: None,
-) -> CachedWindows:
-    """The windows of the training (`train`) or validation part (`val`), with neighbours if the model has a memory.
-
-    Training windows are cross-fitted and thinned by `train_stride`; validation windows are asked under `causal`.
-    """
-    model, train = config.model, config.train
-    is_training = part == "train"
-    found: NeighbourCache | AskedWindows
-    if not model.use_gram:
-        found = part_windows(
-            memory,
-            table,
-            part,
-            horizon=model.horizon,
-            stride=train.train_stride if is_training else 1,
-            num_folds=train.num_folds if is_training else 1,
-        )
-    elif is_training:
-        found = training_neighbours(
-            memory,
-            table,
-            folder=neighbours_dir,
-            policy=train.policy,
-            k=train.memory_k,
-            num_folds=train.num_folds,
-            stride=train.train_stride,
-            horizon=model.horizon,
-            report=report,
-        )
-    else:
-        found = part_neighbours(
-            memory, table, folder=neighbours_dir, part=part, k=train.memory_k, horizon=model.horizon, report=report
-        )
-    for said in found.notes if isinstance(found, NeighbourCache) else ():
-        note(said)
-    values, offset = flat_values(table)
-    series = np.asarray(found.series)
-    units = np.array([record.data.units[name] for name in table.series_ids], dtype=np.float32)
-    cross_fitted = is_training and train.num_folds > 1
-    return CachedWindows(
-        config=model,
-        values=values,
-        position=offset[series] + np.asarray(found.origin_row),
-        series=series,
-        unit=units[series],
-        fold=np.asarray(found.fold).astype(np.int64) if cross_fitted else None,
-        condensed=found.condensed if isinstance(found, NeighbourCache) else None,
-        windows=memory.windows,
-        spaces=tuple(space.space for space in memory.manifest.spaces),
-    )
-
-
-def fit_closed_form(
-    model: ForecastModel, training: CachedWindows, table: SeriesTable, memory: Memory, config: Config
-) -> None:
-    """Fit what needs no gradient, on training windows only: trend thresholds, linear shortcut, value gate.
-
-    Where the network is the whole forecast, the gate is left to be trained with it.
-    """
-    if model.tapr is not None:
-        change = torch.cat([_change(training, start, config) for start in range(0, len(training), CHUNK)])
-        model.tapr.thresholds.copy_(fit_thresholds(change))
-    if model.shortcut is not None:
-        _fit_shortcut(model.shortcut, training, table, memory, config)
-    if model.shortcut is not None or model.patches is None:
-        fit_value_gate(model, training, config.train.gate_shrinkage)
-
-
-def _fit_shortcut(
-    shortcut: LinearShortcut, training: CachedWindows, table: SeriesTable, memory: Memory, config: Config
-) -> None:
-    """The linear map, on all training windows and for each block of time on the others."""
-    settings = config.model
-    length = memory.manifest.window.length
-    times = np.concatenate([series.times for series in table.series])[training.position]
-
-    def fitted(keep: np.ndarray) -> np.ndarray:
-        return fit_linear(
-            training.values,
-            training.position[keep],
-            training.unit[keep],
-            lookback=settings.lookback,
-            horizon=settings.horizon,
-            floor=settings.spread_floor,
-            penalty=settings.ridge,
-        )
-
-    blocks = [] if training.fold is None else time_blocks(times, config.train.num_folds)
-    folds = []
-    for first, last in blocks:
-        keep = off_block(times, table.step, first=first, last=last, length=length)
-        if not keep.any():
-            raise DataError(
-                f"{table.source} has no training window left to fit the linear shortcut on when the origins from "
-                f"{table.step.isoformat(first)} to {table.step.isoformat(last)} and {length} steps around them are "
-                "left out",
-                hint="lower num_folds (--set num_folds=1 fits on all, which makes the map look better than it is)",
-            )
-        folds.append(fitted(keep))
-    shortcut.set_weights(fitted(np.ones(len(training), dtype=bool)), folds)
-
-
 def batch_loss(model: ForecastModel, batch: Batch, config: Config, aux_weight: float) -> LossParts:
     """The losses of one batch."""
     output = model(batch.context, batch.neighbours, unit=batch.unit, fold=batch.fold)
     thresholds = None if model.tapr is None else model.tapr.thresholds
     return total_loss(output, batch, thresholds, output.spread, config.train, aux_weight)
-
-
-def fit_intervals(model: ForecastModel, validation: CachedWindows, series_ids: Sequence[str]) -> Intervals:
-    """Calibrate the quantiles on the errors of all validation windows, or `MAX_CALIBRATION` of them.
-
-    Those are spread evenly over the time of each series. series_ids: of the table.
-    """
-    horizon, errors = validation.config.horizon, []
-    num, whole = min(len(validation), MAX_CALIBRATION), len(validation)
-    by_series = np.argsort(validation.position)  # series after series, each by time
-    chosen = np.sort(by_series[np.linspace(0, whole - 1, num).astype(np.int64)])
-    for start in range(0, num, CHUNK):
-        indices = chosen[start : start + CHUNK]
-        batch = validation.batch(indices)
-        predicted = predict(model, batch)
-        assert validation.windows is not None, "the windows of the version are known"
-        condensed = None if validation.condensed is None else validation.condensed.take(indices)
-        width = expected_width(
-            condensed,
-            validation.windows,
-            validation.spaces,
-            spread=predicted.spread,
-            unit=batch.unit.numpy(),
-            horizon=horizon,
-        )
-        errors.append((batch.future.numpy() - predicted.forecast) / width)
-    prior = prior_windows(horizon, num / whole)
-    return calibrate(np.concatenate(errors), validation.series[chosen], series_ids, prior=prior)
-
-
-def num_apart(windows: CachedWindows) -> int:
-    """How many windows of the series that has the most of them have futures without a common step, about."""
-    return 1 + (int(np.bincount(windows.series).max()) - 1) // windows.config.horizon
-
-
-def _change(training: CachedWindows, start: int, config: Config) -> Tensor:
-    """`trend_change` of the training windows from `start` on, without reading their neighbours."""
-    lookback, horizon = config.model.lookback, config.model.horizon
-    position = training.position[start : start + CHUNK]
-    context = torch.from_numpy(cut(training.values, position - lookback + 1, lookback))
-    future = torch.from_numpy(cut(training.values, position + 1, horizon))
-    unit = torch.from_numpy(training.unit[start : start + CHUNK])
-    return trend_change(context, future, instance_norm(context, unit, config.model.spread_floor)[1])

@@ -5,16 +5,18 @@ one matrix per step of the horizon only,
 
     mean (sum_p w_p e_p)^2 = w^T G w,     G = mean e e^T,     e_p = error of part p,     sum_p w_p = 1
 
-and so the windows are read once. What is minimised is that, relative to the parts' mean error, plus a penalty on how
-far the logits are from those of half linear map, half memory: the weights that fit one stretch of time best do not fit
-the next one, and validation cannot tell by itself (docs/experiments.md). The last value is free: only the data can
-tell whether a series repeats at all. The parts of training windows are cross-fitted (`cross_fit.py`).
+and so the windows are read once, fold by fold. The parts are named, and their errors are out of fold
+(`retrieval/folds.py`): whatever else has such forecasts can be one more of them. What is minimised is that error,
+relative to the prior mix's, plus a penalty on how far the logits are from the prior: half linear map, half memory. How
+strong the penalty is, and whether it holds the last value too, is cross-validated over the folds, and so is whether the
+mix is better than each of its parts by itself: one that beats it beyond doubt is kept in its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,11 +25,17 @@ from torch import Tensor
 from forecaster.model.model import ForecastModel
 from forecaster.model.patching import instance_norm
 from forecaster.retrieval.batches import CachedWindows
-from memory_index.windows import cut
+from forecaster.training.weighing import weights_of
 
 CHUNK = 2048  # windows read at once
 NUM_STEPS = 96  # of the horizon that are looked at, at most: the weights are linear between their knots
-LEAST_SHARE = 0.05  # of the last value before anything is fitted
+CV_STEPS = 24  # likewise where settings are compared
+LEAST_SHARE = 0.02  # of each plain forecast before anything is fitted
+PENALTIES = (0.01, 0.1, 1.0)
+LAST_VALUE = "last_value"
+MIX, MEMORY = "mix", "memory"
+LEAST_WHOLE = 0.05  # of the windows: from so many on that have every part, only those are looked at
+OUT = -40.0  # a logit whose part has no say while another is there: exp(-40) is 4e-18
 
 
 class Quadratic(NamedTuple):
@@ -40,66 +48,216 @@ class Quadratic(NamedTuple):
     matrix: Tensor
     num: int
 
+    def at(self, steps: np.ndarray) -> Quadratic:
+        """At some of the steps."""
+        return Quadratic(self.there, self.matrix[torch.from_numpy(steps)], self.num)
 
-def fit_value_gate(model: ForecastModel, training: CachedWindows, penalty: float) -> None:
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """What the windows say of the parts. names: of the P parts. steps: int64 [S], of the horizon. folds: of each fold
+    (one where there are none) its windows by the parts that they have.
+    """
+
+    names: tuple[str, ...]
+    steps: np.ndarray
+    folds: tuple[tuple[Quadratic, ...], ...]
+
+    @property
+    def all(self) -> list[Quadratic]:
+        """Of all folds."""
+        return [each for fold in self.folds for each in fold]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateSetting:
+    """How the fit is held. penalty: of the squared distance of a logit from its prior. hold_last: the last value's
+    too.
+    """
+
+    penalty: float
+    hold_last: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateFit:
+    """How the gate was chosen. kept: `mix`, or the part that it is. errors: cross-validated mean squared errors by
+    name, standardised and weighed by series, empty where nothing could be held out. setting: of the mix, None where it
+    was not fitted. shares: of each part in what was kept, a mean over the horizon.
+    """
+
+    kept: str
+    errors: dict[str, float]
+    setting: GateSetting | None
+    shares: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """In terms of JSON."""
+        return asdict(self)
+
+
+def fit_value_gate(model: ForecastModel, training: CachedWindows, penalty: float | None = None) -> GateFit:
     """Fit the gate of a model whose shortcut is fitted, and hold it fixed.
 
-    penalty: of the squared distance of a logit from its prior, relative to the mean error of the parts.
+    penalty: see `GateSetting`; None chooses it.
     """
-    gate, num_spaces = model.value_gate, len(training.spaces) if training.condensed is not None else 0
-    steps = horizon_steps(training.config.horizon)
-    prior, free = prior_shares([name == "linear" for name in model.base_names], num_spaces)
-    logits = fit_logits(_quadratics(model, training, steps), prior, free, gate.hats[:, steps].double(), penalty)
+    gate, config = model.value_gate, training.config
+    spaces = [str(space) for space in training.spaces] if training.condensed is not None else []
+    evidence = gather_evidence(model, training, (*model.base_names, *spaces))
+    logits, found = choose_gate(evidence, len(model.base_names), gate.hats.double(), config.horizon, penalty)
     with torch.no_grad():
         gate.logits.copy_(logits)
     gate.logits.requires_grad_(False)
+    return found
 
 
-def horizon_steps(horizon: int) -> np.ndarray:
-    """Steps of the horizon that are looked at, int64, spread evenly."""
-    return np.unique(np.linspace(0, horizon - 1, NUM_STEPS).round().astype(np.int64))
+def choose_gate(
+    evidence: Evidence, num_bases: int, hats: Tensor, horizon: int, penalty: float | None = None
+) -> tuple[Tensor, GateFit]:
+    """Logits [P, knots], float64, and how they were chosen.
 
-
-def prior_shares(is_linear: Sequence[bool], num_spaces: int) -> tuple[Tensor, Tensor]:
-    """What each part has before anything is fitted, float64 [M + V], and which of them no penalty holds there, bool.
-
-    is_linear: of the M bases. Linear maps share a half, key spaces the other.
+    hats: float64 [knots, H]. Where nothing is held out the gate stays at its prior, unless a penalty is given: parts
+    that were fitted on the windows that judge them look better than they are.
     """
-    linear = torch.tensor(is_linear)
-    of_bases = torch.where(linear, 0.5 / max(1, int(linear.sum())), LEAST_SHARE)
-    shares = torch.cat([of_bases.double(), torch.full((num_spaces,), 0.5 / max(1, num_spaces), dtype=torch.float64)])
-    return shares, torch.cat([~linear, torch.zeros(num_spaces, dtype=torch.bool)])
+    prior, at = prior_shares(evidence.names, num_bases), hats[:, evidence.steps]
+    if len(evidence.folds) < 2 and penalty is None:
+        logits = prior.log()[:, None].expand(-1, len(hats)).clone()
+        return logits, _told(MIX, {}, None, logits @ hats, evidence.names)
+    tried = PENALTIES if penalty is None else (penalty,)
+    settings = [GateSetting(penalty=each, hold_last=hold) for hold in (False, True) for each in tried]
+    setting, kept, means = settings[0], MIX, dict[str, float]()
+    if len(evidence.folds) > 1:
+        groups = part_groups(evidence.names, num_bases)
+        num = np.array([sum(quadratic.num for quadratic in fold) for fold in evidence.folds], dtype=float)
+        mixes = {each: held_out_errors(evidence, prior, at, each) for each in settings}
+        setting = min(mixes, key=lambda each: float(mixes[each] @ num))
+        errors = {MIX: mixes[setting]} | {name: group_errors(evidence, group) for name, group in groups.items()}
+        kept, means = best_of(errors, num), {name: float(each @ num / num.sum()) for name, each in errors.items()}
+        if kept != MIX:
+            logits = _alone(groups[kept], len(prior), len(hats), evidence.names)
+            return logits, _told(kept, means, setting, logits @ hats, evidence.names)
+    logits = fit_logits(evidence.all, prior, held_by(setting, evidence.names), at)
+    return logits, _told(MIX, means, setting, logits @ hats, evidence.names)
 
 
-def fit_logits(quadratics: Sequence[Quadratic], prior: Tensor, free: Tensor, hats: Tensor, penalty: float) -> Tensor:
+def best_of(errors: Mapping[str, np.ndarray], num: np.ndarray) -> str:
+    """`mix`, unless the best part by itself is better by more than the standard error of the difference over folds.
+
+    errors: mean squared errors by fold. num: windows of each fold.
+    """
+    weight = num / num.sum()
+    best = min((name for name in errors if name != MIX), key=lambda name: float(errors[name] @ weight), default=MIX)
+    gain = errors[MIX] - errors[best]
+    mean = float(gain @ weight)
+    deviation = float(np.sqrt(np.square(gain - mean) @ weight / max(1, len(num) - 1)))
+    return best if mean > deviation else MIX
+
+
+def horizon_steps(horizon: int, most: int = NUM_STEPS) -> np.ndarray:
+    """Steps of the horizon that are looked at, int64, spread evenly."""
+    return np.unique(np.linspace(0, horizon - 1, most).round().astype(np.int64))
+
+
+def prior_shares(names: Sequence[str], num_bases: int) -> Tensor:
+    """What each part has before anything is fitted, float64 [P]; softmax makes them sum to 1.
+
+    The linear map has a half, key spaces share the other, and each plain forecast begins with `LEAST_SHARE`.
+    """
+    num_spaces = len(names) - num_bases
+    return torch.tensor(
+        [
+            0.5 / max(1, num_spaces) if number >= num_bases else 0.5 if name == "linear" else LEAST_SHARE
+            for number, name in enumerate(names)
+        ],
+        dtype=torch.float64,
+    )
+
+
+def part_groups(names: Sequence[str], num_bases: int) -> dict[str, list[int]]:
+    """What the mix is compared with: numbers of the parts whose mean it is. Bases, each scope, and the whole memory."""
+    groups = {name: [number] for number, name in enumerate(names[:num_bases])}
+    spaces = list(range(num_bases, len(names)))
+    for number in spaces:
+        groups.setdefault(names[number].split("-")[0], []).append(number)
+    return groups | ({MEMORY: spaces} if spaces else {})
+
+
+def held_by(setting: GateSetting, names: Sequence[str]) -> Tensor:
+    """The penalty of each part, float64 [P]."""
+    free = [name == LAST_VALUE and not setting.hold_last for name in names]
+    return torch.where(torch.tensor(free), 0.0, setting.penalty).double()
+
+
+def held_out_errors(evidence: Evidence, prior: Tensor, hats: Tensor, setting: GateSetting) -> np.ndarray:
+    """The mean squared error on each fold of a gate that was fitted on the others, float64 [folds]."""
+    some = np.unique(np.linspace(0, len(evidence.steps) - 1, CV_STEPS).round().astype(np.int64))
+    folds = [[each.at(some) for each in fold] for fold in evidence.folds]
+    hats, held = hats[:, some], held_by(setting, evidence.names)
+    errors = []
+    for number, mine in enumerate(folds):
+        others = [each for other, fold in enumerate(folds) if other != number for each in fold]
+        errors.append(_mean_error(mine, fit_logits(others, prior, held, hats) @ hats))
+    return np.array(errors)
+
+
+def group_errors(evidence: Evidence, group: Sequence[int]) -> np.ndarray:
+    """The mean squared error on each fold of the mean of some parts, float64 [folds]."""
+    logits = torch.full((len(evidence.names), len(evidence.steps)), OUT, dtype=torch.float64)
+    logits[list(group)] = 0.0
+    return np.array([_mean_error(fold, logits) for fold in evidence.folds])
+
+
+def fit_logits(quadratics: Sequence[Quadratic], prior: Tensor, held: Tensor, hats: Tensor) -> Tensor:
     """Logits [P, knots], float64: L-BFGS from the prior.
 
-    prior: shares, float64 [P]. free: bool [P]. hats: float64 [knots, S], at the steps of the matrices.
+    prior: shares, float64 [P]. held: penalties, float64 [P]. hats: float64 [knots, S], at the steps of the matrices.
     """
     start = prior.log()[:, None]
     moved = torch.zeros(len(prior), len(hats), dtype=torch.float64, requires_grad=True)
-    held = torch.where(free, 0.0, penalty)[:, None]
-    num = sum(each.num for each in quadratics)
-    error = sum(float(each.matrix.diagonal(dim1=1, dim2=2).sum()) for each in quadratics)
-    if not error:
-        return start.expand(-1, len(hats)).clone()  # every mix is right, as on a constant table
-    scale = error / (num * len(prior) * hats.shape[1])
+    scale = float(_mean_error_of(quadratics, start.expand(-1, hats.shape[1]))) if quadratics else 0.0
+    if not scale:
+        return start.expand(-1, len(hats)).clone()  # the prior is right already, as on a constant table
     optimizer = torch.optim.LBFGS([moved], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        logits = (start + moved) @ hats  # [P, S]
-        value = (held * moved.square()).sum(dim=0).mean()
-        for each in quadratics:
-            weights = torch.softmax(logits.masked_fill(~each.there[:, None], -torch.inf), dim=0).T[
-                ..., None
-            ]  # [S, P, 1]
-            value = value + (each.matrix @ weights * weights).sum(dim=1).mean() / (num * scale)
+        value = (held[:, None] * moved.square()).sum(dim=0).mean()
+        value = value + _mean_error_of(quadratics, (start + moved) @ hats) / scale
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
     return (start + moved).detach()
+
+
+def _mean_error_of(quadratics: Sequence[Quadratic], logits: Tensor) -> Tensor:
+    """The mean squared error of the mix of logits [P, S] over all windows: a number that has a gradient."""
+    num, total = sum(each.num for each in quadratics), torch.zeros((), dtype=torch.float64)
+    for each in quadratics:
+        weights = torch.softmax(logits.masked_fill(~each.there[:, None], -torch.inf), dim=0).T[..., None]  # [S, P, 1]
+        total = total + (each.matrix @ weights * weights).sum(dim=1).mean()
+    return total / max(num, 1)
+
+
+def _mean_error(quadratics: Sequence[Quadratic], logits: Tensor) -> float:
+    return float(_mean_error_of(quadratics, logits))
+
+
+def _alone(group: Sequence[int], num_parts: int, num_knots: int, names: Sequence[str]) -> Tensor:
+    """Logits of the mean of some parts; a window that has none of them gets the linear map, or what else there is."""
+    logits = torch.full((num_parts, num_knots), 2 * OUT, dtype=torch.float64)
+    if "linear" in names:
+        logits[list(names).index("linear")] = OUT
+    logits[list(group)] = 0.0
+    return logits
+
+
+def _told(
+    kept: str, errors: dict[str, float], setting: GateSetting | None, logits: Tensor, names: Sequence[str]
+) -> GateFit:
+    """logits: float64 [P, H]."""
+    shares = torch.softmax(logits, dim=0).mean(dim=1).tolist()
+    return GateFit(kept=kept, errors=errors, setting=setting, shares=dict(zip(names, shares, strict=True)))
 
 
 def add_errors(errors: Tensor, there: Tensor, sums: dict[bytes, Quadratic]) -> None:
@@ -117,24 +275,54 @@ def add_errors(errors: Tensor, there: Tensor, sums: dict[bytes, Quadratic]) -> N
 
 
 @torch.no_grad()
-def _quadratics(model: ForecastModel, training: CachedWindows, steps: np.ndarray) -> list[Quadratic]:
-    """The errors of the parts over all training windows, in standardised units."""
+def gather_evidence(model: ForecastModel, training: CachedWindows, names: tuple[str, ...]) -> Evidence:
+    """The errors of the parts over all training windows, standardised and weighed by series, fold by fold.
+
+    Where enough windows have every part, the others are left out: what they lack would be judged on other windows than
+    what they have.
+    """
+    steps, weight = horizon_steps(training.config.horizon), weights_of(training)
+    there = parts_there(training, len(model.base_names))
+    whole = there.all(dim=1)
+    used = whole if float(whole.double().mean()) >= LEAST_WHOLE else torch.ones_like(whole)
+    fold = np.zeros(len(training), dtype=np.int64) if training.fold is None else training.fold
+    folds = []
+    for number in np.unique(fold):
+        sums: dict[bytes, Quadratic] = {}
+        rows = np.flatnonzero((fold == number) & used.numpy())
+        for first in range(0, len(rows), CHUNK):
+            chosen = rows[first : first + CHUNK]
+            errors = part_errors(model, training, chosen, steps, there[chosen])
+            counted = torch.from_numpy(np.sqrt(weight[chosen])).to(errors)
+            add_errors(errors * counted[:, None, None], there[chosen], sums)
+        if sums:
+            folds.append(tuple(sums.values()))
+    return Evidence(names=names, steps=steps, folds=tuple(folds))
+
+
+def parts_there(training: CachedWindows, num_bases: int) -> Tensor:
+    """Which parts each window has, bool [n, P]."""
+    there = torch.ones(len(training), num_bases, dtype=torch.bool)
+    if training.condensed is None:
+        return there
+    return torch.cat([there, torch.from_numpy(np.array(training.condensed.found))], dim=1)
+
+
+def part_errors(
+    model: ForecastModel, training: CachedWindows, chosen: np.ndarray, steps: np.ndarray, there: Tensor
+) -> Tensor:
+    """Errors of the parts of some windows, float32 [n, P, S], standardised; 0 for a part that is not there,
+    and at a step that is missing, which counts for nothing.
+    """
     config = training.config
-    sums: dict[bytes, Quadratic] = {}
-    for first in range(0, len(training), CHUNK):
-        chosen = slice(first, first + CHUNK)
-        position, unit = training.position[chosen], torch.from_numpy(training.unit[chosen])
-        context = torch.from_numpy(cut(training.values, position - config.lookback + 1, config.lookback))
-        future = torch.from_numpy(cut(training.values, position + 1, config.horizon)[:, steps])
-        location, spread = instance_norm(context, unit, config.spread_floor)
-        fold = None if training.fold is None else torch.from_numpy(training.fold[chosen])
-        parts = model.bases((context - location[:, None]) / spread[:, None], fold)[:, :, steps]
-        parts = parts * spread[:, None, None] + location[:, None, None]
-        there = torch.ones(parts.shape[:2], dtype=torch.bool)
-        if training.condensed is not None:
-            forecasts = torch.from_numpy(training.condensed.forecasts[chosen][..., steps])
-            parts = torch.cat([parts, forecasts], dim=1)
-            there = torch.cat([there, torch.from_numpy(np.array(training.condensed.found[chosen]))], dim=1)
-        errors = (parts - future[:, None]) / unit[:, None, None]
-        add_errors(torch.where(there[..., None], errors, 0.0), there, sums)
-    return list(sums.values())
+    unit = torch.from_numpy(training.unit[chosen])
+    context, future = torch.from_numpy(training.contexts(chosen)), torch.from_numpy(training.futures(chosen)[:, steps])
+    location, spread = instance_norm(context, unit, config.spread_floor)
+    fold = None if training.fold is None else torch.from_numpy(training.fold[chosen])
+    parts = model.bases((context - location[:, None]) / spread[:, None], fold)[:, :, steps]
+    parts = parts * spread[:, None, None] + location[:, None, None]
+    if training.condensed is not None:
+        forecasts = torch.from_numpy(np.asarray(training.condensed.forecasts[chosen])[..., steps])
+        parts = torch.cat([parts, forecasts], dim=1)
+    errors = (parts - future[:, None]) / unit[:, None, None]
+    return torch.where(there[..., None] & ~future.isnan()[:, None], errors, 0.0)

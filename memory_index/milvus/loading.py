@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tenacity import Retrying, retry_if_exception_type, stop_before_delay
 
-from memory_index.errors import ServiceError
+from memory_index.errors import IncompatibleError, ServiceError
 from memory_index.local import LocalMemory
 from memory_index.milvus import collections
 from memory_index.milvus.collections import KEY, KNOWN_AT, ROW, SERIES
@@ -68,6 +68,11 @@ class Rows:
     def __init__(self, version: Version, memory: LocalMemory, space: KeySpace, num: int) -> None:
         self.windows = memory.windows
         self.num = num
+        if space.scope == "joint" and any(segment.windows.across is not None for segment in memory.segments):
+            raise IncompatibleError(
+                f"{version.ref} has moments whose windows lie in several segments, since some series lagged",
+                hint=f"merge them first: cli index compact {version.ref}",
+            )
         self.parts: list[Part] = []
         for record, segment in zip(version.manifest.segments, memory.segments, strict=True):
             keys = read_keys(version.path / record.folder, space)

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from memory_index.encoder import default_views
 from memory_index.errors import DataError
 from memory_index.splits import DEFAULT_SPLIT, split_by_name
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.reading import assemble
 from memory_index.tables.series import COARSE_FIX, Series, SeriesTable, coarse
+from memory_index.windows import WindowSpec, origin_rows
 
 FLAT_STEPS = 48  # so many equal values in a row are worth a note: two days of an hourly table
 
@@ -83,8 +85,8 @@ def check_table(
 ) -> TableReport:
     """Read a file and report every fault and note, at most `problems.MAX_LISTED` of a kind.
 
-    lookback, horizon: steps of the windows that the table is meant for; a series with fewer steps is a
-    note, and a fault if no series is long enough; one with fewer in the training part of the default split is a note.
+    lookback, horizon: steps of the windows that the table is meant for; a series of which `build` with the default
+    split would store none is a note, and a fault if that are all.
 
     Raises `NotFoundError`, `UsageError` and `ResourceError` as `read_table` does, but not `DataError`.
     """
@@ -93,7 +95,8 @@ def check_table(
         table, num_rows = assemble(Path(path), options or ReadOptions(), log)
     except DataError:
         return _report(str(path), None, None, log)
-    _note_short(table, (lookback or 0) + (horizon or 0), log)
+    if lookback is not None and lookback >= 2:
+        _note_without_windows(table, lookback, horizon, log)
     for series in table.series:
         _note_flat(series, table, log)
         _note_coarse(series, log)
@@ -133,46 +136,43 @@ def _summaries(table: SeriesTable) -> tuple[SeriesSummary, ...]:
     return tuple(summaries)
 
 
-def _note_short(table: SeriesTable, length: int, log: ProblemLog) -> None:
-    short = [series for series in table.series if len(series) < length]
-    nothing_left = len(short) == len(table.series)
+def _note_without_windows(table: SeriesTable, lookback: int, horizon: int | None, log: ProblemLog) -> None:
+    """Series of which `build` would store nothing: it leaves them out, and is refused if that are all.
+
+    Without a horizon those that have no whole context.
+    """
+    spec, with_future = WindowSpec(lookback=lookback, horizon=horizon or 1), bool(horizon)
+    try:
+        until = np.datetime64(split_by_name(DEFAULT_SPLIT, table.times).train_until, "ns")
+    except DataError:  # no row is left for training
+        until = table.times[0] - np.timedelta64(1, "ns")
+    without = []
+    for number, series in enumerate(table.series):
+        known = np.flatnonzero(np.isfinite(series.values))
+        last = min(int(np.searchsorted(series.times, until, side="right")), int(known[-1]) + 1 if len(known) else 0)
+        views, rule = default_views(lookback), table.rule(spec)
+        if not len(origin_rows(series.values[:last], rule, views=views, with_future=with_future)):
+            without.append((number, last))
+    nothing_left = len(without) == len(table.series)
 
     def problem_at(place: int) -> Problem:
-        series = short[place]
+        number, num_training = without[place]
+        series, steps = table.series[number], lookback + (horizon or 0)
+        enough = num_training >= steps
         return Problem(
             kind="short",
             series_id=series.series_id,
             at=table.step.isoformat(series.times[0]),
-            message=f"the series has {len(series)} steps, but a window needs {length}",
-            fix="choose a shorter --lookback or --horizon, or leave the series out",
+            message=f"the series has {len(series)} steps, but a window needs {steps}"
+            if len(series) < steps
+            else f"of {len(series)} steps {num_training} are in the training part of the split {DEFAULT_SPLIT}"
+            + (", but too much of every window there is missing" if enough else f", but a window needs {steps}"),
+            fix="choose a shorter --lookback or --horizon, or a larger training part (--split, --until)"
+            + ("" if nothing_left else f'; else the series is left out, as with --ignore "{series.series_id}"'),
             severity="fault" if nothing_left else "note",
         )
 
-    log.add_at(range(len(short)), len(short), problem_at, kind="short")
-    _note_late(table, length, log)
-
-
-def _note_late(table: SeriesTable, length: int, log: ProblemLog) -> None:
-    """A version stores windows of the training part alone, and is refused where a series has none there."""
-    if length == 0 or all(len(series) < max(length, 2) for series in table.series):
-        return
-    until = np.datetime64(split_by_name(DEFAULT_SPLIT, table.times).train_until, "ns")
-    num_training = [int(np.searchsorted(series.times, until, side="right")) for series in table.series]
-    late = [n for n, series in enumerate(table.series) if num_training[n] < length <= len(series)]
-
-    def problem_at(place: int) -> Problem:
-        series = table.series[late[place]]
-        return Problem(
-            kind="short",
-            series_id=series.series_id,
-            at=table.step.isoformat(series.times[0]),
-            message=f"of {len(series)} steps {num_training[late[place]]} are in the training part of the split "
-            f"{DEFAULT_SPLIT}, but a window needs {length}",
-            fix=f'leave it out with --ignore "{series.series_id}", or choose a larger training part (--split, --until)',
-            severity="note",
-        )
-
-    log.add_at(range(len(late)), len(late), problem_at, kind="short")
+    log.add_at(range(len(without)), len(without), problem_at, kind="short")
 
 
 def _note_flat(series: Series, table: SeriesTable, log: ProblemLog) -> None:

@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import pandas as pd
 import pyarrow as pa
@@ -31,7 +31,7 @@ TIME_OF_DAY = re.compile(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?(\s*[AaPp]\.?[Mm]\.?)?|<t
 DATE_ONLY = re.compile(r"[^:]+|[^:]+ 00:00(:00)?")
 MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None")  # cells that hold no value
 
-FillPolicy = Literal["error", "interpolate", "ffill", "drop"]
+FillPolicy = Literal["keep", "error", "interpolate", "ffill", "drop"]
 DuplicatePolicy = Literal["error", "first", "last", "mean"]
 
 
@@ -51,12 +51,14 @@ class ReadOptions:
     time of the number 0.
 
     on_gap (rows that are not there) and on_nan (cells that hold no finite value):
-    `error`; `drop`: they stay missing in the regular grid, and no window that touches them is used;
+    `keep`: they stay missing in the regular grid, and count for nothing wherever windows are stored, compared, forecast
+    or scored; `error`; `drop`: they stay missing, and no window that touches one is used;
     `ffill`: the last value before is repeated, which never knows more than was known at that time;
     `interpolate`: a straight line in time between the values before and after. **A filled cell then knows the
     next observed value**: a window whose last steps were interpolated has seen a little of its own future, so
     scores can be flattered where an origin falls into such a stretch. None of them reaches past the first or
-    the last value of a series: missing cells there stay missing.
+    the last value of a series: missing cells there stay missing. An infinite cell, or one too large for float32, is a
+    fault under `keep`: it may be a mistake, and `missing` or another choice says that it means no value.
 
     on_duplicate (several rows of one series with one time): `error`, or keep the `first`, the `last`, the `mean`.
     max_cells: larger files are refused, Parquet by its footer before anything is decoded.
@@ -77,13 +79,13 @@ class ReadOptions:
     time_zone: str | None = None
     time_unit: Literal["s", "ms", "us", "ns", "excel"] | None = None
     time_start: str | None = None
-    on_gap: FillPolicy = "error"
-    on_nan: FillPolicy = "error"
+    on_gap: FillPolicy = "keep"
+    on_nan: FillPolicy = "keep"
     on_duplicate: DuplicatePolicy = "error"
     max_cells: int = 200_000_000
 
     def __post_init__(self) -> None:
-        fill, duplicate = ("error", "interpolate", "ffill", "drop"), ("error", "first", "last", "mean")
+        fill, duplicate = get_args(FillPolicy), get_args(DuplicatePolicy)
         choices = {"layout": (None, "wide", "long"), "on_gap": fill, "on_nan": fill, "on_duplicate": duplicate}
         choices |= {"decimal": (None, ",", "."), "time_unit": (None, *UNITS, EXCEL)}
         for name, allowed in choices.items():

@@ -14,6 +14,7 @@ from typing import Literal, NoReturn
 
 from memory_index.errors import DataError
 
+COUNTED = ("gap", "missing")  # kinds of which a note of the kind `changed` says how many there are
 MAX_LISTED = 20  # problems of one kind that are listed; the rest is counted
 
 
@@ -75,8 +76,9 @@ class ProblemLog:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The listed problems that stop no command, a sentence each."""
-        return tuple(problem.sentence(self.source) for problem in self.listed if problem.severity == "note")
+        """The listed problems that stop no command, a sentence each; those that are counted in another are left out."""
+        notes = (problem for problem in self.listed if problem.severity == "note" and problem.kind not in COUNTED)
+        return tuple(problem.sentence(self.source) for problem in notes)
 
     @property
     def unlisted(self) -> dict[str, int]:

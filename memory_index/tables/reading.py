@@ -87,10 +87,13 @@ def assemble(source: Path | pd.DataFrame | pa.Table, options: ReadOptions, log: 
     def moment(place: int) -> str | None:
         return None if np.isnat(times[place]) else clock.isoformat(times[place])
 
+    num_rows = len(raw)
     whole = _whole(raw, roles, times, Cells(options=options, log=log, moment=moment))
-    blocks = []
+    blocks: list[Block] = []
     if whole is not None and roles.id:
         wanted = _wanted_series(names, raw, options, log)
+        del raw  # of tens of millions of rows
+        pa.default_memory_pool().release_unused()
         blocks = list(_of_series(whole, codes, names, wanted))
     elif whole is not None:
         blocks = [whole.take(np.flatnonzero(~np.isnat(times)))] if np.isnat(times).any() else [whole]
@@ -107,7 +110,15 @@ def assemble(source: Path | pd.DataFrame | pa.Table, options: ReadOptions, log: 
     note_ranges(series, log)
     for what, count in grid.changes.items():
         log.add(Problem(kind="changed", message=f"{count} {what}", fix="", severity="note"))
-    return SeriesTable(step=step, layout=roles.layout, series=series, source=log.source, notes=log.notes), len(raw)
+    table = SeriesTable(
+        step=step,
+        layout=roles.layout,
+        series=series,
+        source=log.source,
+        notes=log.notes,
+        whole_windows="drop" in (options.on_gap, options.on_nan),
+    )
+    return table, num_rows
 
 
 def _raw_table(source: Path | pd.DataFrame | pa.Table, options: ReadOptions, log: ProblemLog) -> RawTable:
@@ -153,36 +164,38 @@ def _whole(raw: RawTable, roles: Roles, times: np.ndarray, cells: Cells) -> Bloc
     return Block(
         series_ids=tuple(used),
         times=times,
-        values=np.stack([values for values, _ in used.values()]),
+        values=_stacked([values for values, _ in used.values()]),
         row_number=raw.row_number,
-        unreadable=np.stack([unreadable for _, unreadable in used.values()]),
+        unreadable=_stacked([unreadable for _, unreadable in used.values()]),
     )
+
+
+def _stacked(lines: list[np.ndarray]) -> np.ndarray:
+    """[n] each -> [N, n], without a copy of a single one."""
+    return lines[0][None] if len(lines) == 1 else np.stack(lines)
 
 
 def _of_series(whole: Block, codes: np.ndarray, names: list[str], wanted: set[str]) -> Iterator[Block]:
     """The rows of each wanted series, in order of appearance."""
-    known = np.flatnonzero(~np.isnat(whole.times) & (codes >= 0))
-    order = known[np.argsort(codes[known], kind="stable")]
-    ordered = whole.take(order)
-    edges = np.flatnonzero(np.diff(codes[order], prepend=-2, append=-2))
+    if np.isnat(whole.times).any() or codes.min(initial=0) < 0 or (codes[1:] < codes[:-1]).any():
+        known = np.flatnonzero(~np.isnat(whole.times) & (codes >= 0))
+        order = known[np.argsort(codes[known], kind="stable")]
+        whole, codes = whole.take(order), codes[order]
+    edges = np.flatnonzero(np.diff(codes, prepend=-2, append=-2))
     for start, end in pairwise(edges):
-        if (name := names[codes[order[start]]]) in wanted:
-            yield replace(ordered.take(slice(start, end)), series_ids=(name,))
+        if (name := names[codes[start]]) in wanted:
+            yield replace(whole.take(slice(start, end)), series_ids=(name,))
 
 
 def _series_codes(raw: RawTable, ids: tuple[str, ...], log: ProblemLog) -> tuple[np.ndarray, list[str]]:
     """(number of the series of each row, -1 without a name; names in order of appearance). All 0 in a wide table."""
     if not ids:
         return np.zeros(len(raw), dtype=np.int64), []
-    parts = [pc.utf8_trim_whitespace(raw.columns[name].cast(pa.string())) for name in ids]
-    text = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "/")
-    nameless = np.zeros(len(raw), dtype=bool)
-    for part in parts:
-        nameless |= np.asarray(pc.fill_null(pc.equal(part, ""), True).to_numpy())
-    codes, names = pd.factorize(text.to_pandas().mask(nameless))
+    parts = [_text_codes(raw.columns[name]) for name in ids]
+    codes, names = parts[0]
     if len(parts) > 1:
-        frame = pd.DataFrame({number: part.to_pandas() for number, part in enumerate(parts)})
-        if len(frame[~nameless].drop_duplicates()) > len(names):
+        codes, names = _joined(parts)
+        if len(set(names)) < len(names):
             message = f"names of series made of {' and '.join(ids)} with a / between them are not different"
             log.stop(Problem(kind="series", message=message, fix="join these columns into one that names each series"))
     unnamed = np.flatnonzero(codes < 0)
@@ -195,7 +208,34 @@ def _series_codes(raw: RawTable, ids: tuple[str, ...], log: ProblemLog) -> tuple
         )
 
     log.add_at(unnamed, len(unnamed), problem_at, kind="unnamed")
-    return codes, [str(each) for each in names]
+    return codes, names
+
+
+def _text_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """(number of the text of each cell, int32 [n], -1 where it is empty; the texts in order of appearance).
+
+    Each different text is handled once, however many rows have it.
+    """
+    coded = column.cast(pa.string()).dictionary_encode().unify_dictionaries()
+    place = np.concatenate([chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in coded.chunks])
+    texts = pc.utf8_trim_whitespace(coded.chunk(0).dictionary).to_pandas().astype(object)
+    number, names = pd.factorize(texts.mask(texts == ""))
+    return np.append(number, -1).astype(np.int32)[place], [str(each) for each in names]
+
+
+def _joined(parts: list[tuple[np.ndarray, list[str]]]) -> tuple[np.ndarray, list[str]]:
+    """The same of rows that several columns name together: their texts with a / between them."""
+    nameless = np.any([codes < 0 for codes, _ in parts], axis=0)
+    together = np.zeros(len(nameless), dtype=np.int64)
+    for codes, texts in parts:
+        together = together * max(len(texts), 1) + codes
+    result = np.full(len(nameless), -1, dtype=np.int32)
+    result[~nameless], distinct = pd.factorize(together[~nameless])
+    columns = []
+    for _, texts in reversed(parts):
+        distinct, place = np.divmod(distinct, max(len(texts), 1))
+        columns.append([texts[each] for each in place])
+    return result, ["/".join(row) for row in zip(*reversed(columns), strict=True)]
 
 
 def _wanted_series(names: list[str], raw: RawTable, options: ReadOptions, log: ProblemLog) -> set[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 
 from memory_index.errors import ResourceError
 from memory_index.tables.columns import ReadOptions
@@ -19,7 +20,15 @@ from memory_index.tables.series import Series
 from memory_index.tables.steps import grid_positions
 from memory_index.windows import Step
 
-FILL_FIX = "drop, ffill or interpolate"
+FILL_FIX = "keep, ffill or interpolate"
+NO_VALUE_FIX = "drop, ffill or interpolate"
+KEPT = "nothing to do, since what is missing counts for nothing; or fill it: {} ffill"
+DONE = {  # what becomes of missing cells
+    "keep": "stay missing",
+    "drop": "stay missing, and no window that touches one is used",
+    "ffill": "to be filled by ffill",
+    "interpolate": "to be filled by interpolate",
+}
 CLOCKS_FIX = "if these are local times and clocks were changed, name their zone: --time-zone Europe/Berlin; otherwise "
 NIGHT = 4  # clocks are changed before this hour of the day
 
@@ -41,7 +50,7 @@ class Grid:
         """The grid of several series: the times of all are placed on it at once, so that each is only looked up."""
         grid = cls(step=step, options=options, log=log)
         if len(blocks) > 1:
-            seen = np.unique(np.concatenate([block.times for block in blocks]))
+            seen = np.sort(pd.unique(np.concatenate([block.times for block in blocks])))
             position = grid_positions(seen, step)
             return replace(grid, seen=seen, position=position)
         return grid
@@ -198,8 +207,8 @@ def _note_gaps(block: Block, position: np.ndarray, grid: Grid) -> None:
     before = np.flatnonzero(jump > 1)
     policy = grid.options.on_gap
     if policy != "error":
-        done = "were left missing" if policy == "drop" else f"to be filled by {policy}"
-        grid.changes[f"steps without a row {done} (--on-gap {policy})"] += int((jump[before] - 1).sum())
+        grid.changes[f"steps without a row {DONE[policy]} (--on-gap {policy})"] += int((jump[before] - 1).sum())
+    if policy not in ("error", "keep"):
         return
     series_id = block.series_ids[0] if len(block.series_ids) == 1 else None
 
@@ -214,7 +223,8 @@ def _note_gaps(block: Block, position: np.ndarray, grid: Grid) -> None:
             at=at,
             row=int(block.row_number[place]),
             message=message,
-            fix=f"{_clocks_fix(missing, grid)}--on-gap {FILL_FIX}",
+            fix=_clocks_fix(missing, grid) + (KEPT.format("--on-gap") if policy == "keep" else f"--on-gap {FILL_FIX}"),
+            severity="note" if policy == "keep" else "fault",
         )
 
     grid.log.add_at(before, len(before), problem_at, kind="gap")
@@ -244,18 +254,24 @@ def _note_missing(block: Block, values: np.ndarray, position: np.ndarray, grid: 
     kinds = {"missing": ~finite & ~infinite & ~block.unreadable, "infinite": infinite, "too large": too_large}
     for kind, cells in kinds.items():
         number, place = np.nonzero(cells)
-        if len(number) and policy != "error":
-            done = "were left missing" if policy == "drop" else f"to be filled by {policy}"
-            grid.changes[f"{kind} cells {done} (--on-nan {policy})"] += len(number)
-            continue
+        if len(number) and policy != "error" and (policy != "keep" or kind == "missing"):
+            grid.changes[f"{kind} cells {DONE[policy]} (--on-nan {policy})"] += len(number)
+            if policy != "keep":
+                continue
 
         def problem_at(each: int, kind: str = kind, number: np.ndarray = number, place: np.ndarray = place) -> Problem:
             at, row = grid.step.isoformat(block.times[place[each]]), int(block.row_number[place[each]])
-            message, fix = f"the value is {kind}", f"--on-nan {FILL_FIX}"
+            message, fix = (
+                f"the value is {kind}",
+                KEPT.format("--on-nan") if policy == "keep" else f"--on-nan {FILL_FIX}",
+            )
+            if kind == "infinite":
+                value = repr(float(block.values[number[each], place[each]]))
+                fix = f"if it means no value: --missing {value}, or --on-nan {NO_VALUE_FIX} for all such cells"
             if kind == "too large":
                 value = repr(float(block.values[number[each], place[each]]))
                 message = f"the value {value} is too large for float32 ({LARGEST:.3g}), in which windows are kept"
-                fix = f"if it means no value: --missing {value}, or --on-nan {FILL_FIX} for all such cells"
+                fix = f"if it means no value: --missing {value}, or --on-nan {NO_VALUE_FIX} for all such cells"
             return Problem(
                 kind=kind.replace(" ", "-"),
                 series_id=block.series_ids[number[each]],
@@ -263,6 +279,7 @@ def _note_missing(block: Block, values: np.ndarray, position: np.ndarray, grid: 
                 row=row,
                 message=message,
                 fix=fix,
+                severity="note" if policy == "keep" and kind == "missing" else "fault",
             )
 
         grid.log.add_at(range(len(number)), len(number), problem_at, kind=kind.replace(" ", "-"))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from memory_index.errors import NotFoundError
-from memory_index.windows import Step
+from memory_index.windows import Step, WindowSpec
 
 MAX_COARSENESS = 0.01  # of a standard deviation: rounding is then a hundred-thousandth of the variance
 LAST_BITS = 2.0**-40  # of the largest value: some thousand roundings of float64
@@ -22,8 +22,7 @@ class Series:
     """One univariate sequence on a regular grid.
 
     times: datetime64[ns] [T], consecutive steps without a gap, UTC when the table has a time zone.
-    values: float64 [T], raw units; NaN only where the reader was told to `drop` gaps or missing values,
-    and then no window that touches one is stored or asked for.
+    values: float64 [T], raw units; NaN where missing.
     """
 
     series_id: str
@@ -43,6 +42,11 @@ class SeriesTable:
     series: tuple[Series, ...]
     source: str  # file name, for messages
     notes: tuple[str, ...] = ()  # what the reader did on request (sorted, filled, left out), or found worth a look
+    whole_windows: bool = False  # whether windows that touch a missing cell are left out, as `drop` asks
+
+    def rule(self, spec: WindowSpec) -> WindowSpec:
+        """The shape of windows, and how much of one may be missing: nothing where the table was read with `drop`."""
+        return replace(spec, max_missing=0.0) if self.whole_windows else spec
 
     def __getitem__(self, series_id: str) -> Series:
         """One series. Raises `NotFoundError` that names the nearest known series."""
@@ -104,7 +108,8 @@ def coarse(series: Series) -> str:
 
 
 def differing(stored: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Places at which a stored value is not the one that is given now. One that was missing may have arrived since.
+    """Places at which a stored value is not the one that is given now. What is missing on either side disagrees with
+    nothing: a value may have arrived since, or be missing from this file.
 
     Windows are kept and compared in float32, so values that are at most one float32 number apart are the same: a sum
     that a database adds in another order, or an export as float32. Where such a sum is zero, what is left of its terms
@@ -117,4 +122,4 @@ def differing(stored: np.ndarray, given: np.ndarray) -> np.ndarray:
         ours, theirs = stored.astype(np.float32), given.astype(np.float32)
         apart = np.maximum(np.abs(np.spacing(ours)), known.max(initial=0) * LAST_BITS)
         same = np.abs(ours.astype(np.float64) - theirs) <= apart
-    return np.flatnonzero(~same & (stored != given) & np.isfinite(stored))
+    return np.flatnonzero(~same & (stored != given) & np.isfinite(stored) & ~np.isnan(given))

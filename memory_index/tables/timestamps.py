@@ -216,9 +216,9 @@ def _find_format(texts: pd.Series, log: ProblemLog) -> str:
 
 def _ns_or_nat(times: np.ndarray) -> np.ndarray:
     """datetime64[ns]; NaT for what nanoseconds cannot hold (before 1678, after 2261)."""
-    years = times.astype("datetime64[Y]").astype(np.int64) + 1970
-    outside = ~np.isnat(times) & ((years < 1678) | (years > 2261))
-    return np.where(outside, np.datetime64("NaT"), times).astype("datetime64[ns]")
+    outside = (times < np.datetime64("1678-01-01")) | (times >= np.datetime64("2262-01-01"))
+    times = np.where(outside, np.datetime64("NaT"), times) if outside.any() else times
+    return times.astype("datetime64[ns]", copy=False)
 
 
 def looks_like_times(column: pa.ChunkedArray) -> bool:

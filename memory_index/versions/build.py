@@ -16,32 +16,30 @@ from typing import Any
 
 import numpy as np
 
-from memory_index.encoder import EncoderConfig, KeyEncoder
-from memory_index.errors import DataError, IncompatibleError, UsageError
-from memory_index.fit_encoder import fit_encoder, shared_origins
+from memory_index.encoder import EncoderConfig, KeyEncoder, default_views
+from memory_index.fit_encoder import fit_encoder
+from memory_index.fit_transform import fit_transform, table_inside
 from memory_index.local import LocalMemory
 from memory_index.measure import recall_at_10, temperatures
 from memory_index.splits import Split
 from memory_index.tables.series import COARSE_FIX, Series, SeriesTable, coarse
-from memory_index.types import MAX_JOINT_SERIES, SCOPES, KeySpace, Scope
-from memory_index.versions.factories import check_factory, choose_factory
+from memory_index.transforms import Transform
+from memory_index.types import KeySpace, Scope
+from memory_index.versions.budget import Budget
+from memory_index.versions.contents import contents_of, contents_within, group_sizes
+from memory_index.versions.factories import check_factory
 from memory_index.versions.manifest import FORMAT, BuildRecord, Manifest, SegmentRecord, SpaceRecord
 from memory_index.versions.opening import read_memory, write_encoder
 from memory_index.versions.segments import SegmentPlan, SegmentWindows, write_segment
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version
-from memory_index.windows import WindowSpec, check_views, origin_rows
+from memory_index.windows import WindowSpec, check_views
 
-DEFAULT_VIEWS = EncoderConfig().views
 FIRST_SEGMENT = "segment-0"
+NOTED = 10  # series that are too coarse, by name
 FitEncoder = Callable[..., KeyEncoder]  # called like `fit_encoder`
 Review = Callable[[LocalMemory], tuple[str, ...]]
 RECORDED_LIBRARIES = ("numpy", "pandas", "pyarrow", "faiss-cpu", "safetensors")
-
-
-def default_views(lookback: int) -> tuple[int, ...]:
-    """The default views that fit a lookback, or the whole lookback where none does."""
-    return tuple(view for view in DEFAULT_VIEWS if view <= lookback) or (lookback,)
 
 
 def build(
@@ -56,7 +54,10 @@ def build(
     factory: str = "auto",
     fit_origins: list[np.ndarray] | None = None,
     fit: FitEncoder = fit_encoder,
+    transform: str | Transform = "none",
     review: Review = lambda memory: (),
+    strict: bool = False,
+    budget: Budget | None = None,
 ) -> Version:
     """Build a version from the training part of a table and publish it.
 
@@ -64,41 +65,42 @@ def build(
     that the table allows (`joint` needs 2 to 64 series with shared time stamps). factory: `auto`, `Flat`, or any
     FAISS factory string. fit_origins: origin rows per series of the windows that the encoder is fitted on, where
     those are not all that are stored (cross-fitting). fit: makes the encoder, as `fit_encoder` does; how a learned one
-    comes in. review: looks at the finished memory before it is published; what it returns becomes the version's notes.
+    comes in. transform: units that windows are compared and averaged in (`transforms.py`), by kind or `auto`. review:
+    looks at the finished memory before it is published; what it returns becomes the version's notes. budget: peak
+    memory; stride, views, scopes and factories are chosen for it (budget.py), and told.
 
-    Raises `DataError` (series too short), `UsageError` (views, scopes, factory), `IncompatibleError` (a scope
-    that this table cannot have), `ResourceError` (disk, lock).
+    Each series ends with its last value. One without a window in the training part is left out, and named in the
+    manifest's `built.skipped`; strict: or raises `DataError`.
+
+    Raises `DataError` (every series too short, a value that cannot be transformed), `UsageError` (views, scopes,
+    factory, transform), `IncompatibleError` (a scope that it cannot have), `ResourceError` (disk, lock, budget).
     """
     started = time.perf_counter()
     encoder = encoder or EncoderConfig(views=default_views(window.lookback))
     check_views(encoder.views, window)
-    training = stored_part(table, split.train_until, window)
-    origins = [origin_rows(series.values, window) for series in training.series]
-    require_windows(training, origins, window)
-    joint = joint_refusal(training, origins)
-    scopes = choose_scopes(scopes, joint)
-    sizes = {KeySpace(scope, view): group_sizes(scope, origins) for scope in scopes for view in encoder.views}
-    chosen = {space: choose_factory(factory, each) for space, each in sizes.items()}
-    plan = SegmentPlan(
-        window=window,
-        factories={space: name for space, (name, _) in chosen.items()},
-        num_series=len(table.series),
-    )
-    check_factory(factory, {space: encoder.key_width(space, plan.num_series) for space in plan.spaces}, sizes)
+    window = table.rule(window)
+    known = stored_part(table, split.train_until, window)
+    contents = contents_of(known, up_to_last_values(known), window, encoder, scopes, factory, strict=strict)
+    if budget is not None:
+        contents = contents_within(budget, contents, table, factory, keep_scopes=scopes is not None, strict=strict)
+    plan, training, origins, widths = contents.plan, contents.training, contents.origins, contents.widths
+    check_factory(factory, widths, {space: group_sizes(space.scope, origins) for space in plan.spaces})
+    transform, chosen_transform = fit_transform(transform, training)
+    inside = table_inside(transform, training)
     with store.staging(name) as staging:
-        fitted = fit(
-            training, fit_origins or origins, encoder, lookback=window.lookback, horizon=window.horizon, scopes=scopes
-        )
+        how = {"lookback": window.lookback, "horizon": window.horizon, "scopes": contents.scopes}
+        fitted = fit(inside, fit_origins or origins, contents.encoder, **how)
         described = write_encoder(staging.path, fitted)
-        windows = write_segment(staging.path / FIRST_SEGMENT, training, origins, fitted, plan)
+        windows = write_segment(staging.path / FIRST_SEGMENT, training, origins, fitted, plan, inside=inside)
         records = tuple(
-            space_record(space, encoder.key_width(space, plan.num_series), fitted.value_width(space), *chosen[space])
+            space_record(space, widths[space], fitted.value_width(space), *contents.factories[space])
             for space in plan.spaces
         )
-        manifest = first_manifest(training, windows, plan, records, described, split, joint)
+        manifest = first_manifest(training, windows, plan, records, described, split, contents.joint)
+        manifest = dataclasses.replace(manifest, transform=transform, budget=contents.budget)
         manifest = measured(staging.path, manifest, fitted)
-        notes = coarse_notes(training) + review(read_memory(staging.path, manifest, fitted))
-        built = dataclasses.replace(built_since(started, table.source), notes=notes)
+        notes = coarse_notes(training) + chosen_transform + review(read_memory(staging.path, manifest, fitted))
+        built = dataclasses.replace(built_since(started, table.source), notes=notes, skipped=contents.skipped)
         return staging.publish(dataclasses.replace(manifest, built=built))
 
 
@@ -146,38 +148,6 @@ def measured(folder: Path, manifest: Manifest, encoder: KeyEncoder) -> Manifest:
     return with_recall(folder, dataclasses.replace(manifest, spaces=spaces), encoder)
 
 
-def joint_refusal(table: SeriesTable, origins: list[np.ndarray]) -> str:
-    """Why a table with these training windows cannot have the joint scope; empty if it can (docs/method.md)."""
-    if not 2 <= len(table.series) <= MAX_JOINT_SERIES:
-        return f"it needs 2 to {MAX_JOINT_SERIES} series, and there are {len(table.series)}"
-    if not table.shares_times:
-        return "it needs series that share all time stamps of the training part"
-    return (
-        "" if len(shared_origins(origins)) else "it needs a time at which no series has a missing value in its window"
-    )
-
-
-def choose_scopes(asked: tuple[Scope, ...] | None, joint: str) -> tuple[Scope, ...]:
-    """The scopes to build. joint: why there can be no joint scope, or empty."""
-    if asked is None:
-        return tuple(scope for scope in SCOPES if scope != "joint" or not joint)
-    for scope in asked:
-        if scope not in SCOPES:
-            raise UsageError(f"unknown scope '{scope}'", hint=f"choose from {', '.join(SCOPES)}")
-    if "joint" in asked and joint:
-        raise IncompatibleError(f"this table cannot have the scope 'joint': {joint}", hint="leave it out of --scopes")
-    if not asked:
-        raise UsageError("at least one scope is needed", hint=f"choose from {', '.join(SCOPES)}")
-    return tuple(scope for scope in SCOPES if scope in asked)
-
-
-def group_sizes(scope: Scope, origins: list[np.ndarray]) -> np.ndarray:
-    """Keys in each group of a scope's key spaces, in a version with windows at these origin rows, int64 [groups]."""
-    if scope == "own":
-        return np.array([len(rows) for rows in origins])
-    return np.array([len(shared_origins(origins)) if scope == "joint" else sum(map(len, origins))])
-
-
 def stored_part(table: SeriesTable, until: str | np.datetime64, window: WindowSpec) -> SeriesTable:
     """The steps that are known by `until`: with a publication delay, that many steps fewer."""
     limit = np.datetime64(until, "ns")  # type: ignore[call-overload]  # numpy's stubs have no datetime64 with a unit
@@ -188,6 +158,12 @@ def stored_part(table: SeriesTable, until: str | np.datetime64, window: WindowSp
             for series in table.series
         ],
     )
+
+
+def up_to_last_values(table: SeriesTable) -> SeriesTable:
+    """Each series up to its last value: steps behind that are not there yet, and are stored once they are."""
+    known = [np.flatnonzero(np.isfinite(series.values)) for series in table.series]
+    return cut_table(table, [int(rows[-1]) + 1 if len(rows) else 0 for rows in known])
 
 
 def steps_until(table: SeriesTable, until: np.datetime64) -> SeriesTable:
@@ -207,28 +183,12 @@ def cut_table(table: SeriesTable, rows: list[int]) -> SeriesTable:
     )
 
 
-def require_windows(table: SeriesTable, origins: list[np.ndarray], window: WindowSpec) -> None:
-    """Raise `DataError`, naming all of them, if there are series without one whole window in the training part."""
-    without = [series for series, rows in zip(table.series, origins, strict=True) if len(rows) == 0]
-    if not without:
-        return
-    first, others = without[0], [f"'{series.series_id}'" for series in without[1:]]
-    missing = int(np.isnan(first.values).sum())
-    flags = " ".join(f'--ignore "{series.series_id}"' for series in without)
-    raise DataError(
-        f"{table.source}: series '{first.series_id}' has no whole window of "
-        f"{window.lookback} + {window.horizon} steps in its training part of {len(first)} steps"
-        + (f", {missing} of them missing" if missing else "")
-        + (f"; nor have {', '.join(others)}" if others else ""),
-        hint="choose a shorter --lookback or --horizon, a larger training part"
-        + (f", or leave out what is too short: {flags}" if len(without) < len(table.series) else ""),
-    )
-
-
 def coarse_notes(table: SeriesTable) -> tuple[str, ...]:
-    """A note for each series that float32 is too coarse for."""
+    """A note for each series that float32 is too coarse for; of many for the first ones, and how many more."""
     found = {series.series_id: coarse(series) for series in table.series}
-    return tuple(f"series '{name}': {said}; {COARSE_FIX}" for name, said in found.items() if said)
+    notes = [f"series '{name}': {said}; {COARSE_FIX}" for name, said in found.items() if said]
+    more = [f"and {len(notes) - NOTED:,} more series of this kind"] if len(notes) > NOTED else []
+    return (*notes[:NOTED], *more)
 
 
 def space_record(space: KeySpace, width: int, value_width: int, factory: str, reason: str) -> SpaceRecord:
@@ -257,7 +217,8 @@ def with_recall(folder: Path, manifest: Manifest, encoder: KeyEncoder) -> Manife
 
 def segment_record(folder: str, windows: SegmentWindows, num_steps: int) -> SegmentRecord:
     """What the manifest says of a segment. num_steps: of all series."""
-    return SegmentRecord(folder=folder, num_rows=len(windows), num_steps=num_steps)
+    num_moments = None if windows.across is None else len(windows.across)
+    return SegmentRecord(folder=folder, num_rows=len(windows), num_steps=num_steps, num_moments=num_moments)
 
 
 def built_since(started: float, source: str) -> BuildRecord:

@@ -49,13 +49,20 @@ def compact(store: Store, ref: str, *, load_encoder: LoadEncoder | None = None) 
         return staging.publish(dataclasses.replace(merged, built=built_since(started, manifest.built.source)))
 
 
+def _in_time_order(memory: LocalMemory) -> np.ndarray:
+    """The joint keys of all segments in the order of their moments: a later segment may complete an earlier one's."""
+    known_at = [memory.windows.known_at[segment.first_row + segment.moments[:, 0]] for segment in memory.segments]
+    return np.argsort(np.concatenate(known_at), kind="stable")
+
+
 def merge_segments(folder: Path, memory: LocalMemory, table: SeriesTable, plan: SegmentPlan) -> SegmentWindows:
     """Write the segments of a memory as one: the same rows and keys, in the order of a single segment."""
     folder.mkdir(parents=True)
     stored = memory.windows
     order = np.lexsort((stored.series, stored.known_at))
     names = ("series", "origin_row", "known_at", "location", "spread", "flat")
-    windows = SegmentWindows(**{name: getattr(stored, name)[order] for name in names})
+    missing = None if stored.missing is None else stored.missing[order]
+    windows = SegmentWindows(**{name: getattr(stored, name)[order] for name in names}, missing=missing)
     write_windows(folder, windows, stored.views)
     write_series(folder, [(series.times, series.values) for series in table.series])
     for space in memory.manifest.key_spaces:
@@ -64,6 +71,6 @@ def merge_segments(folder: Path, memory: LocalMemory, table: SeriesTable, plan: 
             keys = np.concatenate([segment.groups[space][g].keys for g in groups for segment in memory.segments])
         else:
             keys = np.concatenate([segment.groups[space][0].keys for segment in memory.segments])
-            keys = keys[order] if space.scope == "pooled" else keys
+            keys = keys[order] if space.scope == "pooled" else keys[_in_time_order(memory)]
         write_keys(folder, space, keys, plan.factories[space])
     return windows

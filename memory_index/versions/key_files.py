@@ -22,10 +22,12 @@ scanned.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import faiss
 import numpy as np
@@ -79,10 +81,8 @@ def write_keys(folder: Path, space: KeySpace, keys: np.ndarray, factory: str) ->
     """
     path = folder / f"keys-{space}{SUFFIX}"
     if factory == EXACT or not can_train(factory, *keys.shape):
-        keys = np.ascontiguousarray(keys, dtype=np.float32)
-        with path.open("xb") as file:
-            file.write(_flat_start(*keys.shape))
-            file.write(keys.reshape(-1).view(np.uint8).data)
+        with flat_keys(folder, space, len(keys)) as file:
+            file.write(keys)
         return
     index = trained_index(keys, factory)
     if _storage(index) is None:
@@ -92,6 +92,33 @@ def write_keys(folder: Path, space: KeySpace, keys: np.ndarray, factory: str) ->
     with path.open("xb") as file:
         file.write(num_moves * _no_transform(*keys.shape))
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # into Python's file, which notices a full disk
+
+
+@contextmanager
+def flat_keys(folder: Path, space: KeySpace, num: int) -> Iterator[FlatKeys]:
+    """The file of a key space's keys as `Flat`, `num` of them, to be written in parts in the order of their rows."""
+    with (folder / f"keys-{space}{SUFFIX}").open("xb") as file:
+        keys = FlatKeys(file=file, num=num)
+        yield keys
+    assert keys.written == num, "as many keys as were said"
+
+
+@dataclass(kw_only=True, slots=True)
+class FlatKeys:
+    """Writes keys one part after the other. num: of all parts; there must be one part, even if it is empty."""
+
+    file: BinaryIO
+    num: int
+    written: int = 0
+    begun: bool = False
+
+    def write(self, keys: np.ndarray) -> None:
+        """Write the next keys, float32 [n, E]."""
+        if not self.begun:
+            self.file.write(_flat_start(self.num, keys.shape[1]))
+            self.begun = True
+        self.written += len(keys)
+        self.file.write(np.ascontiguousarray(keys, dtype=np.float32).reshape(-1).view(np.uint8).data)
 
 
 def _flat_start(num: int, width: int) -> bytes:

@@ -14,7 +14,9 @@ import numpy as np
 
 from memory_index.errors import IncompatibleError, VerificationError
 from memory_index.files import FileRecord, sha256_of
+from memory_index.skipped import Skipped
 from memory_index.splits import Split
+from memory_index.transforms import NO_TRANSFORM, Transform, transform_from_json
 from memory_index.types import KeySpace, Scope
 from memory_index.windows import Step, WindowSpec
 
@@ -29,6 +31,7 @@ class SegmentRecord:
     folder: str
     num_rows: int
     num_steps: int  # over all series
+    num_moments: int | None = None  # in moments.parquet; None where there is none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +67,16 @@ class BuildRecord:
     seconds: float
     peak_rss_mb: float
     notes: tuple[str, ...] = ()  # what a person should know of it
+    skipped: tuple[Skipped, ...] = ()  # series of the source that it has nothing of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetRecord:
+    """What a budget of peak memory made of a build (budget.py). choices: one sentence each, for people."""
+
+    budget_bytes: int
+    estimated_bytes: int
+    choices: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +106,8 @@ class Manifest:
     parent: str | None  # fingerprint of the version that this one was appended to
     libraries: dict[str, str]
     built: BuildRecord
+    budget: BudgetRecord | None = None  # None where none was set
+    transform: Transform = NO_TRANSFORM
 
     @property
     def fingerprint(self) -> str:
@@ -124,7 +139,14 @@ class Manifest:
 
     def to_document(self) -> dict[str, Any]:
         """The fields by name, without those that are at their default."""
+        window, built = asdict(self.window), asdict(self.built)
+        if not self.built.skipped:
+            del built["skipped"]
+        if self.window.max_missing == 0:  # whole windows only, as before there was a choice
+            del window["max_missing"]
         return _without_defaults(self) | {
+            "window": window,
+            "built": built,
             "spaces": [_without_defaults(record) for record in self.spaces],
             "segments": [_without_defaults(record) for record in self.segments],
         }
@@ -230,20 +252,31 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
         return Manifest(
             **{
                 **document,
-                "window": WindowSpec(**document["window"]),
+                "window": WindowSpec(**{"max_missing": 0.0, **document["window"]}),
                 "step": Step(**document["step"]),
                 "series_ids": tuple(document["series_ids"]),
                 "spaces": tuple(SpaceRecord(**record) for record in document["spaces"]),
                 "split": Split(**document["split"]),
                 "segments": tuple(SegmentRecord(**record) for record in document["segments"]),
                 "files": {path: file_record(path, record) for path, record in document["files"].items()},
-                "built": BuildRecord(**{**document["built"], "notes": tuple(document["built"]["notes"])}),
+                "built": _build_record(document["built"]),
+                "budget": _budget_record(document.get("budget")),
+                "transform": transform_from_json(document.get("transform", {})),
             }
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # a UsageError of WindowSpec is a ValueError
         raise VerificationError(
             f"{where} cannot be read: {error}", hint="restore the version or build it again"
         ) from error
+
+
+def _build_record(document: dict[str, Any]) -> BuildRecord:
+    skipped = tuple(Skipped(**each) for each in document.get("skipped", ()))
+    return BuildRecord(**{**document, "notes": tuple(document["notes"]), "skipped": skipped})
+
+
+def _budget_record(document: dict[str, Any] | None) -> BudgetRecord | None:
+    return None if document is None else BudgetRecord(**{**document, "choices": tuple(document["choices"])})
 
 
 def file_record(path: str, record: dict[str, Any]) -> FileRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from memory_index.tables.series import SeriesTable
 from memory_index.versions.key_files import is_index_alone, keys_path, read_groups
 from memory_index.versions.manifest import Manifest
 from memory_index.versions.segments import (
+    MOMENTS_FILE,
     SERIES_FILE,
     WINDOWS_FILE,
+    EarlierWindows,
     SegmentPlan,
     SegmentWindows,
     join_series,
@@ -143,12 +146,21 @@ def read_memory(
 
 
 def _segment_windows(folder: Path, manifest: Manifest) -> list[SegmentWindows]:
-    return [
-        read_windows(
-            read_parquet(folder / segment.folder / WINDOWS_FILE, num_rows=segment.num_rows), plan_of(manifest).views
-        )
-        for segment in manifest.segments
-    ]
+    views, parts = plan_of(manifest).views, []
+    for segment in manifest.segments:
+        part = read_windows(read_parquet(folder / segment.folder / WINDOWS_FILE, num_rows=segment.num_rows), views)
+        if segment.num_moments is not None:
+            moments = read_parquet(folder / segment.folder / MOMENTS_FILE, num_rows=segment.num_moments)
+            across = np.stack([moments.column(f"row_{n}").to_numpy() for n in range(len(manifest.series_ids))], axis=1)
+            part = replace(part, across=across)
+        parts.append(part)
+    return parts
+
+
+def read_earlier(folder: Path, manifest: Manifest) -> EarlierWindows:
+    """Which windows a version has. Hashes must have been checked before."""
+    parts = _segment_windows(folder, manifest)
+    return EarlierWindows(*(np.concatenate([getattr(part, name) for part in parts]) for name in EarlierWindows._fields))
 
 
 def stored_windows(folder: Path, manifest: Manifest, parts: list[SegmentWindows] | None = None) -> StoredWindows:
@@ -166,6 +178,8 @@ def stored_windows(folder: Path, manifest: Manifest, parts: list[SegmentWindows]
         values=np.concatenate([part.values for part in series]).astype(np.float32),
         times=np.concatenate([part.times for part in series]),
         offset=np.cumsum([0, *(len(part) for part in series)]),
+        missing=_joined_missing([part.missing for part in parts], [len(part) for part in parts]),
+        transform=manifest.transform,
         **{name: _joined([getattr(part, name) for part in parts]) for name in names},
     )
     del series
@@ -176,6 +190,15 @@ def stored_windows(folder: Path, manifest: Manifest, parts: list[SegmentWindows]
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
     """End to end; a single one as it is, since a copy of every window would be held for nothing."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _joined_missing(parts: list[np.ndarray | None], lengths: list[int]) -> np.ndarray | None:
+    """Missing cells of the windows of all segments; None where no segment counts any."""
+    num_views = next((part.shape[1] for part in parts if part is not None), None)
+    if num_views is None:
+        return None
+    nothing = [np.zeros((length, num_views), dtype=np.int32) for length in lengths]
+    return _joined([zeros if part is None else part for part, zeros in zip(parts, nothing, strict=True)])
 
 
 def verify_contents(version: Version, *, load_encoder: LoadEncoder | None = None) -> list[Damage]:
