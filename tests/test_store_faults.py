@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import random
@@ -398,6 +399,7 @@ class TestRefusals:
 
 def as_nobody(call: Callable[..., object], *arguments: object) -> object:
     """Without the rights of root, whom no permission stops."""
+    codecs.lookup("ascii")  # is loaded on first use, from a place that only root may be able to read
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)
