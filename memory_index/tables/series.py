@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from memory_index.covariates import Covariates
 from memory_index.errors import NotFoundError
 from memory_index.windows import Step, WindowSpec
 
@@ -42,6 +43,7 @@ class SeriesTable:
     series: tuple[Series, ...]
     source: str  # file name, for messages
     notes: tuple[str, ...] = ()  # what the reader did on request (sorted, filled, left out), or found worth a look
+    covariates: Covariates | None = None  # what is known beside the targets; None where no column has such a role
     whole_windows: bool = False  # whether windows that touch a missing cell are left out, as `drop` asks
 
     def rule(self, spec: WindowSpec) -> WindowSpec:
