@@ -194,6 +194,18 @@ def require_same_data(table: SeriesTable, windows: StoredWindows, ref: str) -> N
             _require_same_series(series, windows, number, table.source, ref)
 
 
+def require_no_longer_step(table: SeriesTable, ref: str) -> None:
+    """Raise `IncompatibleError` if all values of a table lie on a step several times as long as its own.
+
+    So they do in two-hourly data that were read with the step of hourly ones: every other step is missing.
+    """
+    apart = [np.diff(np.flatnonzero(np.isfinite(series.values))) for series in table.series]
+    times = int(np.gcd.reduce(np.concatenate(apart), initial=0))
+    if times > 1 and sum(map(len, apart)) > 1:
+        longer = replace(table.step, frequency=(table.step.offset * times).freqstr)
+        raise other_step(table.source, longer, ref, table.step)
+
+
 def other_step(source: str, step: Step, ref: str, stored: Step) -> IncompatibleError:
     """The error that a table and a version differ in their step, or in its time zone."""
     of_one, of_other = step.frequency, stored.frequency
