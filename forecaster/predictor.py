@@ -19,7 +19,7 @@ from forecaster.config import Config
 from forecaster.errors import RunIncompatibleError
 from forecaster.language_models.backbone import check_reference
 from forecaster.language_models.placement import place_backbone, resolve_device
-from forecaster.model.model import ForecastModel
+from forecaster.model.model import ForecastModel, num_networks_in
 from forecaster.model.types import Batch, ModelOutput
 from forecaster.retrieval.batches import LiveBlock, parts_of
 from forecaster.retrieval.neighbours import Condensed
@@ -170,8 +170,11 @@ def load_predictor(run: Run, *, device: str = "auto", llm: str | None = None) ->
     if backbone is not None:
         assert record.backbone is not None, "the record says which language model its settings name"
         check_reference(backbone, record.backbone, str(run.path))
-    model = ForecastModel(config.model, num_spaces=len(record.index.spaces), backbone=backbone)
     weights, _ = run.weights()
+    num_networks = num_networks_in(set(weights))
+    model = ForecastModel(
+        config.model, num_spaces=len(record.index.spaces), backbone=backbone, num_networks=num_networks
+    )
     load_into(model, weights, where=run.path / WEIGHTS)
     return Predictor(
         config=config,
