@@ -19,6 +19,7 @@ from cli.opening import (
 from cli.options import (
     AsJson,
     File,
+    HalfLife,
     Index,
     Indexes,
     MemoryK,
@@ -26,6 +27,7 @@ from cli.options import (
     RunDevice,
     RunFolder,
     RunLlm,
+    RunState,
     Scopes,
     Strict,
     Views,
@@ -58,6 +60,13 @@ UpdateIndex = Annotated[
         help="First append what is new in FILE to the newest version, as the next one. Nothing is trained again.",
     ),
 ]
+Update = Annotated[
+    bool,
+    typer.Option(
+        "--update",
+        help="With --run: as --update-index, and the run learns what has become known, as its next state.",
+    ),
+]
 
 
 @reads_table
@@ -72,6 +81,9 @@ def forecast(
     lower: Lower = None,
     upper: Upper = None,
     update_index: UpdateIndex = False,
+    update: Update = False,
+    half_life: HalfLife = None,
+    state: RunState = None,
     memory_k: MemoryK = None,
     scopes: Scopes = None,
     views: Views = None,
@@ -94,7 +106,9 @@ def forecast(
     bounds = Bounds(lower=lower, upper=upper)
     levels = quantile_levels(quantiles)
     require_targets(table=out, picture=plot)
-    options = memory_options(run, index, llm=llm, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
+    asked = {"memory_k": memory_k, "scopes": scopes, "views": views, "on_empty": on_empty, "state": state}
+    options = memory_options(run, index, llm=llm, **asked)  # type: ignore[arg-type]
+    grow = _growth(run, update=update, half_life=half_life, state=state)
     if run is None:
         from memory_index import memory_only
 
@@ -109,7 +123,8 @@ def forecast(
         from forecaster.runs.intervals import require_calibrated
 
         require_calibrated(levels)
-        opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm, update=update_index)
+        how: dict[str, Any] = {"llm": llm, "update": update_index or update, "grow": grow, "state": state}
+        opened = open_run_with_table(run, index, file, indexes, table_options, device, **how)
         memory, table, ref = opened.memory, opened.table, opened.ref
         result = forecast_by_run(opened.predictor, memory, table, quantiles=levels, bounds=bounds)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
@@ -122,6 +137,19 @@ def forecast(
         print_json("forecast", forecast_document(result, table, file=file, horizon=horizon, out=out))
     elif out is None:
         typer.echo(result.to_csv(index=False), nl=False)
+
+
+def _growth(run: Path | None, *, update: bool, half_life: str | None, state: int | None) -> str | None:
+    """How the run is to go on: a half-life, `same` for that of the state before; None where it is not asked to."""
+    from memory_index.errors import UsageError
+
+    if update and run is None:
+        raise UsageError("--update goes with --run", hint="--update-index updates the memory alone")
+    if update and state is not None:
+        raise UsageError("--update goes on from the state that the run uses", hint="'cli run use' chooses it")
+    if half_life is not None and not update:
+        raise UsageError("--half-life goes with --update", hint="without an update nothing is forgotten")
+    return (half_life or "same") if update else None
 
 
 def _write(result: pd.DataFrame, what: str, out: Path | None) -> None:

@@ -35,22 +35,29 @@ PENALTIES = (0.01, 0.1, 1.0)
 LAST_VALUE = "last_value"
 MIX, MEMORY = "mix", "memory"
 LEAST_WHOLE = 0.05  # of the windows: from so many on that have every part, only those are looked at
+MAX_ITERATIONS = 100  # of the fit
+FLAT, STUCK = 1e-10, 1e12  # a gradient that is none; a damping at which no step is one
 OUT = -40.0  # a logit whose part has no say while another is there: exp(-40) is 4e-18
 
 
 class Quadratic(NamedTuple):
     """The error of every mix over n windows that have the same parts.
 
-    there: bool [P]. matrix: float64 [S, P, P], sum of e e^T over them, 0 for a part that is not there. num: n.
+    there: bool [P]. matrix: float64 [S, P, P], sum of e e^T over them, 0 for a part that is not there. num: n, or the
+    sum of their weights.
     """
 
     there: Tensor
     matrix: Tensor
-    num: int
+    num: float
 
     def at(self, steps: np.ndarray) -> Quadratic:
         """At some of the steps."""
         return Quadratic(self.there, self.matrix[torch.from_numpy(steps)], self.num)
+
+    def scaled(self, factor: float) -> Quadratic:
+        """As if each window counted so many times as much."""
+        return Quadratic(self.there, factor * self.matrix, factor * self.num)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,8 +103,10 @@ class GateFit:
         return asdict(self)
 
 
-def fit_value_gate(model: ForecastModel, training: CachedWindows, penalty: float | None = None) -> GateFit:
-    """Fit the gate of a model whose shortcut is fitted, and hold it fixed.
+def fit_value_gate(
+    model: ForecastModel, training: CachedWindows, penalty: float | None = None
+) -> tuple[GateFit, Evidence]:
+    """Fit the gate of a model whose shortcut is fitted, and hold it fixed. Also returns what told it.
 
     penalty: see `GateSetting`; None chooses it.
     """
@@ -108,7 +117,7 @@ def fit_value_gate(model: ForecastModel, training: CachedWindows, penalty: float
     with torch.no_grad():
         gate.logits.copy_(logits)
     gate.logits.requires_grad_(False)
-    return found
+    return found, evidence
 
 
 def choose_gate(
@@ -208,26 +217,71 @@ def group_errors(evidence: Evidence, group: Sequence[int]) -> np.ndarray:
 
 
 def fit_logits(quadratics: Sequence[Quadratic], prior: Tensor, held: Tensor, hats: Tensor) -> Tensor:
-    """Logits [P, knots], float64: L-BFGS from the prior.
+    """Logits [P, knots], float64: Newton's method from the prior, damped as Levenberg and Marquardt do.
 
     prior: shares, float64 [P]. held: penalties, float64 [P]. hats: float64 [knots, S], at the steps of the matrices.
+    (Not an optimizer of torch: loading one takes longer than all of this.)
     """
     start = prior.log()[:, None]
-    moved = torch.zeros(len(prior), len(hats), dtype=torch.float64, requires_grad=True)
-    scale = float(_mean_error_of(quadratics, start.expand(-1, hats.shape[1]))) if quadratics else 0.0
+    moved = torch.zeros(len(prior), len(hats), dtype=torch.float64)
+    together = _together(quadratics)
+    scale = _mean_error(together, start.expand(-1, hats.shape[1])) if together else 0.0
     if not scale:
         return start.expand(-1, len(hats)).clone()  # the prior is right already, as on a constant table
-    optimizer = torch.optim.LBFGS([moved], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
+    damping, unit = 1e-3, torch.eye(moved.numel(), dtype=torch.float64)
 
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = (held[:, None] * moved.square()).sum(dim=0).mean()
-        value = value + _mean_error_of(quadratics, (start + moved) @ hats) / scale
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+    def value_of(each: Tensor) -> float:
+        return _mean_error(together, (start + each) @ hats) / scale + float((held @ each.square()).mean())
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return (start + moved).detach()
+    value = value_of(moved)
+    for _ in range(MAX_ITERATIONS):
+        slope, curve = _derivatives(together, (start + moved) @ hats, hats, scale)
+        slope = slope + 2 * (held[:, None] * moved).ravel() / len(hats)
+        curve = curve + torch.diag(2 * held.repeat_interleave(len(hats)) / len(hats))
+        if float(slope.abs().max()) < FLAT:
+            break
+        while damping < STUCK:
+            tried = moved - torch.linalg.solve(curve + damping * unit, slope).view_as(moved)
+            if (reached := value_of(tried)) < value:
+                break
+            damping *= 10
+        else:
+            break
+        moved, value, damping = tried, reached, max(damping / 10, 1e-9)
+    return start + moved
+
+
+def _derivatives(quadratics: Sequence[Quadratic], logits: Tensor, hats: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Gradient [P knots] and Hessian of the mean squared error of logits [P, S], in units of `scale`, by the knots'.
+
+    With w the softmax, g = 2 G w and v = w (g - w.g): the gradient by a step's logits is v, and the Hessian
+    D 2 G D + diag(v) - v w^T - w v^T, where D = diag(w) - w w^T.
+    """
+    num, steps = sum(each.num for each in quadratics), logits.shape[1]
+    slope, curve = torch.zeros(steps, len(logits)).double(), torch.zeros(steps, len(logits), len(logits)).double()
+    for each in quadratics:
+        w = torch.softmax(logits.masked_fill(~each.there[:, None], -torch.inf), dim=0).T  # [S, P]
+        g = 2 * (each.matrix @ w[..., None])[..., 0]
+        v = w * (g - (w * g).sum(dim=1, keepdim=True))
+        d = torch.diag_embed(w) - w[:, :, None] * w[:, None]
+        crossed = v[:, :, None] * w[:, None]
+        slope += v
+        curve += d @ (2 * each.matrix) @ d + torch.diag_embed(v) - crossed - crossed.transpose(1, 2)
+    count, size = max(num, 1) * steps * scale, len(logits) * len(hats)
+    by_knot = torch.einsum("spq,ks,ls->pkql", curve, hats, hats).reshape(size, size)
+    return (slope.T @ hats.T).ravel() / count, by_knot / count
+
+
+def _together(quadratics: Sequence[Quadratic]) -> list[Quadratic]:
+    """Those that have the same parts as one."""
+    sums: dict[bytes, Quadratic] = {}
+    for each in quadratics:
+        key = each.there.numpy().tobytes()
+        before = sums.get(key)
+        sums[key] = (
+            each if before is None else Quadratic(each.there, before.matrix + each.matrix, before.num + each.num)
+        )
+    return list(sums.values())
 
 
 def _mean_error_of(quadratics: Sequence[Quadratic], logits: Tensor) -> Tensor:
@@ -260,18 +314,22 @@ def _told(
     return GateFit(kept=kept, errors=errors, setting=setting, shares=dict(zip(names, shares, strict=True)))
 
 
-def add_errors(errors: Tensor, there: Tensor, sums: dict[bytes, Quadratic]) -> None:
+def add_errors(errors: Tensor, there: Tensor, sums: dict[bytes, Quadratic], weight: np.ndarray | None = None) -> None:
     """Add windows to the sums of those that have the same parts.
 
-    errors: float32 [n, P, S], 0 for a part that is not there. there: bool [n, P].
+    errors: float32 [n, P, S], 0 for a part that is not there. there: bool [n, P]. weight: [n], how many windows each
+    counts for, default one.
     """
+    if weight is not None:
+        errors = errors * torch.from_numpy(np.sqrt(weight)).to(errors)[:, None, None]
     kinds, kind = torch.unique(there, dim=0, return_inverse=True)
     for number, each in enumerate(kinds):
         chosen = errors[kind == number].permute(2, 1, 0)  # [S, P, n]
         matrix = torch.matmul(chosen, chosen.transpose(1, 2)).double()
         key = each.numpy().tobytes()
         before = sums.get(key, Quadratic(each, torch.zeros_like(matrix), 0))
-        sums[key] = Quadratic(each, before.matrix + matrix, before.num + chosen.shape[2])
+        num = float(chosen.shape[2]) if weight is None else float(weight[(kind == number).numpy()].sum())
+        sums[key] = Quadratic(each, before.matrix + matrix, before.num + num)
 
 
 @torch.no_grad()
@@ -294,7 +352,7 @@ def gather_evidence(model: ForecastModel, training: CachedWindows, names: tuple[
             chosen = rows[first : first + CHUNK]
             errors = part_errors(model, training, chosen, steps, there[chosen])
             counted = torch.from_numpy(np.sqrt(weight[chosen])).to(errors)
-            add_errors(errors * counted[:, None, None], there[chosen], sums)
+            add_errors(errors * counted[:, None, None], there[chosen], sums)  # a mean of scores is over windows
         if sums:
             folds.append(tuple(sums.values()))
     return Evidence(names=names, steps=steps, folds=tuple(folds))
@@ -314,15 +372,37 @@ def part_errors(
     """Errors of the parts of some windows, float32 [n, P, S], standardised; 0 for a part that is not there,
     and at a step that is missing, which counts for nothing.
     """
-    config = training.config
-    unit = torch.from_numpy(training.unit[chosen])
-    context, future = torch.from_numpy(training.contexts(chosen)), torch.from_numpy(training.futures(chosen)[:, steps])
-    location, spread = instance_norm(context, unit, config.spread_floor)
+    unit, context = torch.from_numpy(training.unit[chosen]), torch.from_numpy(training.contexts(chosen))
     fold = None if training.fold is None else torch.from_numpy(training.fold[chosen])
+    memory = None
+    if training.condensed is not None:
+        memory = torch.from_numpy(np.asarray(training.condensed.forecasts[chosen]))
+    parts = part_forecasts(model, context, unit, memory, steps, fold)
+    return errors_of_parts(parts, torch.from_numpy(training.futures(chosen)[:, steps]), unit, there)
+
+
+def part_forecasts(
+    model: ForecastModel,
+    context: Tensor,
+    unit: Tensor,
+    memory: Tensor | None,
+    steps: np.ndarray,
+    fold: Tensor | None = None,
+) -> Tensor:
+    """What each part says by itself, [n, P, S], in units of the contexts [n, L].
+
+    unit: [n]. memory: forecasts of the key spaces, [n, V, H], None without a memory. fold: see `Batch.fold`.
+    """
+    location, spread = instance_norm(context, unit, model.config.spread_floor)
     parts = model.bases((context - location[:, None]) / spread[:, None], fold)[:, :, steps]
     parts = parts * spread[:, None, None] + location[:, None, None]
-    if training.condensed is not None:
-        forecasts = torch.from_numpy(np.asarray(training.condensed.forecasts[chosen])[..., steps])
-        parts = torch.cat([parts, forecasts], dim=1)
+    return parts if memory is None else torch.cat([parts, memory[..., steps]], dim=1)
+
+
+def errors_of_parts(parts: Tensor, future: Tensor, unit: Tensor, there: Tensor) -> Tensor:
+    """Standardised errors [n, P, S] of what parts say; 0 for one that is not there, and at a missing step.
+
+    future: [n, S]. unit: [n]. there: bool [n, P].
+    """
     errors = (parts - future[:, None]) / unit[:, None, None]
     return torch.where(there[..., None] & ~future.isnan()[:, None], errors, 0.0)
