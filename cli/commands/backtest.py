@@ -108,12 +108,13 @@ def backtest(
     from memory_index.backtest.plan import parse_update
     from memory_index.errors import UsageError
 
-    on_empty = "last-value" if run is None else None  # counted, and told
-    options = memory_options(run, index, llm=llm, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
+    if run is None and half_life is not None:
+        raise UsageError("--half-life goes with --run", hint="the memory alone forgets nothing")
+    how = {"memory_k": memory_k, "scopes": scopes, "views": views, "state": state}
+    how |= {"on_empty": "last-value" if run is None else None}  # counted, and told
+    options = memory_options(run, index, llm=llm, **how)  # type: ignore[arg-type]
     interval = parse_update(update)
     require_targets(table=scoring.out, picture=plot)
-    if run is None and (half_life, state) != (None, None):
-        raise UsageError("--half-life and --state go with --run", hint="the memory alone forgets nothing")
     opened = _opened(run, index, file, indexes, table_options, device, llm, state or 0)
     asked = _Asked(scoring, begin, end, update=interval, in_sample=in_sample, strict=strict, half_life=half_life)
     result, scoring = _backtest(opened, asked, indexes, options)
