@@ -3,10 +3,11 @@
     python -m benchmarks.network --data-dir datasets --tables small
 
 Every arm is trained on every table with every seed; a finished row is kept in `--rows` (JSON) and is not measured
-again, so the command goes on where it stopped, on any machine. `blocks` is the held-out error of what is kept over the blocks of
-the training part, `val` the validation MSE; choices go by these two. Arms of the group `choice` never read the test
-part. Tables whose name ends in `-small` are the first 3,000 rows with lookback 96 and horizon 24, scored 70/10/20; the
-others have lookback 512 and horizon 96, and every `--stride`-th window of a series is used to train and to validate.
+again, so the command goes on where it stopped, on any machine. `blocks` is the held-out error of what is kept over
+the blocks of the training part, `val` the validation MSE; choices go by these two. Arms of the group `choice` never
+read the test part. Tables whose name ends in `-small` are the first 3,000 rows with lookback 96 and horizon 24,
+scored 70/10/20; the others have lookback 512 and horizon 96, and every `--stride`-th window of a series is used to
+train and to validate.
 """
 
 from __future__ import annotations

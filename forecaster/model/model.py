@@ -72,7 +72,9 @@ class ForecastModel(nn.Module):
         location, spread, z = self._normalised(context, neighbours, unit)
         memory, found = self._memory(neighbours, location, spread)
         networks, trend, gating = self._networks(z, neighbours, memory, found, fold)
-        bases = self._bases(z, networks, fold)
+        bases = self.bases(z, fold)
+        if len(self.networks):
+            bases = torch.cat([bases, networks.mean(dim=1, keepdim=True)], dim=1)
         mixed = self.value_gate(bases, memory, found)
 
         def raw(part: Tensor) -> Tensor:
@@ -136,12 +138,12 @@ class ForecastModel(nn.Module):
             forecast = forecast.index_copy(0, rows, output.forecast[:, None])
         return forecast, None, None
 
-    def _bases(self, z: Tensor, networks: Tensor, fold: Tensor | None) -> Tensor:
-        """What the value gate mixes beside the memory: [B, M, H]."""
-        parts = [] if self.shortcut is None else [self.shortcut(z, fold)]
-        if networks.shape[1]:
-            parts.append(networks.mean(dim=1, keepdim=True))
-        return torch.cat(parts, dim=1) if parts else z.new_zeros(len(z), len(NO_BASE), self.config.horizon)
+    def bases(self, z: Tensor, fold: Tensor | None) -> Tensor:
+        """The bases that need no network, [B, M, H]; a zero where there is no base at all."""
+        if self.shortcut is None:
+            return z.new_zeros(len(z), 0 if len(self.networks) else len(NO_BASE), self.config.horizon)
+        bases: Tensor = self.shortcut(z, fold)
+        return bases
 
 
 def num_networks_in(names: set[str]) -> int:

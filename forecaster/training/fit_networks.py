@@ -57,7 +57,8 @@ def with_gate(
     accelerator: Accelerator,
 ) -> tuple[ClosedForm, TrainResult]:
     """Fit the gate of a model whose networks are trained, and make all of it the weights of the run."""
-    closed_form = dataclasses.replace(closed_form, gate=fit_value_gate(model, training, config.train.gate_shrinkage))
+    gate, _ = fit_value_gate(model, training, config.train.gate_shrinkage)
+    closed_form = dataclasses.replace(closed_form, gate=gate)
     val_mse = mean_error(model, validation, config)
     if accelerator.is_main_process:
         publish_weights(folder, model.state_dict(), step=result.steps, val_mse=val_mse)
