@@ -373,7 +373,7 @@ def _trend(model: ForecastModel, window: _Window) -> Trend | None:
         magnitude=dict(zip(MAGNITUDES, trend.magnitude[0].softmax(dim=0).tolist(), strict=True)),
         borders=window.raw(window.last + thresholds.cpu().numpy() * float(output.spread[0])),
         scale_shares=tuple(
-            np.mean([each.tapr.decomposition.scale_shares().tolist() for each in model.networks], axis=0)
+            np.mean([each.tapr.decomposition.scale_shares().tolist() for each in model.of_folds if each.tapr], axis=0)
         ),
         scale_steps=tuple(min(each, config.lookback) for each in steps),
     )

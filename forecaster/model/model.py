@@ -59,7 +59,13 @@ class ForecastModel(nn.Module):
     @property
     def thresholds(self) -> Tensor | None:
         """Of the trend classes, float32 [5]; the same in all networks. None without TAPR."""
-        return self.networks[0].tapr.thresholds if len(self.networks) and self.config.use_tapr else None
+        tapr = next((network.tapr for network in self.of_folds), None)
+        return None if tapr is None else tapr.thresholds
+
+    @property
+    def of_folds(self) -> list[Network]:
+        """The networks, by fold."""
+        return [network for network in self.networks if isinstance(network, Network)]
 
     def forward(
         self, context: Tensor, neighbours: NeighbourTensors | None, *, unit: Tensor, fold: Tensor | None = None
@@ -131,8 +137,10 @@ class ForecastModel(nn.Module):
             trend, gating = mean_of(outputs, neighbours)
             return torch.stack([output.forecast for output in outputs], dim=1), trend, gating
         forecast = z.new_zeros(len(z), 1, self.config.horizon)
-        for number in fold.unique().tolist():
+        for number in range(len(self.networks)):
             rows = torch.nonzero(fold == number)[:, 0]
+            if not len(rows):
+                continue
             own = None if neighbours is None else neighbours.take(rows)
             output: NetworkOutput = self.networks[number](z[rows], own, memory[rows], found[rows])
             forecast = forecast.index_copy(0, rows, output.forecast[:, None])

@@ -57,8 +57,9 @@ def fit_closed_form(model: ForecastModel, training: CachedWindows, table: Series
     if model.thresholds is not None:
         change = torch.cat([_change(training, start, config) for start in range(0, len(training), CHUNK)])
         thresholds = fit_thresholds(change)
-        for network in model.networks:
-            network.tapr.thresholds.copy_(thresholds)
+        for network in model.of_folds:
+            if network.tapr is not None:
+                network.tapr.thresholds.copy_(thresholds)
     if model.shortcut is not None:
         maps = _fit_shortcut(model.shortcut, training, table, config)
     if not len(model.networks):
