@@ -43,6 +43,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         "gate alone": {},
         BASE: PART,
         "learning_rate 0.0003": PART | {"learning_rate": 3e-4},
+        "learning_rate 0.0001": PART | {"learning_rate": 1e-4},
         "learning_rate 0.003": PART | {"learning_rate": 3e-3},
         "epochs 1": PART | {"epochs": 1},
         "epochs 8": PART | {"epochs": 8},

@@ -238,7 +238,7 @@ def explain(
         model_part=window.raw(_numbers(output.model_part)),
         memory_part=window.raw(_numbers(output.memory_part)),
         networks=window.raw(_numbers(output.networks)),
-        parts=tuple(_parts(predictor.model.base_names, spaces, window, nearest, shares)),
+        parts=tuple(_parts(predictor.model.base_names, spaces if config.mixes_memory else (), window, nearest, shares)),
         neighbours=tuple(_gated(spaces, window, config.top_k, actual)),
         feature_gate=None if output.gating is None else float(output.gating.gate),
         confidence=None if output.gating is None else float(output.gating.confidence),

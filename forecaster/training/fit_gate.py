@@ -212,8 +212,10 @@ def part_groups(names: Sequence[str], num_bases: int) -> dict[str, list[int]]:
 
 
 def held_by(setting: GateSetting, names: Sequence[str]) -> Tensor:
-    """The penalty of each part, float64 [P]."""
-    free = [name == LAST_VALUE and not setting.hold_last for name in names]
+    """The penalty of each part, float64 [P]. The networks' is 0: held, they keep a weight that they have not earned
+    (docs/experiments.md).
+    """
+    free = [name == NETWORK or (name == LAST_VALUE and not setting.hold_last) for name in names]
     return torch.where(torch.tensor(free), 0.0, setting.penalty).double()
 
 
