@@ -30,7 +30,7 @@ NEIGHBOUR_KEYS = (
 )
 
 
-KINDS = ["no network", "no shortcut", "one step", "constant", "unseen", "early"]
+KINDS = ["no network", "no shortcut", "as designed", "one step", "constant", "unseen", "early"]
 
 
 @pytest.fixture(scope="module")
@@ -306,12 +306,14 @@ def kinds(made, without, tmp_path_factory):
         "whole": made.run,
         "no network": without("--set", "use_network=false", "--no-tapr", "--no-llm"),
         "no shortcut": without("--no-shortcut", "--no-llm"),
+        "as designed": without("--set", "gram_form=design", "--no-llm"),
         "one step": without("--horizon", "1", "--no-llm"),
     }
     chosen = {
         "whole": ("whole", made.file, "north", ROW),
         "no network": ("no network", made.file, "north", ROW),
         "no shortcut": ("no shortcut", made.file, "north", ROW),
+        "as designed": ("as designed", made.file, "north", ROW),
         "one step": ("one step", made.file, "north", ROW),
         "unseen": ("whole", odd, "west", 460),
         "early": ("whole", made.file, "north", LOOKBACK + HORIZON),

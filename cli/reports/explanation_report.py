@@ -55,9 +55,9 @@ def network_effect(found: Explanation) -> str:
     share = next((float(part.weight.mean()) for part in found.parts if part.name == "network"), 0.0)
     num = len(found.networks)
     if num < 2:
-        return f"the network is {share:.0%} of the forecast"
+        return f"{share:.0%} of the forecast"
     apart = numbers_like(found)((found.networks.max(axis=0) - found.networks.min(axis=0)).mean())
-    return f"the mean of {num} networks is {share:.0%} of the forecast; they differ by {apart} on average"
+    return f"{share:.0%} of the forecast, mean of {num} that are {apart} apart"
 
 
 def _next_steps(found: Explanation) -> str:
