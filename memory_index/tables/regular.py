@@ -151,9 +151,9 @@ def _one_row_per_time(block: Block, grid: Grid) -> Block:
         return block
     extra = np.setdiff1d(np.arange(len(block.times)), first)
     policy = grid.options.on_duplicate
+    later, earlier = block.values[:, extra], block.values[:, extra - 1]
+    same = ((later == earlier) | (np.isnan(later) & np.isnan(earlier))).all(axis=0)
     if policy == "error":
-        later, earlier = block.values[:, extra], block.values[:, extra - 1]
-        same = ((later == earlier) | (np.isnan(later) & np.isnan(earlier))).all(axis=0)
         twice = block.times[extra]
         what = "the time is there twice, with {} values (before in row {})"
         for kind, chosen, word in (("duplicate", extra[same], "the same"), ("conflict", extra[~same], "different")):
@@ -167,7 +167,10 @@ def _one_row_per_time(block: Block, grid: Grid) -> Block:
 
             _note_rows(block, chosen, grid, kind, message_at, fix_at)
     else:
-        grid.changes[f"rows with a time that was there already were resolved by --on-duplicate {policy}"] += len(extra)
+        resolved = f"rows with a time that was there already{{}} were resolved by --on-duplicate {policy}"
+        for what, num in (("", int(same.sum())), (", but with another value,", int((~same).sum()))):
+            if num:
+                grid.changes[resolved.format(what)] += num
     if policy == "mean":
         num = np.add.reduceat((~np.isnan(block.values)).astype(np.int64), first, axis=1)
         total = np.add.reduceat(np.nan_to_num(block.values, nan=0.0, posinf=np.inf, neginf=-np.inf), first, axis=1)
