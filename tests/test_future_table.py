@@ -146,7 +146,10 @@ FAULTS = {
     "empty column": (lambda f: f.assign(temperature=np.nan), "the column 'temperature' is empty"),
     "no column": (lambda f: f.drop(columns="promo"), "series 's0', 2024-01-02T22:00:00: the known column 'promo'"),
     "infinite": (changed("temperature", 8, np.inf), "series 's1', .*, row 9: the value of 'temperature' is infinite"),
-    "offsets": (lambda f: f.assign(ds=f.ds.dt.tz_localize("UTC")), "the times have a time zone, those of the table"),
+    "offsets": (
+        lambda f: f.assign(ds=f.ds.dt.tz_localize("UTC")),
+        "the times have a time zone or UTC offset, those of the table have none",
+    ),
 }
 
 
