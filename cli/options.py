@@ -92,6 +92,24 @@ RunLlm = Annotated[
 ]
 RunDevice = Annotated[str, typer.Option(help="With --run: auto, cpu or cuda.")]
 
+RunState = Annotated[
+    int | None,
+    typer.Option(
+        "--state",
+        min=0,
+        help="With --run: use this state of it, 0 as it was trained; 'cli run show' lists them.",
+        show_default="the one that it uses",
+    ),
+]
+HalfLife = Annotated[
+    str | None,
+    typer.Option(
+        help="With --run: what is learned counts half after so long (26w, 90d, or a number of steps); none forgets "
+        "nothing.",
+        show_default="none, or what the run's state has",
+    ),
+]
+
 Index = Annotated[
     str | None,
     typer.Option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.opening import open_run_with_table, tell_joint
-from cli.options import REF, AsJson, Device, Indexes, asks_memory, reads_table
+from cli.options import REF, AsJson, Device, Indexes, RunState, asks_memory, reads_table
 from cli.output import note, print_json, print_table
 from cli.parsing import quantile_levels
 from cli.reports.explanation_page import write_explanation_page
@@ -57,6 +57,7 @@ def explain(
             show_default="where it was",
         ),
     ] = None,
+    state: RunState = None,
     device: Device = "auto",
     as_json: AsJson = False,
     *,
@@ -78,7 +79,7 @@ def explain(
     from forecaster.runs.intervals import require_calibrated
 
     require_calibrated(levels)
-    opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm)
+    opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm, state=state)
     step = opened.table.step
     found = explaining.explain(opened.predictor, opened.memory, opened.table, series, step.parse(at), levels=levels)
     made_by = f"{run} with {opened.ref}"

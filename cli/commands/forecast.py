@@ -19,6 +19,7 @@ from cli.opening import (
 from cli.options import (
     AsJson,
     File,
+    HalfLife,
     Index,
     Indexes,
     MemoryK,
@@ -26,6 +27,7 @@ from cli.options import (
     RunDevice,
     RunFolder,
     RunLlm,
+    RunState,
     Scopes,
     Strict,
     Views,
@@ -58,6 +60,13 @@ UpdateIndex = Annotated[
         help="First append what is new in FILE to the newest version, as the next one. Nothing is trained again.",
     ),
 ]
+Update = Annotated[
+    bool,
+    typer.Option(
+        "--update",
+        help="With --run: as --update-index, and the run learns what has become known, as its next state.",
+    ),
+]
 
 
 @reads_table
@@ -72,6 +81,9 @@ def forecast(
     lower: Lower = None,
     upper: Upper = None,
     update_index: UpdateIndex = False,
+    update: Update = False,
+    half_life: HalfLife = None,
+    state: RunState = None,
     memory_k: MemoryK = None,
     scopes: Scopes = None,
     views: Views = None,
@@ -94,14 +106,13 @@ def forecast(
     bounds = Bounds(lower=lower, upper=upper)
     levels = quantile_levels(quantiles)
     require_targets(table=out, picture=plot)
-    options = memory_options(run, index, llm=llm, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
+    how: dict[str, Any] = {"memory_k": memory_k, "scopes": scopes, "views": views, "on_empty": on_empty}
+    options = memory_options(run, index, llm=llm, state=state, **how)
+    grow = _growth(run, update=update, half_life=half_life, state=state)
     if run is None:
         from memory_index import memory_only
 
-        assert index is not None, "checked above"
-        ref = updated_ref(index, file, indexes, table_options) if update_index else index
-        memory, table, ref = open_with_table(ref, file, indexes, table_options)
-        tell_series(table, memory.manifest, ref, memory.manifest.series_ids, to=ref)
+        memory, table, ref = _opened_memory(index or "", file, indexes, table_options, update=update_index)
         result = memory_only.forecast(memory, table, quantiles=levels, options=options, bounds=bounds)
         horizon, by = memory.windows.spec.horizon, f"{ref}, memory alone"
     else:
@@ -109,24 +120,53 @@ def forecast(
         from forecaster.runs.intervals import require_calibrated
 
         require_calibrated(levels)
-        opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm, update=update_index)
+        how = {"llm": llm, "update": update_index or update, "grow": grow, "state": state}
+        opened = open_run_with_table(run, index, file, indexes, table_options, device, **how)
         memory, table, ref = opened.memory, opened.table, opened.ref
         result = forecast_by_run(opened.predictor, memory, table, quantiles=levels, bounds=bounds)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
     _tell(result, table, memory, bounds, strict=strict)
-    made_by = {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
-    result.attrs.update(made_by)  # which travels inside a Parquet file
-    _write(result, f"{horizon} steps by {by}", out)
+    _mark(result, ref, memory, run)
     _draw(plot, table, result, by)
+    _write(result, f"{horizon} steps by {by}", out, as_json=as_json)
     if as_json:
         print_json("forecast", forecast_document(result, table, file=file, horizon=horizon, out=out))
-    elif out is None:
+
+
+def _opened_memory(
+    index: str, file: Path, indexes: Indexes, options: ReadOptions, *, update: bool
+) -> tuple[Memory, SeriesTable, str]:
+    """The memory that answers alone; update: after FILE was appended to it."""
+    ref = updated_ref(index, file, indexes, options) if update else index
+    memory, table, ref = open_with_table(ref, file, indexes, options)
+    tell_series(table, memory.manifest, ref, memory.manifest.series_ids, to=ref)
+    return memory, table, ref
+
+
+def _growth(run: Path | None, *, update: bool, half_life: str | None, state: int | None) -> str | None:
+    """How the run is to go on: a half-life, `same` for that of the state before; None where it is not asked to."""
+    from memory_index.errors import UsageError
+
+    if update and run is None:
+        raise UsageError("--update goes with --run", hint="--update-index updates the memory alone")
+    if update and state is not None:
+        raise UsageError("--update goes on from the state that the run uses", hint="'cli run use' chooses it")
+    if half_life is not None and not update:
+        raise UsageError("--half-life goes with --update", hint="without an update nothing is forgotten")
+    return (half_life or "same") if update else None
+
+
+def _mark(result: pd.DataFrame, ref: str, memory: Memory, run: Path | None) -> None:
+    """What made it, which travels inside a Parquet file."""
+    made_by = {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
+    result.attrs.update(made_by)
+
+
+def _write(result: pd.DataFrame, what: str, out: Path | None, *, as_json: bool) -> None:
+    """Write the file that is asked for, or print CSV where nothing else is."""
+    if out is None and not as_json:
         typer.echo(result.to_csv(index=False), nl=False)
-
-
-def _write(result: pd.DataFrame, what: str, out: Path | None) -> None:
-    """Write the file that is asked for."""
-    if out is not None:
+    elif out is not None:
         write_file(out, _as_file(result, out.suffix.lower()))
         note(f"{result['unique_id'].nunique()} series x {what}: {out}")
 
