@@ -242,7 +242,7 @@ def _require_same_series(series: Series, windows: StoredWindows, number: int, so
     if code is not None and (has_it := np.isnan(ours) & (theirs == np.float32(code))).any():
         at = windows.step.isoformat(series.times[both][has_it.argmax()])
         raise IncompatibleError(
-            f"{source}: series '{series.series_id}' at {at} is {as_typed(code)}, but {ref} was built without that value "
-            f"({int(has_it.sum())} steps)",
+            f"{source}: series '{series.series_id}' at {at} is {as_typed(code)}, but {ref} was built without "
+            f"that value ({int(has_it.sum())} steps)",
             hint=f"read the file as it was read then: --missing {as_typed(code)}",
         )
