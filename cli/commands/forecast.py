@@ -12,6 +12,7 @@ from cli.opening import (
     open_with_table,
     tell_bounds,
     tell_ends,
+    tell_few,
     tell_series,
     tell_skipped,
     updated_ref,
@@ -115,6 +116,8 @@ def forecast(
         memory, table, ref = _opened_memory(index or "", file, indexes, table_options, update=update_index)
         result = memory_only.forecast(memory, table, quantiles=levels, options=options, bounds=bounds)
         horizon, by = memory.windows.spec.horizon, f"{ref}, memory alone"
+        if levels:
+            tell_few(memory, ref)
     else:
         from forecaster.forecast import forecast as forecast_by_run
         from forecaster.runs.intervals import require_calibrated
@@ -125,6 +128,8 @@ def forecast(
         memory, table, ref = opened.memory, opened.table, opened.ref
         result = forecast_by_run(opened.predictor, memory, table, quantiles=levels, bounds=bounds)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
+        if levels and opened.predictor.intervals.num == 0:
+            note("intervals of this run are not calibrated: too few windows were held out when it was trained")
     _tell(result, table, memory, bounds, strict=strict)
     _mark(result, ref, memory, run)
     _draw(plot, table, result, by)
