@@ -116,8 +116,6 @@ def forecast(
         memory, table, ref = _opened_memory(index or "", file, indexes, table_options, update=update_index)
         result = memory_only.forecast(memory, table, quantiles=levels, options=options, bounds=bounds)
         horizon, by = memory.windows.spec.horizon, f"{ref}, memory alone"
-        if levels:
-            tell_few(memory, ref)
     else:
         from forecaster.forecast import forecast as forecast_by_run
         from forecaster.runs.intervals import require_calibrated
@@ -128,8 +126,6 @@ def forecast(
         memory, table, ref = opened.memory, opened.table, opened.ref
         result = forecast_by_run(opened.predictor, memory, table, quantiles=levels, bounds=bounds)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
-        if levels and opened.predictor.intervals.num == 0:
-            note("intervals of this run are not calibrated: too few windows were held out when it was trained")
     _tell(result, table, memory, bounds, strict=strict)
     _mark(result, ref, memory, run)
     _draw(plot, table, result, by)
@@ -145,6 +141,7 @@ def _opened_memory(
     ref = updated_ref(index, file, indexes, options) if update else index
     memory, table, ref = open_with_table(ref, file, indexes, options)
     tell_series(table, memory.manifest, ref, memory.manifest.series_ids, to=ref)
+    tell_few(memory, ref)
     return memory, table, ref
 
 
