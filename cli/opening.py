@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from memory_index.windows import Step
 
 UPDATING = "to append to it"  # for messages
+FEW_APART = 10  # windows that do not overlap: fewer hardly tell how far apart futures lie
 
 
 def open_with_table(ref: str, file: Path, indexes: Indexes, options: ReadOptions) -> tuple[Memory, SeriesTable, str]:
@@ -104,6 +105,8 @@ def open_run_with_table(
     tell_series(table, memory.manifest, ref, opened.record.data.series_ids, to="the run")
     if grow is not None:
         predictor = _grown(opened, predictor, memory, ref, grow)
+    if predictor.intervals.num == 0:
+        note("intervals of this run are not calibrated: too few windows were held out when it was trained")
     if predictor.state:
         seen = memory.windows.step.isoformat(predictor.seen_until)
         note(f"{run}: state {predictor.state}, which has learned up to {seen}")
@@ -198,7 +201,18 @@ def tell_ends(table: SeriesTable, memory: Memory) -> None:
     if early := [name for name, end in ends.items() if end < last]:
         whole = memory.manifest.joint == "built" and not {*early}.isdisjoint(memory.manifest.series_ids)
         others = "; the others without moments of all series (scope joint), which end there" if whole else ""
-        note(f"{_some(early)}: forecast from where it ends, before the last step of the table{others}")
+        first = table.step.isoformat(min(ends.values()))
+        where = f"forecast from where it ends (the earliest at {first}), before the last step of the table"
+        note(f"{_some(early)}: {where}{others}")
+
+
+def tell_few(memory: Memory, ref: str) -> None:
+    """Say that quantiles of the memory alone rest on few windows, where they do."""
+    num, horizon = memory.manifest.num_rows, memory.manifest.window.horizon
+    if num < FEW_APART * horizon:
+        windows = "1 window" if num == 1 else f"{num} windows"
+        apart = max(1, num // horizon)
+        note(f"{ref} stores {windows}, of which {apart} do not overlap: its quantiles may be far too narrow")
 
 
 def tell_bounds(table: SeriesTable, memory: Memory, bounds: Bounds | None = None) -> None:

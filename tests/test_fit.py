@@ -134,7 +134,7 @@ def test_a_blend_is_never_worse_than_the_memory_alone_on_what_it_was_chosen_on(s
     with_none = fit_intervals.fit_intervals(
         model, replace(parts[0], fold=None), parts[1], TABLE.series_ids, validates=False
     )
-    assert (with_none.blend, with_none.num) == (intervals.MEMORY_ALONE, 0)
+    assert (with_none.blend, with_none.num) == (intervals.MEMORY_MOVED, 0)
 
 
 # What a training makes
@@ -235,7 +235,7 @@ def test_validation_decides_when_to_stop_and_how_wide_quantiles_are_and_nothing_
     one, other = load_latest(ours), load_latest(theirs)
     assert one.state.step == other.state.step
     assert_same_weights(one.model, other.model)
-    assert {"tapr.thresholds", "shortcut.weight"} <= one.model.keys()
+    assert {"networks.1.tapr.thresholds", "shortcut.weight"} <= one.model.keys()
     learned = [[{k: v for k, v in line.items() if "val" not in k} for line in log_of(each)] for each in (ours, theirs)]
     assert learned[0] == learned[1]
     assert [line.get("val_mse") for line in log_of(ours)] != [line.get("val_mse") for line in log_of(theirs)]

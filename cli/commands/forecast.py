@@ -12,6 +12,7 @@ from cli.opening import (
     open_with_table,
     tell_bounds,
     tell_ends,
+    tell_few,
     tell_series,
     tell_skipped,
     updated_ref,
@@ -140,6 +141,7 @@ def _opened_memory(
     ref = updated_ref(index, file, indexes, options) if update else index
     memory, table, ref = open_with_table(ref, file, indexes, options)
     tell_series(table, memory.manifest, ref, memory.manifest.series_ids, to=ref)
+    tell_few(memory, ref)
     return memory, table, ref
 
 
