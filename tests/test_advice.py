@@ -17,7 +17,7 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory_index.errors import DataError
+from memory_index.errors import DataError, UsageError
 from memory_index.tables.checking import check_table
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.reading import read_table
@@ -193,11 +193,17 @@ def alternatives(advice):
 
 def followed(options, chosen):
     for flag, value in chosen.items():
-        if flag in ("ignore", "missing"):
+        if flag in ("ignore", "missing", "known", "observed", "static"):
+            if value in getattr(options, flag):
+                return None  # it has been followed
             value = (*getattr(options, flag), value)
         if getattr(options, flag, None) == value:
-            return None  # it has been followed
-        options = replace(options, **{flag: value})
+            return None
+        try:
+            options = replace(options, **{flag: value})
+        except UsageError as error:  # another advice for the same column has been followed
+            assert "is named twice" in str(error)
+            return None
     return options
 
 

@@ -169,8 +169,8 @@ FAULTS = {
     "text": (wide(temperature=["warm", *map(str, range(len(HOURS) - 1))]), "'warm' in the column 'temperature' is not"),
     "times": (wide(temperature=HOURS), "'temperature' holds times"),
     "static that moves": (
-        wide(size=range(len(HOURS))),
-        "T01:00:00, row 2: the static column 'size' has several values",
+        wide(size=[None, 1, *[2] * (len(HOURS) - 2)]),
+        "T02:00:00, row 3: the static column 'size' has several values",
     ),
 }
 
@@ -224,6 +224,8 @@ def test_flags_make_the_options_that_they_were_made_of():
 
 
 def test_names_that_make_no_sense():
+    with pytest.raises(UsageError, match="known is the text 'price', not a list of names"):
+        ReadOptions(known="price")
     with pytest.raises(UsageError, match="'x' is named twice: --known and --static"):
         ReadOptions(known=("x",), static=("x",))
     with pytest.raises(UsageError, match="'x' is named twice: --observed and --ignore"):

@@ -19,10 +19,13 @@ ROLES: tuple[Role, ...] = get_args(Role)
 def single_roles(named: Mapping[Role, Sequence[str]], used: Mapping[str, Sequence[str | None]]) -> dict[str, Role]:
     """The role of each column that was named for one, in the order known, observed, static.
 
-    used: what other flags name. Raises `UsageError` for a name with two roles, or with a role and another use.
+    used: what other flags name. Raises `UsageError` for a name with two roles, or with a role and another use, and for
+    a text in the place of several names.
     """
     roles: dict[str, Role] = {}
     for role, names in named.items():
+        if isinstance(names, str):
+            raise UsageError(f"{role} is the text '{names}', not a list of names", hint=f'give {role}=("{names}",)')
         for name in names:
             if name in roles:
                 raise UsageError(
@@ -52,5 +55,6 @@ def note_unused(names: Iterable[str], what: str, log: ProblemLog) -> None:
     """Name the columns that are neither time, series, target nor covariate. what: why they are none."""
     for name in names:
         message = f"the column '{name}' is not used: {what}"
-        fix = f'give it a role (--known, --observed or --static "{name}"), or leave it out with --ignore "{name}"'
+        roles = f'--known "{name}", --observed "{name}" or --static "{name}"'
+        fix = f'give it a role with {roles}, or leave it out with --ignore "{name}"'
         log.add(Problem(kind="unused", column=name, message=message, fix=fix, severity="note"))

@@ -174,7 +174,8 @@ def _beside(block: Block, position: np.ndarray, grid: Grid) -> CovariateValues:
     laid, several = on_grid(grid.columns, block.covariates, position, num_target)
     for number in several:
         values = block.covariates[number]
-        name, place = grid.columns[number].name, int(np.flatnonzero(values != values[~np.isnan(values)][0])[0])
+        held = np.flatnonzero(~np.isnan(values))
+        name, place = grid.columns[number].name, int(held[values[held] != values[held[0]]][0])
         message = f"the static column '{name}' has several values in this series"
         fix = f"give it one value; if it changes with time, it is --known or --observed {name}"
         _note_rows(block, np.array([place]), grid, "static", message, fix, column=name)
