@@ -201,7 +201,9 @@ def followed(options, chosen):
             return None
         try:
             options = replace(options, **{flag: value})
-        except UsageError:  # another advice for the same column has been followed
+        except UsageError as error:  # another advice for the same column has been followed
+            if "is named twice" not in str(error):
+                raise
             return None
     return options
 

@@ -119,14 +119,14 @@ def choose_gate(
 
     hats: float64 [knots, H]. Where nothing is held out the gate stays at its prior, unless a penalty is given: parts
     that were fitted on the windows that judge them look better than they are. The networks are left out unless the
-    mix with them is better on held-out windows by more than the standard error of the difference over folds.
+    mix with them is clearly better on held-out windows (`network_verdict.py`).
     """
     logits, found, errors = _choose(evidence, num_bases, hats, horizon, penalty)
     if NETWORK not in evidence.names or len(evidence.names) == 1 or not len(errors):
         return logits, found
     number, rest = evidence.names.index(NETWORK), evidence.without(NETWORK)
     without = _choose(rest, num_bases - 1, hats, horizon, penalty)
-    verdict = judge(errors, without[2], _fold_sizes(evidence), alone=found.errors[NETWORK])
+    verdict = judge(errors, without[2], _fold_sizes(evidence), alone=found.errors[NETWORK], share=found.shares[NETWORK])
     if verdict.kept:
         return logits, replace(found, network=verdict)
     logits = torch.cat([without[0][:number], torch.full_like(logits[:1], 2 * OUT), without[0][number:]])

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+CLEAR = 2.0  # standard errors: with three folds one is no evidence
+LEAST_SHARE = 0.02  # of the forecast: with less, what differs is not the networks' doing
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkVerdict:
@@ -13,7 +16,7 @@ class NetworkVerdict:
 
     with_network: held-out error of the mix with them, or of them alone where that is better; without: of what is kept
     of all other parts; alone: of the networks by themselves. gain: `1 - with_network / without`; doubt: its standard
-    error over folds. They are kept where the gain is larger than the doubt.
+    error over folds. They are kept where the gain is larger than `CLEAR` doubts and they are `LEAST_SHARE` of the mix.
     """
 
     kept: bool
@@ -24,14 +27,16 @@ class NetworkVerdict:
     doubt: float
 
 
-def judge(with_network: np.ndarray, without: np.ndarray, num: np.ndarray, *, alone: float) -> NetworkVerdict:
-    """Compare held-out errors by fold, float64 [folds]. num: windows of each fold."""
+def judge(
+    with_network: np.ndarray, without: np.ndarray, num: np.ndarray, *, alone: float, share: float
+) -> NetworkVerdict:
+    """Compare held-out errors by fold, float64 [folds]. num: windows of each fold. share: of the networks then."""
     weight = num / num.sum()
     before, gain = float(without @ weight), float((without - with_network) @ weight)
     deviation = np.square(without - with_network - gain) @ weight / max(1, len(weight) - 1)
     doubt = float(np.sqrt(deviation))
     return NetworkVerdict(
-        kept=gain > doubt,
+        kept=gain > CLEAR * doubt and share >= LEAST_SHARE,
         alone=alone,
         with_network=float(with_network @ weight),
         without=before,
