@@ -243,5 +243,5 @@ def note_values(covariates: Covariates, log: ProblemLog) -> None:
         if low == high:
             value = column.categories[int(low)] if column.kind == "category" and low >= 0 else f"{low:g}"
             message = f"the column '{column.name}' is constant: {value}"
-            fix = f"nothing to do, since it counts for nothing; or leave out --{column.role} {column.name}"
+            fix = "nothing to do, since it counts for nothing; or give it no role"
             log.add(Problem(kind="constant", column=column.name, message=message, fix=fix, severity="note"))

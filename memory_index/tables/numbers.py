@@ -84,7 +84,7 @@ def _no_number(column: pa.ChunkedArray, name: str, roles: Roles, unreadable: np.
     fix = "name the right one with --value-column" if roles.id else f'leave it out with --ignore "{name}"'
     beside = column_of(name, roles)
     if beside is not None:
-        fix = f"fill it, or leave out --{dict(roles.covariates)[name]} {name}"
+        fix = "fill it, or give it no role"
     elif not roles.id and 2 <= pc.count_distinct(column).as_py() <= len(column) // 2:
         fix = f'if it names the series of each row: --id-column "{name}"; else {fix}'
     if UNIT.fullmatch(cell):

@@ -177,7 +177,7 @@ def _beside(block: Block, position: np.ndarray, grid: Grid) -> CovariateValues:
         held = np.flatnonzero(~np.isnan(values))
         name, place = grid.columns[number].name, int(held[values[held] != values[held[0]]][0])
         message = f"the static column '{name}' has several values in this series"
-        fix = f"give it one value; if it changes with time, it is --known or --observed {name}"
+        fix = "give it one value; if it changes with time, it is known or observed, not static"
         _note_rows(block, np.array([place]), grid, "static", message, fix, column=name)
     return CovariateValues(times=grid.times(block.times[0], laid.shape[1]), values=laid)
 
