@@ -43,6 +43,7 @@ class NeighbourRecord:
     distance: float
     shape_distance: float
     value_distance: float
+    condition_distance: float | None
     weight: float
     match: float | None
     age_days: float
@@ -114,7 +115,8 @@ def inspect_window(
     row, origins = one_origin(table, series_id, at, spec)
     number = table.series_ids.index(series_id)
     known, views_stored = memory.windows.series_ids, memory.windows.views
-    [block] = query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views_stored)
+    layout = memory.manifest.covariate_layout
+    [block] = query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views_stored, layout=layout)
     place = int(np.flatnonzero(block.series == number)[0])
     neighbours = memory.search(block.queries, k, scopes=scopes, views=views, where=where, min_gap=min_gap)
     filtered = where not in (None, Filter())
@@ -162,17 +164,7 @@ def actual_after(series: Series, row: int, horizon: int) -> np.ndarray:
 
 def of_series(neighbours: Neighbours, place: int) -> Neighbours:
     """The answer for series number `place` alone: whatever is made of it is not made for all the others too."""
-    one, queries = slice(place, place + 1), neighbours.queries
-    return replace(
-        neighbours,
-        queries=replace(queries, context=queries.context[:, one], series_id=queries.series_id[one]),
-        row=neighbours.row[:, one],
-        distance=neighbours.distance[:, one],
-        shape_distance=neighbours.shape_distance[:, one],
-        value_distance=neighbours.value_distance[:, one],
-        query_location=neighbours.query_location[:, one],
-        query_spread=neighbours.query_spread[:, one],
-    )
+    return neighbours.of_series(slice(place, place + 1))
 
 
 def require_neighbours(neighbours: Neighbours, place: int, *, filtered: bool = False) -> None:
@@ -230,6 +222,9 @@ def neighbour_records(
             distance=float(neighbours.distance[0, place, v, rank]),
             shape_distance=float(neighbours.shape_distance[0, place, v, rank]),
             value_distance=float(neighbours.value_distance[0, place, v, rank]),
+            condition_distance=None
+            if neighbours.condition_distance is None
+            else float(neighbours.condition_distance[0, place, v, rank]),
             weight=float(weight[v, rank]),
             match=_correlation(futures[v, rank, : len(actual)], actual),
             age_days=round(float((neighbours.queries.origin[0] - windows.origin(row)) / np.timedelta64(1, "D")), 2),

@@ -19,6 +19,7 @@ from memory_index.memory import Memory, raw_units
 from memory_index.missing import last_known
 from memory_index.neighbours import Neighbours, OnEmpty, mean_over_spaces, require_neighbours, with_last_value
 from memory_index.origins import Schedule
+from memory_index.query_covariates import require_known_ahead
 from memory_index.queries import BLOCK, QueryBlock, latest_origins, query_blocks
 from memory_index.scaling import ScaledBy
 from memory_index.skipped import Skipped
@@ -88,7 +89,9 @@ def evaluate(
     )
     first_origin, within = np.datetime64("NaT", "ns"), BoundsOf(memory)
     known = manifest.series_ids
-    for asked in query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views, block=block):
+    for asked in query_blocks(
+        table, origins, spec, Policy.CAUSAL, known=known, views=views, layout=manifest.covariate_layout, block=block
+    ):
         neighbours, empty = _search(memory, asked, options)
         forecasts = block_forecasts(neighbours)
         forecasts |= baseline_forecasts(asked.queries.context, spec.horizon, table.step)
@@ -151,7 +154,9 @@ def forecast(
     origins, skipped = latest_origins(table, spec, views=views)
     parts, alone, within = [], [], BoundsOf(memory, bounds)
     usual = usual_errors(memory, options.k, scopes=options.scopes, views=options.views) if quantiles else None
-    for block in query_blocks(table, origins, spec, Policy.CAUSAL, known=memory.manifest.series_ids, views=views):
+    known, layout = memory.manifest.series_ids, memory.manifest.covariate_layout
+    for block in query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views, layout=layout):
+        require_known_ahead(block.queries, block.wanted, memory.manifest.covariates, table.step, table.source)
         neighbours = memory.search(block.queries, options.k, scopes=options.scopes, views=options.views)
         if options.on_empty == "error":
             found = np.any(neighbours.valid, axis=(2, 3)) | ~block.wanted

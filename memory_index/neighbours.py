@@ -16,14 +16,16 @@ import numpy as np
 from memory_index.cores import num_cores
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.leakage import TimeSpans, require_admissible
-from memory_index.missing import last_known
+from memory_index.missing import filled, last_known
 from memory_index.products import project
+from memory_index.scaling import units_of
 from memory_index.threads import Workers, one_blas_thread
 from memory_index.transforms import NO_TRANSFORM
 from memory_index.types import KeySpace, Queries
 from memory_index.weighted import mean_of_known, weighted_quantiles
 from memory_index.windows import StoredWindows, cut
 
+ARRAYS = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
 OnEmpty = Literal["error", "last-value"]  # what becomes of a query that has no neighbour
 
 CHUNK_VALUES = 1 << 20  # values of neighbours' windows handled at once, where a query does not have more
@@ -35,10 +37,11 @@ class Neighbours:
     """The K nearest admissible windows of each query in each of V key spaces, nearest first.
 
     row, distance, shape_distance, value_distance: [B, N, V, K]; int64 row ids (-1 in unused slots) and
-    float32 distances (+inf there). `distance^2 = w * shape_distance^2 + (1 - w) * value_distance^2`
-    (docs/method.md), in units of a window's own spread. query_location, query_spread: float64 [B, N, V], the
+    float32 distances (+inf there). `distance^2 = w * shape_distance^2 + (1 - w) * value_distance^2 +
+    condition_distance^2` (docs/method.md), in units of a window's own spread; condition_distance is None for a version
+    without covariates. query_location, query_spread: float64 [B, N, V], the
     query's own statistics under each view, in units of the version's transform. temperature: float32 [V], stored with
-    the version. linear_maps: of each view, float32 [view, H], stored with it too (`KeyEncoder.linear_map`).
+    the version. linear_maps: of each view, float32 [view + P, H], stored with it too (`KeyEncoder.linear_map`).
 
     Constructing it raises `LeakError` if any row is not admissible for its query.
     """
@@ -55,6 +58,7 @@ class Neighbours:
     linear_maps: Mapping[int, np.ndarray]
     windows: StoredWindows
     fingerprint: str
+    condition_distance: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         b, n, _ = self.queries.context.shape
@@ -65,6 +69,10 @@ class Neighbours:
                 raise UsageError(
                     f"{name} must have the shape of row, {self.row.shape}, not {getattr(self, name).shape}"
                 )
+        if (self.condition_distance is None) != (self.windows.covariates is None):
+            raise UsageError("there is a condition part of distances where the version has covariates, and only there")
+        if self.condition_distance is not None and self.condition_distance.shape != self.row.shape:
+            raise UsageError(f"condition_distance must have the shape of row, {self.row.shape}")
         valid = self.valid
         if (self.row >= len(self.windows)).any() or not (np.isfinite(self.distance) == valid).all():
             raise UsageError("row ids and distances do not belong together: unused slots need row -1 and distance +inf")
@@ -154,9 +162,19 @@ class Neighbours:
 
     def at_moments(self, chosen: np.ndarray) -> Neighbours:
         """The same of some of the moments. chosen: int [b] or bool [B]."""
-        queries = replace(self.queries, context=self.queries.context[chosen], origin=self.queries.origin[chosen])
-        names = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
-        return replace(self, queries=queries, **{name: getattr(self, name)[chosen] for name in names})
+        return replace(
+            self, queries=self.queries.at_moments(chosen), **{name: part[chosen] for name, part in self.parts().items()}
+        )
+
+    def of_series(self, chosen: slice) -> Neighbours:
+        """The same of some of the series."""
+        parts = {name: part[:, chosen] for name, part in self.parts().items()}
+        return replace(self, queries=self.queries.of_series(chosen), **parts)
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """The arrays that each window has a part of, by name, [B, N, V, K] or [B, N, V]."""
+        names = [*ARRAYS, *(["condition_distance"] if self.condition_distance is not None else [])]
+        return {name: getattr(self, name) for name in names}
 
 
 def weights(neighbours: Neighbours) -> np.ndarray:
@@ -294,7 +312,8 @@ def require_neighbours(neighbours: Neighbours, found: np.ndarray) -> None:
 
 
 class _Query(NamedTuple):
-    """Queries in their own location and spread under one view: z [..., 1, view], location and spread [..., 1, 1].
+    """Queries in their own location and spread under one view, and their covariates as the linear map reads them:
+    z [..., 1, view + P], location and spread [..., 1, 1].
 
     z is NaN where a cell is missing.
     """
@@ -313,8 +332,16 @@ def _query_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> _Query:
     location, spread = (
         part[*chunk, number, None, None] for part in (neighbours.query_location, neighbours.query_spread)
     )
-    window = neighbours.queries.context[*chunk, None, -neighbours.spaces[number].view :]
-    return _Query((window - location) / spread, location, spread)
+    queries, windows, view = neighbours.queries, neighbours.windows, neighbours.spaces[number].view
+    window = queries.context[*chunk, None, -view:]
+    z = (window - location) / spread
+    if windows.covariates is not None and queries.covariates is not None:
+        layout, context = windows.covariates.layout, queries.context[chunk]
+        series = windows.numbers_of(queries.series_id[chunk[1]])
+        unit = units_of(windows.covariates.unit, series, filled(context, windows.step.season))[..., None, None]
+        beside = layout.numbers(layout.of_values(queries.covariates[chunk], (view,)), view)[..., None, :]
+        z = np.concatenate([z, beside * (unit / spread)], axis=-1)
+    return _Query(z, location, spread)
 
 
 def _aligned(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
@@ -329,14 +356,14 @@ def _aligned(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
 def _moved(query: _Query, standard: np.ndarray, linear_map: np.ndarray) -> np.ndarray:
     """Futures as they would follow the query, in its units, float64 [..., K, H].
 
-    standard: [..., K, view + H], as of `_standard_windows`, or means of such windows. A cell that either misses moves
-    nothing: there is no difference to be told.
+    standard: [..., K, view + P + H], as of `_standard_windows`, or means of such windows. A cell that either misses
+    moves nothing: there is no difference to be told.
     """
-    view = query.z.shape[-1]
-    difference = query.z - standard[..., :view]
+    width = query.z.shape[-1]
+    difference = query.z - standard[..., :width]
     if (missing := np.isnan(difference)).any():
         difference = np.where(missing, 0.0, difference)
-    return query.location + query.spread * (standard[..., view:] + project(difference, linear_map))
+    return query.location + query.spread * (standard[..., width:] + project(difference, linear_map))
 
 
 def _by_maps(neighbours: Neighbours, chunk: Chunk) -> np.ndarray:
@@ -353,9 +380,10 @@ def _by_map(query: _Query, neighbours: Neighbours, number: int) -> np.ndarray:
 
 
 def _standard_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
-    """Each neighbour of one key space in its own location and spread, float32 [b, N, K, view + H].
+    """Each neighbour of one key space in its own location and spread, float32 [b, N, K, view + P + H].
 
-    The last `view` steps of its context, then its future; NaN where missing, 0 in unused slots.
+    The last `view` steps of its context, its covariates as the linear map reads them, then its future; NaN where
+    missing, 0 in unused slots.
     """
     view, windows = neighbours.spaces[number].view, neighbours.windows
     found, place = neighbours.row[*chunk, number], windows.views.index(view)
@@ -363,13 +391,19 @@ def _standard_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> np.n
     standard = cut(windows.values, windows.origin_position[row] - view + 1, view + windows.spec.horizon)
     standard -= windows.location[row, place][..., None]
     standard /= windows.spread[row, place][..., None]
+    if windows.covariates is not None:
+        stored, series = windows.covariates, windows.series[row]
+        beside = stored.layout.numbers(stored.windows(series, windows.origin_row[row], (view,)), view)
+        beside *= (stored.unit[series] / windows.spread[row, place]).astype(np.float32)[..., None]
+        standard = np.concatenate([standard[..., :view], beside, standard[..., view:]], axis=-1)
     standard[found < 0] = 0
     return standard
 
 
 def _num_steps(neighbours: Neighbours, number: int) -> int:
-    """Of a neighbour's window in a key space: its view and the horizon."""
-    return neighbours.spaces[number].view + neighbours.windows.spec.horizon
+    """Of a neighbour's window in a key space: its view and the horizon, and what stands beside them."""
+    beside = neighbours.windows.covariates.layout.width if neighbours.windows.covariates is not None else 0
+    return neighbours.spaces[number].view + beside + neighbours.windows.spec.horizon
 
 
 def _chunks(b: int, n: int, values: int) -> list[Chunk]:

@@ -33,6 +33,7 @@ from memory_index.memory import linear_forecast, require_counts, require_lookbac
 from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale
 from memory_index.types import Filter, KeySpace, Queries, Scope
+from memory_index.versions.covariate_files import COVARIATES_FILE
 from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest, manifest_from_json
 from memory_index.versions.opening import ENCODER_FILE, read_arrays, stored_windows
@@ -108,8 +109,9 @@ class RemoteMemory:
         with _shared_lock:
             windows = _windows.get(self.fingerprint)
             if windows is None:
-                with self._fetched(SERIES_FILE, WINDOWS_FILE) as folder:
-                    windows = _windows[self.fingerprint] = stored_windows(folder, self.manifest)
+                unit = self._fetched_linear().scale.std if self.manifest.covariates else np.empty(0)
+                with self._fetched(SERIES_FILE, WINDOWS_FILE, COVARIATES_FILE) as folder:
+                    windows = _windows[self.fingerprint] = stored_windows(folder, self.manifest, unit)
             return windows
 
     @property
@@ -238,11 +240,15 @@ class RemoteMemory:
     def _linear(self) -> DualKeyEncoder:
         """Scale and linear maps of the version; what encodes queries stays with the service."""
         with _shared_lock:
-            linear = _maps.get(self.fingerprint)
-            if linear is None:
-                with self._fetched(ENCODER_FILE) as folder:
-                    linear = _maps[self.fingerprint] = read_arrays(folder, self.manifest).without_keys()
-            return linear
+            return self._fetched_linear()
+
+    def _fetched_linear(self) -> DualKeyEncoder:
+        """The same, for one who holds the lock."""
+        linear = _maps.get(self.fingerprint)
+        if linear is None:
+            with self._fetched(ENCODER_FILE) as folder:
+                linear = _maps[self.fingerprint] = read_arrays(folder, self.manifest).without_keys()
+        return linear
 
     @contextmanager
     def _fetched(self, *names: str) -> Iterator[Path]:

@@ -32,12 +32,15 @@ PROTOCOL = 2
 ARROW, JSON, CSV = "application/vnd.apache.arrow.stream", "application/json", "text/csv"
 BESIDE = b"document"  # key of the JSON document in the metadata of a schema
 MAX_NAME = 1000  # characters of the name of a series
-SLOT_BYTES, SPACE_BYTES = 20, 16  # of an answer, per neighbour and per key space
-SLOT_COLUMNS = ("row", "distance", "shape_distance", "value_distance")
-ANSWER_TYPES = dict.fromkeys(SLOT_COLUMNS, pa.float32()) | {"row": pa.int64()}
+SLOT_BYTES, SPACE_BYTES = 24, 16  # of an answer, per neighbour and per key space
+SLOT_COLUMNS = ("row", "distance", "shape_distance", "value_distance", "condition_distance")
+ANSWER_TYPES = dict.fromkeys(SLOT_COLUMNS[:-1], pa.float32()) | {"row": pa.int64()}
 ANSWER_TYPES |= dict.fromkeys(("query_location", "query_spread"), pa.float64())
 QUESTION = pa.schema([("values", pa.list_(pa.float32())), ("origin", pa.list_(pa.timestamp("ns")))])
 ANSWER = pa.schema([(name, pa.list_(kind)) for name, kind in ANSWER_TYPES.items()])
+# Of a version with covariates:
+QUESTION_BESIDE = QUESTION.append(pa.field("covariates", pa.list_(pa.float32())))
+ANSWER_BESIDE = ANSWER.append(pa.field("condition_distance", pa.list_(pa.float32())))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,7 +198,8 @@ def _question(
 def some_of(queries: Queries, moments: slice) -> Queries:
     """The queries of some moments. Windows that share their memory become windows of their own, for the same sums in
     the same order."""
-    return replace(queries, context=np.ascontiguousarray(queries.context[moments]), origin=queries.origin[moments])
+    some = queries.at_moments(moments)
+    return replace(some, context=np.ascontiguousarray(some.context))
 
 
 # Answers

@@ -278,7 +278,8 @@ def _answers(
         memory.manifest.series_ids,
         memory.windows.views,
     )
-    for block in query_blocks(table, origins, spec, settings.policy, known=known, views=views):
+    layout = memory.manifest.covariate_layout
+    for block in query_blocks(table, origins, spec, settings.policy, known=known, views=views, layout=layout):
         neighbours = answering.search(block.queries, settings.k, where=where).inside()
         part = condense(neighbours, spaces, slots=settings.slots, horizon=settings.horizon)
         number = place.numbers(block.series, block.row)  # [B, N]

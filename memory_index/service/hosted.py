@@ -22,6 +22,7 @@ from memory_index.references import MILVUS_SCHEMES, OLD_SCHEMES, SERVICE_SCHEMES
 from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest
 from memory_index.versions.opening import ENCODER_FILE, LoadEncoder
+from memory_index.versions.covariate_files import COVARIATES_FILE
 from memory_index.versions.segments import SERIES_FILE, WINDOWS_FILE
 from memory_index.versions.store import Store
 from memory_index.versions.version import MANIFEST, Location
@@ -188,7 +189,7 @@ class Hosting:
         hosted = Hosted(ref=location.ref, fingerprint=found.manifest.fingerprint, stamp=stamp, memory=memory)
         try:
             for path in found.manifest.files:
-                if path.rpartition("/")[2] in (ENCODER_FILE, SERIES_FILE, WINDOWS_FILE):
+                if path.rpartition("/")[2] in (ENCODER_FILE, SERIES_FILE, WINDOWS_FILE, COVARIATES_FILE):
                     hosted.files[path] = os.open(location.path / path, os.O_RDONLY | os.O_CLOEXEC)
             with self._lock:
                 if self._is_closed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -49,6 +50,13 @@ class SeriesTable:
     def rule(self, spec: WindowSpec) -> WindowSpec:
         """The shape of windows, and how much of one may be missing: nothing where the table was read with `drop`."""
         return replace(spec, max_missing=0.0) if self.whole_windows else spec
+
+    def of_series(self, numbers: Sequence[int]) -> SeriesTable:
+        """The same with some of its series only, and their covariates."""
+        covariates = self.covariates
+        if covariates is not None:
+            covariates = replace(covariates, series=tuple(covariates.series[number] for number in numbers))
+        return replace(self, series=tuple(self.series[number] for number in numbers), covariates=covariates)
 
     def __getitem__(self, series_id: str) -> Series:
         """One series. Raises `NotFoundError` that names the nearest known series."""

@@ -7,21 +7,23 @@ import time
 
 import numpy as np
 
+from memory_index.covariate_map import aligned_values
 from memory_index.errors import IncompatibleError, NothingNewError
 from memory_index.fit_transform import table_inside
 from memory_index.skipped import Skipped, require_none_skipped
 from memory_index.tables.series import Series, SeriesTable, differing
 from memory_index.tables.steps import same_step
-from memory_index.versions.build import built_since, segment_record, up_to_last_values, with_recall
+from memory_index.versions.build import built_since, covariates_of, segment_record, up_to_last_values, with_recall
+from memory_index.versions.covariate_files import COVARIATES_FILE, continued, write_covariates
 from memory_index.versions.factories import EXACT
 from memory_index.versions.manifest import FORMAT
-from memory_index.versions.opening import LoadEncoder, plan_of, read_earlier, read_encoder, read_series
+from memory_index.versions.opening import LoadEncoder, plan_of, read_earlier, read_encoder, read_table
 from memory_index.versions.segments import MOMENTS_FILE, SERIES_FILE, WINDOWS_FILE, SegmentPlan, write_segment
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version, check_files, removal_named
 from memory_index.windows import Step, origin_rows
 
-READ_FILES = (SERIES_FILE, WINDOWS_FILE, MOMENTS_FILE)  # of each segment
+READ_FILES = (SERIES_FILE, WINDOWS_FILE, MOMENTS_FILE, COVARIATES_FILE)  # of each segment
 NOT_STORED = "is not in the version: the next build stores it"
 
 
@@ -51,8 +53,9 @@ def append(
         check_files(parent, only=lambda path: path.endswith(READ_FILES) or "/" not in path)
         manifest = parent.manifest
         with removal_named(parent):
-            stored = read_series(parent.path, manifest)
+            stored = read_table(parent.path, manifest)
         joined, skipped = join_new_rows(stored, table, until=until, delay=manifest.window.known_delay)
+        joined = continued(stored, joined, table, manifest)
         if strict:
             require_none_skipped(skipped, table.source, "nothing appended to")
         notes = late_values(stored, table)
@@ -63,9 +66,22 @@ def append(
         folder, new_from = f"segment-{len(manifest.segments)}", [len(series) for series in stored.series]
         origins, inside = new_origins(stored, joined, plan), table_inside(manifest.transform, joined)
         windows = write_segment(
-            staging.path / folder, joined, origins, encoder, plan, inside=inside, new_from=new_from, earlier=earlier
+            staging.path / folder,
+            joined,
+            origins,
+            encoder,
+            plan,
+            inside=inside,
+            new_from=new_from,
+            earlier=earlier,
+            covariates=covariates_of(joined, encoder),
         )
-        num_new = [len(series) - start for series, start in zip(joined.series, new_from, strict=True)]
+        record = segment_record(folder, windows, sum(num_new(joined, new_from)))
+        if manifest.covariates:
+            found = aligned_values(joined, manifest.covariates, shared=manifest.shared_covariates)
+            ends = [len(stored.covariates.series[0].times)] if found.shared and stored.covariates else new_from
+            num_rows = write_covariates(staging.path / folder, found, ends)
+            record = dataclasses.replace(record, num_covariates=num_rows)
         known_at = np.append(
             windows.known_at, [np.datetime64(manifest.first_known_at), np.datetime64(manifest.last_known_at)]
         )
@@ -76,13 +92,18 @@ def append(
             first_known_at=str(known_at.min()),
             last_known_at=str(known_at.max()),
             data_sha256=joined.content_hash,
-            segments=(*manifest.segments, segment_record(folder, windows, sum(num_new))),
+            segments=(*manifest.segments, record),
             parent=manifest.fingerprint,
         )
         if set(plan.factories.values()) != {EXACT}:  # an exact scan has nothing to measure
             child = with_recall(staging.path, child, encoder)
         built = dataclasses.replace(built_since(started, table.source), notes=notes, skipped=skipped)
         return staging.publish(dataclasses.replace(child, built=built))
+
+
+def num_new(joined: SeriesTable, new_from: list[int]) -> list[int]:
+    """Steps of each series that no earlier segment stores."""
+    return [len(series) - start for series, start in zip(joined.series, new_from, strict=True)]
 
 
 def join_new_rows(

@@ -1,0 +1,308 @@
+"""What a version makes of covariates: channels in training units, and the numbers beside a window that its map reads.
+
+A **channel** is a column as numbers: a number less its training mean in training deviations, a boolean as 0 or 1, each
+word of a category by itself. L lookback, H horizon, C columns, J channels, P numbers beside a window. How a map and its
+weights are fitted is `fit_covariates.py`; where the values are stored `versions/covariate_files.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from memory_index.covariates import Kind, Role
+from memory_index.errors import IncompatibleError
+from memory_index.tables.series import SeriesTable
+
+MAX_NUMBERS = 512  # beside a window, at most: the cost of a fit grows with the square, of a key in proportion
+CONDITION_WIDTH = 24  # numbers of the condition part of a key, at most
+MAX_CLASSES = 31  # words of a category by themselves, the most frequent ones; all others are one more, "other"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CovariateColumn:
+    """A column as a version stores it, with its training units.
+
+    categories: its words, of which a code is the place; -1 is any other word. center: mean of each channel over the
+    training part. unit: of a number its training standard deviation, 1 for a constant one; of a boolean 1; of a
+    category the square root of 2, so that two different words lie 1 apart. low, high: training range of a number.
+    weight: its weight in the condition part of a distance, by view (docs/method.md).
+    """
+
+    name: str
+    role: Role
+    kind: Kind
+    categories: tuple[str, ...]
+    center: tuple[float, ...]
+    unit: float
+    low: float
+    high: float
+    weight: tuple[float, ...] = ()
+
+    def channels(self, values: np.ndarray) -> np.ndarray:
+        """values: [..., S], raw, NaN where missing -> float32 [..., S, channels], 0 (the training mean) where missing.
+
+        Codes of a category count as its words.
+        """
+        values = np.asarray(values, dtype=np.float64)
+        known = np.isfinite(values)[..., None]
+        each = values[..., None]
+        if self.kind == "category":
+            code = np.where(known[..., 0] & (values >= 0), values, len(self.categories)).astype(np.int64)
+            each = (code[..., None] == np.arange(len(self.center))).astype(np.float64)
+        return np.where(known, (each - np.array(self.center)) / self.unit, 0.0).astype(np.float32)
+
+
+class CovariateWindows(NamedTuple):
+    """The covariates of windows [...]: what their map reads, before it is scaled.
+
+    near: float32 [..., S, J], the last `context_steps` of the context and the horizon. means: float32 [..., J] by view,
+    over its steps.
+    """
+
+    near: np.ndarray
+    means: dict[int, np.ndarray]
+
+    def take(self, chosen: slice | np.ndarray) -> CovariateWindows:
+        """Some of the windows, along the first axis."""
+        return CovariateWindows(self.near[chosen], {view: mean[chosen] for view, mean in self.means.items()})
+
+    def series(self, order: np.ndarray) -> CovariateWindows:
+        """The same with the second axis in another order."""
+        return CovariateWindows(self.near[:, order], {view: mean[:, order] for view, mean in self.means.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CovariateLayout:
+    """Which numbers of covariates stand beside a window, in this order:
+
+    known and observed channels over the last `context_steps` steps of the context; every channel's mean over the view
+    (of a static column its value); known channels over the horizon, in `num_bins` means of consecutive steps where the
+    horizon is too long for each to count by itself.
+    """
+
+    columns: tuple[CovariateColumn, ...]
+    lookback: int
+    horizon: int
+
+    @cached_property
+    def column_of_channel(self) -> np.ndarray:
+        """int64 [J]: the column that each channel is of."""
+        return np.repeat(np.arange(len(self.columns)), [len(column.center) for column in self.columns])
+
+    @cached_property
+    def ahead(self) -> np.ndarray:
+        """bool [J]: channels of known columns."""
+        return np.array([self.columns[c].role == "known" for c in self.column_of_channel], dtype=bool)
+
+    @cached_property
+    def behind(self) -> np.ndarray:
+        """bool [J]: channels whose single steps of the context are read."""
+        return np.array([self.columns[c].role != "static" for c in self.column_of_channel], dtype=bool)
+
+    @property
+    def num_bins(self) -> int:
+        """Means that a horizon is read in."""
+        num = max(1, int(self.ahead.sum()))
+        return max(1, min(self.horizon, (MAX_NUMBERS - len(self.ahead)) // num))
+
+    @property
+    def context_steps(self) -> int:
+        """Last steps of the context whose covariates are read one by one."""
+        left = MAX_NUMBERS - len(self.ahead) - int(self.ahead.sum()) * self.num_bins
+        return max(0, min(self.lookback, self.horizon, left // max(1, int(self.behind.sum()))))
+
+    @cached_property
+    def bin_edges(self) -> np.ndarray:
+        """int64 [num_bins]: where each bin of the horizon begins."""
+        return np.arange(self.num_bins) * self.horizon // self.num_bins
+
+    @property
+    def num_horizon(self) -> int:
+        """Numbers of the horizon, which come last."""
+        return int(self.ahead.sum()) * self.num_bins
+
+    @property
+    def width(self) -> int:
+        """P: numbers beside a window."""
+        return self.context_steps * int(self.behind.sum()) + len(self.ahead) + self.num_horizon
+
+    @property
+    def condition_width(self) -> int:
+        """Numbers of the condition part of a key; 0 without a known column."""
+        return min(CONDITION_WIDTH, self.num_horizon)
+
+    @cached_property
+    def column_of_number(self) -> np.ndarray:
+        """int64 [P]: the column that each number is of."""
+        column = self.column_of_channel
+        return np.concatenate(
+            [np.tile(column[self.behind], self.context_steps), column, np.tile(column[self.ahead], self.num_bins)]
+        )
+
+    def channels(self, values: np.ndarray) -> np.ndarray:
+        """values: [..., C, S], raw -> float32 [..., S, J]."""
+        parts = [column.channels(values[..., number, :]) for number, column in enumerate(self.columns)]
+        return np.concatenate(parts, axis=-1)
+
+    def of_values(self, values: np.ndarray, views: tuple[int, ...]) -> CovariateWindows:
+        """Of windows with values [..., C, L + H], raw. Observed values of the horizon are not looked at."""
+        channels = self.channels(values)
+        channels[..., self.lookback :, ~self.ahead] = 0
+        means = {
+            view: channels[..., self.lookback - view : self.lookback, :].mean(axis=-2, dtype=np.float64) for view in views
+        }
+        first = self.lookback - self.context_steps
+        return CovariateWindows(channels[..., first:, :], {view: mean.astype(np.float32) for view, mean in means.items()})
+
+    def numbers(self, windows: CovariateWindows, view: int) -> np.ndarray:
+        """float32 [..., P]: what stands beside windows under a view, in training units."""
+        near, steps = windows.near, self.context_steps
+        context = near[..., :steps, :] if self.behind.all() else near[..., :steps, self.behind]
+        lead = near.shape[:-2]
+        parts = [context.reshape(*lead, -1), windows.means[view], self.horizon_numbers(windows)]
+        return np.concatenate(parts, axis=-1)
+
+    def horizon_numbers(self, windows: CovariateWindows) -> np.ndarray:
+        """float32 [..., num_bins * known channels]: those of the horizon alone."""
+        horizon = windows.near[..., self.context_steps :, :]
+        horizon = horizon if self.ahead.all() else horizon[..., self.ahead]
+        if self.num_bins < self.horizon and horizon.shape[-1]:
+            length = np.diff(np.append(self.bin_edges, self.horizon)).astype(np.float32)
+            horizon = np.add.reduceat(horizon, self.bin_edges, axis=-2) / length[:, None]
+        return horizon.reshape(*windows.near.shape[:-2], self.num_horizon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredCovariates:
+    """The covariates of all series of a version, or of a table.
+
+    values: float32 [C, T'], raw, NaN where missing: of all series end to end, or of one stretch that all share. first:
+    int64 [N], where each series begins in them. unit: float64 [N], its training standard deviation in units of the
+    version's transform.
+    """
+
+    layout: CovariateLayout
+    values: np.ndarray
+    first: np.ndarray
+    unit: np.ndarray
+
+    @cached_property
+    def channels(self) -> np.ndarray:
+        """float32 [T', J]."""
+        return np.ascontiguousarray(self.layout.channels(self.values))
+
+    @cached_property
+    def _sums(self) -> np.ndarray:
+        """float64 [T' + 1, J]: sums over the steps before each."""
+        total = np.zeros((len(self.channels) + 1, self.channels.shape[1]))
+        np.cumsum(self.channels, axis=0, dtype=np.float64, out=total[1:])
+        return total
+
+    def windows(self, series: np.ndarray, row: np.ndarray, views: tuple[int, ...]) -> CovariateWindows:
+        """Of windows with origins at rows of series (int [...] each)."""
+        layout, position = self.layout, self.first[series] + row
+        steps, width = layout.context_steps + layout.horizon, self.channels.shape[1]
+        flat = np.lib.stride_tricks.sliding_window_view(self.channels.reshape(-1), steps * width)
+        near = flat[(position - layout.context_steps + 1) * width].reshape(*position.shape, steps, width)
+        if not layout.ahead.all():
+            near[..., layout.context_steps :, ~layout.ahead] = 0
+        end = self._sums[position + 1]
+        means = {view: ((end - self._sums[position + 1 - view]) / view).astype(np.float32) for view in views}
+        return CovariateWindows(near, means)
+
+    def raw(self, series: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """float32 [..., C, L + H]: as a query brings them; observed values of the horizon are missing."""
+        layout, position = self.layout, self.first[series] + row
+        cells = position[..., None] + np.arange(1 - layout.lookback, layout.horizon + 1)
+        values = np.moveaxis(self.values[:, cells], 0, -2)
+        observed = [number for number, column in enumerate(layout.columns) if column.role == "observed"]
+        values[..., observed, layout.lookback :] = np.nan
+        return values
+
+
+class AlignedValues(NamedTuple):
+    """Values of columns on the steps of a table's series.
+
+    times: datetime64[ns] [T'] and values: float32 [C, T'], NaN where missing, of all series end to end; of a table
+    whose series share their covariates (`shared`) one stretch from the first step of any to the last. first: int64 [N],
+    where each series begins.
+    """
+
+    times: np.ndarray
+    values: np.ndarray
+    first: np.ndarray
+    shared: bool
+
+
+def aligned_values(table: SeriesTable, columns: tuple[CovariateColumn, ...], *, shared: bool | None = None) -> AlignedValues:
+    """The covariates of a table up to the last step of each series; words that a column does not have become -1.
+
+    shared: whether one stretch is wanted, default where all series have the same. Raises what `matching` raises.
+    """
+    taken = matching(table, columns)
+    given = table.covariates.series if table.covariates is not None else ()
+    if shared is None:
+        shared = len({id(each.values) for each in given}) == 1
+    starts = np.array([series.times[0] for series in table.series])
+    if not shared:
+        parts = [taken(n, series.times) for n, series in enumerate(table.series)]
+        first = np.cumsum([0, *(len(series) for series in table.series)])[:-1]
+        times = np.concatenate([series.times for series in table.series])
+        return AlignedValues(times, np.concatenate(parts, axis=1), first, False)
+    times = table.step.until(starts.min(), max(series.times[-1] for series in table.series))
+    longest = max(range(len(given)), key=lambda n: len(given[n].times)) if given else 0
+    return AlignedValues(times, taken(longest, times), np.searchsorted(times, starts), True)
+
+
+def matching(table: SeriesTable, columns: tuple[CovariateColumn, ...]) -> Callable[[int, np.ndarray], np.ndarray]:
+    """How to take the values of a version's columns from a table: (number of a series, times [S]) -> float32 [C, S].
+
+    NaN where the table has none. Raises `IncompatibleError` that names the columns which the table does not have, or
+    has in another role or kind.
+    """
+    have = {} if table.covariates is None else {column.name: n for n, column in enumerate(table.covariates.columns)}
+    require_columns(table.source, tuple(have), columns)
+    if not columns:
+        return lambda number, times: np.empty((0, len(times)), dtype=np.float32)
+    assert table.covariates is not None, "it has the columns"
+    given, order, codes = table.covariates, [have[column.name] for column in columns], []
+    for column, place in zip(columns, order, strict=True):
+        theirs = given.columns[place]
+        if (theirs.role, theirs.kind) != (column.role, column.kind):
+            raise IncompatibleError(
+                f"{table.source}: '{column.name}' is {theirs.role}, a {theirs.kind}, but in the version it is "
+                f"{column.role}, a {column.kind}",
+                hint=f"name it --{column.role} {column.name}, with values of that kind",
+            )
+        word = {name: float(code) for code, name in enumerate(column.categories)}
+        codes.append(np.array([*(word.get(name, -1.0) for name in theirs.categories), -1.0]))
+
+    def take(number: int, times: np.ndarray) -> np.ndarray:
+        source = given.series[number]
+        at = np.searchsorted(source.times, times)
+        there = (at < len(source.times)) & (source.times[np.minimum(at, len(source.times) - 1)] == times)
+        values = np.where(there, source.values[order][:, np.minimum(at, len(source.times) - 1)], np.nan)
+        for row, column in enumerate(columns):
+            if column.kind == "category":
+                known = np.isfinite(values[row])
+                values[row, known] = codes[row][values[row, known].astype(np.int64)]
+        return values.astype(np.float32)
+
+    return take
+
+
+def require_columns(source: str, have: tuple[str, ...], columns: tuple[CovariateColumn, ...]) -> None:
+    """Raise `IncompatibleError` that names the columns of a version which are not there."""
+    missing = [column for column in columns if column.name not in have]
+    if missing:
+        named = " ".join(f"--{column.role} {column.name}" for column in missing)
+        raise IncompatibleError(
+            f"{source} has no covariate {', '.join(repr(column.name) for column in missing)}, which this version was "
+            "built with",
+            hint=f"give a table with the columns, and name their roles: {named}",
+        )
