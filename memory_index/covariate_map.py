@@ -154,10 +154,13 @@ class CovariateLayout:
         channels = self.channels(values)
         channels[..., self.lookback :, ~self.ahead] = 0
         means = {
-            view: channels[..., self.lookback - view : self.lookback, :].mean(axis=-2, dtype=np.float64) for view in views
+            view: channels[..., self.lookback - view : self.lookback, :].mean(axis=-2, dtype=np.float64)
+            for view in views
         }
         first = self.lookback - self.context_steps
-        return CovariateWindows(channels[..., first:, :], {view: mean.astype(np.float32) for view, mean in means.items()})
+        return CovariateWindows(
+            channels[..., first:, :], {view: mean.astype(np.float32) for view, mean in means.items()}
+        )
 
     def numbers(self, windows: CovariateWindows, view: int) -> np.ndarray:
         """float32 [..., P]: what stands beside windows under a view, in training units."""
@@ -239,7 +242,9 @@ class AlignedValues(NamedTuple):
     shared: bool
 
 
-def aligned_values(table: SeriesTable, columns: tuple[CovariateColumn, ...], *, shared: bool | None = None) -> AlignedValues:
+def aligned_values(
+    table: SeriesTable, columns: tuple[CovariateColumn, ...], *, shared: bool | None = None
+) -> AlignedValues:
     """The covariates of a table up to the last step of each series; words that a column does not have become -1.
 
     shared: whether one stretch is wanted, default where all series have the same. Raises what `matching` raises.

@@ -62,7 +62,7 @@ class EncoderConfig:
                 raise UsageError(f"{name} is {getattr(self, name):g}, but must be {bounds}")
 
     def key_width(self, space: KeySpace, num_series: int, condition_width: int = 0) -> int:
-        """Numbers of a key that these settings make for a table of so many series. condition_width: of its last part."""
+        """Numbers of a key of a table of so many series. condition_width: of its condition part."""
         shape = min(self.shape_width, space.view)
         if space.scope != "joint":
             return shape + (NUM_VALUES if space.scope == "own" else 0) + condition_width
@@ -157,7 +157,8 @@ class KeyEncoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class DualKeyEncoder:
-    """The built-in encoder: closed-form, torch-free. N_v series of the version, D = shape_width, P numbers of covariates.
+    """The built-in encoder: closed-form, torch-free. N_v series of the version, D = shape_width, P numbers of
+    covariates.
 
     arrays (float32), by name: `own-VIEW` [N_v, view + P, D], `pooled-VIEW` [view + P, D], `joint-VIEW`
     [N_j * D, E_shape], `joint-value-VIEW` [N_j * 5, E_value], `ridge-VIEW` [view + P, H], `condition-VIEW`
@@ -225,9 +226,10 @@ class DualKeyEncoder:
     def explanatory(
         self, view: int, context: np.ndarray, series: np.ndarray, covariates: CovariateWindows | None
     ) -> tuple[np.ndarray, np.ndarray, WindowStatistics]:
-        """What the linear map reads, float64 [B, N, view + P]: windows in their own location and spread, and the numbers
-        of their covariates, whose effect is in the target's units: in training units times the deviation of the series,
-        divided by the window's spread as the window itself is. Beside it the windows [B, N, view] and their statistics.
+        """What the linear map reads, float64 [B, N, view + P]: windows in their own location and spread, and the
+        numbers of their covariates, whose effect is in the target's units: in training units times the deviation of the
+        series, divided by the window's spread as the window itself is. Beside it the windows [B, N, view] and their
+        statistics.
         """
         windows = context[..., -view:].astype(np.float64, order="C")
         statistics = self.statistics(windows, context, series)

@@ -202,9 +202,7 @@ class CovariateFit:
                 for each in np.unique(fold[start : start + CHUNK]):
                     chosen = whole & (fold[start : start + CHUNK] == each)
                     a, b = x[chosen], future[chosen]
-                    by_fold[each] += Sums(
-                        gram=a.T @ a, cross=a.T @ b, square=float(np.square(b).sum()), num=len(a)
-                    )
+                    by_fold[each] += Sums(gram=a.T @ a, cross=a.T @ b, square=float(np.square(b).sum()), num=len(a))
         return by_fold, moments / max(num, 1)
 
     def _worth(self, ridge: np.ndarray, total: Sums) -> np.ndarray:

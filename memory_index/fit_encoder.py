@@ -111,7 +111,11 @@ def _fit_with_covariates(
     target_origins: list[np.ndarray],
 ) -> DualKeyEncoder:
     """The same where the linear map and the metric read covariates too; see `fit_covariates.py`."""
-    fit, config, arrays = CovariateFit(table, target_origins, encoder, lookback=lookback), encoder.config, encoder.arrays
+    fit, config, arrays = (
+        CovariateFit(table, target_origins, encoder, lookback=lookback),
+        encoder.config,
+        encoder.arrays,
+    )
     weights = {}
     for view in sorted(config.views, reverse=True):
         fitted, width = fit.view(view), min(config.shape_width, view)

@@ -63,8 +63,8 @@ class Segment:
 
 
 class Found(NamedTuple):
-    """What was found, [..., k]: squared distance, float32, and row ids, int64 (-1 unused); of the distance its value part
-    and its condition part, float32, which is 0 where there are no covariates.
+    """What was found, [..., k]: squared distance, float32, and row ids, int64 (-1 unused); of the distance its value
+    part and its condition part, float32, which is 0 where there are no covariates.
     """
 
     squared: np.ndarray

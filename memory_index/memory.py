@@ -173,7 +173,7 @@ def require_lookback(queries: Queries, windows: StoredWindows) -> None:
 
 
 def require_covariates(queries: Queries, manifest: Manifest) -> None:
-    """Raise `IncompatibleError` unless queries bring the covariates of the version, over the context and the horizon."""
+    """Raise `IncompatibleError` unless queries bring the version's covariates, over context and horizon."""
     columns, given = manifest.covariates, queries.covariates
     if given is None and columns:
         require_columns("the query", (), columns)

@@ -19,8 +19,8 @@ from memory_index.memory import Memory, raw_units
 from memory_index.missing import last_known
 from memory_index.neighbours import Neighbours, OnEmpty, mean_over_spaces, require_neighbours, with_last_value
 from memory_index.origins import Schedule
-from memory_index.query_covariates import require_known_ahead
 from memory_index.queries import BLOCK, QueryBlock, latest_origins, query_blocks
+from memory_index.query_covariates import require_known_ahead
 from memory_index.scaling import ScaledBy
 from memory_index.skipped import Skipped
 from memory_index.splits import require_origins

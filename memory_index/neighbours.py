@@ -9,27 +9,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from memory_index.cores import num_cores
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.leakage import TimeSpans, require_admissible
-from memory_index.missing import filled, last_known
-from memory_index.products import project
-from memory_index.scaling import units_of
+from memory_index.missing import last_known
+from memory_index.moved_futures import (
+    Chunk,
+    by_all_maps,
+    by_map,
+    moved,
+    moved_of_space,
+    num_values,
+    standard_query,
+    standard_windows,
+)
 from memory_index.threads import Workers, one_blas_thread
 from memory_index.transforms import NO_TRANSFORM
 from memory_index.types import KeySpace, Queries
 from memory_index.weighted import mean_of_known, weighted_quantiles
-from memory_index.windows import StoredWindows, cut
+from memory_index.windows import StoredWindows
 
 ARRAYS = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
 OnEmpty = Literal["error", "last-value"]  # what becomes of a query that has no neighbour
 
 CHUNK_VALUES = 1 << 20  # values of neighbours' windows handled at once, where a query does not have more
-Chunk = tuple[slice, slice]  # of the axes B and N
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,8 +206,8 @@ def aligned_futures(neighbours: Neighbours) -> np.ndarray:
     curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, v, k, neighbours.windows.spec.horizon), dtype=np.float32)
     for number in range(v):
-        for chunk in _chunks(b, n, k * _num_steps(neighbours, number)):
-            result[*chunk, number] = curve.take(chunk).inverse(_aligned(inside, chunk, number))
+        for chunk in _chunks(b, n, k * num_values(neighbours, number)):
+            result[*chunk, number] = curve.take(chunk).inverse(moved_of_space(inside, chunk, number))
     return np.where(neighbours.valid[..., None], result, np.float32(np.nan))
 
 
@@ -219,27 +226,27 @@ def space_forecasts(neighbours: Neighbours) -> np.ndarray:
     def run(task: tuple[int, Chunk]) -> None:
         number, (moments, series) = task
         num_moments, num_series = moments.stop - moments.start, series.stop - series.start
-        linear_map, width = neighbours.linear_maps[neighbours.spaces[number].view], _num_steps(inside, number)
+        linear_map, width = neighbours.linear_maps[neighbours.spaces[number].view], num_values(inside, number)
         mean, apart = np.empty((num_moments, num_series, width), dtype=np.float32), []
         for inner in _chunks(num_moments, num_series, k * width):
             chunk = _within(moments, inner[0]), _within(series, inner[1])
-            standard = _standard_windows(inside, chunk, number)
+            standard = standard_windows(inside, chunk, number)
             # One small sum for each window: what comes out does not depend on how many there are.
             mean[inner] = np.einsum("bnk,bnkw->bnw", weight[*chunk, number], standard)
             each = np.any(np.isnan(mean[inner]), axis=-1) | np.full(1, neighbours.windows.transform != NO_TRANSFORM)
             if each.any():  # each neighbour by itself: steps are means over different ones, or of raw units
-                back, asked = curve.take(chunk).take(each), _query_windows(inside, chunk, number).take(each)
-                moved = back.inverse(_moved(asked, standard[each], linear_map))
-                known = mean_of_known(moved, weight[*chunk, number][each])
-                by_map = back.inverse(_by_map(asked, neighbours, number))
-                apart.append((inner, each, np.where(np.isnan(known), by_map, known)))
-        part = _moved(_query_windows(inside, (moments, series), number), mean[:, :, None], linear_map)[:, :, 0]
+                back, asked = curve.take(chunk).take(each), standard_query(inside, chunk, number).take(each)
+                each_moved = back.inverse(moved(asked, standard[each], linear_map))
+                known = mean_of_known(each_moved, weight[*chunk, number][each])
+                of_map = back.inverse(by_map(asked, neighbours, number))
+                apart.append((inner, each, np.where(np.isnan(known), of_map, known)))
+        part = moved(standard_query(inside, (moments, series), number), mean[:, :, None], linear_map)[:, :, 0]
         for inner, each, forecasts in apart:
             part[inner][each] = forecasts
         result[moments, series, number] = part
 
     # The map multiplies whole blocks of rows (`products.project`), so many means are moved at once.
-    tasks = [(number, chunk) for number in range(v) for chunk in _chunks(b, n, _num_steps(inside, number))]
+    tasks = [(number, chunk) for number in range(v) for chunk in _chunks(b, n, num_values(inside, number))]
     _workers().run(run, tasks)
     return np.where(np.any(neighbours.valid, axis=3)[..., None], result, np.float32(np.nan))
 
@@ -277,15 +284,17 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
     result = np.empty((b, n, neighbours.windows.spec.horizon, len(levels)), dtype=np.float32)
 
     def run(chunk: Chunk) -> None:
-        values = np.concatenate([_aligned(inside, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
+        values = np.concatenate(
+            [moved_of_space(inside, chunk, number) for number in range(v)], axis=2
+        )  # [b, N, V*K, H]
         share = weight[chunk][..., None]
         if (missing := np.isnan(values)).any():
             nothing = ~np.any((known := np.where(missing, np.float32(0), share)) > 0, axis=2, keepdims=True)
-            values = np.where(nothing, _by_maps(inside, chunk)[:, :, None], values)
+            values = np.where(nothing, by_all_maps(inside, chunk)[:, :, None], values)
             share = np.where(nothing, share, known)
         result[chunk] = curve.take(chunk).inverse(weighted_quantiles(values, share, levels))
 
-    _workers().run(run, _chunks(b, n, k * sum(_num_steps(neighbours, number) for number in range(v))))
+    _workers().run(run, _chunks(b, n, k * sum(num_values(neighbours, number) for number in range(v))))
     return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)
 
 
@@ -309,101 +318,6 @@ def require_neighbours(neighbours: Neighbours, found: np.ndarray) -> None:
         f"the memory's first window is known at {windows.step.isoformat(windows.known_at.min())}",
         hint="choose a later origin, fewer filters, or let such queries use the last value (--on-empty last-value)",
     )
-
-
-class _Query(NamedTuple):
-    """Queries in their own location and spread under one view, and their covariates as the linear map reads them:
-    z [..., 1, view + P], location and spread [..., 1, 1].
-
-    z is NaN where a cell is missing.
-    """
-
-    z: np.ndarray
-    location: np.ndarray
-    spread: np.ndarray
-
-    def take(self, chosen: np.ndarray) -> _Query:
-        """Some of the queries. chosen: bool [b, N]."""
-        return _Query(*(part[chosen] for part in self))
-
-
-def _query_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> _Query:
-    """The queries of a chunk in the location and spread that they have in one key space."""
-    location, spread = (
-        part[*chunk, number, None, None] for part in (neighbours.query_location, neighbours.query_spread)
-    )
-    queries, windows, view = neighbours.queries, neighbours.windows, neighbours.spaces[number].view
-    window = queries.context[*chunk, None, -view:]
-    z = (window - location) / spread
-    if windows.covariates is not None and queries.covariates is not None:
-        layout, context = windows.covariates.layout, queries.context[chunk]
-        series = windows.numbers_of(queries.series_id[chunk[1]])
-        unit = units_of(windows.covariates.unit, series, filled(context, windows.step.season))[..., None, None]
-        beside = layout.numbers(layout.of_values(queries.covariates[chunk], (view,)), view)[..., None, :]
-        z = np.concatenate([z, beside * (unit / spread)], axis=-1)
-    return _Query(z, location, spread)
-
-
-def _aligned(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
-    """See `aligned_futures`: of one key space, float64 [b, N, K, H]; anything in unused slots."""
-    query, linear_map = (
-        _query_windows(neighbours, chunk, number),
-        neighbours.linear_maps[neighbours.spaces[number].view],
-    )
-    return _moved(query, _standard_windows(neighbours, chunk, number), linear_map)
-
-
-def _moved(query: _Query, standard: np.ndarray, linear_map: np.ndarray) -> np.ndarray:
-    """Futures as they would follow the query, in its units, float64 [..., K, H].
-
-    standard: [..., K, view + P + H], as of `_standard_windows`, or means of such windows. A cell that either misses
-    moves nothing: there is no difference to be told.
-    """
-    width = query.z.shape[-1]
-    difference = query.z - standard[..., :width]
-    if (missing := np.isnan(difference)).any():
-        difference = np.where(missing, 0.0, difference)
-    return query.location + query.spread * (standard[..., width:] + project(difference, linear_map))
-
-
-def _by_maps(neighbours: Neighbours, chunk: Chunk) -> np.ndarray:
-    """What the linear maps of all key spaces make of the queries of a chunk, on average: float64 [b, N, H]."""
-    by_map = [_by_map(_query_windows(neighbours, chunk, n), neighbours, n) for n in range(len(neighbours.spaces))]
-    return np.mean(by_map, axis=0)
-
-
-def _by_map(query: _Query, neighbours: Neighbours, number: int) -> np.ndarray:
-    """What the linear map of one key space makes of queries, float64 [..., H], in their units."""
-    linear_map = neighbours.linear_maps[neighbours.spaces[number].view]
-    z = np.where(np.isnan(query.z), 0.0, query.z)
-    return (query.location + query.spread * project(z, linear_map))[..., 0, :]
-
-
-def _standard_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
-    """Each neighbour of one key space in its own location and spread, float32 [b, N, K, view + P + H].
-
-    The last `view` steps of its context, its covariates as the linear map reads them, then its future; NaN where
-    missing, 0 in unused slots.
-    """
-    view, windows = neighbours.spaces[number].view, neighbours.windows
-    found, place = neighbours.row[*chunk, number], windows.views.index(view)
-    row = np.maximum(found, 0)
-    standard = cut(windows.values, windows.origin_position[row] - view + 1, view + windows.spec.horizon)
-    standard -= windows.location[row, place][..., None]
-    standard /= windows.spread[row, place][..., None]
-    if windows.covariates is not None:
-        stored, series = windows.covariates, windows.series[row]
-        beside = stored.layout.numbers(stored.windows(series, windows.origin_row[row], (view,)), view)
-        beside *= (stored.unit[series] / windows.spread[row, place]).astype(np.float32)[..., None]
-        standard = np.concatenate([standard[..., :view], beside, standard[..., view:]], axis=-1)
-    standard[found < 0] = 0
-    return standard
-
-
-def _num_steps(neighbours: Neighbours, number: int) -> int:
-    """Of a neighbour's window in a key space: its view and the horizon, and what stands beside them."""
-    beside = neighbours.windows.covariates.layout.width if neighbours.windows.covariates is not None else 0
-    return neighbours.spaces[number].view + beside + neighbours.windows.spec.horizon
 
 
 def _chunks(b: int, n: int, values: int) -> list[Chunk]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -53,14 +52,14 @@ def query_blocks(
 ) -> Iterator[QueryBlock]:
     """All windows of a table, in blocks of up to `block` moments and `max_windows` windows, but at least one moment.
 
-    origins: origin rows per series. known: series that the memory has, views and layout: views and covariates of the memory;
-    raises `IncompatibleError` where the table does not have those. They are asked
-    together (so that the joint scope can answer) at every time at which all of them have a *context* that is usable
-    under a view; all other windows are asked by themselves. Nothing later may decide that: a gap in the future of one
-    series, or steps that only some of them have yet, would change what is asked for another. Series that are not asked
-    together with all others, or are more than the joint scope takes, are asked with those that are asked at the very
-    same times: a few that lag hinder nobody. Of thousands so many are asked at once that each is asked at `block`
-    moments: what is done once for a series is then done for all of these.
+    origins: origin rows per series. known: series that the memory has, views and layout: views and covariates of the
+    memory; raises `IncompatibleError` where the table does not have those. They are asked together (so that the joint
+    scope can answer) at every time at which all of them have a *context* that is usable under a view; all other windows
+    are asked by themselves. Nothing later may decide that: a gap in the future of one series, or steps that only some
+    of them have yet, would change what is asked for another. Series that are not asked together with all others, or are
+    more than the joint scope takes, are asked with those that are asked at the very same times: a few that lag hinder
+    nobody. Of thousands so many are asked at once that each is asked at `block` moments: what is done once for a series
+    is then done for all of these.
     """
     there = set(known)
     numbers = [n for n, series in enumerate(table.series) if series.series_id in there]

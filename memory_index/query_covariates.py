@@ -95,7 +95,9 @@ def far_outside(queries: Iterable[Queries], columns: tuple[CovariateColumn, ...]
     for number, column in enumerate(columns):
         if column.kind != "number" or column.role == "observed":
             continue
-        ahead = [each.covariates[:, :, number, each.context.shape[2] :] for each in asked if each.covariates is not None]
+        ahead = [
+            each.covariates[:, :, number, each.context.shape[2] :] for each in asked if each.covariates is not None
+        ]
         values = np.concatenate([part[np.isfinite(part)] for part in ahead]) if ahead else np.empty(0)
         reach = FAR * max(column.high - column.low, 1e-12)
         if len(values) and (values.min() < column.low - reach or values.max() > column.high + reach):

@@ -46,8 +46,8 @@ def fit_scale(values: list[np.ndarray]) -> SeriesScale:
 
 
 def units_of(deviation: np.ndarray, series: np.ndarray, context: np.ndarray) -> np.ndarray:
-    """float64 [B, N]: the training deviation (float64 [N_v]) of the series of each query, int [N]; for an unseen one (-1)
-    that of its whole context [B, N, L], or 1 where that is constant.
+    """float64 [B, N]: the training deviation (float64 [N_v]) of the series of each query, int [N]; for an unseen one
+    (-1) that of its whole context [B, N, L], or 1 where that is constant.
     """
     unit = np.broadcast_to(np.where(series >= 0, deviation[np.maximum(series, 0)], 1.0), context.shape[:2])
     if (series < 0).any():

@@ -54,7 +54,11 @@ def covariate_table(
         if shared:
             values[4] = 1.0
         season = np.sin(np.arange(num_steps) * 2 * np.pi / 24)
-        target = season + effect * (0.2 * (values[0] - 10) + 3 * values[1] - values[2])[:num_steps] + 0.3 * noise[number][:num_steps]
+        target = (
+            season
+            + effect * (0.2 * (values[0] - 10) + 3 * values[1] - values[2])[:num_steps]
+            + 0.3 * noise[number][:num_steps]
+        )
         series.append(Series(series_id=name, times=times[:num_steps], values=level + spread * target))
         every.append(CovariateValues(times=times, values=values[place]))
     if shared:

@@ -19,10 +19,10 @@ from memory_index.access import Access
 from memory_index.errors import MemoryIndexError, NotFoundError, ServiceError, UsageError
 from memory_index.memory import Memory
 from memory_index.references import MILVUS_SCHEMES, OLD_SCHEMES, SERVICE_SCHEMES, find
+from memory_index.versions.covariate_files import COVARIATES_FILE
 from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest
 from memory_index.versions.opening import ENCODER_FILE, LoadEncoder
-from memory_index.versions.covariate_files import COVARIATES_FILE
 from memory_index.versions.segments import SERIES_FILE, WINDOWS_FILE
 from memory_index.versions.store import Store
 from memory_index.versions.version import MANIFEST, Location

@@ -203,9 +203,7 @@ def covariates_of(table: SeriesTable, encoder: KeyEncoder) -> StoredCovariates |
     if encoder.covariates is None:
         return None
     found = aligned_values(table, encoder.covariates.columns)
-    return StoredCovariates(
-        layout=encoder.covariates, values=found.values, first=found.first, unit=encoder.scale.std
-    )
+    return StoredCovariates(layout=encoder.covariates, values=found.values, first=found.first, unit=encoder.scale.std)
 
 
 def with_first_covariates(folder: Path, manifest: Manifest, training: SeriesTable, encoder: KeyEncoder) -> Manifest:

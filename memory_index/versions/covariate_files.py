@@ -8,6 +8,7 @@ the first of the manifest), null where missing. Where all series share their cov
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,9 @@ def stored_covariates(
     return StoredCovariates(layout=layout, values=found.values, first=first, unit=unit)
 
 
-def with_covariates(stored: SeriesTable, found: AlignedValues | None, columns: tuple[CovariateColumn, ...]) -> SeriesTable:
+def with_covariates(
+    stored: SeriesTable, found: AlignedValues | None, columns: tuple[CovariateColumn, ...]
+) -> SeriesTable:
     """The series of a version with the covariates that it stores."""
     if found is None:
         return stored
@@ -95,8 +98,7 @@ def with_covariates(stored: SeriesTable, found: AlignedValues | None, columns: t
     else:
         edges = [*found.first, len(found.times)]
         every = tuple(
-            CovariateValues(times=found.times[start:end], values=values[:, start:end])
-            for start, end in zip(edges[:-1], edges[1:], strict=True)
+            CovariateValues(times=found.times[start:end], values=values[:, start:end]) for start, end in pairwise(edges)
         )
     return replace(stored, covariates=Covariates(columns=plain, series=every))
 
@@ -111,7 +113,8 @@ def continued(stored: SeriesTable, joined: SeriesTable, table: SeriesTable, mani
     if not columns:
         return replace(joined, covariates=None)
     take = matching(table, columns)
-    assert stored.covariates is not None and table.covariates is not None, "both have the columns"
+    assert stored.covariates is not None, "it has the columns"
+    assert table.covariates is not None, "it has the columns"
     if shared and len({id(each.values) for each in table.covariates.series}) > 1:
         raise IncompatibleError(
             f"{table.source} has covariates for each series, but in the version all series share them",

@@ -41,8 +41,8 @@ class SpaceRecord:
     """One key space: how it is searched, and what was measured when it was built.
 
     factory: FAISS factory string, or `Flat` for the exact scan. width: of a key, of which the last `condition_width`
-    numbers are the condition part, and the `value_width` before them the value part. temperature: see docs/method.md. recall_at_10: against exact search,
-    under the time guard.
+    numbers are the condition part, and the `value_width` before them the value part. temperature: see docs/method.md.
+    recall_at_10: against exact search, under the time guard.
     """
 
     scope: str
