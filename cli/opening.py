@@ -226,7 +226,7 @@ def read_like(file: Path, manifest: Manifest, ref: str, options: ReadOptions) ->
     `read_table` raises.
     """
     from memory_index.errors import DataError
-    from memory_index.queries import other_step
+    from memory_index.queries import other_step, require_no_longer_step
     from memory_index.tables.reading import read_table
 
     like = options_like(manifest, options)
@@ -237,17 +237,9 @@ def read_like(file: Path, manifest: Manifest, ref: str, options: ReadOptions) ->
         if own is None:
             raise
         raise other_step(file.name, own, ref, manifest.step) from None
-    if options.step is None and _is_mostly_missing(table) and (own := _own_step(file, like)) is not None:
-        raise other_step(file.name, own, ref, manifest.step)
+    if options.step is None:
+        require_no_longer_step(table, ref)
     return table
-
-
-def _is_mostly_missing(table: SeriesTable) -> bool:
-    """Whether more than half of the steps have no value, as where a file is of a longer step."""
-    import numpy as np
-
-    num_known = sum(int(np.isfinite(series.values).sum()) for series in table.series)
-    return 2 * num_known < sum(len(series) for series in table.series)
 
 
 def _own_step(file: Path, options: ReadOptions) -> Step | None:

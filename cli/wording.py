@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 LOWEST_BAR, NUM_BARS = 0x2581, 8  # the Unicode blocks from one eighth to a full one
 SPARK_WIDTH = 24
-BASE_NAMES = {"linear": "linear map", "last_value": "last value", "window_mean": "window's mean"}
+BASE_NAMES = {
+    "linear": "linear map",
+    "last_value": "last value",
+    "seasonal_naive": "last season",
+    "window_mean": "window's mean",
+}
 IN_SAMPLE = (
     "in sample: training or validation may have used this window, or a fitted part of the version has seen "
     "steps later than its origin"

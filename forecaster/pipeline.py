@@ -38,7 +38,7 @@ from memory_index.errors import IncompatibleError, NotFoundError, NothingNewErro
 from memory_index.evaluation import Evaluation
 from memory_index.local import LocalMemory
 from memory_index.origins import parse_schedule
-from memory_index.queries import require_same_data
+from memory_index.queries import require_no_longer_step, require_same_data
 from memory_index.splits import split_by_name
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.reading import read_frame
@@ -289,7 +289,10 @@ class Forecaster:
         options = replace(
             self.options, step=self.options.step or step.frequency, time_zone=self.options.time_zone or step.time_zone
         )
-        return read_frame(frame, options)
+        table = read_frame(frame, options)
+        if self.options.step is None:
+            require_no_longer_step(table, "this forecaster")
+        return table
 
     def _open(self, ref: str) -> LocalMemory:
         return open_version(Store(self.folder / INDEXES).resolve(ref), load_encoder=load_encoder)

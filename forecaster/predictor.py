@@ -122,11 +122,9 @@ def smeared(curve: Curve, forecast: np.ndarray, quantiles: np.ndarray) -> np.nda
 def memory_fan(found: Neighbours, condensed: Condensed | None, levels: tuple[float, ...], horizon: int) -> MemoryFan:
     """What a memory says by itself of all windows that it answered, moment after moment (n = B * N)."""
     assert condensed is not None, "an answer is condensed"
-    if not levels:
-        return MemoryFan(np.empty((len(condensed.found), horizon, 0)), np.empty((len(condensed.found), horizon)))
     quantiles = found.quantiles(levels, on_empty="last-value")[:, :, :horizon]
     by_space = np.where(condensed.found[..., None], condensed.forecasts, np.nan)[None]
-    return MemoryFan(quantiles.reshape(-1, horizon, len(levels)), mean_over_spaces(by_space)[0])
+    return MemoryFan(quantiles.reshape(len(by_space[0]), horizon, len(levels)), mean_over_spaces(by_space)[0])
 
 
 def predict(model: ForecastModel, batch: Batch) -> Predicted:

@@ -19,7 +19,8 @@ MAX_STRETCHES = 240  # of time, all of one length: more would not be told apart 
 class Gap:
     """Origins of one series between two stored windows that have none: from `first` to `last`, `num_windows` of them.
 
-    One missing value leaves out every window that would contain it, so a gap of windows is longer than that of values.
+    Where no cell of a window may be missing (`WindowSpec.max_missing`), one missing value leaves out every window that
+    would contain it: a gap of windows is then longer than that of values.
     """
 
     series_id: str

@@ -276,9 +276,11 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
     between the values at the midpoints of the cumulative weights, in units of the transform, which keeps their order. A
     missing step has no weight; where all miss it, every quantile is what the linear maps make of the query.
     """
-    if not levels or not all(0 < level < 1 for level in levels):
+    if not all(0 < level < 1 for level in levels):
         raise UsageError(f"quantile levels must lie between 0 and 1, not {list(levels)}")
     b, n, v, k = neighbours.row.shape
+    if not levels:
+        return np.empty((b, n, neighbours.windows.spec.horizon, 0), dtype=np.float32)
     weight = weights(neighbours).reshape(b, n, v * k)
     curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, neighbours.windows.spec.horizon, len(levels)), dtype=np.float32)

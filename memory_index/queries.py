@@ -13,7 +13,7 @@ from memory_index.leakage import Policy
 from memory_index.query_covariates import QueryCovariates
 from memory_index.skipped import Skipped, skipped_sentence
 from memory_index.tables.series import Series, SeriesTable, differing
-from memory_index.tables.steps import same_step
+from memory_index.tables.steps import infer_step, same_step
 from memory_index.types import MAX_JOINT_SERIES, Queries
 from memory_index.windows import Step, StoredWindows, WindowSpec, cut, origin_rows
 
@@ -196,6 +196,21 @@ def require_same_data(table: SeriesTable, windows: StoredWindows, ref: str) -> N
         number = windows.series_number.get(series.series_id)
         if number is not None:
             _require_same_series(series, windows, number, table.source, ref)
+
+
+def require_no_longer_step(table: SeriesTable, ref: str) -> None:
+    """Raise `IncompatibleError` if all values of a table lie on a step several times as long as its own.
+
+    So they do in two-hourly data that were read with the step of hourly ones: every other step is missing.
+    """
+    known = [np.flatnonzero(np.isfinite(series.values)) for series in table.series]
+    apart = np.concatenate([np.diff(rows) for rows in known])
+    if len(apart) < 2 or np.gcd.reduce(apart) == 1:
+        return
+    longest = max(range(len(known)), key=lambda number: len(known[number]))
+    own = infer_step(table.series[longest].times[known[longest]], table.step.time_zone)
+    if own is not None:
+        raise other_step(table.source, own, ref, table.step)
 
 
 def other_step(source: str, step: Step, ref: str, stored: Step) -> IncompatibleError:

@@ -90,8 +90,9 @@ def split_by_name(name: str, times: np.ndarray) -> Split:
 def split_until(until: str, val_until: str | None, times: np.ndarray, step: Step) -> Split:
     """Everything known up to a time, or to the `end` of the table, is training.
 
-    until, val_until: as `Step.parse` reads them. Without `val_until` there is no validation or test part; with it,
-    validation ends there and the rest of the table is the test part. times: as in `split_by_name`. step: the table's.
+    until, val_until: `end`, or as `Step.parse` reads them. Without `val_until` there is no validation or test part;
+    with it, validation ends there and the rest of the table is the test part. times: as in `split_by_name`. step: the
+    table's.
     """
     first, last = times[0], times[-1]
     train = last if until == "end" else step.parse(until)
@@ -101,7 +102,7 @@ def split_until(until: str, val_until: str | None, times: np.ndarray, step: Step
             hint=f"choose a time up to {step.isoformat(last)}",
         )
     train = min(train, last)
-    val = None if val_until is None else min(step.parse(val_until), last)
+    val = None if val_until is None else last if val_until == "end" else min(step.parse(val_until), last)
     if val is not None and val <= train:
         raise UsageError(
             f"--val-until {val_until} leaves no validation part behind --until {until}",

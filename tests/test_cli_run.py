@@ -210,8 +210,7 @@ def with_hole() -> pd.DataFrame:
 
 
 BAD_TABLES = {
-    "a missing value": (with_hole, [], 3, "row 477"),
-    "a missing value in the context": (with_hole, ["--on-nan", "drop"], 3, "4 steps before the origin"),
+    "a missing value": (with_hole, ["--on-nan", "error"], 3, "row 477"),
     "a short history": (lambda: frame(LOOKBACK - 1), [], 3, f"the last {LOOKBACK}"),
     "another value": (lambda: frame().assign(north=1.0), [], 6, "is 1.0, but m@1 was built on"),
     "another step": (lambda: frame().iloc[::2], [], 6, "has a step of 2h, m@1 of h"),

@@ -169,10 +169,14 @@ def test_quantiles_of_equal_weights_are_the_known_ones() -> None:
     np.testing.assert_array_equal(alone[0, 0, 0], [3, 3])
 
 
-@pytest.mark.parametrize("levels", [(), (0.0,), (1.0,), (0.5, 1.5), (float("nan"),)])
+@pytest.mark.parametrize("levels", [(0.0,), (1.0,), (0.5, 1.5), (float("nan"),)])
 def test_wrong_levels_are_refused(answer: Neighbours, levels: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match="quantile levels"):
         answer.quantiles(levels)
+
+
+def test_no_levels_are_no_quantiles(answer: Neighbours) -> None:
+    assert answer.quantiles((), on_empty="last-value").shape == (*answer.forecast(on_empty="last-value").shape, 0)
 
 
 def test_work_in_chunks_is_work_at_once(answer: Neighbours, monkeypatch: pytest.MonkeyPatch) -> None:

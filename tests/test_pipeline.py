@@ -123,8 +123,7 @@ def test_newer_steps_are_taken_in_and_used(forecaster):
     first = forecaster.predict(longer)
     memory = forecaster.memory
     assert memory.manifest.num_rows > before.manifest.num_rows
-    num_early = 6 if memory.manifest.layout == "long" else 0  # steps that one series lacks: whole moments are compared
-    assert memory.windows.times.max() == wide_table(LONGER - num_early).times[-1]
+    assert memory.windows.times.max() == wide_table(LONGER).times[-1]
     assert (first["yhat"] != without["yhat"]).any()
     exactly(forecaster.predict(longer), first)  # nothing is new any more
     assert forecaster.memory.manifest.fingerprint == memory.manifest.fingerprint
@@ -250,14 +249,16 @@ def test_a_table_of_another_past_is_refused(forecaster):
             attempt(frame)
 
 
-def test_an_unseen_series_is_forecast_when_the_memory_may_stay(fitted, tmp_path):
+def test_an_unseen_series_is_forecast_whether_the_memory_may_grow_or_not(fitted, tmp_path):
     forecaster = Forecaster.load(fitted["wide"].save(tmp_path / "copy"), device="cpu")
     frame = wide_frame().assign(stranger=lambda each: 5 * each["load"] - 3)
     result = forecaster.predict(frame, update_memory=False)
     assert set(result["unique_id"]) == {"load", "flat", "beat", "stranger"}
-    with pytest.raises(IncompatibleError, match="stranger"):
-        forecaster.predict(frame)
     exactly(forecaster.predict(frame, update_memory=False), result)
+    grown = forecaster.predict(frame)
+    assert [each.series_id for each in forecaster.memory.manifest.built.skipped] == ["stranger"]
+    assert set(grown["unique_id"]) == set(result["unique_id"])
+    assert np.isfinite(grown["yhat"]).all()
 
 
 def test_a_short_table_is_read_as_the_one_it_was_fitted_on(fitted, tmp_path):

@@ -330,8 +330,8 @@ def test_coverage_of_a_whole_table(memory):
 
 def test_a_gap_is_every_window_that_would_hold_the_missing_value(tmp_path):
     table = with_missing(wide_table(), [("flat", 100), ("beat", 180), ("beat", 181)])
-    memory = open_version(build_until(Store(tmp_path), table, table.series[0].times[NUM_TRAINING - 1]))
-    found, times = coverage(memory), table.series[0].times
+    times, whole = table.series[0].times, replace(WINDOW, max_missing=0.0)
+    found = coverage(open_version(build_until(Store(tmp_path), table, times[NUM_TRAINING - 1], window=whole)))
     assert [(gap.series_id, gap.first, gap.last, gap.num_windows) for gap in found.gaps] == [
         ("flat", times[100 - WINDOW.horizon], times[100 + WINDOW.lookback - 1], WINDOW.length),
         ("beat", times[180 - WINDOW.horizon], times[181 + WINDOW.lookback - 1], WINDOW.length + 1),
@@ -345,8 +345,8 @@ def test_a_gap_is_every_window_that_would_hold_the_missing_value(tmp_path):
 def test_there_is_no_gap_from_one_series_to_the_next(tmp_path):
     # The first ends before the row at which the second begins.
     table = with_missing(wide_table(), [("flat", 20), *(("load", row) for row in range(60, NUM_TRAINING))])
-    memory = open_version(build_until(Store(tmp_path), table, table.series[0].times[NUM_TRAINING - 1]))
-    found = coverage(memory)
+    last, whole = table.series[0].times[NUM_TRAINING - 1], replace(WINDOW, max_missing=0.0)
+    found = coverage(open_version(build_until(Store(tmp_path), table, last, window=whole)))
     assert found.last_origin[0] < found.first_origin[1]
     assert found.gaps == ()
 

@@ -31,8 +31,12 @@ Figure = dict[str, Any]
 BINS = 700  # of the history: two points each, fewer than a screen has columns
 SCOPE_NAMES = {"own": "blue", "joint": "orange", "pooled": "green"}  # of colours, as look.SCOPE_COLOURS
 SCOPE_DASHES = {"own": "solid", "joint": "dash", "pooled": "dashdot"}
-BASE_LOOKS = {"linear": ("yellow", ""), "window_mean": ("yellow", ""), "last_value": ("yellow", ".")}
-BASE_LOOKS |= {"seasonal_naive": ("yellow", "x")}
+BASE_LOOKS = {
+    "linear": ("yellow", ""),
+    "last_value": ("yellow", "."),
+    "seasonal_naive": ("yellow", "x"),
+    "window_mean": ("yellow", ""),
+}
 SIDE_NAMES = ("A", "B")
 VIEW_PATTERNS = ("", "/", "x", ".", "-")
 MARGIN = {"l": 64, "r": 12, "t": 10, "b": 40}
