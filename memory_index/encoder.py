@@ -30,7 +30,7 @@ from memory_index.types import KeySpace, Scope
 
 BUILT_IN = "dual"  # the kind of `DualKeyEncoder`
 NUM_VALUES = 5  # numbers of the value part of one series: location, spread, max, min, last - first
-CONDITION_WEIGHT = 3.0  # default, see `EncoderConfig`
+CONDITION_WEIGHT = 1.0  # default, see `EncoderConfig`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,7 +33,7 @@ NUM_FOLDS = 4  # blocks of time
 OFF = math.inf  # the penalty of a column that takes no part
 COLUMN_PENALTIES = (0.01, 0.1, 1.0, 10.0, OFF)  # relative to the mean square of the column's numbers
 WINDOW_PENALTIES = (0.01, 0.03, 0.1)  # likewise of the window itself
-SWEEPS = 2  # over all columns
+SWEEPS = 1  # over all columns
 LEAST_GAIN = 0.001  # of the squared error: what a column must be worth to take part
 MAX_FORECAST_PARTS = 32  # principal parts of the map's forecast that keys are made of
 
