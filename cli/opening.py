@@ -11,6 +11,8 @@ from cli.output import note
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    import numpy as np
+
     from cli.options import Indexes
     from forecaster.predictor import Predictor
     from forecaster.runs.run import Run
@@ -170,6 +172,18 @@ def tell_ends(table: SeriesTable, memory: Memory) -> None:
         whole = memory.manifest.joint == "built" and not {*early}.isdisjoint(memory.manifest.series_ids)
         others = "; the others without moments of all series (scope joint), which end there" if whole else ""
         note(f"{_some(early)}: forecast from where it ends, before the last step of the table{others}")
+
+
+def with_scenario(
+    table: SeriesTable, memory: Memory, set_known: Sequence[str] | None, *, at: np.datetime64 | None = None
+) -> SeriesTable:
+    """The table with the changes of `--set-known` over the horizon after each series' end, or after `at`; said aloud."""
+    from memory_index.scenarios import parse_changes, with_changes
+
+    changes = parse_changes(set_known or ())
+    if changes:
+        note(f"scenario: {', '.join(map(str, changes))} over the horizon")
+    return with_changes(table, changes, memory.manifest.covariates, memory.windows.spec.horizon, at=at)
 
 
 def tell_bounds(table: SeriesTable, memory: Memory, bounds: Bounds | None = None) -> None:

@@ -76,6 +76,15 @@ NeighboursDir = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
+SetKnown = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set-known",
+        metavar="NAME=VALUE",
+        help="A scenario: set a known covariate over the horizon (temperature=5), or change it (temperature+=5); "
+        "repeatable.",
+    ),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="A series that cannot take part is an error (exit code 3), not a note.")
 ]

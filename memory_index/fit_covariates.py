@@ -63,7 +63,9 @@ def _units(column: Covariate, values: np.ndarray, source: str) -> CovariateColum
             f"{source}: covariate '{column.name}' has no value in the training part",
             hint=f"leave out --{column.role} {column.name}, or choose a later end of the training part",
         )
-    categories, center, unit = (), (float(values.mean()),), 1.0
+    categories: tuple[str, ...] = ()
+    center: tuple[float, ...] = (float(values.mean()),)
+    unit = 1.0
     if column.kind == "number":
         deviation = float(values.std())
         unit = deviation if deviation > 1e-9 * max(abs(center[0]), 1e-300) else 1.0

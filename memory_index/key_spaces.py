@@ -26,7 +26,7 @@ from memory_index.windows import StoredWindows
 
 BLOCK = 256  # queries searched at once by one thread
 LEAST_BLOCK = 16  # with fewer, the search is not shared among threads
-UNUSED = (np.float32(np.inf), -1, np.float32(np.inf), np.float32(np.inf))  # of an unused slot, as in `Found`
+UNUSED: tuple[float, ...] = (np.inf, -1, np.inf, np.inf)  # of an unused slot, as in `Found`
 MAX_FETCHED = 1 << 22  # candidates held at once while neighbours that lie far apart are looked for
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -175,7 +175,7 @@ class Neighbours:
 
     def of_series(self, chosen: slice) -> Neighbours:
         """The same of some of the series."""
-        parts = {name: part[:, chosen] for name, part in self.parts().items()}
+        parts: dict[str, Any] = {name: part[:, chosen] for name, part in self.parts().items()}
         return replace(self, queries=self.queries.of_series(chosen), **parts)
 
     def parts(self) -> dict[str, np.ndarray]:

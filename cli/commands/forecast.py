@@ -15,6 +15,7 @@ from cli.opening import (
     tell_series,
     tell_skipped,
     updated_ref,
+    with_scenario,
 )
 from cli.options import (
     AsJson,
@@ -27,6 +28,7 @@ from cli.options import (
     RunFolder,
     RunLlm,
     Scopes,
+    SetKnown,
     Strict,
     Views,
     asks_memory,
@@ -71,6 +73,7 @@ def forecast(
     quantiles: Annotated[str, typer.Option(help="Levels between 0 and 1, or none.")] = "0.1,0.5,0.9",
     lower: Lower = None,
     upper: Upper = None,
+    set_known: SetKnown = None,
     update_index: UpdateIndex = False,
     memory_k: MemoryK = None,
     scopes: Scopes = None,
@@ -102,6 +105,7 @@ def forecast(
         ref = updated_ref(index, file, indexes, table_options) if update_index else index
         memory, table, ref = open_with_table(ref, file, indexes, table_options)
         tell_series(table, memory.manifest, ref, memory.manifest.series_ids, to=ref)
+        table = with_scenario(table, memory, set_known)
         result = memory_only.forecast(memory, table, quantiles=levels, options=options, bounds=bounds)
         horizon, by = memory.windows.spec.horizon, f"{ref}, memory alone"
     else:
@@ -110,11 +114,13 @@ def forecast(
 
         require_calibrated(levels)
         opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm, update=update_index)
-        memory, table, ref = opened.memory, opened.table, opened.ref
+        memory, ref = opened.memory, opened.ref
+        table = with_scenario(opened.table, memory, set_known)
         result = forecast_by_run(opened.predictor, memory, table, quantiles=levels, bounds=bounds)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
     _tell(result, table, memory, bounds, strict=strict)
     made_by = {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
+    made_by |= {"scenario": list(set_known)} if set_known else {}  # type: ignore[dict-item]
     result.attrs.update(made_by)  # which travels inside a Parquet file
     _write(result, f"{horizon} steps by {by}", out)
     _draw(plot, table, result, by)

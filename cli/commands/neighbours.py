@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
-from cli.opening import open_with_table, tell_joint
-from cli.options import REF, AsJson, Indexes, asks_memory, reads_table
+from cli.opening import open_with_table, tell_joint, with_scenario
+from cli.options import REF, AsJson, Indexes, SetKnown, asks_memory, reads_table
 from cli.output import note, print_json, print_table
 from cli.parsing import names, numbers
 from cli.targets import require_targets
@@ -43,6 +44,7 @@ def neighbours(
     after: Annotated[str | None, typer.Option(help="Only neighbours with an origin at this time or later.")] = None,
     before: Annotated[str | None, typer.Option(help="Only neighbours with an origin at this time or earlier.")] = None,
     min_gap: Annotated[int, typer.Option(help="Steps between neighbours, so that 5 are 5 episodes.", min=0)] = 0,
+    set_known: SetKnown = None,
     plot: Annotated[Path | None, typer.Option(help="Draw them into a PNG, SVG or PDF file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write picture and table as one self-contained page.")] = None,
     as_json: AsJson = False,
@@ -63,6 +65,8 @@ def neighbours(
 
     require_targets(picture=plot, page=html)
     memory, table, full_ref = open_with_table(ref, file, indexes, table_options)
+    origin = table.step.parse(at)
+    table = with_scenario(table, memory, set_known, at=origin)
     where = Filter(
         series_id=(only_series,) if only_series in memory.windows.series_number else names(only_series),
         after=None if after is None else table.step.parse(after),
@@ -72,7 +76,7 @@ def neighbours(
         memory,
         table,
         series,
-        table.step.parse(at),
+        origin,
         k=k,
         scopes=names(scope),  # type: ignore[arg-type]
         views=numbers("--view", view),
@@ -103,11 +107,22 @@ def document(ref: str, found: Inspection) -> dict[str, Any]:
             "context": found.context,
             "forecast": found.forecast,
             "actual": found.actual,
+            **({"covariates": ahead_in_words(found)} if found.covariates else {}),
         },
         "in_sample": found.in_sample,
         "share_closer": {str(space): share for space, share in found.share_closer.items()},
         "no_close_analogue": found.no_close_analogue,
         "neighbours": [n.to_dict() for n in found.neighbours],
+    }
+
+
+def ahead_in_words(found: Inspection) -> dict[str, Any]:
+    """The known covariates over the horizon of the query, as they were written."""
+    from memory_index.conditions import in_words
+
+    horizon = len(found.forecast)
+    return {
+        name: in_words(values[-horizon:], found.categories.get(name, ())) for name, values in found.covariates.items()
     }
 
 
@@ -117,8 +132,9 @@ def key_spaces(found: Inspection) -> list[tuple[str, int]]:
 
 
 def columns(found: Inspection) -> list[str]:
-    """Headings of `rows`: without `match` while what really followed is not known."""
-    return COLUMNS if found.actual_known else COLUMNS[:-1]
+    """Headings of `rows`: without `match` while what really followed is not known, with `cond.` for covariates."""
+    headings = [*COLUMNS[:7], *(["cond."] if found.covariates else []), *COLUMNS[7:]]
+    return headings if found.actual_known else headings[:-1]
 
 
 def rows(found: Inspection, space: tuple[str, int], spark_width: int = SPARK_WIDTH) -> list[list[object]]:
@@ -129,7 +145,9 @@ def rows(found: Inspection, space: tuple[str, int], spark_width: int = SPARK_WID
             n.series_id,
             minute(n.origin),
             age(n.age_days),
-            *(f"{part:.3f}" for part in (n.distance, n.shape_distance, n.value_distance, n.weight)),
+            *(f"{part:.3f}" for part in (n.distance, n.shape_distance, n.value_distance)),
+            *([] if n.condition_distance is None else [f"{n.condition_distance:.3f}"]),
+            f"{n.weight:.3f}",
             sparkline(n.future, spark_width),
             *(["" if n.match is None else f"{n.match:+.2f}"] if found.actual_known else []),
         ]
@@ -143,6 +161,8 @@ def _print(ref: str, found: Inspection) -> None:
     width = _spark_width(found)
     for space in key_spaces(found):
         print_table(columns(found), rows(found, space, width), title=_title(found, space), gap=1)
+    for line in conditions(found):
+        note(line)
     num = len(found.forecast)
     ahead = "the next step" if num == 1 else f"the next {num} steps"
     note(f"{ahead}, by the memory alone: {_course(found.forecast)}")
@@ -150,6 +170,21 @@ def _print(ref: str, found: Inspection) -> None:
         note(f"{'what really followed:'.rjust(len(ahead) + 22)} {_course(found.actual)}")
     for warning in warnings(found):
         note(warning)
+
+
+def conditions(found: Inspection) -> list[str]:
+    """The known covariates over the query's horizon, and how much each of them decides of the condition part."""
+    from memory_index.conditions import in_words
+
+    share = {name: sum(n.condition_parts[name] for n in found.neighbours) for name in found.covariates}
+    total = sum(share.values())
+    told = []
+    for name, values in found.covariates.items():
+        words = in_words(values[-len(found.forecast) :], found.categories.get(name, ()))
+        text = _course(words) if isinstance(words, np.ndarray) else ", ".join(dict.fromkeys(str(w) for w in words))
+        decides = f"; {share[name] / total:.0%} of the condition part of these distances" if total > 0 else ""
+        told.append(f"{name} over the horizon: {text}{decides}")
+    return told
 
 
 def _course(values: np.ndarray) -> str:
@@ -210,7 +245,7 @@ def _write_page(path: Path, found: Inspection, windows: StoredWindows, ref: str,
             columns=columns(found),
             rows=rows(found, space),
             caption=_title(found, space),
-            text=(1, 2, 8),
+            text=(1, 2, columns(found).index("future")),
             names=(1,),
             heading="Neighbours, nearest first" if number == 0 else "",
         )
@@ -222,6 +257,8 @@ def _write_page(path: Path, found: Inspection, windows: StoredWindows, ref: str,
         [f"What the memory {ref} retrieves for this window. Every neighbour was completely known at the origin."],
         [picture, *tables],
         warnings=warnings(found),
-        footer="Distances are in spreads of a window. Match: correlation with what really followed. Made by: "
+        footer="Distances are in spreads of a window. Match: correlation with what really followed. "
+        + ("Cond.: the part of the known covariates over the horizon. " if found.covariates else "")
+        + "Made by: "
         + shlex.join(["cli", "index", "neighbours", ref, str(file), "--series", found.series_id, "--at", at]),
     )

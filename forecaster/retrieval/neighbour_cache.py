@@ -157,7 +157,7 @@ def _settings(
         )
     return CacheSettings(
         memory=memory.manifest.fingerprint,
-        table_sha256=steps_until(table, memory.manifest.split.bounds(part)[1]).content_hash,
+        table_sha256=steps_until(table, memory.manifest.split.bounds(part)[1]).input_hash,
         lookback=window.lookback,
         horizon=horizon,
         part=part,
