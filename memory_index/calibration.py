@@ -16,6 +16,7 @@ import numpy as np
 from memory_index.leakage import Policy
 from memory_index.measure import windows_as_known
 from memory_index.memory import Memory
+from memory_index.neighbours import Neighbours
 from memory_index.types import Queries, Scope
 
 SAMPLE = 256  # windows of the training part that are asked, about
@@ -33,13 +34,14 @@ class UsualErrors:
     known_at: np.ndarray
     loss: np.ndarray
 
-    def stretch(self, at: np.datetime64) -> float:
+    def stretch(self, at: np.ndarray) -> np.ndarray:
         """The factor of least loss over the later half of the sampled windows that are known by a time: early ones had
-        little to be near to. 1 where too few tell.
+        little to be near to. 1 where too few tell. at: datetime64[ns] [B] -> float64 [B].
         """
-        num = int(np.searchsorted(self.known_at, at, side="right"))
-        usual = self.loss[num // 2 : num]
-        return float(STRETCHES[int(usual.mean(axis=0).argmin())]) if len(usual) >= LEAST_SAMPLE else 1.0
+        num = np.searchsorted(self.known_at, at, side="right")
+        total = np.concatenate([np.zeros((1, len(STRETCHES))), np.cumsum(self.loss, axis=0)])
+        least = (total[num] - total[num // 2]).argmin(axis=1)
+        return np.where(num - num // 2 >= LEAST_SAMPLE, np.array(STRETCHES)[least], 1.0)
 
 
 def usual_errors(
@@ -71,6 +73,18 @@ def usual_errors(
     when, loss = np.concatenate(known_at), np.concatenate(losses)
     order = np.argsort(when, kind="stable")
     return UsualErrors(known_at=when[order], loss=loss[order])
+
+
+def calibrated(
+    found: Neighbours, center: np.ndarray, levels: tuple[float, ...], usual: UsualErrors | None
+) -> np.ndarray:
+    """The quantiles of an answer as of each of its origins, float32 [B, N, H, Q]. center: its forecast, [B, N, H].
+
+    usual: may be None where no levels are asked for.
+    """
+    if usual is None or not levels:
+        return np.empty((*center.shape, 0), dtype=np.float32)
+    return stretched(found.quantiles(levels, on_empty="last-value"), center, usual.stretch(found.queries.origin))
 
 
 def stretched(quantiles: np.ndarray, center: np.ndarray, stretch: np.ndarray) -> np.ndarray:

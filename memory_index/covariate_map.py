@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from memory_index.covariates import Kind, Role
+from memory_index.covariates import Covariate, Kind, Role
 from memory_index.errors import IncompatibleError
 from memory_index.tables.series import SeriesTable
 
@@ -30,7 +30,7 @@ class CovariateColumn:
     categories: its words, of which a code is the place; -1 is any other word. center: mean of each channel over the
     training part. unit: of a number its training standard deviation, 1 for a constant one; of a boolean 1; of a
     category the square root of 2, so that two different words lie 1 apart. low, high: training range of a number.
-    weight: its weight in the condition part of a distance, by view (docs/method.md).
+    weight: its weight in the condition part of a distance, by view (docs/method.md). source: see `Covariate`.
     """
 
     name: str
@@ -42,6 +42,13 @@ class CovariateColumn:
     low: float
     high: float
     weight: tuple[float, ...] = ()
+    source: str = ""
+
+    def as_covariate(self) -> Covariate:
+        """The column as tables have it."""
+        return Covariate(
+            name=self.name, role=self.role, kind=self.kind, categories=self.categories, source=self.source
+        )
 
     def channels(self, values: np.ndarray) -> np.ndarray:
         """values: [..., S], raw, NaN where missing -> float32 [..., S, channels], 0 (the training mean) where missing.

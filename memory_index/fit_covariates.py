@@ -85,6 +85,7 @@ def _units(column: Covariate, values: np.ndarray, source: str) -> CovariateColum
         unit=unit,
         low=float(values.min()),
         high=float(values.max()),
+        source=column.source,
     )
 
 

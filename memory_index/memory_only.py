@@ -10,7 +10,7 @@ import pandas as pd
 
 from memory_index.baselines import baseline_forecasts
 from memory_index.bounds import Bounds, BoundsOf
-from memory_index.calibration import stretched, usual_errors
+from memory_index.calibration import UsualErrors, calibrated, usual_errors
 from memory_index.errors import UsageError
 from memory_index.evaluation import MEMORY_ONLY, Evaluation, ForecastBlock, Report, scored_origins, tally
 from memory_index.leakage import Policy
@@ -65,8 +65,9 @@ def evaluate(
     """Score the memory's forecast of every window of a part (`train`, `val`, `test`), asked under `causal`.
 
     Bounded memory: so many moments (`block`) at a time; the scores do not depend on it. schedule: only the origins that
-    it has. levels: of the quantiles that are scored too; the neighbours' futures are sorted for them, which takes about
-    as long as everything else twice. scaled_by: see `scaling.naive_errors`. each: called with every block of forecasts.
+    it has. levels: of the quantiles that are scored too, calibrated as those of `forecast` as of each origin; the
+    neighbours' futures are sorted for them, which takes about as long as everything else. scaled_by: see
+    `scaling.naive_errors`. each: called with every block of forecasts.
     report: called with (windows done, all windows).
 
     Raises `DataError` (no such part, no window in it), `NotFoundError` (no neighbours, unless on_empty allows),
@@ -88,6 +89,7 @@ def evaluate(
         levels=levels,
     )
     first_origin, within = np.datetime64("NaT", "ns"), BoundsOf(memory)
+    usual = _usual(memory, options, levels)
     known = manifest.series_ids
     for asked in query_blocks(
         table, origins, spec, Policy.CAUSAL, known=known, views=views, layout=manifest.covariate_layout, block=block
@@ -97,14 +99,16 @@ def evaluate(
         forecasts |= baseline_forecasts(asked.queries.context, spec.horizon, table.step)
         forecasts["linear"] = memory.linear_forecast(asked.queries)
         forecasts = {name: within.kept(asked.queries, values) for name, values in forecasts.items()}
-        quantiles = None
-        if levels:
-            quantiles = within.kept(asked.queries, neighbours.quantiles(levels, on_empty="last-value"))
+        quantiles = within.kept(asked.queries, calibrated(neighbours, forecasts[MEMORY_ONLY], levels, usual))
         counted.num_without += empty
-        each(counted.add(asked, forecasts, quantiles))
+        each(counted.add(asked, forecasts, quantiles if levels else None))
         first_origin = np.fmin(first_origin, asked.queries.origin.min())
         report(counted.done, counted.total)
     return counted.evaluation(part, in_sample=bool(first_origin < manifest.fitted_known_at), skipped=skipped)
+
+
+def _usual(memory: Memory, options: MemoryOptions, levels: tuple[float, ...]) -> UsualErrors | None:
+    return usual_errors(memory, options.k, scopes=options.scopes, views=options.views) if levels else None
 
 
 def _search(memory: Memory, block: QueryBlock, options: MemoryOptions) -> tuple[Neighbours, int]:
@@ -153,7 +157,7 @@ def forecast(
     spec, views = memory.windows.spec, memory.windows.views
     origins, skipped = latest_origins(table, spec, views=views)
     parts, alone, within = [], [], BoundsOf(memory, bounds)
-    usual = usual_errors(memory, options.k, scopes=options.scopes, views=options.views) if quantiles else None
+    usual = _usual(memory, options, quantiles)
     known, layout = memory.manifest.series_ids, memory.manifest.covariate_layout
     for block in query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views, layout=layout):
         require_known_ahead(block.queries, block.wanted, memory.manifest.covariates, table.step, table.source)
@@ -165,10 +169,7 @@ def forecast(
         if not block.wanted.any():
             continue
         values = neighbours.forecast(on_empty="last-value")
-        levels = np.empty((*values.shape, 0), dtype=np.float32)
-        if usual is not None:
-            stretch = np.array([usual.stretch(origin) for origin in block.queries.origin])
-            levels = stretched(neighbours.quantiles(quantiles, on_empty="last-value"), values, stretch)
+        levels = calibrated(neighbours, values, quantiles, usual)
         values, levels = (within.kept(block.queries, each) for each in (values, levels))
         parts.append(forecast_frame(table, block, values, quantiles, levels))
     if not parts:

@@ -1,8 +1,8 @@
 """Metrics: a statistic for each cell (one step of one forecast), and how cells are put together (docs/method.md).
 
 To add one, write its statistic and its entry in `METRICS`, or in `quantile_metrics` if it reads quantiles. Everything
-else (scores by arm, step and series, documents, tables) goes by that list. Which windows are scored, and beside what,
-is `evaluation.py`.
+else (scores by arm, step and series, documents) goes by that list; printed tables choose among them. Which windows are
+scored, and beside what, is `evaluation.py`.
 """
 
 from __future__ import annotations
@@ -90,12 +90,11 @@ Statistic = Callable[[Cells], np.ndarray]  # -> [W, H]; of `defined` also [W, 1]
 class Metric:
     """The mean of a statistic over all cells that count, or the sum of it over the sum of another, `over`.
 
-    heading: in tables. defined: bool, where the statistic can be made: other cells are left out and counted. root: of
-    the mean, the square root.
+    defined: bool, where the statistic can be made: other cells are left out and counted. root: of the mean, the square
+    root.
     """
 
     name: str
-    heading: str
     statistic: Statistic
     defined: Statistic | None = None
     over: Statistic | None = None
@@ -130,30 +129,27 @@ def _has_absolute(cells: Cells) -> np.ndarray:
 
 
 METRICS = (
-    Metric(name="mse", heading="MSE", statistic=lambda cells: np.square(cells.standard_error)),
-    Metric(name="mae", heading="MAE", statistic=lambda cells: np.abs(cells.standard_error)),
-    Metric(name="mse_original", heading="MSE, own units", statistic=lambda cells: np.square(cells.error)),
-    Metric(name="mae_original", heading="MAE, own units", statistic=lambda cells: np.abs(cells.error)),
+    Metric(name="mse", statistic=lambda cells: np.square(cells.standard_error)),
+    Metric(name="mae", statistic=lambda cells: np.abs(cells.standard_error)),
+    Metric(name="mse_original", statistic=lambda cells: np.square(cells.error)),
+    Metric(name="mae_original", statistic=lambda cells: np.abs(cells.error)),
     Metric(
         name="mase",
-        heading="MASE",
         statistic=lambda cells: _divided(np.abs(cells.error), cells.actual.naive_absolute[:, None]),
         defined=_has_absolute,
     ),
     Metric(
         name="rmsse",
-        heading="RMSSE",
         statistic=lambda cells: _divided(np.square(cells.error), cells.actual.naive_squared[:, None]),
         defined=lambda cells: cells.actual.naive_squared[:, None] > 0,
         root=True,
     ),
     Metric(
         name="smape",
-        heading="sMAPE",
         statistic=_share,
         defined=lambda cells: (cells.forecast != 0) | (cells.future != 0),
     ),
-    Metric(name="direction_accuracy", heading="direction", statistic=_direction, defined=_moved),
+    Metric(name="direction_accuracy", statistic=_direction, defined=_moved),
 )
 
 
@@ -164,13 +160,11 @@ def quantile_metrics(levels: tuple[float, ...]) -> tuple[Metric, ...]:
     return (
         Metric(
             name="wql",
-            heading="WQL",
             statistic=lambda cells: cells.quantile_loss,
             over=lambda cells: np.abs(cells.future),
         ),
         Metric(
             name="sql",
-            heading="SQL",
             statistic=lambda cells: _divided(cells.quantile_loss, cells.actual.naive_absolute[:, None]),
             defined=_has_absolute,
         ),
@@ -181,7 +175,6 @@ def quantile_metrics(levels: tuple[float, ...]) -> tuple[Metric, ...]:
 def _coverage(number: int, level: float) -> Metric:
     return Metric(
         name=f"coverage_q{level:g}",
-        heading=f"below q{level:g}",
         statistic=lambda cells: (cells.future <= cells.quantiles[..., number]).astype(np.float64),
     )
 

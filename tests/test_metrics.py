@@ -171,7 +171,7 @@ def test_mse_and_mae_are_means_of_the_means_of_windows_where_all_are_whole():
 
 
 def test_a_new_metric_is_one_entry_and_has_steps_and_series_too(monkeypatch):
-    worst = Metric(name="bias", heading="bias", statistic=lambda cells: cells.error)
+    worst = Metric(name="bias", statistic=lambda cells: cells.error)
     monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, worst))
     actual, forecast, quantiles = made(7, 30, 3, missing=0.0)
     score = scored(actual, forecast, quantiles)

@@ -20,7 +20,7 @@ BASELINES = {
     "seasonal_naive": "seasonal naive",
     "last_value": "last value",
 }
-# In tables, where an arm has them.
+# In tables, where an arm has them; those of each series; those that are shares.
 COLUMNS = {
     "mse": "MSE",
     "mae": "MAE",
@@ -31,6 +31,8 @@ COLUMNS = {
     "sql": "SQL",
     "direction_accuracy": "direction",
 }
+OF_SERIES = ("mse", "mae", "mase", "wql")
+SHARES = ("direction_accuracy",)
 EXTREMES = 5  # worst, and as many best, of the series
 COVERAGE_SHOWN = ("q0.1", "q0.5", "q0.9")
 
@@ -124,7 +126,7 @@ def _cells(metrics: dict[str, float | None], columns: Iterable[str]) -> list[str
 def _cell(name: str, value: float | None) -> str:
     if value is None or value != value:
         return "-"
-    return f"{value:.1%}" if name == "direction_accuracy" else f"{value:.4f}"
+    return f"{value:.1%}" if name in SHARES else f"{value:.4f}"
 
 
 def _print_series(result: Evaluation, *, whole: bool) -> None:
@@ -139,9 +141,7 @@ def _print_series(result: Evaluation, *, whole: bool) -> None:
     groups = [order] if few else [order[: min(EXTREMES, known)], order[max(known - EXTREMES, 0) : known]]
     naive_name = "seasonal_naive" if "seasonal_naive" in result.scores else "last_value"
     naive, label = result.scores[naive_name].by_series[by], BASELINES[naive_name]
-    columns = {
-        name: heading for name, heading in _columns(result.score).items() if name in ("mse", "mae", "mase", "wql")
-    }
+    columns = {name: heading for name, heading in _columns(result.score).items() if name in OF_SERIES}
     rows: list[list[str | None]] = []
     for number, group in enumerate(groups):
         if number:

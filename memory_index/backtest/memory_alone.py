@@ -10,6 +10,7 @@ import numpy as np
 
 from memory_index.backtest.lived import Forecasts
 from memory_index.bounds import BoundsOf
+from memory_index.calibration import calibrated, usual_errors
 from memory_index.evaluation import MEMORY_ONLY
 from memory_index.leakage import Policy
 from memory_index.memory import Memory, raw_units
@@ -76,15 +77,15 @@ class MemoryAlone:
         """See `lived.Subject`. Where a window has no neighbour, its forecast is the last value."""
         options, spec, known = self.options, self.memory.windows.spec, self.manifest.series_ids
         views, layout = self.memory.windows.views, self.manifest.covariate_layout
+        usual = usual_errors(self.memory, options.k, scopes=options.scopes, views=options.views) if levels else None
         for asked in query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views, layout=layout):
             found = self.memory.search(asked.queries, options.k, scopes=options.scopes, views=options.views)
             alone = block_forecasts(found)[MEMORY_ONLY]
             linear = self.memory.linear_forecast(asked.queries)
-            none = np.empty((*alone.shape, 0), dtype=np.float32)
             yield Found(
                 asked=asked,
                 by_arm={MEMORY_ONLY: alone, "linear": linear},
-                quantiles=found.quantiles(levels, on_empty="last-value") if levels else none,
+                quantiles=calibrated(found, alone, levels, usual),
                 missing=~np.any(found.valid, axis=(2, 3)) & asked.wanted,
             )
 

@@ -22,7 +22,7 @@ from memory_index.covariate_map import (
     StoredCovariates,
     matching,
 )
-from memory_index.covariates import Covariate, Covariates, CovariateValues
+from memory_index.covariates import Covariates, CovariateValues
 from memory_index.errors import IncompatibleError, VerificationError
 from memory_index.tables.series import SeriesTable
 from memory_index.versions.manifest import Manifest
@@ -91,7 +91,7 @@ def with_covariates(
     """The series of a version with the covariates that it stores."""
     if found is None:
         return stored
-    plain = tuple(Covariate(name=c.name, role=c.role, kind=c.kind, categories=c.categories) for c in columns)
+    plain = tuple(column.as_covariate() for column in columns)
     values = found.values.astype(np.float64)
     if found.shared:
         every = (CovariateValues(times=found.times, values=values),) * len(stored.series)
