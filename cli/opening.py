@@ -177,7 +177,7 @@ def tell_ends(table: SeriesTable, memory: Memory) -> None:
 def with_scenario(
     table: SeriesTable, memory: Memory, set_known: Sequence[str] | None, *, at: np.datetime64 | None = None
 ) -> SeriesTable:
-    """The table with the changes of `--set-known` over the horizon after each series' end, or after `at`; said aloud."""
+    """The table with the changes of `--set-known` over the horizon after each series' end, or `at`, said aloud."""
     from memory_index.scenarios import parse_changes, with_changes
 
     changes = parse_changes(set_known or ())

@@ -46,9 +46,7 @@ class CovariateColumn:
 
     def as_covariate(self) -> Covariate:
         """The column as tables have it."""
-        return Covariate(
-            name=self.name, role=self.role, kind=self.kind, categories=self.categories, source=self.source
-        )
+        return Covariate(name=self.name, role=self.role, kind=self.kind, categories=self.categories, source=self.source)
 
     def channels(self, values: np.ndarray) -> np.ndarray:
         """values: [..., S], raw, NaN where missing -> float32 [..., S, channels], 0 (the training mean) where missing.
