@@ -20,13 +20,16 @@ Kind = Literal["number", "boolean", "category"]
 class Covariate:
     """One column beside the target.
 
-    categories: the words of a category, sorted; a code is the place of a word in them. Empty for other kinds.
+    categories: the words of a category, sorted; a code is the place of a word in them. Empty for other kinds. source:
+    what makes the values, `calendar` or `holidays DE`: a function of the time alone, known at any time; empty for a
+    column of the user's table.
     """
 
     name: str
     role: Role
     kind: Kind
     categories: tuple[str, ...] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
