@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from memory_index.covariate_map import CovariateLayout, CovariateWindows
+from memory_index.neighbours import Neighbours
 
 
 def known_values(layout: CovariateLayout | None, values: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -16,6 +19,15 @@ def known_values(layout: CovariateLayout | None, values: np.ndarray | None) -> d
     if layout is None or values is None:
         return {}
     return {column.name: values[n] for n, column in enumerate(layout.columns) if column.role == "known"}
+
+
+def known_of(found: Neighbours, place: int, horizon: int) -> dict[str, np.ndarray]:
+    """Those of the query number `place` of the one moment that was asked, up to a horizon that may be shorter."""
+    stored, asked = found.windows.covariates, found.queries.covariates
+    if stored is None or asked is None:
+        return {}
+    known = known_values(stored.layout, asked[0, place])
+    return {name: values[: len(values) + horizon - stored.layout.horizon] for name, values in known.items()}
 
 
 def condition_parts(layout: CovariateLayout, query: np.ndarray, other: np.ndarray, view: int) -> dict[str, float]:
@@ -33,6 +45,13 @@ def condition_parts(layout: CovariateLayout, query: np.ndarray, other: np.ndarra
         for n, column in enumerate(layout.columns)
         if column.role == "known"
     }
+
+
+def ahead_in_words(
+    covariates: Mapping[str, np.ndarray], categories: Mapping[str, tuple[str, ...]], horizon: int
+) -> dict[str, list[str | None] | np.ndarray]:
+    """The last `horizon` values of each covariate, as they were written."""
+    return {name: in_words(each[len(each) - horizon :], categories.get(name, ())) for name, each in covariates.items()}
 
 
 def in_words(values: np.ndarray, categories: tuple[str, ...]) -> list[str | None] | np.ndarray:

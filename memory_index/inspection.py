@@ -17,6 +17,7 @@ from memory_index.memory import Memory, too_much_missing
 from memory_index.memory_only import MEMORY_K
 from memory_index.neighbours import Neighbours
 from memory_index.queries import origin_at, query_blocks
+from memory_index.query_covariates import require_known_ahead
 from memory_index.tables.series import Series, SeriesTable
 from memory_index.types import Filter, KeySpace, Scope
 from memory_index.windows import WindowSpec
@@ -133,6 +134,7 @@ def inspect_window(
     known, views_stored = memory.windows.series_ids, memory.windows.views
     layout = memory.manifest.covariate_layout
     [block] = query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views_stored, layout=layout)
+    require_known_ahead(block.queries, block.wanted, memory.manifest.covariates, table.step, table.source)
     place, beside = int(np.flatnonzero(block.series == number)[0]), block.queries.covariates
     neighbours = memory.search(block.queries, k, scopes=scopes, views=views, where=where, min_gap=min_gap)
     filtered = where not in (None, Filter())

@@ -89,7 +89,7 @@ def require_known_ahead(
             )
 
 
-def far_outside(queries: Iterable[Queries], columns: tuple[CovariateColumn, ...]) -> tuple[str, ...]:
+def far_outside(queries: Iterable[Queries], columns: tuple[CovariateColumn, ...]) -> list[str]:
     """A warning for each number whose values over horizons lie far outside the range that the version was fitted on."""
     notes, asked = [], [each for each in queries if each.covariates is not None]
     for number, column in enumerate(columns):
@@ -105,4 +105,4 @@ def far_outside(queries: Iterable[Queries], columns: tuple[CovariateColumn, ...]
                 f"covariate '{column.name}' goes from {values.min():g} to {values.max():g}, in the version from "
                 f"{column.low:g} to {column.high:g}: another unit?"
             )
-    return tuple(notes)
+    return notes

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.opening import open_run_with_table, tell_joint
-from cli.options import REF, AsJson, Device, Indexes, asks_memory, reads_table
+from cli.commands.neighbours import conditions
+from cli.opening import open_run_with_table, tell_joint, with_scenario
+from cli.options import REF, AsJson, Device, Indexes, SetKnown, asks_memory, reads_table
 from cli.output import note, print_json, print_table
 from cli.parsing import quantile_levels
 from cli.reports.explanation_page import write_explanation_page
@@ -50,6 +51,7 @@ def explain(
     plot: Annotated[Path | None, typer.Option(help="Draw it into a PNG, SVG or PDF file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write picture and tables as one self-contained page.")] = None,
     quantiles: Annotated[str, typer.Option(help="Levels of the interval, between 0 and 1, or none.")] = "0.1,0.5,0.9",
+    set_known: SetKnown = None,
     llm: Annotated[
         str | None,
         typer.Option(
@@ -80,19 +82,36 @@ def explain(
     require_calibrated(levels)
     opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm)
     step = opened.table.step
-    found = explaining.explain(opened.predictor, opened.memory, opened.table, series, step.parse(at), levels=levels)
+    origin = step.parse(at)
+    table = with_scenario(opened.table, opened.memory, set_known, at=origin)
+    found = explaining.explain(opened.predictor, opened.memory, table, series, origin, levels=levels)
+    plain = None
+    if set_known:
+        plain = explaining.explain(opened.predictor, opened.memory, opened.table, series, origin, levels=levels)
     made_by = f"{run} with {opened.ref}"
     tell_joint(opened.memory, {part.name.split("-")[0] for part in found.parts if part.num_neighbours}, opened.table)
     if as_json:
         made = {"run": run, "ref": opened.ref, "fingerprint": opened.memory.manifest.fingerprint, "file": str(file)}
-        print_json("explain", made | found.to_document(step))
+        scenario = {} if plain is None else {"scenario": set_known, "plain_forecast": plain.forecast}
+        print_json("explain", made | found.to_document(step) | scenario)
     else:
         _print(found, made_by)
+        if plain is not None:
+            _compare(found, plain)
     if plot is not None:
         _draw(plot, found, step, made_by)
     if html is not None:
         write_explanation_page(html, found, step, made_by)
         note(f"page: {html}")
+
+
+def _compare(found: Explanation, plain: Explanation) -> None:
+    """The forecast of a scenario beside the one without it."""
+    change = found.forecast - plain.forecast
+    note(
+        f"the scenario's forecast is {float(found.forecast.mean()):.4g} on average, without it "
+        f"{float(plain.forecast.mean()):.4g}: {float(change.min()):+.4g} to {float(change.max()):+.4g} by step"
+    )
 
 
 def _draw(path: Path, found: Explanation, step: Step, made_by: str) -> None:
@@ -108,6 +127,9 @@ def _print(found: Explanation, made_by: str) -> None:
     print_table(part_columns(found), part_rows(found), title=fill(headline(found), LINE))
     typer.echo()
     print_table(neighbour_columns(found), neighbour_rows(found), title="the nearest neighbours, one by one", gap=1)
+    records = [each.record for each in found.neighbours]
+    for line in conditions(found.covariates, found.categories, records, len(found.forecast)):
+        note(line)
     if rows := network_rows(found):
         typer.echo()
         print_table(NETWORK_COLUMNS, rows, title=f"the network: {network_effect(found)}")

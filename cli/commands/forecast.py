@@ -143,6 +143,8 @@ def _tell(result: pd.DataFrame, table: SeriesTable, memory: Memory, bounds: Boun
 
     skipped = [Skipped(**each) for each in result.attrs["skipped"]]
     tell_skipped(skipped, "not forecast", source=table.source, strict=strict)
+    for warning in result.attrs.get("warnings", ()):
+        note(f"warning: {warning}")
     tell_ends(table, memory)
     tell_bounds(table, memory, bounds)
 

@@ -19,9 +19,11 @@ from cli.targets import require_targets
 from cli.wording import SPARK_WIDTH, age, minute, no_close_analogue, sparkline
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import numpy as np
 
-    from memory_index.inspection import Inspection
+    from memory_index.inspection import Inspection, NeighbourRecord
     from memory_index.tables.columns import ReadOptions
     from memory_index.windows import StoredWindows
 
@@ -99,6 +101,10 @@ def neighbours(
 
 def document(ref: str, found: Inspection) -> dict[str, Any]:
     """The JSON document: the keys that scripts rely on (docs/cli.md), and the memory's forecast."""
+    from memory_index.conditions import ahead_in_words
+
+    covariates = ahead_in_words(found.covariates, found.categories, len(found.forecast))
+    beside = {"covariates": covariates} if covariates else {}
     return {
         "ref": ref,
         "query": {
@@ -107,22 +113,12 @@ def document(ref: str, found: Inspection) -> dict[str, Any]:
             "context": found.context,
             "forecast": found.forecast,
             "actual": found.actual,
-            **({"covariates": ahead_in_words(found)} if found.covariates else {}),
+            **beside,
         },
         "in_sample": found.in_sample,
         "share_closer": {str(space): share for space, share in found.share_closer.items()},
         "no_close_analogue": found.no_close_analogue,
         "neighbours": [n.to_dict() for n in found.neighbours],
-    }
-
-
-def ahead_in_words(found: Inspection) -> dict[str, Any]:
-    """The known covariates over the horizon of the query, as they were written."""
-    from memory_index.conditions import in_words
-
-    horizon = len(found.forecast)
-    return {
-        name: in_words(values[-horizon:], found.categories.get(name, ())) for name, values in found.covariates.items()
     }
 
 
@@ -161,7 +157,7 @@ def _print(ref: str, found: Inspection) -> None:
     width = _spark_width(found)
     for space in key_spaces(found):
         print_table(columns(found), rows(found, space, width), title=_title(found, space), gap=1)
-    for line in conditions(found):
+    for line in conditions(found.covariates, found.categories, found.neighbours, len(found.forecast)):
         note(line)
     num = len(found.forecast)
     ahead = "the next step" if num == 1 else f"the next {num} steps"
@@ -172,15 +168,23 @@ def _print(ref: str, found: Inspection) -> None:
         note(warning)
 
 
-def conditions(found: Inspection) -> list[str]:
-    """The known covariates over the query's horizon, and how much each of them decides of the condition part."""
+def conditions(
+    covariates: Mapping[str, np.ndarray],
+    categories: Mapping[str, tuple[str, ...]],
+    neighbours: Sequence[NeighbourRecord],
+    horizon: int,
+) -> list[str]:
+    """The known covariates over a query's horizon, and how much each decides of the condition part of the distances.
+
+    covariates: by name, of which the last values are those of the horizon.
+    """
     from memory_index.conditions import in_words
 
-    share = {name: sum(n.condition_parts[name] for n in found.neighbours) for name in found.covariates}
+    share = {name: sum(n.condition_parts[name] for n in neighbours) for name in covariates}
     total = sum(share.values())
     told = []
-    for name, values in found.covariates.items():
-        words = in_words(values[-len(found.forecast) :], found.categories.get(name, ()))
+    for name, values in covariates.items():
+        words = in_words(values[len(values) - horizon :], categories.get(name, ()))
         text = _course(words) if isinstance(words, np.ndarray) else ", ".join(dict.fromkeys(str(w) for w in words))
         decides = f"; {share[name] / total:.0%} of the condition part of these distances" if total > 0 else ""
         told.append(f"{name} over the horizon: {text}{decides}")
