@@ -12,13 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from memory_index.covariate_map import (
-    MAX_CLASSES,
-    CovariateColumn,
-    CovariateLayout,
-    StoredCovariates,
-    aligned_values,
-)
+from memory_index.covariate_map import MAX_CLASSES, CovariateColumn, CovariateLayout, StoredCovariates
+from memory_index.covariate_tables import aligned_values
 from memory_index.covariates import Covariate
 from memory_index.encoder import DualKeyEncoder
 from memory_index.errors import DataError
@@ -27,11 +22,12 @@ from memory_index.tables.series import SeriesTable
 from memory_index.threads import one_blas_thread
 from memory_index.windows import cut
 
-MAX_WINDOWS = 16_384  # that a map is fitted on, spread evenly; more change it little
+MAX_WINDOWS = 8192  # that is fitted on, spread evenly: windows overlap, so that more change little
+LEAST_WINDOWS = 512  # of a series, if it has so many
 CHUNK = 1024  # windows handled at once
-NUM_FOLDS = 4  # blocks of time
+NUM_FOLDS = 3  # blocks of time
 OFF = math.inf  # the penalty of a column that takes no part
-COLUMN_PENALTIES = (0.01, 0.1, 1.0, 10.0, OFF)  # relative to the mean square of the column's numbers
+COLUMN_PENALTIES = (0.03, 0.3, 3.0, OFF)  # relative to the mean square of the column's numbers
 WINDOW_PENALTIES = (0.01, 0.03, 0.1)  # likewise of the window itself
 SWEEPS = 1  # over all columns
 LEAST_GAIN = 0.001  # of the squared error: what a column must be worth to take part
@@ -148,7 +144,7 @@ class CovariateFit:
         self.stored = StoredCovariates(
             layout=self.layout, values=found.values, first=found.first, unit=encoder.scale.std
         )
-        self.origins = _spread(origins, table.step.season or 1)
+        self.origins = spread_out(origins, table.step.season)
         self.edges = _edges([series.times[rows] for series, rows in zip(table.series, self.origins, strict=True)])
         self.penalties: np.ndarray | None = None  # of the window, then of each column
 
@@ -226,12 +222,12 @@ class CovariateFit:
         return np.asarray(scale[:, None] * vectors[:, ::-1][:, : self.layout.condition_width])
 
 
-def _spread(origins: list[np.ndarray], season: int) -> list[np.ndarray]:
-    """Some `MAX_WINDOWS` of the windows, at every phase of the season."""
+def spread_out(origins: list[np.ndarray], season: int | None) -> list[np.ndarray]:
+    """Some `MAX_WINDOWS` of the windows, at every phase of the season; of each series as many as suffice for a PCA."""
     stride = -(-sum(len(rows) for rows in origins) // MAX_WINDOWS)
-    while stride > 1 and math.gcd(stride, season) > 1:
+    while stride > 1 and math.gcd(stride, season or 1) > 1:
         stride += 1
-    return [rows[::stride] for rows in origins] if stride > 1 else origins
+    return [rows[:: max(1, min(stride, len(rows) // LEAST_WINDOWS))] for rows in origins]
 
 
 def _edges(times: list[np.ndarray]) -> np.ndarray:
@@ -253,7 +249,7 @@ def _choose(by_fold: list[Sums], total: Sums, block: np.ndarray, num_blocks: int
     One after the other, from all columns at a middle one; a column that is worth less than `LEAST_GAIN` is off. Tables
     that are too short for blocks of their own keep the middle ones.
     """
-    penalties = np.full(num_blocks, 1.0)
+    penalties = np.full(num_blocks, COLUMN_PENALTIES[1])
     penalties[0] = WINDOW_PENALTIES[0]
     folds = [fold for fold in by_fold[:NUM_FOLDS] if fold.num]
     if len(folds) < 2:

@@ -16,7 +16,7 @@ import numpy as np
 from memory_index.cores import num_cores
 from memory_index.covariate_map import CovariateLayout, CovariateWindows, StoredCovariates
 from memory_index.encoder import NUM_VALUES, DualKeyEncoder, EncoderConfig
-from memory_index.fit_covariates import CovariateFit, FittedView, fit_units
+from memory_index.fit_covariates import CovariateFit, FittedView, fit_units, spread_out
 from memory_index.missing import filled
 from memory_index.scaling import WindowStatistics, fit_scale
 from memory_index.tables.series import SeriesTable
@@ -116,13 +116,13 @@ def _fit_with_covariates(
         encoder.config,
         encoder.arrays,
     )
-    weights = {}
+    weights, sampled = {}, spread_out(origins, table.step.season)
     for view in sorted(config.views, reverse=True):
         fitted, width = fit.view(view), min(config.shape_width, view)
         weights[view] = fitted.weights
         arrays[f"ridge-{view}"] = fitted.ridge.astype(np.float32)
         arrays[f"condition-{view}"] = fitted.condition.astype(np.float32)
-        own, pooled = _principal_parts(fit, fitted, origins, view, width, own="own" in scopes or "joint" in scopes)
+        own, pooled = _principal_parts(fit, fitted, sampled, view, width, own="own" in scopes or "joint" in scopes)
         arrays |= {f"own-{view}": own} if own is not None else {}
         arrays |= {f"pooled-{view}": pooled} if "pooled" in scopes else {}
         if "joint" in scopes:

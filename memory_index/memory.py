@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from memory_index.covariate_map import require_columns
+from memory_index.covariate_tables import require_columns
 from memory_index.encoder import KeyEncoder
 from memory_index.errors import IncompatibleError, NotFoundError, UsageError
 from memory_index.missing import filled

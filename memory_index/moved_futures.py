@@ -4,19 +4,43 @@ map makes of how they differ. Sums over neighbours and what becomes of them: `ne
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from memory_index.missing import filled
 from memory_index.products import project
 from memory_index.scaling import units_of
-from memory_index.windows import cut
-
-if TYPE_CHECKING:
-    from memory_index.neighbours import Neighbours
+from memory_index.types import KeySpace, Queries
+from memory_index.windows import StoredWindows, cut
 
 Chunk = tuple[slice, slice]  # of the axes B and N
+
+
+class Answer(Protocol):
+    """What is read of an answer, in units of the version's transform: see `Neighbours`."""
+
+    @property
+    def queries(self) -> Queries: ...
+
+    @property
+    def spaces(self) -> tuple[KeySpace, ...]: ...
+
+    @property
+    def row(self) -> np.ndarray: ...
+
+    @property
+    def query_location(self) -> np.ndarray: ...
+
+    @property
+    def query_spread(self) -> np.ndarray: ...
+
+    @property
+    def linear_maps(self) -> Mapping[int, np.ndarray]: ...
+
+    @property
+    def windows(self) -> StoredWindows: ...
 
 
 class StandardQuery(NamedTuple):
@@ -35,7 +59,7 @@ class StandardQuery(NamedTuple):
         return StandardQuery(*(part[chosen] for part in self))
 
 
-def standard_query(neighbours: Neighbours, chunk: Chunk, number: int) -> StandardQuery:
+def standard_query(neighbours: Answer, chunk: Chunk, number: int) -> StandardQuery:
     """The queries of a chunk in the location and spread that they have in one key space."""
     location, spread = (
         part[*chunk, number, None, None] for part in (neighbours.query_location, neighbours.query_spread)
@@ -52,7 +76,7 @@ def standard_query(neighbours: Neighbours, chunk: Chunk, number: int) -> Standar
     return StandardQuery(z, location, spread)
 
 
-def moved_of_space(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
+def moved_of_space(neighbours: Answer, chunk: Chunk, number: int) -> np.ndarray:
     """See `aligned_futures`: of one key space, float64 [b, N, K, H]; anything in unused slots."""
     query, linear_map = (
         standard_query(neighbours, chunk, number),
@@ -74,20 +98,20 @@ def moved(query: StandardQuery, standard: np.ndarray, linear_map: np.ndarray) ->
     return query.location + query.spread * (standard[..., width:] + project(difference, linear_map))
 
 
-def by_all_maps(neighbours: Neighbours, chunk: Chunk) -> np.ndarray:
+def by_all_maps(neighbours: Answer, chunk: Chunk) -> np.ndarray:
     """What the linear maps of all key spaces make of the queries of a chunk, on average: float64 [b, N, H]."""
     of_maps = [by_map(standard_query(neighbours, chunk, n), neighbours, n) for n in range(len(neighbours.spaces))]
     return np.mean(of_maps, axis=0)
 
 
-def by_map(query: StandardQuery, neighbours: Neighbours, number: int) -> np.ndarray:
+def by_map(query: StandardQuery, neighbours: Answer, number: int) -> np.ndarray:
     """What the linear map of one key space makes of queries, float64 [..., H], in their units."""
     linear_map = neighbours.linear_maps[neighbours.spaces[number].view]
     z = np.where(np.isnan(query.z), 0.0, query.z)
     return (query.location + query.spread * project(z, linear_map))[..., 0, :]
 
 
-def standard_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
+def standard_windows(neighbours: Answer, chunk: Chunk, number: int) -> np.ndarray:
     """Each neighbour of one key space in its own location and spread, float32 [b, N, K, view + P + H].
 
     The last `view` steps of its context, its covariates as the linear map reads them, then its future; NaN where
@@ -108,7 +132,7 @@ def standard_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> np.nd
     return standard
 
 
-def num_values(neighbours: Neighbours, number: int) -> int:
+def num_values(neighbours: Answer, number: int) -> int:
     """Of a neighbour's window in a key space: its view and the horizon, and what stands beside them."""
     beside = neighbours.windows.covariates.layout.width if neighbours.windows.covariates is not None else 0
     return neighbours.spaces[number].view + beside + neighbours.windows.spec.horizon

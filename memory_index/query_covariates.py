@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from memory_index.covariate_map import CovariateColumn, CovariateLayout, matching
+from memory_index.covariate_map import CovariateColumn, CovariateLayout
+from memory_index.covariate_tables import matching
 from memory_index.errors import DataError
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Queries

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.commands.neighbours import conditions
 from cli.opening import open_run_with_table, tell_joint, with_scenario
 from cli.options import REF, AsJson, Device, Indexes, SetKnown, asks_memory, reads_table
 from cli.output import note, print_json, print_table
@@ -26,6 +25,7 @@ from cli.reports.explanation_report import (
     warnings,
 )
 from cli.targets import require_targets
+from cli.wording import conditions
 
 if TYPE_CHECKING:
     from forecaster.explain import Explanation
@@ -85,9 +85,8 @@ def explain(
     origin = step.parse(at)
     table = with_scenario(opened.table, opened.memory, set_known, at=origin)
     found = explaining.explain(opened.predictor, opened.memory, table, series, origin, levels=levels)
-    plain = None
-    if set_known:
-        plain = explaining.explain(opened.predictor, opened.memory, opened.table, series, origin, levels=levels)
+    asked = (opened.predictor, opened.memory, opened.table, series, origin)
+    plain = explaining.explain(*asked, levels=levels) if set_known else None
     made_by = f"{run} with {opened.ref}"
     tell_joint(opened.memory, {part.name.split("-")[0] for part in found.parts if part.num_neighbours}, opened.table)
     if as_json:
@@ -95,9 +94,7 @@ def explain(
         scenario = {} if plain is None else {"scenario": set_known, "plain_forecast": plain.forecast}
         print_json("explain", made | found.to_document(step) | scenario)
     else:
-        _print(found, made_by)
-        if plain is not None:
-            _compare(found, plain)
+        _print(found, made_by, plain)
     if plot is not None:
         _draw(plot, found, step, made_by)
     if html is not None:
@@ -122,7 +119,7 @@ def _draw(path: Path, found: Explanation, step: Step, made_by: str) -> None:
     note(f"picture: {path}")
 
 
-def _print(found: Explanation, made_by: str) -> None:
+def _print(found: Explanation, made_by: str, plain: Explanation | None) -> None:
     note(f"{made_by}:")
     print_table(part_columns(found), part_rows(found), title=fill(headline(found), LINE))
     typer.echo()
@@ -133,5 +130,7 @@ def _print(found: Explanation, made_by: str) -> None:
     if rows := network_rows(found):
         typer.echo()
         print_table(NETWORK_COLUMNS, rows, title=f"the network: {network_effect(found)}")
+    if plain is not None:
+        _compare(found, plain)
     for warning in warnings(found):
         note(warning)

@@ -120,8 +120,7 @@ def forecast(
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
     _tell(result, table, memory, bounds, strict=strict)
     made_by = {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
-    made_by |= {"scenario": list(set_known)} if set_known else {}  # type: ignore[dict-item]
-    result.attrs.update(made_by)  # which travels inside a Parquet file
+    result.attrs |= made_by | ({"scenario": set_known} if set_known else {})  # which travels inside a Parquet file
     _write(result, f"{horizon} steps by {by}", out)
     _draw(plot, table, result, by)
     if as_json:

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from cli.opening import open_with_table, tell_joint, with_scenario
@@ -16,14 +15,10 @@ from cli.options import REF, AsJson, Indexes, SetKnown, asks_memory, reads_table
 from cli.output import note, print_json, print_table
 from cli.parsing import names, numbers
 from cli.targets import require_targets
-from cli.wording import SPARK_WIDTH, age, minute, no_close_analogue, sparkline
+from cli.wording import SPARK_WIDTH, age, conditions, course, minute, no_close_analogue, sparkline
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import numpy as np
-
-    from memory_index.inspection import Inspection, NeighbourRecord
+    from memory_index.inspection import Inspection
     from memory_index.tables.columns import ReadOptions
     from memory_index.windows import StoredWindows
 
@@ -161,40 +156,11 @@ def _print(ref: str, found: Inspection) -> None:
         note(line)
     num = len(found.forecast)
     ahead = "the next step" if num == 1 else f"the next {num} steps"
-    note(f"{ahead}, by the memory alone: {_course(found.forecast)}")
+    note(f"{ahead}, by the memory alone: {course(found.forecast)}")
     if found.actual_known:
-        note(f"{'what really followed:'.rjust(len(ahead) + 22)} {_course(found.actual)}")
+        note(f"{'what really followed:'.rjust(len(ahead) + 22)} {course(found.actual)}")
     for warning in warnings(found):
         note(warning)
-
-
-def conditions(
-    covariates: Mapping[str, np.ndarray],
-    categories: Mapping[str, tuple[str, ...]],
-    neighbours: Sequence[NeighbourRecord],
-    horizon: int,
-) -> list[str]:
-    """The known covariates over a query's horizon, and how much each decides of the condition part of the distances.
-
-    covariates: by name, of which the last values are those of the horizon.
-    """
-    from memory_index.conditions import in_words
-
-    share = {name: sum(n.condition_parts[name] for n in neighbours) for name in covariates}
-    total = sum(share.values())
-    told = []
-    for name, values in covariates.items():
-        words = in_words(values[len(values) - horizon :], categories.get(name, ()))
-        text = _course(words) if isinstance(words, np.ndarray) else ", ".join(dict.fromkeys(str(w) for w in words))
-        decides = f"; {share[name] / total:.0%} of the condition part of these distances" if total > 0 else ""
-        told.append(f"{name} over the horizon: {text}{decides}")
-    return told
-
-
-def _course(values: np.ndarray) -> str:
-    """From where to where values [H] go, and how."""
-    low, high = float(values.min()), float(values.max())
-    return f"{low:.4g}" if len(values) == 1 else f"{low:.4g} to {high:.4g} {sparkline(values)}"
 
 
 def warnings(found: Inspection) -> list[str]:

@@ -7,14 +7,13 @@ import time
 
 import numpy as np
 
-from memory_index.covariate_map import aligned_values
 from memory_index.errors import IncompatibleError, NothingNewError
 from memory_index.fit_transform import table_inside
 from memory_index.skipped import Skipped, require_none_skipped
 from memory_index.tables.series import Series, SeriesTable, differing
 from memory_index.tables.steps import same_step
 from memory_index.versions.build import built_since, covariates_of, segment_record, up_to_last_values, with_recall
-from memory_index.versions.covariate_files import COVARIATES_FILE, continued, write_covariates
+from memory_index.versions.covariate_files import COVARIATES_FILE, continued, write_new_covariates
 from memory_index.versions.factories import EXACT
 from memory_index.versions.manifest import FORMAT
 from memory_index.versions.opening import LoadEncoder, plan_of, read_earlier, read_encoder, read_table
@@ -65,23 +64,13 @@ def append(
         staging.adopt(parent, *sorted({path.split("/")[0] for path in manifest.files}))
         folder, new_from = f"segment-{len(manifest.segments)}", [len(series) for series in stored.series]
         origins, inside = new_origins(stored, joined, plan), table_inside(manifest.transform, joined)
-        windows = write_segment(
-            staging.path / folder,
-            joined,
-            origins,
-            encoder,
-            plan,
-            inside=inside,
-            new_from=new_from,
-            earlier=earlier,
-            covariates=covariates_of(joined, encoder),
-        )
-        record = segment_record(folder, windows, sum(num_new(joined, new_from)))
-        if manifest.covariates:
-            found = aligned_values(joined, manifest.covariates, shared=manifest.shared_covariates)
-            ends = [len(stored.covariates.series[0].times)] if found.shared and stored.covariates else new_from
-            num_rows = write_covariates(staging.path / folder, found, ends)
-            record = dataclasses.replace(record, num_covariates=num_rows)
+        beside = covariates_of(joined, encoder)
+        how = {"inside": inside, "new_from": new_from, "earlier": earlier, "covariates": beside}
+        windows = write_segment(staging.path / folder, joined, origins, encoder, plan, **how)
+        num_new = [len(series) - start for series, start in zip(joined.series, new_from, strict=True)]
+        record = segment_record(folder, windows, sum(num_new))
+        num_covariates = write_new_covariates(staging.path / folder, stored, joined, manifest, new_from)
+        record = dataclasses.replace(record, num_covariates=num_covariates)
         known_at = np.append(
             windows.known_at, [np.datetime64(manifest.first_known_at), np.datetime64(manifest.last_known_at)]
         )
@@ -99,11 +88,6 @@ def append(
             child = with_recall(staging.path, child, encoder)
         built = dataclasses.replace(built_since(started, table.source), notes=notes, skipped=skipped)
         return staging.publish(dataclasses.replace(child, built=built))
-
-
-def num_new(joined: SeriesTable, new_from: list[int]) -> list[int]:
-    """Steps of each series that no earlier segment stores."""
-    return [len(series) - start for series, start in zip(joined.series, new_from, strict=True)]
 
 
 def join_new_rows(

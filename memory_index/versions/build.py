@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from memory_index.covariate_map import StoredCovariates, aligned_values
+from memory_index.covariate_map import StoredCovariates
+from memory_index.covariate_tables import aligned_values
 from memory_index.encoder import EncoderConfig, KeyEncoder, default_views
 from memory_index.fit_encoder import fit_encoder
 from memory_index.fit_transform import fit_transform, table_inside
@@ -93,15 +94,9 @@ def build(
         how = {"lookback": window.lookback, "horizon": window.horizon, "scopes": contents.scopes}
         fitted = fit(inside, fit_origins or origins, contents.encoder, **how)
         described = write_encoder(staging.path, fitted)
-        covariates = covariates_of(training, fitted)
-        windows = write_segment(
-            staging.path / FIRST_SEGMENT, training, origins, fitted, plan, inside=inside, covariates=covariates
-        )
-        condition = fitted.covariates.condition_width if fitted.covariates is not None else 0
-        records = tuple(
-            space_record(space, widths[space], fitted.value_width(space), condition, *contents.factories[space])
-            for space in plan.spaces
-        )
+        beside = {"inside": inside, "covariates": covariates_of(training, fitted)}
+        windows = write_segment(staging.path / FIRST_SEGMENT, training, origins, fitted, plan, **beside)
+        records = tuple(space_record(space, widths[space], fitted, *contents.factories[space]) for space in plan.spaces)
         manifest = first_manifest(training, windows, plan, records, described, split, contents.joint)
         manifest = with_first_covariates(staging.path, manifest, training, fitted)
         manifest = dataclasses.replace(manifest, transform=transform, budget=contents.budget)
@@ -222,20 +217,18 @@ def with_first_covariates(folder: Path, manifest: Manifest, training: SeriesTabl
     )
 
 
-def space_record(
-    space: KeySpace, width: int, value_width: int, condition_width: int, factory: str, reason: str
-) -> SpaceRecord:
+def space_record(space: KeySpace, width: int, encoder: KeyEncoder, factory: str, reason: str) -> SpaceRecord:
     """How a key space will be searched; its temperature and recall are not measured yet."""
     return SpaceRecord(
         scope=space.scope,
         view=space.view,
         width=width,
-        value_width=value_width,
+        value_width=encoder.value_width(space),
         factory=factory,
         reason=reason,
         temperature=1.0,
         recall_at_10=1.0,
-        condition_width=condition_width,
+        condition_width=encoder.covariates.condition_width if encoder.covariates is not None else 0,
     )
 
 

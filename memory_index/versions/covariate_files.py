@@ -15,13 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from memory_index.covariate_map import (
-    AlignedValues,
-    CovariateColumn,
-    CovariateLayout,
-    StoredCovariates,
-    matching,
-)
+from memory_index.covariate_map import CovariateColumn, CovariateLayout, StoredCovariates
+from memory_index.covariate_tables import AlignedValues, aligned_values, matching
 from memory_index.covariates import Covariates, CovariateValues
 from memory_index.errors import IncompatibleError, VerificationError
 from memory_index.tables.series import SeriesTable
@@ -46,6 +41,21 @@ def write_covariates(folder: Path, values: AlignedValues, new_from: list[int]) -
     }
     pq.write_table(pa.table(columns), folder / COVARIATES_FILE, compression="zstd")
     return len(rows)
+
+
+def write_new_covariates(
+    folder: Path, stored: SeriesTable, joined: SeriesTable, manifest: Manifest, new_from: list[int]
+) -> int | None:
+    """Write what a segment adds to a version: the covariates of the steps behind what is stored of each series.
+
+    Returns how many rows they are; None for a version without any.
+    """
+    if not manifest.covariates:
+        return None
+    found = aligned_values(joined, manifest.covariates, shared=manifest.shared_covariates)
+    if found.shared and stored.covariates is not None:
+        new_from = [len(stored.covariates.series[0].times)]
+    return write_covariates(folder, found, new_from)
 
 
 def read_covariates(folder: Path, manifest: Manifest) -> AlignedValues | None:
