@@ -237,7 +237,35 @@ TABLE_OPTIONS: dict[str, tuple[Any, Any]] = {
     "on_nan": (Annotated[str, _text("--on-nan", "Cells without a value: as --on-gap.")], "keep"),
     "on_duplicate": (Annotated[str, _text("--on-duplicate", "Repeated times: error, first, last or mean.")], "error"),
     "max_cells": (Annotated[int | None, _text("--max-cells", "Refuse larger files.")], None),
+    "known": (
+        Annotated[
+            list[str] | None,
+            _text("--known", "A covariate whose future is known (price, holiday, weather forecast); may be repeated."),
+        ],
+        None,
+    ),
+    "observed": (
+        Annotated[list[str] | None, _text("--observed", "A covariate known up to now only; may be repeated.")],
+        None,
+    ),
+    "static": (
+        Annotated[list[str] | None, _text("--static", "A covariate with one value per series; may be repeated.")],
+        None,
+    ),
+    "calendar": (
+        Annotated[
+            str | None,
+            _text("--calendar", "Known covariates made of the times: auto, or hour,weekday,day,week,month,quarter."),
+        ],
+        None,
+    ),
+    "holidays": (
+        Annotated[str | None, _text("--holidays", "A known covariate 'holiday': of a country (DE) or part (DE-BY).")],
+        None,
+    ),
 }
+REPEATED = ("ignore", "missing", "known", "observed", "static")
+BY_COMMAS = ("columns", "calendar")
 
 
 def reads_table(command: Callable[..., None]) -> Callable[..., None]:
@@ -246,9 +274,12 @@ def reads_table(command: Callable[..., None]) -> Callable[..., None]:
     def record(given: dict[str, Any]) -> ReadOptions:
         from memory_index.tables.columns import ReadOptions
 
-        if given["columns"] is not None:
-            given["columns"] = tuple(name.strip() for name in given["columns"].split(","))
-        given |= {name: tuple(given[name]) for name in ("ignore", "missing") if given[name] is not None}
+        given |= {
+            name: tuple(each.strip() for each in given[name].split(","))
+            for name in BY_COMMAS
+            if given[name] is not None
+        }
+        given |= {name: tuple(given[name]) for name in REPEATED if given[name] is not None}
         return ReadOptions(**{name: value for name, value in given.items() if value is not None})
 
     return with_record(command, "table_options", TABLE_OPTIONS, record)
@@ -259,10 +290,10 @@ def reading_flags(options: ReadOptions) -> list[str]:
     flags = []
     for field in fields(options):
         value = getattr(options, field.name)
-        if value == field.default:
+        if value == field.default or field.name == "recorded":  # which versions keep, and no one types
             continue
         values = value if isinstance(value, tuple) else (value,)
-        values = (",".join(values),) if field.name in ("columns", "id_column") else values
+        values = (",".join(values),) if field.name in (*BY_COMMAS, "id_column") else values
         flags += [part for each in values for part in (f"--{field.name.replace('_', '-')}", str(each))]
     return flags
 

@@ -415,11 +415,6 @@ CASES = {
         r"the column 'remark' is empty",
         '--ignore "remark"',
     ),
-    "unused column": (
-        "unique_id,ds,y,x\n" + "".join(f"a,2024-01-0{d},{d},{d}\n" for d in range(1, 9)),
-        r"column 'x' would not",
-        '--ignore "x"',
-    ),
     "no series name": (
         "unique_id,ds,y\na,2024-01-01,1\n,2024-01-02,1\na,2024-01-02,2\n",
         r"row 3: the row names no series",

@@ -9,14 +9,17 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from memory_index.covariates import Covariate, Role
 from memory_index.errors import NotFoundError, UsageError
+from memory_index.tables.calendar import require_features
+from memory_index.tables.covariate_roles import ROLES, note_unused, require_recorded, single_roles
 from memory_index.tables.keys import refuse_rows_of_series
 from memory_index.tables.number_times import EXCEL, UNITS, TimeOptions, are_numbers, told_by_size
 from memory_index.tables.problems import Problem, ProblemLog
@@ -61,6 +64,13 @@ class ReadOptions:
     fault under `keep`: it may be a mistake, and `missing` or another choice says that it means no value.
 
     on_duplicate (several rows of one series with one time): `error`, or keep the `first`, the `last`, the `mean`.
+
+    known, observed, static: names of columns that are no targets but stand beside them (covariates): known ahead, known
+    up to now, and the same for all times of a series. In a wide table all series share them. Rows after the last target
+    value are then the future. What is missing of a covariate stays missing. calendar: features that the calendar makes
+    (`tables/calendar.py`), or `auto`; holidays: a country, as `DE` or `DE-BY`. recorded: columns whose kinds and words
+    are known already (`with_recorded`).
+
     max_cells: larger files are refused, Parquet by its footer before anything is decoded.
 
     Raises `UsageError` for a choice that there is not.
@@ -83,6 +93,12 @@ class ReadOptions:
     on_nan: FillPolicy = "keep"
     on_duplicate: DuplicatePolicy = "error"
     max_cells: int = 200_000_000
+    known: tuple[str, ...] = ()
+    observed: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
+    calendar: tuple[str, ...] = ()
+    holidays: str | None = None
+    recorded: tuple[Covariate, ...] = ()
 
     def __post_init__(self) -> None:
         fill, duplicate = get_args(FillPolicy), get_args(DuplicatePolicy)
@@ -100,6 +116,21 @@ class ReadOptions:
             )
         if self.max_cells < 1:
             raise UsageError(f"--max-cells is {self.max_cells}, but must be at least 1")
+        require_features(self.calendar)
+        _ = self.roles  # raises for a name that is used twice
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        """The role of each column that was named for one. Raises `UsageError` for a name that is used twice."""
+        ids = self.id_column or ()
+        used = {
+            "--ignore": self.ignore,
+            "--columns": self.columns or (),
+            "--time-column": (self.time_column,),
+            "--value-column": (self.value_column,),
+            "--id-column": (ids,) if isinstance(ids, str) else ids,
+        }
+        return single_roles({role: getattr(self, role) for role in ROLES}, used)
 
     @property
     def of_times(self) -> TimeOptions:
@@ -115,11 +146,15 @@ class ReadOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Roles:
-    """What the columns of a file are. id is empty in a wide table; a long one has a single value column."""
+    """What the columns of a file are. id is empty in a wide table; a long one has a single value column.
+
+    covariates: name and role of each column beside the target, in the order known, observed, static.
+    """
 
     time: str
     id: tuple[str, ...]
     values: tuple[str, ...]
+    covariates: tuple[tuple[str, Role], ...] = ()
 
     @property
     def layout(self) -> Literal["wide", "long"]:
@@ -132,12 +167,16 @@ def find_roles(raw: RawTable, options: ReadOptions, log: ProblemLog) -> Roles:
     given_ids = id_columns(raw, options)
     for name in (name for name in (options.time_column, *given_ids, options.value_column) if name):
         require_known(name, raw.columns, log, what="column")
-    names = [name for name in raw.columns if name not in options.ignore]
+    covariates = options.roles
+    require_recorded(raw.columns, covariates, options.recorded, log.source)
+    for name in covariates:
+        require_known(name, raw.columns, log, what="column")
+    names = [name for name in raw.columns if name not in options.ignore and name not in covariates]
     _refuse_times_of_day(raw, names, options, log)
     time = options.time_column or _find_time(raw, names, options, log)
     names = [name for name in names if name != time]
     if _is_long(raw, time, names, options):
-        return _long_roles(raw, names, time, options, log)
+        return replace(_long_roles(raw, names, time, options, log), covariates=tuple(covariates.items()))
     if options.layout is None:
         beside = [name for name in raw.columns if name != time]  # what is ignored may still be what names the series
         refuse_rows_of_series(raw, time, beside, resolved=options.on_duplicate != "error", log=log)
@@ -153,7 +192,9 @@ def find_roles(raw: RawTable, options: ReadOptions, log: ProblemLog) -> Roles:
         message = "there is no column of values beside the time column"
         log.stop(Problem(kind="column", message=message, fix="give a file with at least one numeric column"))
     _note_unnamed(values, options, log)
-    return Roles(time=time, id=(), values=values)
+    if covariates:
+        note_unused((name for name in names if name not in values), "--columns names the targets", log)
+    return Roles(time=time, id=(), values=values, covariates=tuple(covariates.items()))
 
 
 def id_columns(raw: RawTable, options: ReadOptions) -> tuple[str, ...]:
@@ -270,13 +311,8 @@ def _long_roles(raw: RawTable, names: list[str], time: str, options: ReadOptions
     rest = [name for name in names if name not in ids]
     values = [options.value_column] if options.value_column else [name for name in rest if name in VALUE_NAMES] or rest
     value = _only(values, "holds the values", "--value-column", log)
-    for name in rest:
-        if name != value:
-            message = f"the column '{name}' would not be used: a long table has one column of values, here '{value}'"
-            fix = f'leave it out with --ignore "{name}"'
-            if _starts_numeric(raw.columns[name]):
-                fix += f', or read its numbers instead with --value-column "{name}"'
-            log.add(Problem(kind="column", message=message, fix=fix))
+    beside = (name for name in rest if name != value)
+    note_unused(beside, f"a long table has one column of values, here '{value}'", log)
     return Roles(time=time, id=ids, values=(value,))
 
 

@@ -42,15 +42,18 @@ def numbers(raw: RawTable, name: str, roles: Roles, cells: Cells) -> tuple[np.nd
     None, and a fault, if the column holds no number at all.
     """
     column, options = raw.columns[name], cells.options
-    values, unreadable = _converted(column, options)
+    values, unreadable = converted(column, options)
     if options.missing:
         values = np.where(np.isin(values, _missing_numbers(column, options.missing)), np.nan, values)
     marks = _marks(column, unreadable, options)
     if marks is not None:
         message = f"{int(unreadable.sum())} cells of the column '{name}' {marks[0]}"
         first = int(unreadable.argmax())
-        series_id, row = _named(raw, name, roles, first), int(raw.row_number[first])
-        cells.log.add(Problem(kind="decimal", series_id=series_id, row=row, message=message, fix=marks[1]))
+        series_id, row = named_series(raw, name, roles, first), int(raw.row_number[first])
+        beside = column_of(name, roles)
+        cells.log.add(
+            Problem(kind="decimal", series_id=series_id, row=row, message=message, fix=marks[1], column=beside)
+        )
         return None if np.isnan(values).all() else (values, unreadable)
     if np.isnan(values).all():
         cells.log.add(_no_number(column, name, roles, unreadable))
@@ -62,11 +65,12 @@ def numbers(raw: RawTable, name: str, roles: Roles, cells: Cells) -> tuple[np.nd
         say = f'correct the cell, or say that it means no value: --missing "{cell}"'
         return Problem(
             kind="not-a-number",
-            series_id=_named(raw, name, roles, place),
+            series_id=named_series(raw, name, roles, place),
             at=cells.moment(place),
             row=int(raw.row_number[place]),
             message=f"'{cell}' in the column '{name}' is not a number",
             fix="write the number alone in the cell" if with_number else say,
+            column=column_of(name, roles),
         )
 
     cells.log.add_at(np.flatnonzero(unreadable), int(unreadable.sum()), problem_at, kind="not-a-number")
@@ -78,16 +82,20 @@ def _no_number(column: pa.ChunkedArray, name: str, roles: Roles, unreadable: np.
     """The fault of a column without a number: empty, or another kind of column."""
     cell = str(column[int(unreadable.argmax())].as_py()).strip()
     fix = "name the right one with --value-column" if roles.id else f'leave it out with --ignore "{name}"'
-    if not roles.id and 2 <= pc.count_distinct(column).as_py() <= len(column) // 2:
+    beside = column_of(name, roles)
+    if beside is not None:
+        fix = f"fill it, or leave out --{dict(roles.covariates)[name]} {name}"
+    elif not roles.id and 2 <= pc.count_distinct(column).as_py() <= len(column) // 2:
         fix = f'if it names the series of each row: --id-column "{name}"; else {fix}'
     if UNIT.fullmatch(cell):
         fix = "write the number alone in each cell"
     what = f"holds no number (its first text is '{cell}')" if unreadable.any() else "is empty"
-    series_id = None if roles.id else name
-    return Problem(kind="column", series_id=series_id, message=f"the column '{name}' {what}", fix=fix)
+    series_id = None if roles.id or beside else name
+    message = f"the column '{name}' {what}"
+    return Problem(kind="column", series_id=series_id, message=message, fix=fix, column=beside)
 
 
-def _converted(column: pa.ChunkedArray, options: ReadOptions) -> tuple[np.ndarray, np.ndarray]:
+def converted(column: pa.ChunkedArray, options: ReadOptions) -> tuple[np.ndarray, np.ndarray]:
     """(float64 [n], NaN where missing; bool [n], text that is no number)."""
     decimal = options.decimal if pa.types.is_string(column.type) else None
     if decimal is None:
@@ -166,13 +174,23 @@ def _note_thousands(column: pa.ChunkedArray, name: str, roles: Roles, cells: Cel
     if all(re.fullmatch(r"[+-]?\d{1,3}", text) for text in texts if "." not in text):
         message = f"'{pointed[0]}' in the column '{name}' was read as {float(pointed[0]):.15g}"
         fix = f'if it means {pointed[0].replace(".", "")}, have points read as separators of thousands: --decimal ","'
-        series_id = None if roles.id else name
-        cells.log.add(Problem(kind="thousands", series_id=series_id, message=message, fix=fix, severity="note"))
+        beside = column_of(name, roles)
+        series_id = None if roles.id or beside else name
+        cells.log.add(
+            Problem(kind="thousands", series_id=series_id, message=message, fix=fix, severity="note", column=beside)
+        )
 
 
-def _named(raw: RawTable, name: str, roles: Roles, place: int) -> str:
-    """The series of a cell: in a long table it is named by other columns of the same row."""
-    return name if not roles.id else "/".join(str(raw.columns[each][place].as_py()).strip() for each in roles.id)
+def named_series(raw: RawTable, name: str, roles: Roles, place: int) -> str | None:
+    """The series of a cell: in a long table it is named by other columns of the same row; None where all share it."""
+    if roles.id:
+        return "/".join(str(raw.columns[each][place].as_py()).strip() for each in roles.id)
+    return name if name in roles.values else None
+
+
+def column_of(name: str, roles: Roles) -> str | None:
+    """The name of a column beside the targets, None for one of a target."""
+    return None if name in roles.values else name
 
 
 def _is_number(cell: str) -> bool:

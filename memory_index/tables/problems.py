@@ -25,7 +25,7 @@ class Problem:
     kind: a word that scripts can rely on, such as `gap`, `missing`, `duplicate`, `not-a-number`.
     at: ISO 8601 with the table's own offset. row: line of a CSV file (the header is line 1), row of a
     Parquet file (the first is 1). fix: what to do, with the flag that does it. severity: a `fault` stops
-    every command, a `note` does not.
+    every command, a `note` does not. column: the covariate that it is about, which the message names as well.
     """
 
     kind: str
@@ -35,6 +35,7 @@ class Problem:
     at: str | None = None
     row: int | None = None
     severity: Literal["fault", "note"] = "fault"
+    column: str | None = None
 
     def sentence(self, source: str) -> str:
         """The finding with its place, as one line."""

@@ -18,8 +18,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from memory_index.covariates import Covariates, CovariateValues
 from memory_index.errors import DataError, UsageError
+from memory_index.tables.calendar import features_by_step, with_calendar
 from memory_index.tables.columns import ReadOptions, Roles, find_roles, require_known, time_candidates
+from memory_index.tables.covariate_columns import CovariateCells, note_constant, read_cells
 from memory_index.tables.frames import arrow_table
 from memory_index.tables.irregular import inferred_step
 from memory_index.tables.numbers import Cells, numbers
@@ -88,7 +91,10 @@ def assemble(source: Path | pd.DataFrame | pa.Table, options: ReadOptions, log: 
         return None if np.isnat(times[place]) else clock.isoformat(times[place])
 
     num_rows = len(raw)
-    whole = _whole(raw, roles, times, Cells(options=options, log=log, moment=moment))
+    cells = Cells(options=options, log=log, moment=moment)
+    whole, beside = _whole(raw, roles, times, cells), read_cells(raw, roles, cells)
+    if whole is not None and beside is not None:
+        whole = replace(whole, covariates=beside.values)
     blocks: list[Block] = []
     if whole is not None and roles.id:
         wanted = _wanted_series(names, raw, options, log)
@@ -103,10 +109,11 @@ def assemble(source: Path | pd.DataFrame | pa.Table, options: ReadOptions, log: 
         log.stop(Problem(kind="empty", message=message, fix="give a file with at least one numeric column"))
     step = step_of(options.step, zone) if options.step else inferred_step(blocks, zone, log)
     try:
-        grid = Grid.over(blocks, step, options, log)
-        series = tuple(one for block in blocks for one in regular(block, grid))
+        grid = Grid.over(blocks, step, options, log, () if beside is None else beside.columns)
+        found = [each for block in blocks for each in regular(block, grid)]
     except DataError as error:  # the step's, where the zone has no such moment
         log.stop(Problem(kind="time", message=str(error), fix=error.hint))
+    series = tuple(one for one, _ in found)
     note_ranges(series, log)
     for what, count in grid.changes.items():
         log.add(Problem(kind="changed", message=f"{count} {what}", fix="", severity="note"))
@@ -115,10 +122,28 @@ def assemble(source: Path | pd.DataFrame | pa.Table, options: ReadOptions, log: 
         layout=roles.layout,
         series=series,
         source=log.source,
-        notes=log.notes,
         whole_windows="drop" in (options.on_gap, options.on_nan),
     )
-    return table, num_rows
+    table = _with_covariates(table, beside, [values for _, values in found if values is not None], options, log)
+    return replace(table, notes=log.notes), num_rows
+
+
+def _with_covariates(
+    table: SeriesTable,
+    beside: CovariateCells | None,
+    every: list[CovariateValues],
+    options: ReadOptions,
+    log: ProblemLog,
+) -> SeriesTable:
+    """The table with the columns beside its targets, and those that the calendar makes."""
+    if beside is not None:
+        covariates = Covariates(columns=beside.columns, series=tuple(every))
+        note_constant(covariates, log)
+        table = replace(table, covariates=covariates)
+    features = tuple(name for name in options.calendar if name != "none")
+    if features == ("auto",):
+        features = features_by_step(table.step, table.times)
+    return with_calendar(table, features, options.holidays)
 
 
 def _raw_table(source: Path | pd.DataFrame | pa.Table, options: ReadOptions, log: ProblemLog) -> RawTable:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
+from memory_index.covariates import Covariate, CovariateValues
 from memory_index.errors import ResourceError
 from memory_index.tables.columns import ReadOptions
+from memory_index.tables.covariate_columns import on_grid
 from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.ranges import LARGEST
 from memory_index.tables.series import Series
@@ -41,14 +43,22 @@ class Grid:
     options: ReadOptions
     log: ProblemLog
     changes: Counter[str] = field(default_factory=Counter)
+    columns: tuple[Covariate, ...] = ()  # beside the targets
     shared_times: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
     seen: np.ndarray | None = None  # datetime64[ns] [n], ascending: all times of all series
     position: np.ndarray | None = None  # int64 [n]: of each of them on the grid, -1 beside it
 
     @classmethod
-    def over(cls, blocks: Sequence[Block], step: Step, options: ReadOptions, log: ProblemLog) -> Grid:
+    def over(
+        cls,
+        blocks: Sequence[Block],
+        step: Step,
+        options: ReadOptions,
+        log: ProblemLog,
+        columns: tuple[Covariate, ...] = (),
+    ) -> Grid:
         """The grid of several series: the times of all are placed on it at once, so that each is only looked up."""
-        grid = cls(step=step, options=options, log=log)
+        grid = cls(step=step, options=options, log=log, columns=columns)
         if len(blocks) > 1:
             seen = np.sort(pd.unique(np.concatenate([block.times for block in blocks])))
             position = grid_positions(seen, step)
@@ -76,7 +86,8 @@ class Block:
     """Series that share their rows: all of a wide table, one of a long one.
 
     times: datetime64[ns] [n]. values: float64 [num_series, n], NaN where missing. row_number: int64 [n].
-    unreadable: bool [num_series, n], missing cells that are noted already (text that is no number).
+    unreadable: bool [num_series, n], missing cells that are noted already (text that is no number). covariates: float64
+    [C, n], what stands beside the targets, NaN where missing; None where nothing does.
     """
 
     series_ids: tuple[str, ...]
@@ -84,6 +95,7 @@ class Block:
     values: np.ndarray
     row_number: np.ndarray
     unreadable: np.ndarray
+    covariates: np.ndarray | None = None
 
     def take(self, rows: np.ndarray | slice) -> Block:
         """The same series at some of the rows, in their order."""
@@ -93,11 +105,15 @@ class Block:
             values=self.values[:, rows],
             row_number=self.row_number[rows],
             unreadable=self.unreadable[:, rows],
+            covariates=None if self.covariates is None else self.covariates[:, rows],
         )
 
 
-def regular(block: Block, grid: Grid) -> Iterator[Series]:
-    """The series of a block on the regular grid from its first to its last time."""
+def regular(block: Block, grid: Grid) -> Iterator[tuple[Series, CovariateValues | None]]:
+    """The series of a block on the regular grid from its first to its last time, and what stands beside each.
+
+    Where covariates stand beside them, rows after the last target value are the future: of the covariates alone.
+    """
     block = _one_row_per_time(_sorted(block, grid), grid)
     position = grid.positions(block.times)
     stray = np.flatnonzero(position < 0)
@@ -110,14 +126,13 @@ def regular(block: Block, grid: Grid) -> Iterator[Series]:
         block, position = block.take(position >= 0), position[position >= 0]
     if len(position) == 0:
         return
+    beside, start = None, block.times[0]
+    if block.covariates is not None:
+        beside = _beside(block, position, grid)
+        num_rows = _num_target_rows(block)
+        block, position = block.take(slice(num_rows)), position[:num_rows]
     num_steps = int(position[-1]) + 1
-    if num_steps * len(block.series_ids) > grid.options.max_cells:
-        start, end = grid.step.isoformat(block.times[0]), grid.step.isoformat(block.times[-1])
-        raise ResourceError(
-            f"{grid.log.source}: from {start} to {end} there are {num_steps} steps of '{grid.step.frequency}', "
-            f"more than the limit of {grid.options.max_cells} cells",
-            hint="correct a stray time stamp, or name a longer step with --step",
-        )
+    _refuse_too_long(block, num_steps, len(block.series_ids), grid)
     if num_steps == len(position):
         values, absent = block.values, np.zeros(num_steps, dtype=bool)
     else:
@@ -126,13 +141,44 @@ def regular(block: Block, grid: Grid) -> Iterator[Series]:
         values[:, position] = block.values
         absent = np.ones(num_steps, dtype=bool)
         absent[position] = False
-    times = grid.times(block.times[0], num_steps)
+    times = grid.times(start, num_steps)
     values = _note_missing(block, values, position, grid)
     for series_id, row in zip(block.series_ids, values, strict=True):
         filled = _filled(times, row, absent, grid)
         held = np.flatnonzero(~np.isnan(filled[::-1]))  # what is empty behind the last value is not there yet
         num_held = num_steps - int(held[0]) if len(held) else num_steps
-        yield Series(series_id=series_id, times=grid.times(times[0], num_held), values=filled[:num_held])
+        yield Series(series_id=series_id, times=grid.times(start, num_held), values=filled[:num_held]), beside
+
+
+def _refuse_too_long(block: Block, num_steps: int, num_columns: int, grid: Grid) -> None:
+    if num_steps * num_columns > grid.options.max_cells:
+        start, end = grid.step.isoformat(block.times[0]), grid.step.isoformat(block.times[-1])
+        raise ResourceError(
+            f"{grid.log.source}: from {start} to {end} there are {num_steps} steps of '{grid.step.frequency}', "
+            f"more than the limit of {grid.options.max_cells} cells",
+            hint="correct a stray time stamp, or name a longer step with --step",
+        )
+
+
+def _num_target_rows(block: Block) -> int:
+    """Rows up to the last one with a target value; all of them where there is none."""
+    held = np.flatnonzero((~np.isnan(block.values) | block.unreadable).any(axis=0))
+    return int(held[-1]) + 1 if len(held) else len(block.times)
+
+
+def _beside(block: Block, position: np.ndarray, grid: Grid) -> CovariateValues:
+    """The covariates of a block on the grid; several values of a static column are noted."""
+    assert block.covariates is not None, "there are some"
+    num_target = int(position[_num_target_rows(block) - 1]) + 1
+    _refuse_too_long(block, int(position[-1]) + 1, len(grid.columns), grid)
+    laid, several = on_grid(grid.columns, block.covariates, position, num_target)
+    for number in several:
+        values = block.covariates[number]
+        name, place = grid.columns[number].name, int(np.flatnonzero(values != values[~np.isnan(values)][0])[0])
+        message = f"the static column '{name}' has several values in this series"
+        fix = f"give it one value; if it changes with time, it is --known or --observed {name}"
+        _note_rows(block, np.array([place]), grid, "static", message, fix, column=name)
+    return CovariateValues(times=grid.times(block.times[0], laid.shape[1]), values=laid)
 
 
 def _sorted(block: Block, grid: Grid) -> Block:
@@ -152,7 +198,8 @@ def _one_row_per_time(block: Block, grid: Grid) -> Block:
     extra = np.setdiff1d(np.arange(len(block.times)), first)
     policy = grid.options.on_duplicate
     if policy == "error":
-        later, earlier = block.values[:, extra], block.values[:, extra - 1]
+        values = block.values if block.covariates is None else np.concatenate([block.values, block.covariates])
+        later, earlier = values[:, extra], values[:, extra - 1]
         same = ((later == earlier) | (np.isnan(later) & np.isnan(earlier))).all(axis=0)
         twice = block.times[extra]
         what = "the time is there twice, with {} values (before in row {})"
@@ -169,11 +216,25 @@ def _one_row_per_time(block: Block, grid: Grid) -> Block:
     else:
         grid.changes[f"rows with a time that was there already were resolved by --on-duplicate {policy}"] += len(extra)
     if policy == "mean":
-        num = np.add.reduceat((~np.isnan(block.values)).astype(np.int64), first, axis=1)
-        total = np.add.reduceat(np.nan_to_num(block.values, nan=0.0, posinf=np.inf, neginf=-np.inf), first, axis=1)
-        mean = np.divide(total, num, out=np.full(total.shape, np.nan), where=num > 0)
-        return replace(block.take(first), values=mean)
+        mean = _mean_of_rows(block.values, first)
+        kept = block.take(first)
+        if block.covariates is not None:
+            kept = replace(kept, covariates=_means(block.covariates, first, grid))
+        return replace(kept, values=mean)
     return block.take(np.append(first[1:] - 1, len(block.times) - 1) if policy == "last" else first)
+
+
+def _mean_of_rows(values: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """values: [N, n] -> [N, len(first)]: means of the rows from each first one to the next, missing ones left out."""
+    num = np.add.reduceat((~np.isnan(values)).astype(np.int64), first, axis=1)
+    total = np.add.reduceat(np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=-np.inf), first, axis=1)
+    return np.divide(total, num, out=np.full(total.shape, np.nan), where=num > 0)
+
+
+def _means(covariates: np.ndarray, first: np.ndarray, grid: Grid) -> np.ndarray:
+    """The mean of numbers, the first of booleans and categories, which have none."""
+    are_numbers = np.array([column.kind == "number" for column in grid.columns])[:, None]
+    return np.where(are_numbers, _mean_of_rows(covariates, first), covariates[:, first])
 
 
 def _note_rows(
@@ -185,6 +246,7 @@ def _note_rows(
     fix: str | Callable[[int], str],
     *,
     note: bool = False,
+    column: str | None = None,
 ) -> None:
     series_id = block.series_ids[0] if len(block.series_ids) == 1 else None
 
@@ -197,6 +259,7 @@ def _note_rows(
             message=message if isinstance(message, str) else message(place),
             fix=fix if isinstance(fix, str) else fix(place),
             severity="note" if note else "fault",
+            column=column,
         )
 
     grid.log.add_at(places, len(places), problem_at, kind=kind)
