@@ -269,8 +269,13 @@ def _own_step(file: Path, options: ReadOptions) -> Step | None:
 
 
 def options_like(manifest: Manifest, options: ReadOptions) -> ReadOptions:
-    """Reading options with the step and the time zone of a version, unless others are asked for: rows do not tell."""
+    """Reading options with the step and the time zone of a version, unless others are asked for: rows do not tell; and
+    with the covariates that it was built with.
+    """
+    from memory_index.tables.recorded_roles import with_recorded
+
     step = manifest.step
     if options.time_zone is None and step.time_zone is not None:
         note(f"times without a UTC offset are read in {step.time_zone}, the time zone of the version")
-    return replace(options, step=options.step or step.frequency, time_zone=options.time_zone or step.time_zone)
+    like = replace(options, step=options.step or step.frequency, time_zone=options.time_zone or step.time_zone)
+    return with_recorded(like, manifest.recorded_covariates)

@@ -256,7 +256,7 @@ def explain(
         trend=_trend(predictor.model, window),
         no_close_analogue=no_close_analogue,
         covariates=known_of(window.found, window.place, config.horizon),
-        categories={column.name: column.categories for column in memory.manifest.covariates},
+        categories={column.name: column.words for column in memory.manifest.covariates},
     )
 
 

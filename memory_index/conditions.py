@@ -55,7 +55,7 @@ def ahead_in_words(
 
 
 def in_words(values: np.ndarray, categories: tuple[str, ...]) -> list[str | None] | np.ndarray:
-    """Values of a column as they were written: words for the codes of a category, "other" for an unknown word."""
+    """Values of a column as they were written: words for codes, "other" for a word that the version does not know."""
     if not categories:
         return values
     named = [*categories, "other"]

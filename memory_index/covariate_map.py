@@ -42,6 +42,11 @@ class CovariateColumn:
     weight: tuple[float, ...] = ()
     source: str = ""
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What its codes are called: those of a category, and of a boolean; none for a number."""
+        return ("false", "true") if self.kind == "boolean" else self.categories
+
     def as_covariate(self) -> Covariate:
         """The column as tables have it."""
         return Covariate(name=self.name, role=self.role, kind=self.kind, categories=self.categories, source=self.source)

@@ -156,7 +156,7 @@ def inspect_window(
         times=table.step.range(table.series[number].times[row - spec.lookback + 1], spec.length),
         actual=actual,
         covariates=known_values(layout, None if beside is None else beside[0, place]),
-        categories={} if layout is None else {column.name: column.categories for column in layout.columns},
+        categories={} if layout is None else {column.name: column.words for column in layout.columns},
         forecast=within.kept(behind.queries, behind.forecast(on_empty="last-value"))[0, 0],
         quantiles=within.kept(behind.queries, behind.quantiles(FAN, on_empty="last-value"))[0, 0],
         neighbours=tuple(neighbour_records(neighbours, place, every, actual)),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from memory_index.covariate_map import CovariateColumn, CovariateLayout
+from memory_index.covariates import Covariate
 from memory_index.errors import IncompatibleError, VerificationError
 from memory_index.files import FileRecord, sha256_of
 from memory_index.skipped import Skipped
@@ -130,6 +131,11 @@ class Manifest:
     def scopes(self) -> tuple[Scope, ...]:
         """The scopes that there are keys for."""
         return tuple(dict.fromkeys(space.scope for space in self.key_spaces))
+
+    @property
+    def recorded_covariates(self) -> tuple[Covariate, ...]:
+        """The columns with a role that it was built with, as a table is read with them again."""
+        return tuple(column.as_covariate() for column in self.covariates)
 
     @property
     def covariate_layout(self) -> CovariateLayout | None:
