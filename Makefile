@@ -19,7 +19,7 @@ install: $(STAMP)  ## make .venv and install everything into it
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, but $(PYTHON) is %d.%d (name another one: make PYTHON=python3.12 ...)" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plot,explore,milvus,serve]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,calendar,plot,explore,milvus,serve]'
 	@touch $@
 
 demo: install  ## run the main job end to end on the embedded sample

@@ -43,8 +43,10 @@ if TYPE_CHECKING:
     from memory_index.remote import RemoteMemory
     from memory_index.splits import Split, split_by_name, split_until
     from memory_index.tables.columns import ReadOptions
+    from memory_index.tables.future import read_future
     from memory_index.tables.reading import read_frame, read_table
     from memory_index.tables.series import Series, SeriesTable
+    from memory_index.tables.steps_ahead import make_future, missing_future
     from memory_index.types import Filter, KeySpace, Queries, Scope
     from memory_index.versions.append import append
     from memory_index.versions.build import build
@@ -96,10 +98,13 @@ _HOMES = {
     "evaluate": "memory_only",
     "forecast": "memory_only",
     "inspect_window": "inspection",
+    "make_future": "tables.steps_ahead",
+    "missing_future": "tables.steps_ahead",
     "open_memory": "references",
     "parse_schedule": "origins",
     "query_blocks": "queries",
     "read_frame": "tables.reading",
+    "read_future": "tables.future",
     "read_table": "tables.reading",
     "split_by_name": "splits",
     "split_until": "splits",
@@ -148,10 +153,13 @@ __all__ = [
     "evaluate",
     "forecast",
     "inspect_window",
+    "make_future",
+    "missing_future",
     "open_memory",
     "parse_schedule",
     "query_blocks",
     "read_frame",
+    "read_future",
     "read_table",
     "split_by_name",
     "split_until",

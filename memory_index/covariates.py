@@ -7,7 +7,8 @@ A column is **known** (values over context *and* horizon are known at the origin
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -57,3 +58,79 @@ class Covariates:
     def names(self) -> tuple[str, ...]:
         """The names of all columns, in the order in which they were named."""
         return tuple(column.name for column in self.columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vintages:
+    """Values of known columns as they were issued, one after the other: forecasts of the weather, for example.
+
+    n rows in ascending order of (column, series, time, issue). columns: names of the columns that have vintages.
+    series_ids: empty where all series share them. column, series: int32 [n], places in these (series is 0 where they
+    are shared). time: datetime64[ns] [n], the step that a value is of. issued_at: datetime64[ns] [n], from when on it
+    is known. value: float64 [n], as in `CovariateValues`.
+    """
+
+    columns: tuple[str, ...]
+    series_ids: tuple[str, ...]
+    column: np.ndarray = field(repr=False)
+    series: np.ndarray = field(repr=False)
+    time: np.ndarray = field(repr=False)
+    issued_at: np.ndarray = field(repr=False)
+    value: np.ndarray = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def as_of(
+        self, column: str, series: np.ndarray | int, times: np.ndarray, issued_by: np.ndarray | np.datetime64
+    ) -> np.ndarray:
+        """float64 [...]: for each time the newest value that was issued by then, NaN where none was.
+
+        series: places in `series_ids`, not looked at where all series share their values. times, issued_by:
+        datetime64[ns]. The three are broadcast: origins [B, 1] and the times of their windows [B, S] give [B, S]. A
+        value issued at `issued_by` itself is known. Raises `ValueError` for a column without vintages.
+        """
+        number = self.columns.index(column)
+        first, end = np.searchsorted(self.column, [number, number + 1])
+        shape = np.broadcast_shapes(np.shape(series), np.shape(times), np.shape(issued_by))
+        if first == end:
+            return np.full(shape, np.nan)
+        key = self._keys[first:end]
+        time = np.searchsorted(self._times, times)
+        there = self._times[np.minimum(time, len(self._times) - 1)] == times
+        issue = np.searchsorted(self._issues, issued_by, side="right")  # so many issues are known
+        wanted = self._key(np.zeros_like(series) if not self.series_ids else series, time, issue)
+        place = np.maximum(np.searchsorted(key, wanted) - 1, 0)  # the last one before
+        found = there & (key[place] < wanted) & (key[place] >= wanted - issue)
+        return np.where(found, self.value[first:end][place], np.nan)
+
+    def cut(self, issued_by: np.datetime64) -> Vintages:
+        """Those that were issued by then."""
+        keep = self.issued_at <= issued_by
+        return replace(
+            self,
+            column=self.column[keep],
+            series=self.series[keep],
+            time=self.time[keep],
+            issued_at=self.issued_at[keep],
+            value=self.value[keep],
+        )
+
+    @cached_property
+    def _times(self) -> np.ndarray:
+        return np.unique(self.time)
+
+    @cached_property
+    def _issues(self) -> np.ndarray:
+        return np.unique(self.issued_at)
+
+    @cached_property
+    def _keys(self) -> np.ndarray:
+        """int64 [n]: one number for (series, time, issue), in ascending order within a column."""
+        return self._key(
+            self.series, np.searchsorted(self._times, self.time), np.searchsorted(self._issues, self.issued_at)
+        )
+
+    def _key(self, series: np.ndarray | int, time: np.ndarray, issue: np.ndarray) -> np.ndarray:
+        whole = np.asarray(series, dtype=np.int64) * (len(self._times) + 1) + time
+        return whole * (len(self._issues) + 1) + issue

@@ -9,11 +9,12 @@ import typer
 
 from cli.options import AsJson, File, reads_table
 from cli.output import note, print_json, print_table, progress
+from cli.targets import require_targets, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from memory_index.tables.checking import SeriesSummary, TableReport
+    from memory_index.tables.checking import CovariateSummary, SeriesSummary, TableReport
     from memory_index.tables.columns import ReadOptions
 
 app = typer.Typer(
@@ -30,7 +31,12 @@ WORST = 10
 def check(
     file: File,
     lookback: Annotated[int | None, typer.Option(help="Say which series are too short for it.")] = None,
-    horizon: Annotated[int | None, typer.Option(help="Likewise.")] = None,
+    horizon: Annotated[
+        int | None, typer.Option(help="Likewise; and say what is missing of so many steps ahead.", min=1)
+    ] = None,
+    future: Annotated[
+        Path | None, typer.Option(help="Table with the known covariates of the next steps, to be checked too.")
+    ] = None,
     as_json: AsJson = False,
     *,
     table_options: ReadOptions,
@@ -39,10 +45,11 @@ def check(
 
     Each fault comes with its series, time and row, and with the flag that resolves it. Exit code 3 if there is any;
     notes (flat stretches, rows out of order, no end of the last line) do not count. A row is a line of a CSV file.
+    With --known, --observed, --static: also what these columns hold, and how far beyond the last target value.
     """
     from memory_index.tables.checking import check_table
 
-    report = check_table(file, table_options, lookback=lookback, horizon=horizon)
+    report = check_table(file, table_options, lookback=lookback, horizon=horizon, future=future)
     if as_json:
         print_json("data-check", report.to_dict())
     else:
@@ -63,6 +70,7 @@ def _print_report(report: TableReport) -> None:
         print_table(columns, summary, title=f"{report.file}: {layout}{rows}{step}")
     if len(shown) < len(report.series):
         note(_of_all(report.series, len(shown)))
+    _print_covariates(report)
     if report.problems:
         title = f"{report.file}: {layout}{rows}{step}" if not summary else "Findings"
         problems = [[p.severity, p.kind, p.series_id, p.at, p.row, p.message, p.fix] for p in report.problems]
@@ -73,6 +81,28 @@ def _print_report(report: TableReport) -> None:
     hidden = sum(report.unlisted.get(kind, 0) for kind in {p.kind for p in report.problems if p.severity == "fault"})
     num_faults += hidden
     note("no faults" if report.ok else "1 fault" if num_faults == 1 else f"{num_faults} faults")
+
+
+def _print_covariates(report: TableReport) -> None:
+    if report.covariates:
+        rows = [
+            [c.name, c.role, c.source or c.kind, c.num_missing, c.known_until, c.steps_ahead, _span(c)]
+            for c in report.covariates
+        ]
+        columns = ["covariate", "role", "kind", "missing", "known until", "steps ahead", "range"]
+        print_table(columns, rows, title="Covariates")
+    if report.future_missing:
+        shown = report.future_missing[:MANY_SERIES]
+        rows = [[m.series_id, m.column, m.at, m.until, m.num_steps] for m in shown]
+        print_table(["series", "column", "from", "until", "steps"], rows, title="Missing of the future")
+        if len(shown) < len(report.future_missing):
+            note(f"and {len(report.future_missing) - len(shown)} more, which --json lists")
+
+
+def _span(covariate: CovariateSummary) -> str:
+    if covariate.words:
+        return ", ".join(covariate.words[:8]) + (", ..." if len(covariate.words) > 8 else "")
+    return "" if covariate.minimum is None else f"{covariate.minimum:g} to {covariate.maximum:g}"
 
 
 def _worth_a_look(series: Sequence[SeriesSummary]) -> list[SeriesSummary]:
@@ -94,6 +124,38 @@ def _of_all(series: Sequence[SeriesSummary], num_shown: int) -> str:
         f"has all). Steps {steps[0]:,} to {steps[-1]:,}, half of the series at most {steps[len(steps) // 2]:,}; "
         f"{missing:,} missing cells in {holes:,} series"
     )
+
+
+@app.command("future", epilog="Example: cli data future load.csv --horizon 48 --known temperature --out future.csv")
+@reads_table
+def write_future(
+    file: File,
+    horizon: Annotated[int, typer.Option(help="Steps ahead.", min=1, show_default=False)],
+    out: Annotated[Path, typer.Option(help="The table: a .csv or .parquet file.", show_default=False)],
+    as_json: AsJson = False,
+    *,
+    table_options: ReadOptions,
+) -> None:
+    """Write the table of the next steps of every series, for the known covariates to be filled in.
+
+    Cells are empty but for what is known already: rows of FILE after the last target value, --calendar and --holidays.
+    Give the filled table to other commands with --future; 'cli data check --future' says what is missing of it.
+    """
+    from memory_index.tables.reading import read_table
+    from memory_index.tables.steps_ahead import make_future, missing_future
+
+    require_targets(table=out)
+    table = read_table(file, table_options)
+    for line in table.notes:
+        note(line)
+    frame = make_future(table, horizon, like=table_options)
+    as_csv = out.suffix.lower() == ".csv"
+    write_file(out, frame.to_csv(index=False).encode() if as_csv else frame.to_parquet(index=False))
+    empty = sorted({each.column for each in missing_future(table, horizon)})
+    if as_json:
+        print_json("data-future", {"path": str(out), "rows": len(frame), "columns": list(frame), "empty": empty})
+    else:
+        print_table(["file", "rows", "to be filled in"], [[str(out), len(frame), ", ".join(empty) or "nothing"]])
 
 
 @app.command("list", epilog="Example: cli data list --json")

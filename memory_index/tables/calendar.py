@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from memory_index.covariates import Covariate, Covariates, CovariateValues
-from memory_index.errors import UsageError
+from memory_index.errors import ResourceError, UsageError
 from memory_index.tables.series import SeriesTable
 from memory_index.windows import Step
 
@@ -74,14 +74,14 @@ def calendar_columns(features: Sequence[str], country: str | None) -> tuple[Cova
 def calendar_values(columns: Sequence[Covariate], times: np.ndarray, step: Step) -> np.ndarray:
     """float64 [C, T]: the values of columns that the calendar makes, at any times (datetime64[ns] [T]).
 
-    A row of NaN for every other column. Raises `UsageError` for a country that is not known, or without the package
-    `holidays`.
+    A row of NaN for every other column. Raises `UsageError` for a country that is not known, `ResourceError` without the
+    package `holidays`.
     """
     values = np.full((len(columns), len(times)), np.nan)
     local = step.local(times)
     for number, column in enumerate(columns):
         if column.source == CALENDAR and column.kind == "category":
-            values[number] = FROM_MONDAY[local.dayofweek.to_numpy()]
+            values[number] = FROM_MONDAY[local.day_of_week.to_numpy()]
         elif column.source == CALENDAR:
             name, part = column.name.rsplit("_", 1)
             turn = 2 * np.pi * _turns(local, name)
@@ -98,7 +98,7 @@ def _turns(local: pd.DatetimeIndex, name: str) -> np.ndarray:
     if name == "day":
         return ((local.day - 1) / local.days_in_month).to_numpy()
     if name == "week":  # by the day, so that it does not jump from one week to the next
-        return ((local.dayofyear - 1) / (365 + local.is_leap_year)).to_numpy()
+        return ((local.day_of_year - 1) / (365 + local.is_leap_year)).to_numpy()
     return ((local.month - 1) / 12 if name == "month" else (local.quarter - 1) / 4).to_numpy()
 
 
@@ -107,7 +107,7 @@ def _holidays(local: pd.DatetimeIndex, country: str) -> np.ndarray:
     try:
         import holidays
     except ImportError as error:
-        raise UsageError(
+        raise ResourceError(
             "--holidays needs the package holidays, which is not installed",
             hint="install it with the extra calendar: pip install 'gram-forecaster[calendar]'",
         ) from error

@@ -7,7 +7,7 @@ last line) do not, because a sensor that stands still or a table that is out of 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from memory_index.encoder import default_views
 from memory_index.errors import DataError
 from memory_index.splits import DEFAULT_SPLIT, split_by_name
 from memory_index.tables.columns import ReadOptions
+from memory_index.tables.future import assemble_future
 from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.reading import assemble
 from memory_index.tables.series import COARSE_FIX, Series, SeriesTable, coarse
+from memory_index.tables.steps_ahead import MissingFuture, missing_future, stretches
 from memory_index.windows import WindowSpec, origin_rows
 
 FLAT_STEPS = 48  # so many equal values in a row are worth a note: two days of an hourly table
@@ -40,10 +42,33 @@ class SeriesSummary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CovariateSummary:
+    """One column beside the targets, over all series.
+
+    num_missing: steps up to the last target value without a value. known_until: the last time with a value, of the
+    series that has the fewest steps ahead; steps_ahead: how many these are, 0 where nothing is known beyond the last
+    target value, None for static columns and those that the calendar makes, which end nowhere. minimum, maximum: of
+    numbers. words: of a category.
+    """
+
+    name: str
+    role: str
+    kind: str
+    source: str
+    num_missing: int
+    known_until: str | None
+    steps_ahead: int | None
+    minimum: float | None
+    maximum: float | None
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TableReport:
     """The result of `check_table`. layout and step are None, and series empty, if reading had to stop before.
 
-    unlisted: how many more problems of a kind there are than `problems` lists.
+    covariates: with what a table of the future adds. future_missing: of the steps of `horizon`, or of those that the
+    table of the future has. unlisted: how many more problems of a kind there are than `problems` lists.
     """
 
     file: str
@@ -54,6 +79,8 @@ class TableReport:
     series: tuple[SeriesSummary, ...]
     problems: tuple[Problem, ...]
     unlisted: dict[str, int]
+    covariates: tuple[CovariateSummary, ...] = ()
+    future_missing: tuple[MissingFuture, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -71,6 +98,8 @@ class TableReport:
             "num_rows": self.num_rows,
             "series": [one.series_id for one in self.series],
             "summary": [asdict(one) for one in self.series],
+            "covariates": [asdict(one) for one in self.covariates],
+            "future_missing": [asdict(one) for one in self.future_missing],
             "problems": [asdict(problem) for problem in self.problems],
             "unlisted": self.unlisted,
         }
@@ -82,11 +111,13 @@ def check_table(
     *,
     lookback: int | None = None,
     horizon: int | None = None,
+    future: str | Path | None = None,
 ) -> TableReport:
     """Read a file and report every fault and note, at most `problems.MAX_LISTED` of a kind.
 
     lookback, horizon: steps of the windows that the table is meant for; a series of which `build` with the default
-    split would store none is a note, and a fault if that are all.
+    split would store none is a note, and a fault if that are all. future: a table of the future (`read_future`), whose
+    faults are reported as well; with `horizon`, that many steps must be known of each series.
 
     Raises `NotFoundError`, `UsageError` and `ResourceError` as `read_table` does, but not `DataError`.
     """
@@ -100,7 +131,59 @@ def check_table(
     for series in table.series:
         _note_flat(series, table, log)
         _note_coarse(series, log)
-    return _report(str(path), table, num_rows, log)
+    missing: tuple[MissingFuture, ...] = ()
+    if future is not None:
+        table, missing = _with_future(Path(future), table, options or ReadOptions(), horizon, log)
+    elif horizon is not None:
+        missing = missing_future(table, horizon)
+    report = _report(str(path), table, num_rows, log)
+    return replace(report, covariates=_covariates(table), future_missing=missing)
+
+
+def _with_future(
+    future: Path, table: SeriesTable, options: ReadOptions, horizon: int | None, log: ProblemLog
+) -> tuple[SeriesTable, tuple[MissingFuture, ...]]:
+    """The table with the covariates of its future, and what is missing of them; what is found goes to the log."""
+    own = ProblemLog(source=future.name)
+    try:
+        joined = assemble_future(future, table, options, own, horizon=horizon)
+    except DataError:
+        joined = table
+    for kind in dict.fromkeys(problem.kind for problem in own.listed):
+        found = [replace(each, message=f"{future.name}: {each.message}") for each in own.listed if each.kind == kind]
+        log.add_many(own.count[kind], found, kind=kind)
+    ahead = horizon or max((each.steps_ahead or 0 for each in _covariates(joined)), default=0)
+    return joined, missing_future(joined, ahead)
+
+
+def _covariates(table: SeriesTable) -> tuple[CovariateSummary, ...]:
+    if table.covariates is None:
+        return ()
+    parts, summaries = list(stretches(table)), []
+    for number, column in enumerate(table.covariates.columns):
+        lines = [(one, one.covariates.values[number]) for one in parts]
+        held = [np.flatnonzero(~np.isnan(line)) for _, line in lines]
+        ends = [int(places[-1]) + 1 if len(places) else 0 for places in held]
+        least = min(range(len(parts)), key=lambda n: ends[n] - parts[n].num_target)
+        number_like = column.kind == "number"
+        known = [line[places] for (_, line), places in zip(lines, held, strict=True) if len(places)]
+        endless = column.role == "static" or bool(column.source)
+        until = parts[least].covariates.times[ends[least] - 1] if ends[least] and not endless else None
+        summaries.append(
+            CovariateSummary(
+                name=column.name,
+                role=column.role,
+                kind=column.kind,
+                source=column.source,
+                num_missing=sum(int(np.isnan(line[: one.num_target]).sum()) for one, line in lines),
+                known_until=None if until is None else table.step.isoformat(until),
+                steps_ahead=None if endless else max(0, ends[least] - parts[least].num_target),
+                minimum=min(float(each.min()) for each in known) if number_like and known else None,
+                maximum=max(float(each.max()) for each in known) if number_like and known else None,
+                words=column.categories,
+            )
+        )
+    return tuple(summaries)
 
 
 def _report(file: str, table: SeriesTable | None, num_rows: int | None, log: ProblemLog) -> TableReport:

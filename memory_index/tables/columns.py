@@ -173,7 +173,7 @@ def find_roles(raw: RawTable, options: ReadOptions, log: ProblemLog) -> Roles:
         require_known(name, raw.columns, log, what="column")
     names = [name for name in raw.columns if name not in options.ignore and name not in covariates]
     _refuse_times_of_day(raw, names, options, log)
-    time = options.time_column or _find_time(raw, names, options, log)
+    time = options.time_column or find_time(raw, names, options, log)
     names = [name for name in names if name != time]
     if _is_long(raw, time, names, options):
         return replace(_long_roles(raw, names, time, options, log), covariates=tuple(covariates.items()))
@@ -258,7 +258,8 @@ def time_candidates(raw: RawTable, names: list[str]) -> list[str]:
     return [name for name in names if pa.types.is_temporal(raw.columns[name].type)]
 
 
-def _find_time(raw: RawTable, names: list[str], options: ReadOptions, log: ProblemLog) -> str:
+def find_time(raw: RawTable, names: list[str], options: ReadOptions, log: ProblemLog) -> str:
+    """The column of the times. Raises `DataError` where none or several could be it."""
     candidates = time_candidates(raw, names)
     numeric = [
         name for name in names if name not in (*ID_NAMES, *id_columns(raw, options)) and are_numbers(raw.columns[name])

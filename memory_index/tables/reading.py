@@ -77,9 +77,9 @@ def assemble(source: Path | pd.DataFrame | pa.Table, options: ReadOptions, log: 
     Faults go to the log and are worked around where possible. Raises what `read_table` raises, but for faults that do
     not hinder reading on.
     """
-    raw = _without_blank_rows(_raw_table(source, options, log), log)
+    raw = without_blank_rows(raw_table(source, options, log), log)
     roles = find_roles(raw, options, log)
-    codes, names = _series_codes(raw, roles.id, log)
+    codes, names = series_codes(raw, roles.id, log)
     times, zone = parse_times(
         TimeColumn(
             column=raw.columns[roles.time], row_number=raw.row_number, groups=codes, options=options.of_times, log=log
@@ -146,7 +146,7 @@ def _with_covariates(
     return with_calendar(table, features, options.holidays)
 
 
-def _raw_table(source: Path | pd.DataFrame | pa.Table, options: ReadOptions, log: ProblemLog) -> RawTable:
+def raw_table(source: Path | pd.DataFrame | pa.Table, options: ReadOptions, log: ProblemLog) -> RawTable:
     """The columns of a file or table; a DataFrame's index of times is one of them if no other can be the time."""
     if isinstance(source, Path):
         return read_columns(source, log, max_cells=options.max_cells)
@@ -160,7 +160,8 @@ def _raw_table(source: Path | pd.DataFrame | pa.Table, options: ReadOptions, log
     return frame_columns(source, log, max_cells=options.max_cells, needs_time=True)
 
 
-def _without_blank_rows(raw: RawTable, log: ProblemLog) -> RawTable:
+def without_blank_rows(raw: RawTable, log: ProblemLog) -> RawTable:
+    """The rows that have any cell. Raises `DataError` if none has."""
     first = next(iter(raw.columns.values()))
     if not pa.types.is_string(first.type):
         return raw
@@ -212,7 +213,7 @@ def _of_series(whole: Block, codes: np.ndarray, names: list[str], wanted: set[st
             yield replace(whole.take(slice(start, end)), series_ids=(name,))
 
 
-def _series_codes(raw: RawTable, ids: tuple[str, ...], log: ProblemLog) -> tuple[np.ndarray, list[str]]:
+def series_codes(raw: RawTable, ids: tuple[str, ...], log: ProblemLog) -> tuple[np.ndarray, list[str]]:
     """(number of the series of each row, -1 without a name; names in order of appearance). All 0 in a wide table."""
     if not ids:
         return np.zeros(len(raw), dtype=np.int64), []
