@@ -174,6 +174,21 @@ def tell_ends(table: SeriesTable, memory: Memory) -> None:
         note(f"{_some(early)}: forecast from where it ends, before the last step of the table{others}")
 
 
+def with_known_ahead(
+    table: SeriesTable, memory: Memory, options: ReadOptions, future: Path | None, set_known: Sequence[str] | None
+) -> SeriesTable:
+    """The table with the known covariates of a table of the future, and a scenario over the horizon; said aloud."""
+    from memory_index.tables.future import read_future
+
+    if future is not None:
+        notes = len(table.notes)
+        like = options_like(memory.manifest, options)
+        table = read_future(future, table, like)
+        for done in table.notes[notes:]:
+            note(done)
+    return with_scenario(table, memory, set_known)
+
+
 def with_scenario(
     table: SeriesTable, memory: Memory, set_known: Sequence[str] | None, *, at: np.datetime64 | None = None
 ) -> SeriesTable:
@@ -181,9 +196,10 @@ def with_scenario(
     from memory_index.scenarios import parse_changes, with_changes
 
     changes = parse_changes(set_known or ())
+    changed = with_changes(table, changes, memory.manifest.covariates, memory.windows.spec.horizon, at=at)
     if changes:
         note(f"scenario: {', '.join(map(str, changes))} over the horizon")
-    return with_changes(table, changes, memory.manifest.covariates, memory.windows.spec.horizon, at=at)
+    return changed
 
 
 def tell_bounds(table: SeriesTable, memory: Memory, bounds: Bounds | None = None) -> None:

@@ -76,6 +76,12 @@ NeighboursDir = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
+Future = Annotated[
+    Path | None,
+    typer.Option(
+        "--future", help="Known covariates of the steps after the last target value (cli data future makes the table)."
+    ),
+]
 SetKnown = Annotated[
     list[str] | None,
     typer.Option(

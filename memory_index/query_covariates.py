@@ -13,6 +13,7 @@ from memory_index.covariate_map import CovariateColumn, CovariateLayout
 from memory_index.covariate_tables import matching
 from memory_index.errors import DataError
 from memory_index.tables.series import SeriesTable
+from memory_index.tables.steps_ahead import covariates_ahead
 from memory_index.types import Queries
 from memory_index.windows import Step
 
@@ -27,8 +28,9 @@ class QueryCovariates:
     """
 
     def __init__(self, table: SeriesTable, layout: CovariateLayout | None) -> None:
-        self.table, self.layout = table, layout
-        self._take = matching(table, layout.columns if layout is not None else ())
+        self.layout = layout
+        self.table = table if layout is None else covariates_ahead(table, layout.horizon)
+        self._take = matching(self.table, layout.columns if layout is not None else ())
         self._whole: dict[tuple[int, int, int], np.ndarray] = {}
 
     def of(self, members: np.ndarray, row: np.ndarray) -> np.ndarray | None:

@@ -16,6 +16,7 @@ from memory_index.covariate_map import CovariateColumn
 from memory_index.covariates import Covariate, Covariates, CovariateValues
 from memory_index.errors import UsageError
 from memory_index.tables.series import SeriesTable
+from memory_index.tables.steps_ahead import covariates_ahead
 
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
@@ -62,6 +63,7 @@ def with_changes(
     """
     if not changes:
         return table
+    table = covariates_ahead(table, horizon)
     given = table.covariates
     names = [] if given is None else list(given.names)
     settings = [(names.index(change.name), change) for change in changes if _require_known(change, columns, names)]

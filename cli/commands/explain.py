@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
@@ -74,25 +75,22 @@ def explain(
     is its match score of a neighbour, and `in net` how much that has in what the network reads of all of them (not in
     the forecast); directions and strengths of the trend are told apart: each adds up to 100%.
     """
-    levels = quantile_levels(quantiles)
     require_targets(picture=plot, page=html)
     from forecaster import explain as explaining
     from forecaster.runs.intervals import require_calibrated
 
-    require_calibrated(levels)
+    require_calibrated(levels := quantile_levels(quantiles))
     opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm)
-    step = opened.table.step
-    origin = step.parse(at)
+    origin = (step := opened.table.step).parse(at)
+    explained = partial(explaining.explain, opened.predictor, opened.memory)
     table = with_scenario(opened.table, opened.memory, set_known, at=origin)
-    found = explaining.explain(opened.predictor, opened.memory, table, series, origin, levels=levels)
-    asked = (opened.predictor, opened.memory, opened.table, series, origin)
-    plain = explaining.explain(*asked, levels=levels) if set_known else None
+    found = explained(table, series, origin, levels=levels)
+    plain = explained(opened.table, series, origin, levels=levels) if set_known else None
     made_by = f"{run} with {opened.ref}"
     tell_joint(opened.memory, {part.name.split("-")[0] for part in found.parts if part.num_neighbours}, opened.table)
     if as_json:
         made = {"run": run, "ref": opened.ref, "fingerprint": opened.memory.manifest.fingerprint, "file": str(file)}
-        scenario = {} if plain is None else {"scenario": set_known, "plain_forecast": plain.forecast}
-        print_json("explain", made | found.to_document(step) | scenario)
+        print_json("explain", made | found.to_document(step) | _scenario(set_known, plain))
     else:
         _print(found, made_by, plain)
     if plot is not None:
@@ -100,6 +98,11 @@ def explain(
     if html is not None:
         write_explanation_page(html, found, step, made_by)
         note(f"page: {html}")
+
+
+def _scenario(set_known: list[str] | None, plain: Explanation | None) -> dict[str, object]:
+    """What the document says of a scenario; nothing without one."""
+    return {} if plain is None else {"scenario": set_known, "plain_forecast": plain.forecast}
 
 
 def _compare(found: Explanation, plain: Explanation) -> None:

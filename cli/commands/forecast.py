@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +16,12 @@ from cli.opening import (
     tell_series,
     tell_skipped,
     updated_ref,
-    with_scenario,
+    with_known_ahead,
 )
 from cli.options import (
     AsJson,
     File,
+    Future,
     Index,
     Indexes,
     MemoryK,
@@ -73,6 +75,7 @@ def forecast(
     quantiles: Annotated[str, typer.Option(help="Levels between 0 and 1, or none.")] = "0.1,0.5,0.9",
     lower: Lower = None,
     upper: Upper = None,
+    future: Future = None,
     set_known: SetKnown = None,
     update_index: UpdateIndex = False,
     memory_k: MemoryK = None,
@@ -94,10 +97,10 @@ def forecast(
     """
     from memory_index.bounds import Bounds
 
-    bounds = Bounds(lower=lower, upper=upper)
-    levels = quantile_levels(quantiles)
     require_targets(table=out, picture=plot)
+    bounds, levels = Bounds(lower=lower, upper=upper), quantile_levels(quantiles)
     options = memory_options(run, index, llm=llm, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
+    ahead = partial(with_known_ahead, options=table_options, future=future, set_known=set_known)
     if run is None:
         from memory_index import memory_only
 
@@ -105,7 +108,7 @@ def forecast(
         ref = updated_ref(index, file, indexes, table_options) if update_index else index
         memory, table, ref = open_with_table(ref, file, indexes, table_options)
         tell_series(table, memory.manifest, ref, memory.manifest.series_ids, to=ref)
-        table = with_scenario(table, memory, set_known)
+        table = ahead(table, memory)
         result = memory_only.forecast(memory, table, quantiles=levels, options=options, bounds=bounds)
         horizon, by = memory.windows.spec.horizon, f"{ref}, memory alone"
     else:
@@ -114,26 +117,27 @@ def forecast(
 
         require_calibrated(levels)
         opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm, update=update_index)
-        memory, ref = opened.memory, opened.ref
-        table = with_scenario(opened.table, memory, set_known)
-        result = forecast_by_run(opened.predictor, memory, table, quantiles=levels, bounds=bounds)
-        horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
+        memory, ref, predictor = opened.memory, opened.ref, opened.predictor
+        result = forecast_by_run(
+            predictor, memory, table := ahead(opened.table, memory), quantiles=levels, bounds=bounds
+        )
+        horizon, by = predictor.config.model.horizon, f"{run} with {ref}"
     _tell(result, table, memory, bounds, strict=strict)
-    made_by = {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
-    result.attrs |= made_by | ({"scenario": set_known} if set_known else {})  # which travels inside a Parquet file
-    _write(result, f"{horizon} steps by {by}", out)
+    result.attrs |= {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": run and str(run)}
+    result.attrs |= {"scenario": set_known} if set_known else {}  # attributes travel inside a Parquet file
     _draw(plot, table, result, by)
+    _write(result, f"{horizon} steps by {by}", out, to_stdout=not as_json)
     if as_json:
         print_json("forecast", forecast_document(result, table, file=file, horizon=horizon, out=out))
-    elif out is None:
-        typer.echo(result.to_csv(index=False), nl=False)
 
 
-def _write(result: pd.DataFrame, what: str, out: Path | None) -> None:
-    """Write the file that is asked for."""
+def _write(result: pd.DataFrame, what: str, out: Path | None, *, to_stdout: bool) -> None:
+    """Write the file that is asked for; without one, print it if it is to go to stdout."""
     if out is not None:
         write_file(out, _as_file(result, out.suffix.lower()))
         note(f"{result['unique_id'].nunique()} series x {what}: {out}")
+    elif to_stdout:
+        typer.echo(result.to_csv(index=False), nl=False)
 
 
 def _tell(result: pd.DataFrame, table: SeriesTable, memory: Memory, bounds: Bounds, *, strict: bool) -> None:

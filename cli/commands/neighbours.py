@@ -62,8 +62,7 @@ def neighbours(
 
     require_targets(picture=plot, page=html)
     memory, table, full_ref = open_with_table(ref, file, indexes, table_options)
-    origin = table.step.parse(at)
-    table = with_scenario(table, memory, set_known, at=origin)
+    table = with_scenario(table, memory, set_known, at=(origin := table.step.parse(at)))
     where = Filter(
         series_id=(only_series,) if only_series in memory.windows.series_number else names(only_series),
         after=None if after is None else table.step.parse(after),
@@ -83,10 +82,7 @@ def neighbours(
     )
     if scope is None:
         tell_joint(memory, {each.scope for each in found.neighbours}, table)
-    if as_json:
-        print_json("index-neighbours", document(full_ref, found))
-    else:
-        _print(full_ref, found)
+    print_json("index-neighbours", document(full_ref, found)) if as_json else _print(full_ref, found)
     if plot is not None:
         _write_picture(plot, found, memory.windows, full_ref)
     if html is not None:

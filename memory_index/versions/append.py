@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Any
 
 import numpy as np
 
@@ -64,13 +65,16 @@ def append(
         staging.adopt(parent, *sorted({path.split("/")[0] for path in manifest.files}))
         folder, new_from = f"segment-{len(manifest.segments)}", [len(series) for series in stored.series]
         origins, inside = new_origins(stored, joined, plan), table_inside(manifest.transform, joined)
-        beside = covariates_of(joined, encoder)
-        how = {"inside": inside, "new_from": new_from, "earlier": earlier, "covariates": beside}
+        how: dict[str, Any] = {
+            "inside": inside,
+            "new_from": new_from,
+            "earlier": earlier,
+            "covariates": covariates_of(joined, encoder),
+        }
         windows = write_segment(staging.path / folder, joined, origins, encoder, plan, **how)
-        num_new = [len(series) - start for series, start in zip(joined.series, new_from, strict=True)]
-        record = segment_record(folder, windows, sum(num_new))
-        num_covariates = write_new_covariates(staging.path / folder, stored, joined, manifest, new_from)
-        record = dataclasses.replace(record, num_covariates=num_covariates)
+        num_new = sum(len(series) - start for series, start in zip(joined.series, new_from, strict=True))
+        record = segment_record(folder, windows, num_new)
+        num_beside = write_new_covariates(staging.path / folder, stored, joined, manifest, new_from)
         known_at = np.append(
             windows.known_at, [np.datetime64(manifest.first_known_at), np.datetime64(manifest.last_known_at)]
         )
@@ -81,7 +85,7 @@ def append(
             first_known_at=str(known_at.min()),
             last_known_at=str(known_at.max()),
             data_sha256=joined.content_hash,
-            segments=(*manifest.segments, record),
+            segments=(*manifest.segments, dataclasses.replace(record, num_covariates=num_beside)),
             parent=manifest.fingerprint,
         )
         if set(plan.factories.values()) != {EXACT}:  # an exact scan has nothing to measure

@@ -94,7 +94,7 @@ def build(
         how = {"lookback": window.lookback, "horizon": window.horizon, "scopes": contents.scopes}
         fitted = fit(inside, fit_origins or origins, contents.encoder, **how)
         described = write_encoder(staging.path, fitted)
-        beside = {"inside": inside, "covariates": covariates_of(training, fitted)}
+        beside: dict[str, Any] = {"inside": inside, "covariates": covariates_of(training, fitted)}
         windows = write_segment(staging.path / FIRST_SEGMENT, training, origins, fitted, plan, **beside)
         records = tuple(space_record(space, widths[space], fitted, *contents.factories[space]) for space in plan.spaces)
         manifest = first_manifest(training, windows, plan, records, described, split, contents.joint)
