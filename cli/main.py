@@ -23,6 +23,7 @@ import typer
 
 from cli import __version__
 from cli.commands import data, index
+from cli.commands import run as runs
 from cli.commands.ablate import ablate
 from cli.commands.backtest import backtest
 from cli.commands.demo import demo
@@ -195,6 +196,7 @@ def _options(
 # A group called without a command is a usage error like any other, in one line.
 app.add_typer(data.app, name="data", epilog="Example: cli data check load.csv", no_args_is_help=False)
 app.add_typer(index.app, name="index", epilog="Example: cli index list", no_args_is_help=False)
+app.add_typer(runs.app, name="run", epilog="Example: cli run show runs/load", no_args_is_help=False)
 app.command(epilog="Example: cli train load.csv --index load@1 --out runs/load")(train)
 app.command(epilog="Example: cli evaluate load.csv --run runs/load --baselines")(evaluate)
 app.command(epilog="Example: cli backtest load.csv --run runs/load --at 23:00 --out backtest.parquet")(backtest)

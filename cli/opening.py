@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.output import note
+from cli.output import note, progress
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     import numpy as np
 
-    from cli.options import Indexes
+    from cli.options import Indexes, KnownAhead
     from forecaster.predictor import Predictor
     from forecaster.runs.run import Run
     from memory_index.bounds import Bounds
@@ -71,11 +71,14 @@ def open_run_with_table(
     *,
     llm: str | None = None,
     update: bool = False,
+    state: int | None = None,
+    grow: str | None = None,
 ) -> OpenedRun:
     """A run, and the version it was trained against or a newer one, checked to belong together with the table.
 
     llm: where the run's language model lies now, None for where it was. update: append the table first, to the newest
-    version that the run can use, unless one is named. That comes last, when nothing else stands in the way.
+    version that the run can use, unless one is named. That comes last, when nothing else stands in the way. state: of
+    the run, None for the one that it uses. grow: with `update`, the run goes on too; a half-life as typed, or `same`.
     """
     from forecaster.predictor import load_predictor, require_same_memory
     from forecaster.runs.run import open_run
@@ -86,7 +89,7 @@ def open_run_with_table(
     ref, newer = index or opened.record.index.ref, update or index is not None
     if update:
         require_local(ref, UPDATING)
-    predictor = load_predictor(opened, device=device, llm=llm)
+    predictor = load_predictor(opened, device=device, llm=llm, state=state)
     if update:
         ref = index or newest_ref(opened, indexes)
         require_same_memory(opened, indexes.find(ref).manifest, ref, newer=newer)
@@ -101,7 +104,33 @@ def open_run_with_table(
     memory, table, ref = _open_found(found, file, options)
     require_same_memory(opened, memory.manifest, ref, newer=newer)
     tell_series(table, memory.manifest, ref, opened.record.data.series_ids, to="the run")
+    if grow is not None:
+        predictor = _grown(opened, predictor, memory, ref, grow)
+    if predictor.state:
+        seen = memory.windows.step.isoformat(predictor.seen_until)
+        note(f"{run}: state {predictor.state}, which has learned up to {seen}")
     return OpenedRun(predictor=predictor, memory=memory, ref=ref, table=table)
+
+
+def _grown(run: Run, predictor: Predictor, memory: Memory, ref: str, half_life: str) -> Predictor:
+    """The run after it has learned what a memory holds; says what came of it."""
+    from forecaster.growth.updates import HalfLife, update_run
+    from forecaster.predictor import load_predictor
+    from memory_index.origins import num_steps
+
+    steps: HalfLife = "same" if half_life == "same" else None
+    if half_life not in ("same", "none"):
+        steps = num_steps(half_life, memory.windows.step, flag="--half-life")
+    with progress("updating the run") as report:
+        state = update_run(run, predictor.model, memory, ref, half_life=steps, report=report)
+    if state is None:
+        note(f"{run.path} stays as it is: nothing to learn has become known")
+        return predictor
+    took = f"its linear map has taken in {state.num_windows:,} windows since training, its gate is {state.kept}"
+    note(f"{run.path}: new state {state.number}; {took}")
+    return load_predictor(
+        run, device=str(next(predictor.model.parameters()).device.type), llm=predictor.config.model.llm
+    )
 
 
 def newest_ref(run: Run, indexes: Indexes) -> str:
@@ -174,19 +203,17 @@ def tell_ends(table: SeriesTable, memory: Memory) -> None:
         note(f"{_some(early)}: forecast from where it ends, before the last step of the table{others}")
 
 
-def with_known_ahead(
-    table: SeriesTable, memory: Memory, options: ReadOptions, future: Path | None, set_known: Sequence[str] | None
-) -> SeriesTable:
+def with_known_ahead(table: SeriesTable, memory: Memory, options: ReadOptions, ahead: KnownAhead) -> SeriesTable:
     """The table with the known covariates of a table of the future, and a scenario over the horizon; said aloud."""
     from memory_index.tables.future import read_future
 
-    if future is not None:
+    if ahead.future is not None:
         notes = len(table.notes)
         like = options_like(memory.manifest, options)
-        table = read_future(future, table, like)
+        table = read_future(ahead.future, table, like)
         for done in table.notes[notes:]:
             note(done)
-    return with_scenario(table, memory, set_known)
+    return with_scenario(table, memory, ahead.set_known)
 
 
 def with_scenario(

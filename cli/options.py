@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 # Types of records, which commands import for the type checker only. typer never sees them.
-RECORDS = {"ReadOptions": object, "Settings": object}
+RECORDS = {"ReadOptions": object, "Settings": object, "KnownAhead": object}
 
 
 def with_record(
@@ -76,12 +76,6 @@ NeighboursDir = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
-Future = Annotated[
-    Path | None,
-    typer.Option(
-        "--future", help="Known covariates of the steps after the last target value (cli data future makes the table)."
-    ),
-]
 SetKnown = Annotated[
     list[str] | None,
     typer.Option(
@@ -106,6 +100,24 @@ RunLlm = Annotated[
     ),
 ]
 RunDevice = Annotated[str, typer.Option(help="With --run: auto, cpu or cuda.")]
+
+RunState = Annotated[
+    int | None,
+    typer.Option(
+        "--state",
+        min=0,
+        help="With --run: use this state of it, 0 as it was trained; 'cli run show' lists them.",
+        show_default="the one that it uses",
+    ),
+]
+HalfLife = Annotated[
+    str | None,
+    typer.Option(
+        help="With --run: what is learned counts half after so long (26w, 90d, or a number of steps); none forgets "
+        "nothing.",
+        show_default="none, or what the run's state has",
+    ),
+]
 
 Index = Annotated[
     str | None,
@@ -289,6 +301,31 @@ def reads_table(command: Callable[..., None]) -> Callable[..., None]:
         return ReadOptions(**{name: value for name, value in given.items() if value is not None})
 
     return with_record(command, "table_options", TABLE_OPTIONS, record)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownAhead:
+    """What is said of known covariates after the last target value: a table of the future, and a scenario."""
+
+    future: Path | None = None
+    set_known: list[str] | None = None
+
+
+AHEAD_OPTIONS = {
+    "future": (
+        Annotated[
+            Path | None,
+            typer.Option(help="Table of the known covariates of the next steps ('cli data future' makes one)."),
+        ],
+        None,
+    ),
+    "set_known": (SetKnown, None),
+}
+
+
+def reads_future(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command these options, and hand them to its keyword argument `ahead` as a `KnownAhead`."""
+    return with_record(command, "ahead", AHEAD_OPTIONS, lambda given: KnownAhead(**given))
 
 
 def reading_flags(options: ReadOptions) -> list[str]:

@@ -103,6 +103,7 @@ def memory_options(
     scopes: str | None,
     views: str | None,
     on_empty: str | None,
+    state: int | None = None,
 ) -> MemoryOptions:
     """How the memory alone is asked. Raises `UsageError` for a missing reference, or options that a run decides."""
     from memory_index.errors import UsageError
@@ -114,6 +115,8 @@ def memory_options(
     stated = [flag for flag, value in given.items() if value is not None]
     if run is None and llm is not None:
         raise UsageError("--llm goes with --run: the memory alone has no language model", hint="leave it out")
+    if run is None and state is not None:
+        raise UsageError("--state goes with --run: the memory alone has versions", hint="name one: --index NAME@3")
     if run is not None and stated:
         raise UsageError(f"{stated[0]} does not go with --run, which decides it", hint="leave one of them out")
     options: dict[str, Any] = {"scopes": names(scopes), "views": numbers("--views", views)}

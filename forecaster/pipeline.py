@@ -22,15 +22,17 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from forecaster.backtest import cross_validation_frame
+from forecaster.backtest import OfRun, cross_validation_frame, growing
 from forecaster.config import Config
 from forecaster.errors import RunNotFoundError
 from forecaster.evaluate import evaluate as evaluate_run
 from forecaster.explain import Explanation, explain
 from forecaster.forecast import forecast
+from forecaster.growth.updates import HalfLife, update_run
 from forecaster.learned_keys.pattern_encoder import load_encoder
 from forecaster.predictor import Predictor, load_predictor, require_same_memory
 from forecaster.runs.run import Run, open_run, run_exists
+from forecaster.runs.states import has_states, read_state
 from forecaster.training.fit import train_run
 from memory_index.backtest.plan import BacktestPlan, last_origins
 from memory_index.bounds import Bounds
@@ -221,8 +223,8 @@ class Forecaster:
 
         The last forecast ends with the table, each one before begins `step_size` steps earlier, default the horizon. A
         forecaster that is not fitted is first fitted on what was known at the first cutoff. refit: at each cutoff the
-        memory holds what had become known by then, and quantiles are recalibrated (`cli backtest`); without, nothing
-        changes after fitting.
+        memory holds what had become known by then, linear map and gate have learned it, and quantiles are recalibrated
+        (`cli backtest`); without, nothing changes after fitting.
 
         Raises `IncompatibleError` for cutoffs that a fitted forecaster has seen, `UsageError` for more windows than a
         series has, and what `fit` raises.
@@ -239,7 +241,7 @@ class Forecaster:
         first = min(series.times[rows[0]] for series, rows in zip(table.series, origins, strict=True))
         if not fitted:
             self._fit(steps_until(table, first))
-        predictor, version = self._require_fitted(), Store(self.folder / INDEXES).resolve(self._trained_ref())
+        predictor, version = self._as_trained(), Store(self.folder / INDEXES).resolve(self._trained_ref())
         fitted_at = max(version.manifest.fitted_known_at, predictor.seen_until)
         if first < fitted_at:
             raise IncompatibleError(
@@ -255,7 +257,31 @@ class Forecaster:
                 memory = until_done.enter_context(grown(version, table, load_encoder=load_encoder))
             else:
                 require_same_data(table, memory.windows, version.ref)
-            return cross_validation_frame(predictor, memory, table, plan, levels=quantiles)
+            subject = OfRun(predictor=predictor, memory=memory)
+            if refit and has_states(self.folder / RUN):
+                subject = growing(self.run, predictor, memory, plan)
+            return cross_validation_frame(subject, table, plan, levels=quantiles)
+
+    def update(self, frame: pd.DataFrame, *, half_life: HalfLife = "same") -> Self:
+        """Learn what has become known, without training: the memory stores it, and linear map and value gate go on from
+        their normal equations, as the run's next state (`cli forecast --update`).
+
+        frame: the whole history, or only new rows. half_life: steps after which what was learned counts half; None
+        forgets nothing, `same` is what it was before (None at first).
+
+        Raises `NothingNewError` if both have everything, `RunIncompatibleError` for a model with a network, and what
+        `append` raises.
+        """
+        predictor, nothing = self._require_fitted(), None
+        read_state(self.folder / RUN)
+        try:
+            self._grow(self._read(frame))
+        except NothingNewError as error:  # an update that was stopped half way has stored it
+            nothing = error
+        if update_run(self.run, predictor.model, self.memory, self._ref, half_life=half_life) is None and nothing:
+            raise nothing
+        self._predictor = load_predictor(self.run, device=self.device)
+        return self
 
     def explain(self, frame: pd.DataFrame, series_id: str, at: str | datetime | np.datetime64) -> Explanation:
         """The forecast of one series at one time, taken apart, by the memory that answers now.
@@ -308,6 +334,11 @@ class Forecaster:
         self._ref = append(store, before, table, load_encoder=load_encoder).ref
         if before != self._trained_ref():
             store.remove(before)
+
+    def _as_trained(self) -> Predictor:
+        """The model before it learned what has become known since."""
+        predictor = self._require_fitted()
+        return predictor if predictor.state == 0 else load_predictor(self.run, device=self.device, state=0)
 
     def _trained_ref(self) -> str:
         """The version that was trained against, whatever number it has in this folder."""

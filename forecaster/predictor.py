@@ -25,6 +25,7 @@ from forecaster.retrieval.batches import LiveBlock, parts_of
 from forecaster.retrieval.neighbours import Condensed
 from forecaster.runs.intervals import Intervals, MemoryFan, expected_width, read_intervals
 from forecaster.runs.run import Run
+from forecaster.runs.states import StateRecord, has_states, read_arrays, read_state
 from forecaster.runs.weights import WEIGHTS, load_into
 from memory_index.memory import Memory
 from memory_index.neighbours import Neighbours, mean_over_spaces
@@ -57,7 +58,8 @@ class Predictor:
     """A model with what is needed to use it.
 
     units: training standard deviation of each series that it was trained on. intervals: calibrated on validation.
-    seen_until: datetime64[ns], the end of the validation part that it was trained with.
+    seen_until: datetime64[ns], the end of the validation part that it was trained with, or up to when it has gone on
+    since. state: of the run (`runs/states.py`), 0 as it was trained.
     """
 
     config: Config
@@ -65,6 +67,7 @@ class Predictor:
     units: Mapping[str, float]
     intervals: Intervals
     seen_until: np.datetime64
+    state: int = 0
 
     def predict(self, batch: Batch) -> Predicted:
         """See `predict`."""
@@ -157,12 +160,13 @@ def _joined(parts: list[Tensor]) -> np.ndarray:
     return torch.cat(parts).cpu().numpy()
 
 
-def load_predictor(run: Run, *, device: str = "auto", llm: str | None = None) -> Predictor:
+def load_predictor(run: Run, *, device: str = "auto", llm: str | None = None, state: int | None = None) -> Predictor:
     """The trained model of a run. device: `auto`, `cpu` or `cuda`; it need not be the one that trained it. llm: where
-    its language model lies now, None for where it was.
+    its language model lies now, None for where it was. state: None for the one that the run uses.
 
-    Raises `RunNotFoundError` (not trained to its end), `RunDamagedError`, `BackboneNotFoundError` and
-    `RunIncompatibleError` (the frozen language model is not on this machine, or is another one).
+    Raises `NotFoundError` for a state that is not there, `RunNotFoundError` (not trained to its end),
+    `RunDamagedError`, `BackboneNotFoundError` and `RunIncompatibleError` (the frozen language model is not on this
+    machine, or is another one).
     """
     record, config = run.record, run.record.config if llm is None else run.record.config.changed(llm=llm)
     intervals = read_intervals(run.path)
@@ -173,13 +177,31 @@ def load_predictor(run: Run, *, device: str = "auto", llm: str | None = None) ->
     model = ForecastModel(config.model, num_spaces=len(record.index.spaces), backbone=backbone)
     weights, _ = run.weights()
     load_into(model, weights, where=run.path / WEIGHTS)
+    used, seen_until = state_of(run, state), record.data.seen_until
+    if used is not None and used.number > 0:
+        take_state(model, read_arrays(run.path, used))
+        seen_until = max(seen_until, np.datetime64(used.until, "ns"))
     return Predictor(
         config=config,
         model=model.to(resolve_device(device)).eval(),
         units=record.data.units,
         intervals=intervals,
-        seen_until=record.data.seen_until,
+        seen_until=seen_until,
+        state=0 if used is None else used.number,
     )
+
+
+def state_of(run: Run, number: int | None) -> StateRecord | None:
+    """A state of a run; None for a run that cannot go on, and is as it was trained."""
+    return None if number in (None, 0) and not has_states(run.path) else read_state(run.path, number)
+
+
+def take_state(model: ForecastModel, arrays: Mapping[str, np.ndarray]) -> None:
+    """Give a model the linear map and the gate of a state."""
+    assert model.shortcut is not None, "a run that goes on has a linear map"
+    model.shortcut.set_weights(arrays["weight"])
+    with torch.no_grad():
+        model.value_gate.logits.copy_(torch.from_numpy(arrays["logits"]))
 
 
 def require_same_memory(run: Run, manifest: Manifest, ref: str, *, newer: bool) -> None:

@@ -101,6 +101,19 @@ def step_length(step: Step) -> pd.Timedelta | None:
     return None
 
 
+def num_steps(text: str, step: Step, *, flag: str) -> float:
+    """A length of time such as `26w`, or a number of steps, in steps. Raises `UsageError`, which names the flag."""
+    if text.strip().isdigit() and int(text) > 0:
+        return float(text)
+    asked, length = interval(text, flag=flag), step_length(step)
+    if length is None:
+        raise UsageError(
+            f"{flag} {text} does not go with steps of {step.frequency}, which differ in length",
+            hint=f"give a number of steps, such as {flag} 24",
+        )
+    return asked / length
+
+
 def _require_whole_steps(schedule: Schedule, step: Step) -> None:
     length = step_length(step)
     if length is None:

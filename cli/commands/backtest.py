@@ -22,6 +22,7 @@ from cli.opening import (
 from cli.options import (
     AsJson,
     File,
+    HalfLife,
     Index,
     Indexes,
     MemoryK,
@@ -76,6 +77,10 @@ def backtest(
     update: Annotated[
         str, typer.Option(help="Time between updates: weekly, daily, 12h, ...; with never nothing grows.")
     ] = "weekly",
+    half_life: HalfLife = None,
+    state: Annotated[
+        int | None, typer.Option(min=0, help="With --run: the state of it to begin with.", show_default="0, as trained")
+    ] = None,
     in_sample: Annotated[
         bool, typer.Option("--in-sample", help="Allow origins that were fitted on, and mark every row.")
     ] = False,
@@ -94,18 +99,24 @@ def backtest(
 ) -> None:
     """Forecast origin after origin as in operation, and score it: nothing later than an origin is known there.
 
-    The memory grows with every origin: a window is seen from when its future is known. Quantiles are recalibrated at
-    each update, so that they keep covering what they say (adaptive conformal inference). Origins that something was
-    fitted on are refused. Beside the scores stand last value, seasonal naive, a linear forecast and the memory alone.
+    The memory grows with every origin: a window is seen from when its future is known. At each update quantiles are
+    recalibrated, so that they keep covering what they say (adaptive conformal inference), and the linear map and the
+    gate of a run learn what has become known; a run begins as it was trained, unless --state says otherwise. Origins
+    that something was fitted on are refused. Beside the scores stand last value, seasonal naive, a linear forecast and
+    the memory alone.
     """
     from memory_index.backtest.plan import parse_update
+    from memory_index.errors import UsageError
 
-    on_empty = "last-value" if run is None else None  # counted, and told
-    options = memory_options(run, index, llm=llm, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
+    if run is None and half_life is not None:
+        raise UsageError("--half-life goes with --run", hint="the memory alone forgets nothing")
+    how = {"memory_k": memory_k, "scopes": scopes, "views": views, "state": state}
+    how |= {"on_empty": "last-value" if run is None else None}  # counted, and told
+    options = memory_options(run, index, llm=llm, **how)  # type: ignore[arg-type]
     interval = parse_update(update)
     require_targets(table=scoring.out, picture=plot)
-    opened = _opened(run, index, file, indexes, table_options, device, llm)
-    asked = _Asked(scoring=scoring, begin=begin, end=end, update=interval, in_sample=in_sample, strict=strict)
+    opened = _opened(run, index, file, indexes, table_options, device, llm, state or 0)
+    asked = _Asked(scoring, begin, end, update=interval, in_sample=in_sample, strict=strict, half_life=half_life)
     result, scoring = _backtest(opened, asked, indexes, options)
     _tell(result, scoring, opened, update=update, plot=plot, as_json=as_json)
 
@@ -135,6 +146,7 @@ class _Asked(NamedTuple):
     update: pd.Timedelta | None
     in_sample: bool
     strict: bool
+    half_life: str | None
 
 
 def _tell(
@@ -162,6 +174,7 @@ def _opened(
     table_options: ReadOptions,
     device: str,
     llm: str | None,
+    state: int,
 ) -> _Opened:
     if run is None:
         assert index is not None, "checked before"
@@ -170,8 +183,8 @@ def _opened(
         return _Opened(None, None, memory, table, ref, {})
     from forecaster.runs.run import open_run
 
-    with_run = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm)
-    identity = {"run": open_run(run).weights()[1].sha256}
+    with_run = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm, state=state)
+    identity = {"run": open_run(run).weights()[1].sha256, "--state": state}
     return _Opened(run, with_run.predictor, with_run.memory, with_run.table, with_run.ref, identity)
 
 
@@ -190,10 +203,13 @@ def _backtest(opened: _Opened, asked: _Asked, indexes: Indexes, options: MemoryO
     plan = _plan(opened, asked, scoring)
     tell_bounds(table, memory)
     tell_skipped(plan.skipped, "not backtested", source=table.source, strict=asked.strict)
-    identity = opened.identity | {"levels": list(levels), "options": repr(options)}
+    half_life = _half_life(opened, asked)
+    identity = opened.identity | {"levels": list(levels), "options": repr(options), "--half-life": half_life}
     identity = identity_of(table, plan, memory.manifest, **identity)
     with _growing(opened, indexes, grows=asked.update is not None) as grown, _kept(scoring.out, identity) as kept:
         subject = _subject(opened, grown, options)
+        if opened.run is not None and asked.update is not None:
+            subject = _growing_run(opened, grown, plan, half_life) or subject
         with progress("forecasting") as report, _written(scoring.out, opened, plan) as each:
             how: dict[str, Any] = {"levels": levels, "scaled_by": scoring.scaled_by}
             result = run_backtest(subject, table, plan, kept, **how, each=each, report=report)
@@ -253,6 +269,30 @@ def _subject(opened: _Opened, memory: Memory, options: MemoryOptions) -> Subject
     from forecaster.backtest import OfRun
 
     return OfRun(predictor=opened.predictor, memory=memory)
+
+
+def _half_life(opened: _Opened, asked: _Asked) -> float | None:
+    """In steps; None forgets nothing."""
+    from memory_index.origins import num_steps
+
+    typed = asked.half_life
+    return None if typed in (None, "none") else num_steps(typed, opened.table.step, flag="--half-life")
+
+
+def _growing_run(opened: _Opened, memory: Memory, plan: BacktestPlan, half_life: float | None) -> Subject | None:
+    """The run with a linear map and a gate that go on; None, said aloud, where they cannot."""
+    from forecaster.backtest import growing
+    from forecaster.runs.run import open_run
+    from forecaster.runs.states import has_states
+
+    assert opened.run is not None, "asked of a run"
+    assert opened.predictor is not None, "a run was opened"
+    if not has_states(opened.run):
+        note("only the memory grows: this run keeps no normal equations (a network, or trained by an earlier program)")
+        return None
+    with progress("catching up") as report:
+        run = open_run(opened.run)
+        return growing(run, opened.predictor, memory, plan, half_life=half_life, report=report)
 
 
 @contextmanager

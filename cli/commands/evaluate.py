@@ -21,6 +21,7 @@ from cli.options import (
     RunDevice,
     RunFolder,
     RunLlm,
+    RunState,
     Scopes,
     Scoring,
     Strict,
@@ -57,6 +58,7 @@ def evaluate(
     on_empty: OnEmpty = None,
     strict: Strict = False,
     llm: RunLlm = None,
+    state: RunState = None,
     device: RunDevice = "auto",
     as_json: AsJson = False,
     indexes: Indexes,
@@ -70,7 +72,9 @@ def evaluate(
     """
     from memory_index.metrics import DECILES
 
-    options = memory_options(run, index, llm=llm, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
+    options = memory_options(
+        run, index, llm=llm, state=state, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty
+    )
     typed = scoring.quantiles
     levels = (DECILES if run else ()) if typed is None else quantile_levels(typed)
     require_targets(table=scoring.out)
@@ -80,7 +84,7 @@ def evaluate(
         from forecaster.runs.intervals import require_calibrated
 
         require_calibrated(levels)
-        opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm)
+        opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm, state=state)
         memory, table, ref = opened.memory, opened.table, opened.ref
         score = partial(evaluate_run, opened.predictor, memory)
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.opening import open_run_with_table, tell_joint, with_scenario
-from cli.options import REF, AsJson, Device, Indexes, SetKnown, asks_memory, reads_table
+from cli.options import REF, AsJson, Device, Indexes, RunState, SetKnown, asks_memory, reads_table
 from cli.output import note, print_json, print_table
 from cli.parsing import quantile_levels
 from cli.reports.explanation_page import write_explanation_page
@@ -60,6 +60,7 @@ def explain(
             show_default="where it was",
         ),
     ] = None,
+    state: RunState = None,
     device: Device = "auto",
     as_json: AsJson = False,
     *,
@@ -80,12 +81,11 @@ def explain(
     from forecaster.runs.intervals import require_calibrated
 
     require_calibrated(levels := quantile_levels(quantiles))
-    opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm)
+    opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm, state=state)
     origin = (step := opened.table.step).parse(at)
-    explained = partial(explaining.explain, opened.predictor, opened.memory)
-    table = with_scenario(opened.table, opened.memory, set_known, at=origin)
-    found = explained(table, series, origin, levels=levels)
-    plain = explained(opened.table, series, origin, levels=levels) if set_known else None
+    explained = partial(explaining.explain, opened.predictor, opened.memory, series_id=series, at=origin, levels=levels)
+    found = explained(with_scenario(opened.table, opened.memory, set_known, at=origin))
+    plain = explained(opened.table) if set_known else None
     made_by = f"{run} with {opened.ref}"
     tell_joint(opened.memory, {part.name.split("-")[0] for part in found.parts if part.num_neighbours}, opened.table)
     if as_json:

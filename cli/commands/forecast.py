@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,19 +20,21 @@ from cli.opening import (
 from cli.options import (
     AsJson,
     File,
-    Future,
+    HalfLife,
     Index,
     Indexes,
+    KnownAhead,
     MemoryK,
     OnEmpty,
     RunDevice,
     RunFolder,
     RunLlm,
+    RunState,
     Scopes,
-    SetKnown,
     Strict,
     Views,
     asks_memory,
+    reads_future,
     reads_table,
 )
 from cli.output import note, print_json
@@ -62,9 +63,17 @@ UpdateIndex = Annotated[
         help="First append what is new in FILE to the newest version, as the next one. Nothing is trained again.",
     ),
 ]
+Update = Annotated[
+    bool,
+    typer.Option(
+        "--update",
+        help="With --run: as --update-index, and the run learns what has become known, as its next state.",
+    ),
+]
 
 
 @reads_table
+@reads_future
 @asks_memory
 def forecast(
     file: File,
@@ -75,9 +84,10 @@ def forecast(
     quantiles: Annotated[str, typer.Option(help="Levels between 0 and 1, or none.")] = "0.1,0.5,0.9",
     lower: Lower = None,
     upper: Upper = None,
-    future: Future = None,
-    set_known: SetKnown = None,
     update_index: UpdateIndex = False,
+    update: Update = False,
+    half_life: HalfLife = None,
+    state: RunState = None,
     memory_k: MemoryK = None,
     scopes: Scopes = None,
     views: Views = None,
@@ -89,26 +99,23 @@ def forecast(
     *,
     indexes: Indexes,
     table_options: ReadOptions,
+    ahead: KnownAhead,
 ) -> None:
     """Forecast the next steps of every series of FILE: by a trained run, or with --index alone from the memory.
 
     A long table in original units: unique_id, ds, yhat and one column per quantile (q0.1). A series that was never seen
     is forecast from windows of all series (scope pooled); one with too short a history is named, and stops no other.
     """
-    from memory_index.bounds import Bounds
-
+    bounds, levels = _bounds(lower, upper), quantile_levels(quantiles)
     require_targets(table=out, picture=plot)
-    bounds, levels = Bounds(lower=lower, upper=upper), quantile_levels(quantiles)
-    options = memory_options(run, index, llm=llm, memory_k=memory_k, scopes=scopes, views=views, on_empty=on_empty)
-    ahead = partial(with_known_ahead, options=table_options, future=future, set_known=set_known)
+    how: dict[str, Any] = {"memory_k": memory_k, "scopes": scopes, "views": views, "on_empty": on_empty}
+    options = memory_options(run, index, llm=llm, state=state, **how)
+    grow = _growth(run, update=update, half_life=half_life, state=state)
     if run is None:
         from memory_index import memory_only
 
-        assert index is not None, "checked above"
-        ref = updated_ref(index, file, indexes, table_options) if update_index else index
-        memory, table, ref = open_with_table(ref, file, indexes, table_options)
-        tell_series(table, memory.manifest, ref, memory.manifest.series_ids, to=ref)
-        table = ahead(table, memory)
+        memory, table, ref = _opened_memory(index or "", file, indexes, table_options, update=update_index)
+        table = with_known_ahead(table, memory, table_options, ahead)
         result = memory_only.forecast(memory, table, quantiles=levels, options=options, bounds=bounds)
         horizon, by = memory.windows.spec.horizon, f"{ref}, memory alone"
     else:
@@ -116,28 +123,62 @@ def forecast(
         from forecaster.runs.intervals import require_calibrated
 
         require_calibrated(levels)
-        opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm, update=update_index)
-        memory, ref, predictor = opened.memory, opened.ref, opened.predictor
-        result = forecast_by_run(
-            predictor, memory, table := ahead(opened.table, memory), quantiles=levels, bounds=bounds
-        )
-        horizon, by = predictor.config.model.horizon, f"{run} with {ref}"
+        how = {"llm": llm, "update": update_index or update, "grow": grow, "state": state}
+        opened = open_run_with_table(run, index, file, indexes, table_options, device, **how)
+        memory, ref = opened.memory, opened.ref
+        table = with_known_ahead(opened.table, memory, table_options, ahead)
+        result = forecast_by_run(opened.predictor, memory, table, quantiles=levels, bounds=bounds)
+        horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
     _tell(result, table, memory, bounds, strict=strict)
-    result.attrs |= {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": run and str(run)}
-    result.attrs |= {"scenario": set_known} if set_known else {}  # attributes travel inside a Parquet file
+    _mark(result, ref, memory, run, ahead)
     _draw(plot, table, result, by)
-    _write(result, f"{horizon} steps by {by}", out, to_stdout=not as_json)
+    _write(result, f"{horizon} steps by {by}", out, as_json=as_json)
     if as_json:
         print_json("forecast", forecast_document(result, table, file=file, horizon=horizon, out=out))
 
 
-def _write(result: pd.DataFrame, what: str, out: Path | None, *, to_stdout: bool) -> None:
-    """Write the file that is asked for; without one, print it if it is to go to stdout."""
-    if out is not None:
+def _bounds(lower: float | None, upper: float | None) -> Bounds:
+    from memory_index.bounds import Bounds
+
+    return Bounds(lower=lower, upper=upper)
+
+
+def _opened_memory(
+    index: str, file: Path, indexes: Indexes, options: ReadOptions, *, update: bool
+) -> tuple[Memory, SeriesTable, str]:
+    """The memory that answers alone; update: after FILE was appended to it."""
+    ref = updated_ref(index, file, indexes, options) if update else index
+    memory, table, ref = open_with_table(ref, file, indexes, options)
+    tell_series(table, memory.manifest, ref, memory.manifest.series_ids, to=ref)
+    return memory, table, ref
+
+
+def _growth(run: Path | None, *, update: bool, half_life: str | None, state: int | None) -> str | None:
+    """How the run is to go on: a half-life, `same` for that of the state before; None where it is not asked to."""
+    from memory_index.errors import UsageError
+
+    if update and run is None:
+        raise UsageError("--update goes with --run", hint="--update-index updates the memory alone")
+    if update and state is not None:
+        raise UsageError("--update goes on from the state that the run uses", hint="'cli run use' chooses it")
+    if half_life is not None and not update:
+        raise UsageError("--half-life goes with --update", hint="without an update nothing is forgotten")
+    return (half_life or "same") if update else None
+
+
+def _mark(result: pd.DataFrame, ref: str, memory: Memory, run: Path | None, ahead: KnownAhead) -> None:
+    """What made it, which travels inside a Parquet file."""
+    made_by = {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
+    result.attrs |= made_by | ({"scenario": ahead.set_known} if ahead.set_known else {})
+
+
+def _write(result: pd.DataFrame, what: str, out: Path | None, *, as_json: bool) -> None:
+    """Write the file that is asked for, or print CSV where nothing else is."""
+    if out is None and not as_json:
+        typer.echo(result.to_csv(index=False), nl=False)
+    elif out is not None:
         write_file(out, _as_file(result, out.suffix.lower()))
         note(f"{result['unique_id'].nunique()} series x {what}: {out}")
-    elif to_stdout:
-        typer.echo(result.to_csv(index=False), nl=False)
 
 
 def _tell(result: pd.DataFrame, table: SeriesTable, memory: Memory, bounds: Bounds, *, strict: bool) -> None:

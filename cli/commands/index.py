@@ -18,6 +18,7 @@ from cli.commands.neighbours import neighbours
 from cli.opening import encoder_loader
 from cli.options import DEFAULT_DIR, REF, AsJson, Indexes, IndexesDir, Ref, asks_memory
 from cli.output import note, print_json, print_table, progress
+from cli.reports.drift_report import drift_document, find_drift, print_drift
 from cli.reports.usage_document import find_usage, usage_document
 from cli.reports.usage_report import print_usage, write_pictures
 from cli.reports.version_diff import difference_document, print_difference
@@ -86,6 +87,9 @@ def show(
 ) -> None:
     """Show what a version holds and how it was built. Its files are not checked: see verify.
 
+    Of one that was appended to it also says how far today's windows are from those that it was fitted on (drift), and
+    whether to build it again.
+
     With --plot or --html it is opened, and a sample of its windows is asked: which stretches are retrieved far too
     often (hubs) or never, how far away the nearest window usually is, and where windows are missing.
     """
@@ -102,12 +106,15 @@ def show(
     store = Store(indexes.folder)
     version = store.resolve(found.ref)
     aliases = sorted(alias for alias, number in store.aliases(version.name).items() if number == version.number)
-    used = find_usage(version) if plot or html else None
+    used, moved = find_usage(version) if plot or html else None, find_drift(version)
     if as_json:
         usage = {} if used is None else {"usage": usage_document(used)}
-        print_json("index-show", version_document(version) | {"aliases": aliases} | usage)
+        more = {"aliases": aliases, "drift": drift_document(version, moved)}
+        print_json("index-show", version_document(version) | more | usage)
     else:
         print_version(version, ("made from", parent_ref(store, version)), ("aliases", ", ".join(aliases)))
+        if moved is not None:
+            print_drift(version, moved)
         if used is not None:
             print_usage(used)
     if used is not None:

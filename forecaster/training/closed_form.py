@@ -16,8 +16,9 @@ from forecaster.model.shortcut import LinearShortcut
 from forecaster.model.tapr import fit_thresholds, trend_change
 from forecaster.retrieval.batches import CachedWindows
 from forecaster.retrieval.folds import lay_folds
-from forecaster.training.fit_gate import GateFit, fit_value_gate
-from forecaster.training.linear_maps import MapChoice, Windows, fit_maps
+from forecaster.training.fit_gate import Evidence, GateFit, fit_value_gate
+from forecaster.training.linear_maps import FittedMaps, MapChoice, Windows, fit_maps
+from forecaster.training.normal_equations import NormalEquations
 from forecaster.training.weighing import weights_of
 from memory_index.tables.series import SeriesTable
 
@@ -26,10 +27,15 @@ CHUNK = 4096  # windows handled at once where thresholds are fitted
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClosedForm:
-    """How the closed form was chosen; None for what there is not."""
+    """How the closed form was chosen; None for what there is not.
+
+    equations, evidence: what map and gate were fitted to, from which they can go on (`growth/`).
+    """
 
     linear_map: MapChoice | None
     gate: GateFit | None
+    equations: NormalEquations | None = None
+    evidence: Evidence | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In terms of JSON."""
@@ -44,15 +50,17 @@ def fit_closed_form(model: ForecastModel, training: CachedWindows, table: Series
 
     Where the network is the whole forecast, the gate is left to be trained with it.
     """
-    linear_map = gate = None
+    maps = gate = evidence = None
     if model.tapr is not None:
         change = torch.cat([_change(training, start, config) for start in range(0, len(training), CHUNK)])
         model.tapr.thresholds.copy_(fit_thresholds(change))
     if model.shortcut is not None:
-        linear_map = _fit_shortcut(model.shortcut, training, table, config)
+        maps = _fit_shortcut(model.shortcut, training, table, config)
     if model.shortcut is not None or model.patches is None:
-        gate = fit_value_gate(model, training, config.train.gate_shrinkage)
-    return ClosedForm(linear_map=linear_map, gate=gate)
+        gate, evidence = fit_value_gate(model, training, config.train.gate_shrinkage)
+    if maps is None:
+        return ClosedForm(linear_map=None, gate=gate)
+    return ClosedForm(linear_map=maps.choice, gate=gate, equations=maps.equations, evidence=evidence)
 
 
 def _fit_shortcut(
@@ -60,7 +68,7 @@ def _fit_shortcut(
     training: CachedWindows,
     table: SeriesTable,
     config: Config,
-) -> MapChoice:
+) -> FittedMaps:
     """The linear map, on all training windows and for each fold on the others."""
     settings = config.model
     times = np.concatenate([series.times for series in table.series])[training.position]
@@ -83,7 +91,7 @@ def _fit_shortcut(
         penalty=settings.ridge,
     )
     shortcut.set_weights(fitted.weight, fitted.fold_weights)
-    return fitted.choice
+    return fitted
 
 
 def _change(training: CachedWindows, start: int, config: Config) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 
 from forecaster.config import Config
 from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
+from forecaster.growth.updates import begin as begin_growth
 from forecaster.language_models.backbone import Backbone
 from forecaster.language_models.placement import hardware, place_backbone
 from forecaster.model.losses import LossParts, total_loss
@@ -157,6 +158,7 @@ def train_run(
         )
         if accelerator.is_main_process:
             write_intervals(out, intervals)
+            begin_growth(run, closed_form, training, memory, train_stride=plan.train_stride)
         figures: dict[str, Any] = {
             "best_val_mse": result.best_val_mse,
             "training": dataclasses.asdict(result),

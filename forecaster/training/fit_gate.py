@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 from forecaster.model.model import ForecastModel
 from forecaster.model.patching import instance_norm
 from forecaster.retrieval.batches import CachedWindows
+from forecaster.training.quadratics import Quadratic, fit_logits, mean_error
 from forecaster.training.weighing import weights_of
 
 CHUNK = 2048  # windows read at once
@@ -36,21 +37,6 @@ LAST_VALUE = "last_value"
 MIX, MEMORY = "mix", "memory"
 LEAST_WHOLE = 0.05  # of the windows: from so many on that have every part, only those are looked at
 OUT = -40.0  # a logit whose part has no say while another is there: exp(-40) is 4e-18
-
-
-class Quadratic(NamedTuple):
-    """The error of every mix over n windows that have the same parts.
-
-    there: bool [P]. matrix: float64 [S, P, P], sum of e e^T over them, 0 for a part that is not there. num: n.
-    """
-
-    there: Tensor
-    matrix: Tensor
-    num: int
-
-    def at(self, steps: np.ndarray) -> Quadratic:
-        """At some of the steps."""
-        return Quadratic(self.there, self.matrix[torch.from_numpy(steps)], self.num)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,8 +82,10 @@ class GateFit:
         return asdict(self)
 
 
-def fit_value_gate(model: ForecastModel, training: CachedWindows, penalty: float | None = None) -> GateFit:
-    """Fit the gate of a model whose shortcut is fitted, and hold it fixed.
+def fit_value_gate(
+    model: ForecastModel, training: CachedWindows, penalty: float | None = None
+) -> tuple[GateFit, Evidence]:
+    """Fit the gate of a model whose shortcut is fitted, and hold it fixed. Also returns what told it.
 
     penalty: see `GateSetting`; None chooses it.
     """
@@ -108,7 +96,7 @@ def fit_value_gate(model: ForecastModel, training: CachedWindows, penalty: float
     with torch.no_grad():
         gate.logits.copy_(logits)
     gate.logits.requires_grad_(False)
-    return found
+    return found, evidence
 
 
 def choose_gate(
@@ -196,7 +184,7 @@ def held_out_errors(evidence: Evidence, prior: Tensor, hats: Tensor, setting: Ga
     errors = []
     for number, mine in enumerate(folds):
         others = [each for other, fold in enumerate(folds) if other != number for each in fold]
-        errors.append(_mean_error(mine, fit_logits(others, prior, held, hats) @ hats))
+        errors.append(mean_error(mine, fit_logits(others, prior, held, hats) @ hats))
     return np.array(errors)
 
 
@@ -204,43 +192,7 @@ def group_errors(evidence: Evidence, group: Sequence[int]) -> np.ndarray:
     """The mean squared error on each fold of the mean of some parts, float64 [folds]."""
     logits = torch.full((len(evidence.names), len(evidence.steps)), OUT, dtype=torch.float64)
     logits[list(group)] = 0.0
-    return np.array([_mean_error(fold, logits) for fold in evidence.folds])
-
-
-def fit_logits(quadratics: Sequence[Quadratic], prior: Tensor, held: Tensor, hats: Tensor) -> Tensor:
-    """Logits [P, knots], float64: L-BFGS from the prior.
-
-    prior: shares, float64 [P]. held: penalties, float64 [P]. hats: float64 [knots, S], at the steps of the matrices.
-    """
-    start = prior.log()[:, None]
-    moved = torch.zeros(len(prior), len(hats), dtype=torch.float64, requires_grad=True)
-    scale = float(_mean_error_of(quadratics, start.expand(-1, hats.shape[1]))) if quadratics else 0.0
-    if not scale:
-        return start.expand(-1, len(hats)).clone()  # the prior is right already, as on a constant table
-    optimizer = torch.optim.LBFGS([moved], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = (held[:, None] * moved.square()).sum(dim=0).mean()
-        value = value + _mean_error_of(quadratics, (start + moved) @ hats) / scale
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return (start + moved).detach()
-
-
-def _mean_error_of(quadratics: Sequence[Quadratic], logits: Tensor) -> Tensor:
-    """The mean squared error of the mix of logits [P, S] over all windows: a number that has a gradient."""
-    num, total = sum(each.num for each in quadratics), torch.zeros((), dtype=torch.float64)
-    for each in quadratics:
-        weights = torch.softmax(logits.masked_fill(~each.there[:, None], -torch.inf), dim=0).T[..., None]  # [S, P, 1]
-        total = total + (each.matrix @ weights * weights).sum(dim=1).mean()
-    return total / max(num, 1)
-
-
-def _mean_error(quadratics: Sequence[Quadratic], logits: Tensor) -> float:
-    return float(_mean_error_of(quadratics, logits))
+    return np.array([mean_error(fold, logits) for fold in evidence.folds])
 
 
 def _alone(group: Sequence[int], num_parts: int, num_knots: int, names: Sequence[str]) -> Tensor:
@@ -260,18 +212,22 @@ def _told(
     return GateFit(kept=kept, errors=errors, setting=setting, shares=dict(zip(names, shares, strict=True)))
 
 
-def add_errors(errors: Tensor, there: Tensor, sums: dict[bytes, Quadratic]) -> None:
+def add_errors(errors: Tensor, there: Tensor, sums: dict[bytes, Quadratic], weight: np.ndarray | None = None) -> None:
     """Add windows to the sums of those that have the same parts.
 
-    errors: float32 [n, P, S], 0 for a part that is not there. there: bool [n, P].
+    errors: float32 [n, P, S], 0 for a part that is not there. there: bool [n, P]. weight: [n], how many windows each
+    counts for, default one.
     """
+    if weight is not None:
+        errors = errors * torch.from_numpy(np.sqrt(weight)).to(errors)[:, None, None]
     kinds, kind = torch.unique(there, dim=0, return_inverse=True)
     for number, each in enumerate(kinds):
         chosen = errors[kind == number].permute(2, 1, 0)  # [S, P, n]
         matrix = torch.matmul(chosen, chosen.transpose(1, 2)).double()
         key = each.numpy().tobytes()
         before = sums.get(key, Quadratic(each, torch.zeros_like(matrix), 0))
-        sums[key] = Quadratic(each, before.matrix + matrix, before.num + chosen.shape[2])
+        num = float(chosen.shape[2]) if weight is None else float(weight[(kind == number).numpy()].sum())
+        sums[key] = Quadratic(each, before.matrix + matrix, before.num + num)
 
 
 @torch.no_grad()
@@ -294,7 +250,7 @@ def gather_evidence(model: ForecastModel, training: CachedWindows, names: tuple[
             chosen = rows[first : first + CHUNK]
             errors = part_errors(model, training, chosen, steps, there[chosen])
             counted = torch.from_numpy(np.sqrt(weight[chosen])).to(errors)
-            add_errors(errors * counted[:, None, None], there[chosen], sums)
+            add_errors(errors * counted[:, None, None], there[chosen], sums)  # a mean of scores is over windows
         if sums:
             folds.append(tuple(sums.values()))
     return Evidence(names=names, steps=steps, folds=tuple(folds))
@@ -314,15 +270,37 @@ def part_errors(
     """Errors of the parts of some windows, float32 [n, P, S], standardised; 0 for a part that is not there,
     and at a step that is missing, which counts for nothing.
     """
-    config = training.config
-    unit = torch.from_numpy(training.unit[chosen])
-    context, future = torch.from_numpy(training.contexts(chosen)), torch.from_numpy(training.futures(chosen)[:, steps])
-    location, spread = instance_norm(context, unit, config.spread_floor)
+    unit, context = torch.from_numpy(training.unit[chosen]), torch.from_numpy(training.contexts(chosen))
     fold = None if training.fold is None else torch.from_numpy(training.fold[chosen])
+    memory = None
+    if training.condensed is not None:
+        memory = torch.from_numpy(np.asarray(training.condensed.forecasts[chosen]))
+    parts = part_forecasts(model, context, unit, memory, steps, fold)
+    return errors_of_parts(parts, torch.from_numpy(training.futures(chosen)[:, steps]), unit, there)
+
+
+def part_forecasts(
+    model: ForecastModel,
+    context: Tensor,
+    unit: Tensor,
+    memory: Tensor | None,
+    steps: np.ndarray,
+    fold: Tensor | None = None,
+) -> Tensor:
+    """What each part says by itself, [n, P, S], in units of the contexts [n, L].
+
+    unit: [n]. memory: forecasts of the key spaces, [n, V, H], None without a memory. fold: see `Batch.fold`.
+    """
+    location, spread = instance_norm(context, unit, model.config.spread_floor)
     parts = model.bases((context - location[:, None]) / spread[:, None], fold)[:, :, steps]
     parts = parts * spread[:, None, None] + location[:, None, None]
-    if training.condensed is not None:
-        forecasts = torch.from_numpy(np.asarray(training.condensed.forecasts[chosen])[..., steps])
-        parts = torch.cat([parts, forecasts], dim=1)
+    return parts if memory is None else torch.cat([parts, memory[..., steps]], dim=1)
+
+
+def errors_of_parts(parts: Tensor, future: Tensor, unit: Tensor, there: Tensor) -> Tensor:
+    """Standardised errors [n, P, S] of what parts say; 0 for one that is not there, and at a missing step.
+
+    future: [n, S]. unit: [n]. there: bool [n, P].
+    """
     errors = (parts - future[:, None]) / unit[:, None, None]
     return torch.where(there[..., None] & ~future.isnan()[:, None], errors, 0.0)

@@ -64,11 +64,14 @@ class Windows(NamedTuple):
 
 
 class FittedMaps(NamedTuple):
-    """The map of the whole training part and one per fold, fitted without it: float64 [L, H] each."""
+    """The map of the whole training part and one per fold, fitted without it: float64 [L, H] each. equations: of all
+    training windows, from which it can go on.
+    """
 
     choice: MapChoice
     weight: np.ndarray
     fold_weights: list[np.ndarray]
+    equations: NormalEquations
 
 
 def prior_maps(lookback: int, horizon: int, season: int | None) -> dict[str, np.ndarray]:
@@ -123,7 +126,7 @@ def fit_maps(
     def fitted(equations: NormalEquations) -> np.ndarray:
         return equations.solve(choice.penalty, prior, choice.lookback)
 
-    return FittedMaps(choice, fitted(total), [fitted(each) for each in rest])
+    return FittedMaps(choice, fitted(total), [fitted(each) for each in rest], total)
 
 
 def choose_map(

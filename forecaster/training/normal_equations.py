@@ -70,6 +70,11 @@ class NormalEquations:
     def __sub__(self, other: Self) -> Self:
         return self._with(other, -1.0)
 
+    def scaled(self, factor: float) -> Self:
+        """As if each window counted so many times as much."""
+        nothing = type(self).empty(*self.cross.shape)
+        return nothing._with(self, factor)
+
     def _with(self, other: Self, sign: float) -> Self:
         return type(self)(
             gram=self.gram + sign * other.gram,

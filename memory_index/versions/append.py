@@ -65,15 +65,10 @@ def append(
         staging.adopt(parent, *sorted({path.split("/")[0] for path in manifest.files}))
         folder, new_from = f"segment-{len(manifest.segments)}", [len(series) for series in stored.series]
         origins, inside = new_origins(stored, joined, plan), table_inside(manifest.transform, joined)
-        how: dict[str, Any] = {
-            "inside": inside,
-            "new_from": new_from,
-            "earlier": earlier,
-            "covariates": covariates_of(joined, encoder),
-        }
+        how: dict[str, Any] = {"inside": inside, "new_from": new_from, "earlier": earlier}
+        how |= {"covariates": covariates_of(joined, encoder)}
         windows = write_segment(staging.path / folder, joined, origins, encoder, plan, **how)
-        num_new = sum(len(series) - start for series, start in zip(joined.series, new_from, strict=True))
-        record = segment_record(folder, windows, num_new)
+        record = segment_record(folder, windows, sum(map(len, joined.series)) - sum(new_from))
         num_beside = write_new_covariates(staging.path / folder, stored, joined, manifest, new_from)
         known_at = np.append(
             windows.known_at, [np.datetime64(manifest.first_known_at), np.datetime64(manifest.last_known_at)]
