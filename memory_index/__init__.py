@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from memory_index.tables.reading import read_frame, read_table
     from memory_index.tables.series import Series, SeriesTable
     from memory_index.tables.steps_ahead import make_future, missing_future
+    from memory_index.tables.vintages import read_vintages
     from memory_index.types import Filter, KeySpace, Queries, Scope
     from memory_index.versions.append import append
     from memory_index.versions.build import build
@@ -106,6 +107,7 @@ _HOMES = {
     "read_frame": "tables.reading",
     "read_future": "tables.future",
     "read_table": "tables.reading",
+    "read_vintages": "tables.vintages",
     "split_by_name": "splits",
     "split_until": "splits",
     "verify": "versions.version",
@@ -161,6 +163,7 @@ __all__ = [
     "read_frame",
     "read_future",
     "read_table",
+    "read_vintages",
     "split_by_name",
     "split_until",
     "verify",

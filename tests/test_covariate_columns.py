@@ -7,9 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from cli.options import reading_flags, reads_table
 from memory_index import DataError, IncompatibleError, NotFoundError, ReadOptions, UsageError, read_frame, read_table
 from memory_index.covariates import Covariate
 from memory_index.tables.checking import check_table
@@ -194,6 +197,30 @@ def test_a_fault_of_a_long_table_names_the_series():
 def test_a_constant_column_is_a_note():
     table = read_frame(wide(temperature=7.0), ROLES)
     assert table.notes == ("the table: the column 'temperature' is constant: 7",)
+
+
+def test_a_code_for_no_value_is_named_and_can_be_removed():
+    frame = wide()
+    frame.loc[3:5, "temperature"] = -9999
+    [note] = read_frame(frame, ROLES).notes
+    assert "3 values of 'temperature' are -9999, far outside the others" in note
+    table = read_frame(frame, replace(ROLES, missing=("-9999",)))
+    assert table.notes == ()
+    assert np.isnan(table.covariates.series[0].values[0, 3:6]).all()
+
+
+def test_flags_make_the_options_that_they_were_made_of():
+    options = replace(ROLES, calendar=("hour", "week"), holidays="DE-BY", known=("a, b", "temperature"))
+    seen = []
+
+    def command(*, table_options: ReadOptions) -> None:
+        seen.append(table_options)
+
+    app = typer.Typer()
+    app.command()(reads_table(command))
+    recorded = replace(options, recorded=(Covariate(name="a, b", role="known", kind="number"),))
+    assert CliRunner().invoke(app, reading_flags(recorded)).exit_code == 0
+    assert seen == [options]
 
 
 def test_names_that_make_no_sense():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import shlex
 
 import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import pictures
 from cli.main import app
 from memory_index import (
     DataError,
@@ -20,6 +24,7 @@ from memory_index import (
     read_future,
     read_table,
 )
+from memory_index.tables.catalog import shipped
 
 STEPS, HORIZON = 48, 6
 HOURS = pd.date_range("2024-01-01", periods=STEPS + HORIZON, freq="h")
@@ -146,7 +151,10 @@ FAULTS = {
     "empty column": (lambda f: f.assign(temperature=np.nan), "the column 'temperature' is empty"),
     "no column": (lambda f: f.drop(columns="promo"), "series 's0', 2024-01-02T22:00:00: the known column 'promo'"),
     "infinite": (changed("temperature", 8, np.inf), "series 's1', .*, row 9: the value of 'temperature' is infinite"),
-    "offsets": (lambda f: f.assign(ds=f.ds.dt.tz_localize("UTC")), "the times have a time zone, those of the table"),
+    "offsets": (
+        lambda f: f.assign(ds=f.ds.dt.tz_localize("UTC")),
+        "the times have a time zone or UTC offset, those of the table have none",
+    ),
 }
 
 
@@ -229,3 +237,17 @@ def test_commands(tmp_path):
     assert "Missing of the future" in shown.stdout
     assert "steps ahead" in shown.stdout
     assert read_table(file, ReadOptions(known=OPTIONS.known, ignore=("pressure",))).covariates.names == OPTIONS.known
+
+
+def test_the_page_on_covariates_does_what_it_says(tmp_path, repository, capsys):
+    page = repository / "docs" / "covariates.md"
+    (tmp_path / "load.csv").write_text("".join(shipped("sample.csv").read_text().splitlines(keepends=True)[:500]))
+    make, check = (shlex.split(command)[1:] for command in pictures.commands(page))
+    [snippet] = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    with contextlib.chdir(tmp_path):
+        assert CliRunner().invoke(app, make).exit_code == 0
+        assert CliRunner().invoke(app, check).exit_code == 3
+        pd.read_csv("future.csv").assign(wind=12.5).to_csv("future.csv", index=False)
+        assert CliRunner().invoke(app, check).exit_code == 0
+        exec(snippet, {})  # noqa: S102 - of our own docs
+    assert capsys.readouterr().out == "()\n"

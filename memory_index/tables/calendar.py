@@ -74,8 +74,8 @@ def calendar_columns(features: Sequence[str], country: str | None) -> tuple[Cova
 def calendar_values(columns: Sequence[Covariate], times: np.ndarray, step: Step) -> np.ndarray:
     """float64 [C, T]: the values of columns that the calendar makes, at any times (datetime64[ns] [T]).
 
-    A row of NaN for every other column. Raises `UsageError` for a country that is not known, `ResourceError` without
-    the package `holidays`.
+    A row of NaN for every other column. Raises `UsageError` for a country that is not known, and `ResourceError` if the
+    package `holidays` is not installed.
     """
     values = np.full((len(columns), len(times)), np.nan)
     local = step.local(times)

@@ -7,6 +7,7 @@ last line) do not, because a sensor that stands still or a table that is out of 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.reading import assemble
 from memory_index.tables.series import COARSE_FIX, Series, SeriesTable, coarse
 from memory_index.tables.steps_ahead import MissingFuture, missing_future, stretches
+from memory_index.tables.vintages import assemble_vintages
 from memory_index.windows import WindowSpec, origin_rows
 
 FLAT_STEPS = 48  # so many equal values in a row are worth a note: two days of an hourly table
@@ -112,12 +114,14 @@ def check_table(
     lookback: int | None = None,
     horizon: int | None = None,
     future: str | Path | None = None,
+    vintages: str | Path | None = None,
 ) -> TableReport:
     """Read a file and report every fault and note, at most `problems.MAX_LISTED` of a kind.
 
     lookback, horizon: steps of the windows that the table is meant for; a series of which `build` with the default
     split would store none is a note, and a fault if that are all. future: a table of the future (`read_future`), whose
-    faults are reported as well; with `horizon`, that many steps must be known of each series.
+    faults are reported as well; with `horizon`, that many steps must be known of each series. vintages: a table of them
+    (`read_vintages`), likewise.
 
     Raises `NotFoundError`, `UsageError` and `ResourceError` as `read_table` does, but not `DataError`.
     """
@@ -136,6 +140,11 @@ def check_table(
         table, missing = _with_future(Path(future), table, options or ReadOptions(), horizon, log)
     elif horizon is not None:
         missing = missing_future(table, horizon)
+    if vintages is not None:
+        own = ProblemLog(source=Path(vintages).name)
+        with suppress(DataError):
+            assemble_vintages(Path(vintages), table, options or ReadOptions(), own)
+        _take_over(own, log)
     report = _report(str(path), table, num_rows, log)
     return replace(report, covariates=_covariates(table), future_missing=missing)
 
@@ -149,11 +158,16 @@ def _with_future(
         joined = assemble_future(future, table, options, own, horizon=horizon)
     except DataError:
         joined = table
-    for kind in dict.fromkeys(problem.kind for problem in own.listed):
-        found = [replace(each, message=f"{future.name}: {each.message}") for each in own.listed if each.kind == kind]
-        log.add_many(own.count[kind], found, kind=kind)
+    _take_over(own, log)
     ahead = horizon or max((each.steps_ahead or 0 for each in _covariates(joined)), default=0)
     return joined, missing_future(joined, ahead)
+
+
+def _take_over(own: ProblemLog, log: ProblemLog) -> None:
+    """Add what was found in another file, which each message then names."""
+    for kind in dict.fromkeys(problem.kind for problem in own.listed):
+        found = [replace(each, message=f"{own.source}: {each.message}") for each in own.listed if each.kind == kind]
+        log.add_many(own.count[kind], found, kind=kind)
 
 
 def _covariates(table: SeriesTable) -> tuple[CovariateSummary, ...]:

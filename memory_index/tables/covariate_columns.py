@@ -17,7 +17,7 @@ from memory_index.covariates import Covariate, Covariates, Kind
 from memory_index.tables.columns import MISSING, ReadOptions, Roles
 from memory_index.tables.numbers import NUMBER_WITH_MARKS, SEEN, Cells, converted, named_series, numbers
 from memory_index.tables.problems import Problem, ProblemLog
-from memory_index.tables.ranges import LARGEST
+from memory_index.tables.ranges import LARGEST, note_codes
 from memory_index.tables.table_files import RawTable
 
 TRUE, FALSE = frozenset(("true", "yes")), frozenset(("false", "no"))
@@ -227,16 +227,19 @@ def on_grid(
     return laid, several
 
 
-def note_constant(covariates: Covariates, log: ProblemLog) -> None:
-    """Note columns of the table that have a single value wherever they have one: they tell nothing apart."""
+def note_values(covariates: Covariates, log: ProblemLog) -> None:
+    """Note columns of the table that are constant, so that they tell nothing apart, and codes for missing values."""
     distinct = list({id(each.values): each.values for each in covariates.series}.values())
     for number, column in enumerate(covariates.columns):
         if column.source or (column.role == "static" and len(distinct) == 1):
             continue
-        lines = [values[number] for values in distinct]
-        known = [line[~np.isnan(line)] for line in lines]
-        low = min((float(line.min()) for line in known if len(line)), default=np.nan)
-        high = max((float(line.max()) for line in known if len(line)), default=np.nan)
+        known = np.concatenate([values[number] for values in distinct])
+        known = known[~np.isnan(known)]
+        if not len(known):
+            continue
+        low, high = float(known.min()), float(known.max())
+        if column.kind == "number":
+            note_codes(known, log, column=column.name)
         if low == high:
             value = column.categories[int(low)] if column.kind == "category" and low >= 0 else f"{low:g}"
             message = f"the column '{column.name}' is constant: {value}"

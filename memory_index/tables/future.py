@@ -67,8 +67,8 @@ def assemble_future(
             f"{table.source} has no known covariate that a table of the future could fill in",
             hint="name the columns whose future is known with --known",
         )
-    options = _like(table, options)
-    raw = without_blank_rows(raw_table(_opened(source), options, log), log)
+    options = options_like(table, options)
+    raw = without_blank_rows(raw_table(opened(source), options, log), log)
     roles = _roles(raw, table, options, log)
     codes, names = series_codes(raw, roles.id, log)
     times, zone = parse_times(
@@ -76,10 +76,7 @@ def assemble_future(
             column=raw.columns[roles.time], row_number=raw.row_number, groups=codes, options=options.of_times, log=log
         )
     )
-    if (zone is None) != (table.step.time_zone is None):
-        have, had = ("no", "") if zone is None else ("a", "no ")
-        message = f"the times have {have} time zone, those of {table.source} have {had or 'one'}".rstrip()
-        log.stop(Problem(kind="time", message=message, fix="write the times of both tables in the same way"))
+    require_same_zone(zone, table, log)
     clock = Step(frequency="h", time_zone=table.step.time_zone)
 
     def moment(place: int) -> str | None:
@@ -100,19 +97,26 @@ def assemble_future(
     return result
 
 
-def _opened(source: Any) -> Any:
+def require_same_zone(zone: str | None, table: SeriesTable, log: ProblemLog) -> None:
+    """Raise `DataError` if times have a zone and those of the table have none, or the other way round."""
+    if (zone is None) != (table.step.time_zone is None):
+        have, had = ("no", "one") if zone is None else ("a", "none")
+        message = f"the times have {have} time zone or UTC offset, those of {table.source} have {had}"
+        log.stop(Problem(kind="time", message=message, fix="write the times of both tables in the same way"))
+
+
+def opened(source: Any) -> Any:
+    """A path, or a table of Python that `raw_table` takes. Raises `UsageError` for what is neither."""
     if isinstance(source, str | Path):
         return Path(source)
     frame = source if isinstance(source, pd.DataFrame) else arrow_table(source)
     if frame is None:
-        raise UsageError(
-            f"a table of the future is a file or a pandas DataFrame, not of the type {type(source).__name__}"
-        )
+        raise UsageError(f"a table is a file or a pandas DataFrame, not of the type {type(source).__name__}")
     return frame
 
 
-def _like(table: SeriesTable, options: ReadOptions) -> ReadOptions:
-    """Options to read a table of the future of this one: its step, zone, kinds of values and words."""
+def options_like(table: SeriesTable, options: ReadOptions) -> ReadOptions:
+    """Options to read another table for this one: its step, its zone, its kinds of values and their words."""
     assert table.covariates is not None, "it has some"
     return replace(
         options,

@@ -30,8 +30,8 @@ def note_ranges(series: tuple[Series, ...], log: ProblemLog) -> None:
             message = f"the values, from {low:.3g} to {high:.3g}, are too small for float32, in which windows are kept"
             fix = "multiply the series by a power of ten first, and divide its forecasts by it"
             log.add(Problem(kind="too-small", series_id=one.series_id, message=message, fix=fix))
-        elif is_code(low) or is_code(high):
-            _note_codes(one, known, log)
+        else:
+            note_codes(known, log, series_id=one.series_id)
 
 
 def is_code(value: float) -> bool:
@@ -45,7 +45,8 @@ def is_code(value: float) -> bool:
     return len(text) > 1 and set(text) <= {"9", "."}
 
 
-def _note_codes(one: Series, known: np.ndarray, log: ProblemLog) -> None:
+def note_codes(known: np.ndarray, log: ProblemLog, *, series_id: str | None = None, column: str | None = None) -> None:
+    """Note the codes for missing values among the values of a series or of a covariate. known: [n], n > 0, finite."""
     for _ in range(MAX_CODES):
         low, high = float(known.min()), float(known.max())
         code = next((each for each in (low, high) if is_code(each) and _is_far(known, each)), None)
@@ -53,9 +54,14 @@ def _note_codes(one: Series, known: np.ndarray, log: ProblemLog) -> None:
             return
         count, known = int((known == code).sum()), known[known != code]
         written = f"{code:.15g}" if float(f"{code:.15g}") == code else repr(code)
-        message = f"{count} values are {written}, far outside the others ({known.min():.6g} to {known.max():.6g})"
+        whose = "" if column is None else f" of '{column}'"
+        message = (
+            f"{count} values{whose} are {written}, far outside the others ({known.min():.6g} to {known.max():.6g})"
+        )
         fix = f"if {written} means no value: --missing {written}"
-        log.add(Problem(kind="fill-value", series_id=one.series_id, message=message, fix=fix, severity="note"))
+        log.add(
+            Problem(kind="fill-value", series_id=series_id, message=message, fix=fix, severity="note", column=column)
+        )
 
 
 def _is_far(known: np.ndarray, code: float) -> bool:

@@ -22,7 +22,7 @@ from memory_index.covariates import Covariates, CovariateValues
 from memory_index.errors import DataError, UsageError
 from memory_index.tables.calendar import features_by_step, with_calendar
 from memory_index.tables.columns import ReadOptions, Roles, find_roles, require_known, time_candidates
-from memory_index.tables.covariate_columns import CovariateCells, note_constant, read_cells
+from memory_index.tables.covariate_columns import CovariateCells, note_values, read_cells
 from memory_index.tables.frames import arrow_table
 from memory_index.tables.irregular import inferred_step
 from memory_index.tables.numbers import Cells, numbers
@@ -138,7 +138,7 @@ def _with_covariates(
     """The table with the columns beside its targets, and those that the calendar makes."""
     if beside is not None:
         covariates = Covariates(columns=beside.columns, series=tuple(every))
-        note_constant(covariates, log)
+        note_values(covariates, log)
         table = replace(table, covariates=covariates)
     features = tuple(name for name in options.calendar if name != "none")
     if features == ("auto",):
