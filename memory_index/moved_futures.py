@@ -124,12 +124,20 @@ def standard_windows(neighbours: Answer, chunk: Chunk, number: int) -> np.ndarra
     standard -= windows.location[row, place][..., None]
     standard /= windows.spread[row, place][..., None]
     if windows.covariates is not None:
-        stored, series = windows.covariates, windows.series[row]
-        beside = stored.layout.numbers(stored.windows(series, windows.origin_row[row], (view,)), view)
-        beside *= (stored.unit[series] / windows.spread[row, place]).astype(np.float32)[..., None]
+        beside = numbers_beside(windows, row, view)
         standard = np.concatenate([standard[..., :view], beside, standard[..., view:]], axis=-1)
     standard[found < 0] = 0
     return standard
+
+
+def numbers_beside(windows: StoredWindows, row: np.ndarray, view: int) -> np.ndarray:
+    """float32 [..., P]: the covariates of stored windows as the linear map of a view reads them; P = 0 without any."""
+    if windows.covariates is None:
+        return np.empty((*row.shape, 0), dtype=np.float32)
+    stored, series = windows.covariates, windows.series[row]
+    beside = stored.layout.numbers(stored.windows(series, windows.origin_row[row], (view,)), view)
+    beside *= (stored.unit[series] / windows.spread[row, windows.views.index(view)]).astype(np.float32)[..., None]
+    return beside
 
 
 def num_values(neighbours: Answer, number: int) -> int:

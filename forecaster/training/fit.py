@@ -105,6 +105,8 @@ def train_run(
     if not accelerator.is_main_process:
         note = _unsaid
     table = trained_series(table, memory.manifest, note)
+    if memory.manifest.covariates and not config.model.use_gram:
+        note("covariates are not read: without the memory (--no-gram) a run reads the target alone")
     record = run_record(table, memory, ref, config, backbone, device)
     # Before there is a run: settings that make no model must not leave a folder behind.
     with rng.preserved(accelerator.device):
