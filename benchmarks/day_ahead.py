@@ -1,6 +1,6 @@
 """Day-ahead prices with load and wind forecasts: one forecast of 24 hours a day, made at 23:00 of the day before.
 
-    python benchmarks/day_ahead.py FOLDER [--market DE] [--out day-ahead.json]
+    python -m benchmarks.day_ahead FOLDER [--market DE] [--out day-ahead.json]
 
 FOLDER holds DE.csv, NP.csv and the published forecasts published_forecasts_DE.csv, published_forecasts_NP.csv of Lago
 et al., *Forecasting day-ahead electricity prices*, Applied Energy 2021. Versions are built on everything before the

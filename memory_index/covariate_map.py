@@ -170,13 +170,18 @@ class CovariateLayout:
             channels[..., first:, :], {view: mean.astype(np.float32) for view, mean in means.items()}
         )
 
-    def numbers(self, windows: CovariateWindows, view: int) -> np.ndarray:
-        """float32 [..., P]: what stands beside windows under a view, in training units."""
-        near, steps = windows.near, self.context_steps
+    def numbers(self, windows: CovariateWindows, view: int, scale: np.ndarray, out: np.ndarray) -> None:
+        """What stands beside windows under a view: training units times `scale` [...], into `out` [..., P].
+
+        Written in place: these are most of the bytes that a build and a forecast move.
+        """
+        near, steps, factor = windows.near, self.context_steps, np.asarray(scale, dtype=out.dtype)[..., None]
         context = near[..., :steps, :] if self.behind.all() else near[..., :steps, self.behind]
-        lead = near.shape[:-2]
-        parts = [context.reshape(*lead, -1), windows.means[view], self.horizon_numbers(windows)]
-        return np.concatenate(parts, axis=-1)
+        lead, num_behind = near.shape[:-2], context.shape[-1] * steps
+        middle = num_behind + near.shape[-1]
+        np.multiply(context, factor[..., None], out=out[..., :num_behind].reshape(*lead, steps, context.shape[-1]))
+        np.multiply(windows.means[view], factor, out=out[..., num_behind:middle])
+        np.multiply(self.horizon_numbers(windows), factor, out=out[..., middle:])
 
     def horizon_numbers(self, windows: CovariateWindows) -> np.ndarray:
         """float32 [..., num_bins * known channels]: those of the horizon alone."""

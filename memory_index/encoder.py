@@ -236,12 +236,11 @@ class DualKeyEncoder:
         z = (windows - statistics.location[..., None]) / statistics.spread[..., None]
         if self.covariates is None or covariates is None:
             return z, windows, statistics
+        x = np.empty((*z.shape[:-1], view + self.covariates.width))
+        x[..., :view] = z
         unit = units_of(self.scale.std, series, context) / statistics.spread
-        return (
-            np.concatenate([z, self.covariates.numbers(covariates, view) * unit[..., None]], axis=-1),
-            windows,
-            statistics,
-        )
+        self.covariates.numbers(covariates, view, unit, x[..., view:])
+        return x, windows, statistics
 
     def statistics(self, windows: np.ndarray, context: np.ndarray, series: np.ndarray) -> WindowStatistics:
         """Location, spread and flatness of windows [B, N, view]; floors follow the training scale of the series.

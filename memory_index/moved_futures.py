@@ -71,8 +71,11 @@ def standard_query(neighbours: Answer, chunk: Chunk, number: int) -> StandardQue
         layout, context = windows.covariates.layout, queries.context[chunk]
         series = windows.numbers_of(queries.series_id[chunk[1]])
         unit = units_of(windows.covariates.unit, series, filled(context, windows.step.season))[..., None, None]
-        beside = layout.numbers(layout.of_values(queries.covariates[chunk], (view,)), view)[..., None, :]
-        z = np.concatenate([z, beside * (unit / spread)], axis=-1)
+        x = np.empty((*z.shape[:-1], view + layout.width))
+        x[..., :view] = z
+        beside = layout.of_values(queries.covariates[chunk], (view,))
+        layout.numbers(beside, view, (unit / spread)[..., 0, 0], x[..., 0, view:])
+        z = x
     return StandardQuery(z, location, spread)
 
 
@@ -135,8 +138,9 @@ def numbers_beside(windows: StoredWindows, row: np.ndarray, view: int) -> np.nda
     if windows.covariates is None:
         return np.empty((*row.shape, 0), dtype=np.float32)
     stored, series = windows.covariates, windows.series[row]
-    beside = stored.layout.numbers(stored.windows(series, windows.origin_row[row], (view,)), view)
-    beside *= (stored.unit[series] / windows.spread[row, windows.views.index(view)]).astype(np.float32)[..., None]
+    beside = np.empty((*row.shape, stored.layout.width), dtype=np.float32)
+    scale = stored.unit[series] / windows.spread[row, windows.views.index(view)]
+    stored.layout.numbers(stored.windows(series, windows.origin_row[row], (view,)), view, scale, beside)
     return beside
 
 

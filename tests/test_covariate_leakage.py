@@ -12,6 +12,7 @@ from memory_fixtures import Store, append, assert_same, between, open_version, p
 from test_covariate_memory import queries_of
 
 from memory_index import memory_only
+from memory_index.covariate_map import CovariateLayout, CovariateWindows
 from memory_index.covariates import CovariateValues
 from memory_index.local import LocalMemory
 from memory_index.tables.series import SeriesTable
@@ -44,6 +45,13 @@ def poisoned_around(table: SeriesTable, seed: int) -> SeriesTable:
     times = table.series[0].times
     dirty = poison(table, known_after=times[ORIGIN + WINDOW.horizon], observed_after=times[ORIGIN], seed=seed)
     return poisoned(dirty, times[ORIGIN], seed=seed)
+
+
+def numbers(layout: CovariateLayout, windows: CovariateWindows, view: int) -> np.ndarray:
+    """What stands beside windows [n], in training units."""
+    out = np.empty((len(windows.near), layout.width), dtype=np.float32)
+    layout.numbers(windows, view, np.ones(len(out)), out)
+    return out
 
 
 def asked_at_origin(memory: LocalMemory, table: SeriesTable) -> object:
@@ -111,9 +119,8 @@ def test_observed_values_over_the_horizon_of_a_stored_window_are_not_read(tmp_pa
             (stored.windows(series, origin, (view,)), other.windows(series, origin, (view,))),
             (stored.layout.of_values(stored.raw(series, origin), (view,)), stored.windows(series, origin, (view,))),
         ):
-            np.testing.assert_allclose(
-                stored.layout.numbers(one, view)[last], stored.layout.numbers(two, view)[last], rtol=1e-5, atol=1e-5
-            )
+            first, second = (numbers(stored.layout, each, view) for each in (one, two))
+            np.testing.assert_allclose(first[last], second[last], rtol=1e-5, atol=1e-5)
 
 
 def test_a_forecast_of_the_latest_origin_sees_no_observed_value_behind_it(tmp_path: Path) -> None:
