@@ -83,6 +83,9 @@ OTHER_NAMES = {
 def main() -> None:
     """Run the command line on this process's arguments, and exit. SIGTERM is Ctrl-C: what is half written goes."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Before torch loads OpenMP: on cores that others use too, threads that wait for one another in a loop take four
+    # times the processor time of the work itself.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     write_in_full()
     code = run(sys.argv[1:])
     for stream in filter(None, (sys.stdout, sys.stderr)):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from memory_index.windows import Step
 
 UPDATING = "to append to it"  # for messages
+FEW_APART = 10  # windows that do not overlap: fewer hardly tell how far apart futures lie
 
 
 def open_with_table(ref: str, file: Path, indexes: Indexes, options: ReadOptions) -> tuple[Memory, SeriesTable, str]:
@@ -200,7 +201,18 @@ def tell_ends(table: SeriesTable, memory: Memory) -> None:
     if early := [name for name, end in ends.items() if end < last]:
         whole = memory.manifest.joint == "built" and not {*early}.isdisjoint(memory.manifest.series_ids)
         others = "; the others without moments of all series (scope joint), which end there" if whole else ""
-        note(f"{_some(early)}: forecast from where it ends, before the last step of the table{others}")
+        first = table.step.isoformat(min(ends.values()))
+        where = f"forecast from where it ends (the earliest at {first}), before the last step of the table"
+        note(f"{_some(early)}: {where}{others}")
+
+
+def tell_few(memory: Memory, ref: str) -> None:
+    """Say that quantiles of the memory alone rest on few windows, where they do."""
+    num, horizon = memory.manifest.num_rows, memory.manifest.window.horizon
+    if num < FEW_APART * horizon:
+        windows = "1 window" if num == 1 else f"{num} windows"
+        apart = max(1, num // horizon)
+        note(f"{ref} stores {windows}, of which {apart} do not overlap: its quantiles may be far too narrow")
 
 
 def with_known_ahead(table: SeriesTable, memory: Memory, options: ReadOptions, ahead: KnownAhead) -> SeriesTable:

@@ -12,6 +12,7 @@ from memory_index.errors import DataError, IncompatibleError, NotFoundError
 from memory_index.leakage import Policy
 from memory_index.query_covariates import QueryCovariates
 from memory_index.skipped import Skipped, skipped_sentence
+from memory_index.tables.ranges import as_typed, outlying_code
 from memory_index.tables.series import Series, SeriesTable, differing
 from memory_index.tables.steps import infer_step, same_step
 from memory_index.types import MAX_JOINT_SERIES, Queries
@@ -240,4 +241,12 @@ def _require_same_series(series: Series, windows: StoredWindows, number: int, so
             f"{source}: series '{series.series_id}' at {windows.step.isoformat(at)} is {theirs[differs[0]]!s}, "
             f"but {ref} was built on {ours[differs[0]]!s} ({len(differs)} of {int(both.sum())} common steps differ)",
             hint="use the data that the version was built on, or build a version on these",
+        )
+    code = outlying_code(series.values[np.isfinite(series.values)])
+    if code is not None and (has_it := np.isnan(ours) & (theirs == np.float32(code))).any():
+        at = windows.step.isoformat(series.times[both][has_it.argmax()])
+        raise IncompatibleError(
+            f"{source}: series '{series.series_id}' at {at} is {as_typed(code)}, but {ref} was built without "
+            f"that value ({int(has_it.sum())} steps)",
+            hint=f"read the file as it was read then: --missing {as_typed(code)}",
         )

@@ -162,7 +162,8 @@ def require_origins(
         raise DataError(
             f"{table.source} has no whole window of {spec.lookback} + {spec.horizon} steps in the {part} part "
             "of the split",
-            hint="give the whole table, as it was when the version was built",
+            hint="give the whole table, as it was when the version was built; if it is, build a version with a longer "
+            "part (--split, --until, --val-until) or a shorter --horizon",
         )
     return origins
 

@@ -335,6 +335,21 @@ def test_a_value_that_is_missing_on_either_side_is_no_contradiction(table, tmp_p
     require_same_data(holed, memory_of(table, tmp_path / "whole").windows, "m@1")
 
 
+@pytest.mark.parametrize("code", [-9999.0, 1e20, 32767.0])
+def test_a_code_for_no_value_is_no_value_that_has_arrived(table, tmp_path, code):
+    values = [table.series[1].values.copy(), table.series[1].values.copy()]
+    values[0][100:103], values[1][100:103] = np.nan, code
+    read, forgotten = (
+        replace(table, series=(table.series[0], replace(table.series[1], values=each), table.series[2]))
+        for each in values
+    )
+    windows = memory_of(read, tmp_path).windows
+    require_same_data(read, windows, "m@1")
+    with pytest.raises(IncompatibleError, match=r"series 'flat' at 2021-03-05T04:00:00 is .* \(3 steps\)") as caught:
+        require_same_data(forgotten, windows, "m@1")
+    assert caught.value.hint.endswith(f"--missing {code:.15g}")
+
+
 def test_data_of_another_step_are_refused(memory):
     with pytest.raises(IncompatibleError, match=r"a step of D, m@1 of h$"):
         require_same_data(wide_table(step=Step(frequency="D")), memory.windows, "m@1")

@@ -12,6 +12,7 @@ from cli.opening import (
     open_with_table,
     tell_bounds,
     tell_ends,
+    tell_few,
     tell_series,
     tell_skipped,
     updated_ref,
@@ -118,6 +119,8 @@ def forecast(
         table = with_known_ahead(table, memory, table_options, ahead)
         result = memory_only.forecast(memory, table, quantiles=levels, options=options, bounds=bounds)
         horizon, by = memory.windows.spec.horizon, f"{ref}, memory alone"
+        if levels:
+            tell_few(memory, ref)
     else:
         from forecaster.forecast import forecast as forecast_by_run
         from forecaster.runs.intervals import require_calibrated
@@ -129,6 +132,8 @@ def forecast(
         table = with_known_ahead(opened.table, memory, table_options, ahead)
         result = forecast_by_run(opened.predictor, memory, table, quantiles=levels, bounds=bounds)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
+        if levels and opened.predictor.intervals.num == 0:
+            note("intervals of this run are not calibrated: too few windows were held out when it was trained")
     _tell(result, table, memory, bounds, strict=strict)
     _mark(result, ref, memory, run, ahead)
     _draw(plot, table, result, by)

@@ -302,8 +302,9 @@ def suggest_compact(version: Version, indexes_dir: Path) -> None:
 
 
 def next_command(version: Version, table: SeriesTable, file: Path, indexes_dir: Path, options: ReadOptions) -> str:
-    """What to try next: the neighbours of the last window of the last series."""
-    series = table.series[-1]
+    """What to try next: the neighbours of the last window of the last series that is stored."""
+    skipped = {each.series_id for each in version.manifest.built.skipped}
+    series = next(each for each in reversed(table.series) if each.series_id not in skipped)
     command = ["cli", "index", "neighbours", version.ref, str(file), "--series", series.series_id]
     command += ["--at", table.step.isoformat(series.times[-1]), "-k", "5"]
     return shlex.join([*command, *dir_flags(indexes_dir), *reading_flags(options)])

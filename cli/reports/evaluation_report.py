@@ -175,8 +175,9 @@ def _tell_run(result: Evaluation) -> None:
         note(f"trend class (up, flat or down) told right by TAPR: {result.trend_accuracy:.1%} of windows")
     if result.gate is not None:
         gate = result.gate
-        spread = f"10% of steps below {gate.p10:.2f}, 10% above {gate.p90:.2f}"
-        note(f"gate: {gate.mean:.2f} on average, {spread} (1 trusts the model, 0 the memory)")
+        low, high = f"{gate.p10:.2f}", f"{gate.p90:.2f}"
+        shares = f"{gate.mean:.2f} on average, 10% of steps below {low}, 10% above {high}"
+        note(f"gate: {f'{low} at every step' if low == high else shares} (1 trusts the model, 0 the memory)")
 
 
 def _tell_units(result: Evaluation) -> None:

@@ -25,7 +25,6 @@ from forecaster.retrieval.batches import LiveBlock, fill_of, units_inside
 from forecaster.training.fit_gate import (
     Evidence,
     GateFit,
-    Quadratic,
     add_errors,
     choose_gate,
     errors_of_parts,
@@ -34,6 +33,7 @@ from forecaster.training.fit_gate import (
 )
 from forecaster.training.linear_maps import MapChoice, prior_maps
 from forecaster.training.normal_equations import CHUNK, NormalEquations, normalised
+from forecaster.training.quadratics import Quadratic
 from memory_index.memory import Memory
 from memory_index.windows import StoredWindows, cut, origin_rows
 

@@ -45,15 +45,24 @@ def is_code(value: float) -> bool:
     return len(text) > 1 and set(text) <= {"9", "."}
 
 
+def outlying_code(known: np.ndarray) -> float | None:
+    """A code for "no value" far outside of all other values, float64 [n], none missing."""
+    ends = (float(known.min()), float(known.max())) if len(known) else ()
+    return next((each for each in ends if is_code(each) and _is_far(known, each)), None)
+
+
+def as_typed(code: float) -> str:
+    """A number as one types it after `--missing`."""
+    return f"{code:.15g}" if float(f"{code:.15g}") == code else repr(code)
+
+
 def note_codes(known: np.ndarray, log: ProblemLog, *, series_id: str | None = None, column: str | None = None) -> None:
     """Note the codes for missing values among the values of a series or of a covariate. known: [n], n > 0, finite."""
     for _ in range(MAX_CODES):
-        low, high = float(known.min()), float(known.max())
-        code = next((each for each in (low, high) if is_code(each) and _is_far(known, each)), None)
+        code = outlying_code(known)
         if code is None:
             return
-        count, known = int((known == code).sum()), known[known != code]
-        written = f"{code:.15g}" if float(f"{code:.15g}") == code else repr(code)
+        count, known, written = int((known == code).sum()), known[known != code], as_typed(code)
         whose = "" if column is None else f" of '{column}'"
         message = (
             f"{count} values{whose} are {written}, far outside the others ({known.min():.6g} to {known.max():.6g})"

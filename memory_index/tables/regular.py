@@ -197,10 +197,10 @@ def _one_row_per_time(block: Block, grid: Grid) -> Block:
         return block
     extra = np.setdiff1d(np.arange(len(block.times)), first)
     policy = grid.options.on_duplicate
+    values = block.values if block.covariates is None else np.concatenate([block.values, block.covariates])
+    later, earlier = values[:, extra], values[:, extra - 1]
+    same = ((later == earlier) | (np.isnan(later) & np.isnan(earlier))).all(axis=0)
     if policy == "error":
-        values = block.values if block.covariates is None else np.concatenate([block.values, block.covariates])
-        later, earlier = values[:, extra], values[:, extra - 1]
-        same = ((later == earlier) | (np.isnan(later) & np.isnan(earlier))).all(axis=0)
         twice = block.times[extra]
         what = "the time is there twice, with {} values (before in row {})"
         for kind, chosen, word in (("duplicate", extra[same], "the same"), ("conflict", extra[~same], "different")):
@@ -214,7 +214,10 @@ def _one_row_per_time(block: Block, grid: Grid) -> Block:
 
             _note_rows(block, chosen, grid, kind, message_at, fix_at)
     else:
-        grid.changes[f"rows with a time that was there already were resolved by --on-duplicate {policy}"] += len(extra)
+        resolved = f"rows with a time that was there already{{}} were resolved by --on-duplicate {policy}"
+        for what, num in (("", int(same.sum())), (", but with another value,", int((~same).sum()))):
+            if num:
+                grid.changes[resolved.format(what)] += num
     if policy == "mean":
         mean = _mean_of_rows(block.values, first)
         kept = block.take(first)
