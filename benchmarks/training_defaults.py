@@ -6,8 +6,8 @@ For every setting (lookback 512, horizon 96, seed 0): (a) the best validation MS
 part, and (b) the MSE of the training part, cross-validated over its three blocks of time: trained on two of them, the
 windows that share a step with the third left out, stopped by the validation part, scored on the third. In both, what
 feeds the model is cross-fitted and neighbours are asked under `disjoint`, as `cli train` has them. Shown relative to
-the first setting of its group, as a mean over the data sets of both. The group `gate` trains the value gate alone,
-which takes seconds; the group `network` trains what can be added to it. The test part is not read. Data sets whose file
+the first setting of its group, as a mean over the data sets of both. Nothing is
+trained by gradient: the networks have `benchmarks/network.py`. The test part is not read. Data sets whose file
 is missing are skipped, saying so.
 """
 
@@ -35,13 +35,13 @@ from forecaster.model.model import ForecastModel
 from forecaster.retrieval.batches import CachedWindows
 from forecaster.retrieval.folds import off_block
 from forecaster.training.closed_form import fit_closed_form
-from forecaster.training.fit import batch_loss, run_record
+from forecaster.training.fit import run_record
 from forecaster.training.fit_gate import fit_value_gate
+from forecaster.training.fit_networks import batch_loss
 from forecaster.training.train import train
 from forecaster.training.windows import windows_of
 from memory_index import Memory, SeriesTable, Store, build, open_memory, read_table, split_by_name
 
-NO_LLM = {"use_network": True, "use_llm": False}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "gate": {
         "value gate alone": {},
@@ -51,14 +51,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "train_stride 4": {"train_stride": 4},
         "no memory": {"use_gram": False},
         "no shortcut": {"use_network": False, "use_shortcut": False},
-    },
-    "network": {
-        "value gate alone": {},
-        "and TAPR and the language model": {"use_network": True},
-        "and TAPR": NO_LLM,
-        "and TAPR, learning_rate 0.001": NO_LLM | {"learning_rate": 1e-3},
-        "and TAPR, head_learning_rate 0.0001": NO_LLM | {"head_learning_rate": 1e-4},
-        "and TAPR, gate_pull -1": NO_LLM | {"gate_pull": -1},
     },
 }
 MSE = tuple[float, float]  # of the training part, cross-validated, and of the validation part
@@ -159,8 +151,7 @@ def trained(
         config.model, num_spaces=len(memory.manifest.spaces), backbone=place_backbone(config, device="cpu")
     )
     fit_closed_form(model, training, table, config)
-    if not model.value_gate.logits.requires_grad:  # the linear maps have a fold for each block, the gate has none
-        fit_value_gate(model, used, config.train.gate_shrinkage)
+    fit_value_gate(model, used, config.train.gate_shrinkage)  # the maps have a fold for each block, the gate has none
     with tempfile.TemporaryDirectory() as folder:
         result = train(
             model,

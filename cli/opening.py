@@ -107,6 +107,8 @@ def open_run_with_table(
     tell_series(table, memory.manifest, ref, opened.record.data.series_ids, to="the run")
     if grow is not None:
         predictor = _grown(opened, predictor, memory, ref, grow)
+    if predictor.intervals.num == 0:
+        note("intervals of this run are not calibrated: too few windows were held out when it was trained")
     if predictor.state:
         seen = memory.windows.step.isoformat(predictor.seen_until)
         note(f"{run}: state {predictor.state}, which has learned up to {seen}")

@@ -79,7 +79,8 @@ def settings(memory: Memory, stated: StatedSettings, *, resumed: Path | None = N
     asked = {} if stated.config is None else read_settings(stated.config)
     asked |= dict(stated.values) | dict(parse_setting(text) for text in stated.texts)
     if stated.preset is not None:
-        chosen |= preset_settings(stated.preset, lookback=window.lookback, llm=asked.get("llm"))
+        num_series = len(memory.manifest.series_ids)
+        chosen |= preset_settings(stated.preset, lookback=window.lookback, num_series=num_series, llm=asked.get("llm"))
     return Config.from_dict(chosen | asked)
 
 

@@ -18,6 +18,7 @@ BASE_NAMES = {
     "linear": "linear map",
     "last_value": "last value",
     "seasonal_naive": "last season",
+    "network": "network",
     "window_mean": "window's mean",
 }
 IN_SAMPLE = (

@@ -16,7 +16,7 @@ from statistics import fmean, pstdev
 from typing import Any, Protocol
 
 from forecaster.ablation_table import FULL, HEADINGS, Row
-from forecaster.config import ALONE, Config
+from forecaster.config import Config
 from forecaster.errors import ConfigError
 from forecaster.evaluate import evaluate
 from forecaster.model.tapr import require_scales_fit
@@ -38,7 +38,7 @@ FORM = 2  # of what is in it: another form is scored again
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Arm:
-    """One row of the table. group: `matrix`, `controls` or `sensitivity`."""
+    """One row of the table. group: `matrix`, `design`, `controls` or `sensitivity`."""
 
     name: str
     group: str
@@ -66,17 +66,23 @@ CONTROLS = (
         settings={"use_llm": True, "llm": "builtin:tiny", "llm_layers": None, "use_gram": True},
     ),
     Arm(name="LLM, without memory", group="controls", settings={"use_llm": True, "use_gram": False}),
-    Arm(name="no linear shortcut", group="controls", settings={"use_shortcut": False, **ALONE}),
-    Arm(
-        name="Time-LLM alone (no TAPR, GRA-M, shortcut)",
-        group="controls",
-        settings={"use_llm": True, "use_tapr": False, "use_gram": False, "use_shortcut": False, **ALONE},
-    ),
+    Arm(name="no linear shortcut", group="controls", settings={"use_shortcut": False}),
     Arm(
         name="network off (value gate only)",
         group="controls",
         settings={"use_tapr": False, "use_llm": False, "use_network": False},
     ),
+)
+# Without what is ours: no value gate, no linear shortcut. The baseline is plain Time-LLM.
+AS_DESIGNED = {"gram_form": "design", "use_shortcut": False, "use_llm": True}
+DESIGN = tuple(
+    Arm(name=name, group="design", settings=AS_DESIGNED | {"use_tapr": tapr, "use_gram": gram})
+    for name, tapr, gram in (
+        ("Time-LLM (neither)", False, False),
+        ("Time-LLM + TAPR", True, False),
+        ("Time-LLM + GRA-M", False, True),
+        ("Time-LLM + TAPR + GRA-M", True, True),
+    )
 )
 SENSITIVITY = (
     *(Arm(name=f"n_scales {n}", group="sensitivity", settings={"n_scales": n}) for n in (2, 4)),
@@ -86,7 +92,7 @@ SENSITIVITY = (
     Arm(name="gate_pull -1", group="sensitivity", settings={"gate_pull": -1}),
     Arm(name="policy causal", group="sensitivity", settings={"policy": "causal"}),
 )
-GROUPS = {"matrix": MATRIX, "controls": CONTROLS, "sensitivity": SENSITIVITY}
+GROUPS = {"matrix": MATRIX, "design": DESIGN, "controls": CONTROLS, "sensitivity": SENSITIVITY}
 UNTRAINED = {
     "memory_only": "memory alone",
     "linear": "linear alone",

@@ -11,6 +11,7 @@ FULL = "full (TAPR + GRA-M)"
 # Above the groups of arms, in the order of the table.
 HEADINGS = {
     "matrix": "matrix: what TAPR and GRA-M add",
+    "design": "design: the same without what is ours (no value gate, no linear shortcut)",
     "controls": "controls: the model without a part",
     "sensitivity": "sensitivity: one setting changed",
     "untrained": "nothing trained",

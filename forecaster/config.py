@@ -32,17 +32,15 @@ from forecaster.training.optimizer import OptimizerSettings
 from forecaster.training.schedule import ScheduleSettings
 from memory_index.errors import NotFoundError
 from memory_index.leakage import Policy
-
-# Defaults where the network is the whole forecast and not a residual on the shortcut.
-ALONE: dict[str, Any] = {"learning_rate": 1e-3, "head_learning_rate": 1e-3}
+from memory_index.types import MAX_JOINT_SERIES
 
 # Settings of the network alone: to state one is to ask for the network, which is off otherwise.
 # fmt: off
 OF_NETWORK = frozenset((
     "use_tapr", "n_scales", "use_llm", "llm", "llm_layers", "prompt_layout", "vocabulary_mapping", "description",
-    "use_shortcut", "top_k", "patch_length", "patch_stride", "d_model", "d_ff", "num_heads", "num_prototypes",
-    "dropout", "learning_rate", "head_learning_rate", "gate_learning_rate",
-    "lambda_trend", "lambda_retrieval", "lambda_ref", "gate_pull", "aux_warmup_steps",
+    "use_shortcut", "top_k", "d_repr", "gram_form", "patch_length", "patch_stride", "d_model", "d_ff", "num_heads",
+    "num_prototypes", "dropout", "learning_rate", "lambda_trend", "lambda_dir", "lambda_mag", "lambda_hcl",
+    "lambda_retrieval", "lambda_ref", "gate_pull", "aux_warmup_steps",
 ))
 # fmt: on
 WITH_NETWORK = {"use_network": True, "use_tapr": True, "use_llm": True}
@@ -54,18 +52,33 @@ Precision = Literal["auto", "float32", "bf16"]
 class ModelConfig(LlmPathSettings, BackboneSettings, TaprSettings, GramSettings, ShortcutSettings):
     """What the model is: the settings of its parts. Defaults follow docs/method.md.
 
-    use_network: train a network too, whose forecast is added to the mix of shortcuts and memory; off, because it does
-    not earn its place (docs/experiments.md). use_tapr, use_llm: parts of the network, on where it is
-    (`Config.from_dict`).
+    use_network: train networks too, one for each fold, whose mean is one more part of the mix; off, because it does not
+    earn its place (docs/experiments.md). use_tapr, use_llm: parts of the network, on where it is (`Config.from_dict`).
     """
 
     use_network: bool = False
 
+    @property
+    def mixes_memory(self) -> bool:
+        """Whether the key spaces' own forecasts are read and mixed: not in the design's form of GRA-M."""
+        return self.use_gram and self.gram_form == "full"
+
+    @property
+    def is_network_alone(self) -> bool:
+        """Whether the network is the whole forecast: one network then, trained on all training windows."""
+        return self.use_network and not (self.use_shortcut or self.mixes_memory)
+
     def __post_init__(self) -> None:
         _check_parts(self, ModelConfig)
+        if self.gram_form == "design" and self.use_shortcut:
+            raise ConfigError(
+                "the design has no linear shortcut", hint="leave use_shortcut out, or set gram_form to full"
+            )
         if self.use_network:
             self._check_network()
             return
+        if self.gram_form == "design":
+            raise ConfigError("gram_form=design is a form of the network, which is off", hint="set use_network=true")
         for name in ("use_tapr", "use_llm"):
             if getattr(self, name):
                 raise ConfigError(
@@ -122,8 +135,8 @@ class Config:
             parts[part][name] = _typed(_RECORDS[part], name, value)
         if parts["model"].get("use_network", bool(OF_NETWORK & settings.keys())):
             parts["model"] = WITH_NETWORK | parts["model"]
-        if parts["model"].get("use_shortcut") is False:
-            parts["train"] = ALONE | parts["train"]
+        if parts["model"].get("gram_form") == "design":
+            parts["model"] = {"use_shortcut": False} | parts["model"]
         missing = [name for name in ("lookback", "horizon") if name not in parts["model"]]
         if missing:
             raise ConfigError(f"the settings do not say {' and '.join(missing)}")
@@ -138,24 +151,30 @@ class Config:
         return type(self).from_dict(self.to_dict() | settings)
 
 
-# By the memory of a GPU in GB (docs/method.md). Batches there are of ETT's seven variates: 8 x 7 = 56 windows.
+# By the memory of a GPU in GB (docs/method.md). A batch there is one of moments: each has a window of every variate.
 PRESETS: dict[str, dict[str, Any]] = {
-    "6gb": {"batch_size": 56, "lookback": 256, "llm_layers": 4, "d_model": 32},
-    "8gb": {"batch_size": 84, "lookback": 384, "llm_layers": 6, "d_model": 48},
-    "12gb": {"batch_size": 168, "lookback": 512, "llm_layers": 8, "d_model": 64},
-    "15gb": {"batch_size": 224, "lookback": 512, "llm_layers": 12, "d_model": 64},
+    "6gb": {"batch_size": 8, "lookback": 256, "llm_layers": 4, "d_model": 32},
+    "8gb": {"batch_size": 12, "lookback": 384, "llm_layers": 6, "d_model": 48},
+    "12gb": {"batch_size": 24, "lookback": 512, "llm_layers": 8, "d_model": 64},
+    "15gb": {"batch_size": 32, "lookback": 512, "llm_layers": 12, "d_model": 64},
 }
 
 
-def preset_settings(name: str, *, lookback: int, llm: str | None = None) -> dict[str, Any]:
+VARIATES = 7  # of ETT
+
+
+def preset_settings(name: str, *, lookback: int, num_series: int, llm: str | None = None) -> dict[str, Any]:
     """Settings for a GPU of so much memory. Raises `ConfigError`.
 
-    lookback: the version's, caps the preset's. llm: the language model, None for the default. The built-in one is
+    lookback: the version's, caps the preset's. num_series: of the table; a batch of so many moments has a window of
+    each. Series of a panel, of more than the scope `joint` takes, are not variates of one table: it counts as seven,
+    like the tables that the design was made for. llm: the language model, None for the default. The built-in one is
     smaller than any preset allows, and all of its layers are used.
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset '{name}'", hint=f"choose {', '.join(PRESETS)}")
     settings = PRESETS[name] | {"lookback": min(PRESETS[name]["lookback"], lookback)}
+    settings["batch_size"] *= num_series if num_series <= MAX_JOINT_SERIES else VARIATES
     if llm is None or llm.startswith("builtin:"):
         del settings["llm_layers"]
     return settings

@@ -170,8 +170,9 @@ def _add(of_run: _OfRun, predictor: Predictor, block: LiveBlock, predicted: Pred
 
 def _told_right(predictor: Predictor, block: LiveBlock, predicted: Predicted, future: np.ndarray) -> np.ndarray:
     """bool [B * N]: windows whose class TAPR's head told."""
-    assert predictor.model.tapr is not None, "asked only with TAPR"
-    thresholds = predictor.model.tapr.thresholds.cpu()
+    thresholds = predictor.model.thresholds
+    assert thresholds is not None, "asked only with TAPR"
+    thresholds = thresholds.cpu()
     change = trend_change(
         block.batch.context,
         torch.from_numpy(block.curve.forward(future.reshape(len(block.batch), -1).astype(np.float32))),

@@ -49,7 +49,8 @@ LEVELS = (0.1, 0.5, 0.9)
 class Part:
     """One of the forecasts that the value gate mixes: a base of the model part, or a key space of the memory.
 
-    name: `linear`, `last_value`, `seasonal_naive` (without the shortcut `window_mean`), or a key space as `own-336`.
+    name: `linear`, `last_value`, `seasonal_naive`, `network` (`window_mean` where there is none of these), or a key
+    space as `own-336`.
     weight: float32 [H], 0 where the key space has no neighbour; over all parts they sum to 1 at each step. forecast:
     float32 [H], raw units; NaN for a key space without neighbours. num_neighbours, nearest: how many made it, and the
     distance of the nearest. share_closer: see `memory_index.closeness`. Of a base these are 0 and None.
@@ -115,12 +116,13 @@ class Explanation:
     their mix is not exactly the forecast, which is a mean there (`Predictor.forecast`).
 
     times: datetime64[ns] [L + H]. context: [L]. actual: [H], NaN where the table does not know it. forecast: [H] is
-    `gate * model_part + (1 - gate) * memory_part`. gate: [H]. network: [H], what the trained network adds to the model
-    part. levels, quantiles: the calibrated interval, [H, Q]. parts: bases of the model part, then key spaces.
-    neighbours: nearest first. feature_gate, confidence: of GRA-M's gating of features; None where the network is off.
-    trend: None without TAPR. covariates: the known ones by name, float32, the last values those of the horizon;
-    categories: the words of those that have any. no_close_analogue: see `memory_index.closeness`. in_sample: whether
-    training or validation used this window, or a fitted part of the version has seen steps later than the origin.
+    `gate * model_part + (1 - gate) * memory_part`. gate: [H]. networks: [F, H], what each network forecasts, of which
+    the part `network` is the mean; F is 0 without networks. levels, quantiles: the calibrated interval, [H, Q]. parts:
+    bases of the model part, then key spaces. neighbours: nearest first. feature_gate, confidence: of GRA-M's gating of
+    features; None where the network is off. trend: None without TAPR. covariates: the known ones by name, float32, the
+    last values those of the horizon; categories: the words of those that have any. no_close_analogue: see
+    `memory_index.closeness`. in_sample: whether training or validation used this window, or a fitted part of the
+    version has seen steps later than the origin.
     """
 
     series_id: str
@@ -136,7 +138,7 @@ class Explanation:
     gate: np.ndarray
     model_part: np.ndarray
     memory_part: np.ndarray
-    network: np.ndarray
+    networks: np.ndarray
     parts: tuple[Part, ...]
     neighbours: tuple[GatedNeighbour, ...]
     feature_gate: float | None
@@ -145,11 +147,6 @@ class Explanation:
     no_close_analogue: bool
     covariates: dict[str, np.ndarray] = field(default_factory=dict)
     categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-    @property
-    def added_by_network(self) -> np.ndarray:
-        """What the network adds to the forecast, float32 [H]: `gate * network`; the parts make the rest of it."""
-        return self.gate * self.network
 
     def to_document(self, step: Step) -> dict[str, Any]:
         """The JSON document but for what it was made by: every number, in its own units."""
@@ -170,7 +167,7 @@ class Explanation:
             "gate": self.gate,
             "model_part": self.model_part,
             "memory_part": self.memory_part,
-            "network": self.network,
+            "networks": self.networks,
             "parts": self.parts,
             "neighbours": [each.to_document() for each in self.neighbours],
             "feature_gate": self.feature_gate,
@@ -230,7 +227,6 @@ def explain(
     window = _ask(predictor, memory, table, series_id, at)
     output = window.output
     forecast, quantiles = _forecast(predictor, memory, window, series_id, levels)
-    model_part = _numbers(output.model_part)
     nearest = nearest_distances(window.found, window.place)
     shares, no_close_analogue = closeness(usual or usual_distances(memory), nearest, at)
     actual = actual_after(series, row, config.horizon)
@@ -246,10 +242,10 @@ def explain(
         levels=levels,
         quantiles=quantiles,
         gate=_numbers(output.gate),
-        model_part=window.raw(model_part),
+        model_part=window.raw(_numbers(output.model_part)),
         memory_part=window.raw(_numbers(output.memory_part)),
-        network=_added(window, model_part, _numbers(output.network)),
-        parts=tuple(_parts(predictor.model.base_names, spaces, window, nearest, shares)),
+        networks=window.raw(_numbers(output.networks)),
+        parts=tuple(_parts(predictor.model.base_names, spaces if config.mixes_memory else (), window, nearest, shares)),
         neighbours=tuple(_gated(spaces, window, config.top_k, actual)),
         feature_gate=None if output.gating is None else float(output.gating.gate),
         confidence=None if output.gating is None else float(output.gating.confidence),
@@ -310,13 +306,6 @@ def _forecast(
     found = (forecast, window.curve.inverse(at(levels)))
     forecast, quantiles = (within.kept(queries, each[None])[0, 0] for each in found)
     return forecast, quantiles
-
-
-def _added(window: _Window, model_part: np.ndarray, network: np.ndarray) -> np.ndarray:
-    """What the network adds to the model part, [H], raw units."""
-    if window.curve.kind == "none":
-        return network
-    return window.raw(model_part) - window.raw(model_part - network)
 
 
 def _only(output: ModelOutput, place: int) -> ModelOutput:
@@ -386,13 +375,16 @@ def _trend(model: ForecastModel, window: _Window) -> Trend | None:
     """The classes are relative to the window's last value (`tapr.trend_change`)."""
     output, config = window.output, model.config
     trend = output.trend
-    if trend is None or model.tapr is None:
+    thresholds = model.thresholds
+    if trend is None or thresholds is None:
         return None
     steps = (config.patch_length + (POOL**s - 1) * config.patch_stride for s in range(config.n_scales))
     return Trend(
         direction=dict(zip(DIRECTIONS, trend.direction[0].softmax(dim=0).tolist(), strict=True)),
         magnitude=dict(zip(MAGNITUDES, trend.magnitude[0].softmax(dim=0).tolist(), strict=True)),
-        borders=window.raw(window.last + model.tapr.thresholds.cpu().numpy() * float(output.spread[0])),
-        scale_shares=tuple(model.tapr.decomposition.scale_shares().tolist()),
+        borders=window.raw(window.last + thresholds.cpu().numpy() * float(output.spread[0])),
+        scale_shares=tuple(
+            np.mean([each.tapr.decomposition.scale_shares().tolist() for each in model.of_folds if each.tapr], axis=0)
+        ),
         scale_steps=tuple(min(each, config.lookback) for each in steps),
     )

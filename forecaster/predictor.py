@@ -19,7 +19,7 @@ from forecaster.config import Config
 from forecaster.errors import RunIncompatibleError
 from forecaster.language_models.backbone import check_reference
 from forecaster.language_models.placement import place_backbone, resolve_device
-from forecaster.model.model import ForecastModel
+from forecaster.model.model import ForecastModel, num_networks_in
 from forecaster.model.types import Batch, ModelOutput
 from forecaster.retrieval.batches import LiveBlock, parts_of
 from forecaster.retrieval.neighbours import Condensed
@@ -174,8 +174,11 @@ def load_predictor(run: Run, *, device: str = "auto", llm: str | None = None, st
     if backbone is not None:
         assert record.backbone is not None, "the record says which language model its settings name"
         check_reference(backbone, record.backbone, str(run.path))
-    model = ForecastModel(config.model, num_spaces=len(record.index.spaces), backbone=backbone)
     weights, _ = run.weights()
+    num_networks = num_networks_in(set(weights))
+    model = ForecastModel(
+        config.model, num_spaces=len(record.index.spaces), backbone=backbone, num_networks=num_networks
+    )
     load_into(model, weights, where=run.path / WEIGHTS)
     used, seen_until = state_of(run, state), record.data.seen_until
     if used is not None and used.number > 0:

@@ -212,12 +212,14 @@ def make_model(num_spaces: int = 4, *, seed: int = 0, **changed: Any) -> Forecas
     config = model_config(**changed)
     torch.manual_seed(seed)
     backbone = load_backbone(config.llm, layers=config.llm_layers) if config.use_llm else None
-    model = ForecastModel(config, num_spaces=num_spaces, backbone=backbone)
+    num_networks = 1 if config.is_network_alone else 2
+    model = ForecastModel(config, num_spaces=num_spaces, backbone=backbone, num_networks=num_networks)
     if model.shortcut is not None:
         weight = torch.randn(config.lookback, config.horizon).numpy() / config.lookback
         model.shortcut.set_weights(weight, [weight, -weight])
-    if model.tapr is not None:
-        model.tapr.thresholds.copy_(torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0]))
+    for network in model.networks:
+        if network.tapr is not None:
+            network.tapr.thresholds.copy_(torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0]))
     awaken(model)
     return model.eval()
 

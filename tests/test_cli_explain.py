@@ -22,7 +22,7 @@ ROW = 450
 AT = str(frame()["date"].iloc[ROW])
 KEYS = (
     "schema run ref fingerprint file query in_sample no_close_analogue times forecast quantiles gate model_part "
-    "memory_part network parts neighbours feature_gate confidence trend"
+    "memory_part networks parts neighbours feature_gate confidence trend"
 )
 NEIGHBOUR_KEYS = (
     "scope view rank row_id series_id start origin known_at distance shape_distance value_distance weight match "
@@ -30,7 +30,7 @@ NEIGHBOUR_KEYS = (
 )
 
 
-KINDS = ["no network", "no shortcut", "one step", "constant", "unseen", "early"]
+KINDS = ["no network", "no shortcut", "as designed", "one step", "constant", "unseen", "early"]
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +82,12 @@ def test_the_document_has_the_promised_keys(call):
     assert found["query"]["origin"] == AT.replace(" ", "T")
     assert len(found["query"]["context"]) == LOOKBACK
     assert found["times"][0] == frame()["date"].iloc[ROW + 1].isoformat()
-    for name in ("times", "forecast", "gate", "model_part", "memory_part", "network"):
+    for name in ("times", "forecast", "gate", "model_part", "memory_part"):
         assert len(found[name]) == HORIZON
     np.testing.assert_allclose(found["query"]["actual"], frame()["north"].iloc[ROW + 1 : ROW + 1 + HORIZON], rtol=1e-6)
     assert list(found["quantiles"]) == ["q0.1", "q0.5", "q0.9"]
     names = [part["name"] for part in found["parts"]]
-    assert names[:4] == ["linear", "last_value", "seasonal_naive", "own-48"]
+    assert names[:5] == ["linear", "last_value", "seasonal_naive", "network", "own-48"]
     assert [list(each) for each in found["neighbours"]] == [NEIGHBOUR_KEYS.split()] * 3
     assert list(found["trend"]) == ["direction", "magnitude", "borders", "scale_shares", "scale_steps"]
 
@@ -104,7 +104,7 @@ def test_the_numbers_of_the_document_make_the_forecast(call):
     expected = np.array(products) / sum(products)
     np.testing.assert_allclose([each["weight"] for each in found["neighbours"]], expected, rtol=1e-5)
     parts = sum(np.array(part["weight"]) * np.array(part["forecast"]) for part in found["parts"])
-    np.testing.assert_allclose(parts + gate * found["network"], found["forecast"], rtol=1e-5)
+    np.testing.assert_allclose(parts, found["forecast"], rtol=1e-5)
 
 
 def test_it_explains_what_is_forecast(made, call, tmp_path, capfd):
@@ -306,12 +306,14 @@ def kinds(made, without, tmp_path_factory):
         "whole": made.run,
         "no network": without("--set", "use_network=false", "--no-tapr", "--no-llm"),
         "no shortcut": without("--no-shortcut", "--no-llm"),
+        "as designed": without("--set", "gram_form=design", "--no-llm"),
         "one step": without("--horizon", "1", "--no-llm"),
     }
     chosen = {
         "whole": ("whole", made.file, "north", ROW),
         "no network": ("no network", made.file, "north", ROW),
         "no shortcut": ("no shortcut", made.file, "north", ROW),
+        "as designed": ("as designed", made.file, "north", ROW),
         "one step": ("one step", made.file, "north", ROW),
         "unseen": ("whole", odd, "west", 460),
         "early": ("whole", made.file, "north", LOOKBACK + HORIZON),

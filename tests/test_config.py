@@ -26,7 +26,7 @@ def test_what_concerns_the_network_asks_for_it():
     assert parts_of(n_scales=2) == (True, True, True)
     assert parts_of(use_tapr=False) == (True, False, True)
     assert parts_of(use_tapr=False, use_llm=False) == (True, False, False)
-    assert parts_of(**preset_settings("6gb", lookback=96, llm="some/folder")) == (True, True, True)
+    assert parts_of(**preset_settings("6gb", lookback=96, num_series=7, llm="some/folder")) == (True, True, True)
 
 
 @pytest.mark.parametrize("name", ["memory_k", "gate_shrinkage", "seed", "epochs", "use_gram", "batch_size"])
@@ -64,3 +64,17 @@ def test_blocks_of_time_have_numbers_in_a_byte():
     assert Config.from_dict(SIZES | {"num_folds": 127}).train.num_folds == 127
     with pytest.raises(ConfigError, match="num_folds is 128, but must be at most 127"):
         Config.from_dict(SIZES | {"num_folds": 128})
+
+
+@pytest.mark.parametrize(("num_series", "windows"), [(1, 8), (7, 56), (64, 512), (65, 56), (3000, 56)])
+def test_a_batch_of_a_preset_is_one_of_moments(num_series, windows):
+    assert preset_settings("6gb", lookback=96, num_series=num_series)["batch_size"] == windows
+
+
+def test_the_design_has_no_shortcut_and_asks_for_the_network():
+    design = Config.from_dict({"lookback": 96, "horizon": 24, "gram_form": "design"}).model
+    assert (design.use_network, design.use_shortcut, design.mixes_memory) == (True, False, False)
+    assert design.is_network_alone
+    for wrong in ({"use_shortcut": True}, {"use_network": False}):
+        with pytest.raises(ConfigError):
+            Config.from_dict({"lookback": 96, "horizon": 24, "gram_form": "design", **wrong})

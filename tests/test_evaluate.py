@@ -111,7 +111,7 @@ def test_scores_are_plain_means_over_windows_steps_and_series(small):
             gates.append(output.gate[0].numpy())
             feature_gates.append(output.gating.gate.item())
             change = trend_change(asked.context, torch.from_numpy(future).float()[None], output.spread)
-            right.append(output.trend.direction.argmax() == labels(change, model.tapr.thresholds)[0])
+            right.append(output.trend.direction.argmax() == labels(change, model.thresholds)[0])
             forecast = output.forecast.numpy()
             width = expected_width(
                 block.condensed.take([n]),

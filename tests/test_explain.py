@@ -27,18 +27,20 @@ from memory_index.tables.series import Series, SeriesTable
 
 LAST = len(TABLE.times) - 1
 HORIZON, TOP_K = WINDOW.horizon, SETTINGS["top_k"]
-BASES = ("linear", "last_value", "seasonal_naive")
+BASES = ("linear", "last_value", "seasonal_naive", "network")
 SPACES = ["own-12", "own-36", "joint-12", "joint-36", "pooled-12", "pooled-36"]
 FAST = {"use_llm": False, "max_steps": 3, "save_steps": 100}
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Small:
-    """The small run with a network that says something: what was kept of its training is from before it does."""
+    """The small run with networks that say something of their own, and have a say."""
     made = make_small(tmp_path_factory.getbasetemp())
     model = deepcopy(made.predictor.model)
     torch.manual_seed(0)
     awaken(model)
+    with torch.no_grad():
+        model.value_gate.logits.zero_()
     return replace(made, predictor=replace(made.predictor, model=model))
 
 
@@ -101,10 +103,11 @@ def test_every_number_is_that_of_the_forward_pass(small, name):
     row = 400
     found, (block, output) = explained(small, name, row), forward(small.predictor, small, row)
     n = TABLE.series_ids.index(name)
-    for field in ("gate", "model_part", "memory_part", "network"):
+    for field in ("gate", "model_part", "memory_part", "networks"):
         np.testing.assert_array_equal(getattr(found, field), getattr(output, field)[n], err_msg=field)
     np.testing.assert_array_equal(found.forecast, within_bounds(name, output.forecast[n].numpy()))
-    assert found.network.any()
+    assert len(found.networks) == 2
+    np.testing.assert_allclose(found.parts[3].forecast, found.networks.mean(axis=0), rtol=1e-5)
     np.testing.assert_array_equal([part.weight for part in found.parts], output.weights[n])
     assert [part.name for part in found.parts] == [*BASES, *SPACES]
     assert [part.of_memory for part in found.parts] == [False] * len(BASES) + [True] * len(SPACES)
@@ -193,9 +196,9 @@ def assert_parts_make_the_forecast(found: Explanation) -> None:
     np.testing.assert_allclose(sum(part.weight for part in bases), found.gate, atol=1e-6)
     mixed = found.gate * found.model_part + (1 - found.gate) * found.memory_part
     close(within_bounds(found.series_id, mixed), found.forecast)
-    close(sum(made[part.name] for part in bases) + found.gate * found.network, found.gate * found.model_part)
+    close(sum(made[part.name] for part in bases), found.gate * found.model_part)
     close(sum(made[part.name] for part in spaces), (1 - found.gate) * found.memory_part)
-    close(sum(made.values()) + found.added_by_network, mixed)
+    close(sum(made.values()), mixed)
 
 
 @pytest.mark.parametrize("name", TABLE.series_ids)
@@ -218,7 +221,7 @@ def test_classes_change_where_the_labels_do(small):
     found = explained(small)
     borders = found.trend.borders
     assert (np.diff(borders) > 0).all()
-    thresholds = small.predictor.model.tapr.thresholds
+    thresholds = small.predictor.model.thresholds
     _, output = forward(small.predictor, small, 400)
     means = np.concatenate([[borders[0] - 1], (borders[1:] + borders[:-1]) / 2, [borders[-1] + 1]])
     futures = torch.tensor(means[:, None].repeat(HORIZON, axis=1), dtype=torch.float32)
@@ -291,23 +294,31 @@ def test_without_a_network_the_gate_mixes_alone(small, tmp_path):
     found = explain(predictor, small.memory, TABLE, "load", TABLE.times[400])
     assert (found.trend, found.feature_gate, found.confidence) == (None, None, None)
     assert [(each.match_score, each.weight) for each in found.neighbours] == [(None, None)] * TOP_K
-    assert not found.network.any()
+    assert found.networks.shape == (0, WINDOW.horizon)
     assert_parts_make_the_forecast(found)
 
 
-def test_without_the_shortcut_the_network_adds_to_the_mean_of_the_window(small, tmp_path):
+def test_without_the_shortcut_the_networks_are_all_that_stands_beside_the_memory(small, tmp_path):
     predictor = variant(small, tmp_path, use_shortcut=False)
     found = explain(predictor, small.memory, TABLE, "load", TABLE.times[400])
-    assert [part.name for part in found.parts] == ["window_mean", *SPACES]
-    np.testing.assert_allclose(found.parts[0].forecast, found.context.mean(), rtol=1e-6)
+    assert [part.name for part in found.parts] == ["network", *SPACES]
     assert_parts_make_the_forecast(found)
+
+
+def test_as_the_design_says_the_network_is_the_whole_forecast(small, tmp_path):
+    predictor = variant(small, tmp_path, gram_form="design")
+    found = explain(predictor, small.memory, TABLE, "load", TABLE.times[400])
+    assert [part.name for part in found.parts] == ["network"]
+    np.testing.assert_allclose(found.forecast, found.networks[0], rtol=1e-6)
+    assert found.feature_gate is not None
+    assert (found.gate == 1).all()
 
 
 @pytest.mark.parametrize("horizon", [1, 5])
 def test_a_horizon_shorter_than_that_of_the_version(small, tmp_path, horizon):
     predictor = variant(small, tmp_path, horizon=horizon)
     found = explain(predictor, small.memory, TABLE, "load", TABLE.times[400])
-    for name in ("forecast", "gate", "actual", "memory_part", "network"):
+    for name in ("forecast", "gate", "actual", "memory_part"):
         assert getattr(found, name).shape == (horizon,)
     assert found.quantiles.shape == (horizon, 3)
     assert len(found.times) == SETTINGS["lookback"] + horizon

@@ -235,7 +235,7 @@ def test_validation_decides_when_to_stop_and_how_wide_quantiles_are_and_nothing_
     one, other = load_latest(ours), load_latest(theirs)
     assert one.state.step == other.state.step
     assert_same_weights(one.model, other.model)
-    assert {"tapr.thresholds", "shortcut.weight"} <= one.model.keys()
+    assert {"networks.1.tapr.thresholds", "shortcut.weight"} <= one.model.keys()
     learned = [[{k: v for k, v in line.items() if "val" not in k} for line in log_of(each)] for each in (ours, theirs)]
     assert learned[0] == learned[1]
     assert [line.get("val_mse") for line in log_of(ours)] != [line.get("val_mse") for line in log_of(theirs)]

@@ -173,18 +173,18 @@ def test_nothing_after_the_training_part_is_read(memory, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "is_fitted"),
     [
-        ({}, True),
+        ({}, False),
         (WITHOUT_NETWORK, True),
-        ({"use_gram": False}, True),
+        ({**WITHOUT_NETWORK, "use_gram": False}, True),
         ({**WITHOUT_NETWORK, "use_shortcut": False}, True),
-        ({"use_shortcut": False}, False),
+        ({"gram_form": "design"}, False),
     ],
     ids=["network", "no network", "no memory", "memory alone", "network is the whole forecast"],
 )
-def test_where_the_network_is_the_whole_forecast_the_gate_is_trained_with_it(memory, tmp_path, changed, is_fitted):
+def test_the_gate_waits_for_networks_and_no_gradient_ever_trains_it(memory, tmp_path, changed, is_fitted):
     training = training_of(memory, tmp_path, **changed)
     gate = fitted(memory, training, **changed).value_gate
-    assert gate.logits.requires_grad != is_fitted
+    assert not gate.logits.requires_grad
     assert bool(gate.logits.any()) == is_fitted
 
 
@@ -261,3 +261,48 @@ def test_where_nothing_is_held_out_the_prior_stays_unless_a_penalty_is_stated():
     assert (found.errors, found.setting) == ({}, None)
     stated, _ = choose_gate(one_fold, 2, HATS, HORIZON, penalty=0.01)
     assert not torch.allclose(weights_of(stated), weights_of(logits), atol=0.01)
+
+
+# Networks as a part
+
+
+WITH_NETWORK = ("linear", "last_value", "network", "own-12", "joint-12")
+
+
+def evidence_with_network(share: float, folds: int = 4, seed: int = 0) -> Evidence:
+    """Parts that err as one, and a network whose errors have `share` of theirs and else its own, as large."""
+    drawn, found = np.random.default_rng(seed), []
+    for _ in range(folds):
+        common = drawn.normal(size=(300, 1, HORIZON))
+        errors = common + 0.3 * drawn.normal(size=(300, 5, HORIZON))
+        own = drawn.normal(size=(300, HORIZON))
+        errors[:, 2] = share * errors[:, 2] + (1 - share) * own if share <= 1 else share * errors[:, 2]
+        found.append(tuple(sums_of(torch.from_numpy(errors), torch.ones(300, 5, dtype=torch.bool))))
+    return Evidence(names=WITH_NETWORK, steps=np.arange(HORIZON), folds=tuple(found))
+
+
+def test_networks_that_err_apart_are_a_part_and_it_is_told_why():
+    logits, found = choose_gate(evidence_with_network(0.2), 3, HATS, HORIZON)
+    verdict = found.network
+    assert verdict.kept
+    assert verdict.gain > verdict.doubt
+    assert verdict.with_network < min(verdict.without, verdict.alone)
+    assert found.shares["network"] > 0.3
+    torch.testing.assert_close(weights_of(logits).mean(dim=1).tolist(), list(found.shares.values()))
+
+
+def test_networks_that_add_nothing_leave_the_mix_as_it_is_without_them():
+    evidence = evidence_with_network(1.5)
+    logits, found = choose_gate(evidence, 3, HATS, HORIZON)
+    alone, without = choose_gate(evidence.without("network"), 2, HATS, HORIZON)
+    assert not found.network.kept
+    assert found.shares == {**without.shares, "network": 0.0}
+    weights = weights_of(logits)
+    assert weights[2].max() < 1e-12
+    torch.testing.assert_close(weights[[0, 1, 3, 4]], weights_of(alone))
+    assert (found.kept, found.setting, found.errors) == (without.kept, without.setting, without.errors)
+
+
+def test_where_nothing_is_held_out_networks_are_not_judged():
+    _, found = choose_gate(evidence_with_network(0.2, folds=1), 3, HATS, HORIZON)
+    assert found.network is None

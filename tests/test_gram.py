@@ -19,7 +19,7 @@ B, P, K, L, H, D = 6, 4, 5, 24, 8, 16
 
 def gating(dropout: float = 0.0) -> AdaptiveKnowledgeGating:
     torch.manual_seed(0)
-    return AdaptiveKnowledgeGating(L, H, D, dropout=dropout)
+    return AdaptiveKnowledgeGating(L, H, D, d_repr=2 * D, dropout=dropout)
 
 
 def patches() -> Tensor:

@@ -15,6 +15,7 @@ from forecaster.language_models.loading import load_backbone
 from forecaster.model.losses import total_loss
 from forecaster.model.model import ForecastModel
 from forecaster.model.types import Batch, ModelOutput
+from forecaster.training.fit_networks import batch_loss
 
 NUM, SPACES = 7, 4
 SWITCHES = {
@@ -24,19 +25,21 @@ SWITCHES = {
     "both": {},
     "no language model": {"use_llm": False},
     "no shortcut": {"use_shortcut": False},
+    "as the design says": {"gram_form": "design"},
     "no network": WITHOUT_NETWORK,
     "cached prompt": {"prompt_layout": "cached"},
     "language model alone": {"use_tapr": False, "use_gram": False, "use_shortcut": False},
     "memory alone": WITHOUT_NETWORK | {"use_shortcut": False},
     "linear alone": WITHOUT_NETWORK | {"use_gram": False},
 }
-# What each switch takes away: beginnings of the names of weights.
+# What each switch takes away: beginnings of the names of weights, of the model or of a network.
 OF_SWITCH = {
     "use_tapr": ("tapr.", "trend_residual.", "trend_token."),
-    "use_gram": ("gating.", "retrieval_prompt."),
+    "use_gram": ("gating.", "retrieval_prompt.", "reading."),
+    "mixes_memory": ("reading.",),
     "use_llm": ("llm_path.", "trend_token.", "retrieval_prompt."),
     "use_shortcut": ("shortcut.",),
-    "use_network": ("patches.", "tapr.", "gating.", "llm_path.", "patch_head.", "trend_", "retrieval_"),
+    "use_network": ("networks.",),
 }
 
 
@@ -56,9 +59,14 @@ def run(model: ForecastModel, batch: Batch, **options) -> ModelOutput:
 
 
 def losses(model: ForecastModel, batch: Batch):
-    output = run(model, batch, fold=torch.arange(len(batch)) % 2)
-    thresholds = None if model.tapr is None else model.tapr.thresholds
-    return total_loss(output, batch, thresholds, output.spread, config_of().train, 1.0)
+    """With networks those of a training step, in which each learns from the windows of the other's fold."""
+    fold = torch.arange(len(batch)) % 2
+    if len(model.networks) > 1:
+        batch = replace(batch, admitted=torch.stack([fold != 0, fold != 1], dim=1))
+    if len(model.networks):
+        return batch_loss(model.train(), replace(batch, fold=fold), config_of(), 1.0)
+    output = run(model, batch, fold=fold)
+    return total_loss(output, batch, None, output.spread, config_of().train, 1.0)
 
 
 def with_neighbours(batch: Batch, **changed) -> Batch:
@@ -74,11 +82,12 @@ def test_a_part_that_is_switched_off_is_not_there(name):
     config, state = model.config, set(model.state_dict())
     for switch, beginnings in OF_SWITCH.items():
         if not getattr(config, switch):
-            assert not [key for key in state if key.startswith(beginnings)]
+            assert not [key for key in state if key.removeprefix("networks.0.").startswith(beginnings)]
     batch = make_batch(config)
     output, parts = run(model, batch), losses(model, batch)
-    num_bases = 2 if config.use_shortcut else 1
-    assert output.weights.shape == (NUM, num_bases + SPACES * config.use_gram, config.horizon)
+    num_bases = 2 * config.use_shortcut + config.use_network or 1
+    assert output.weights.shape == (NUM, num_bases + SPACES * config.mixes_memory, config.horizon)
+    assert output.networks.shape == (NUM, len(model.networks), config.horizon)
     assert (output.trend is not None) == config.use_tapr
     assert (output.gating is not None) == (config.use_gram and config.use_network)
     assert (parts.trend > 0) == config.use_tapr
@@ -89,13 +98,14 @@ def test_a_part_that_is_switched_off_is_not_there(name):
 @pytest.mark.parametrize("name", SWITCHES)
 def test_every_weight_that_is_there_learns(name):
     model = make_model(SPACES, **SWITCHES[name])
-    losses(model, make_batch(model.config)).total.backward()
-    num_parts = len(model.value_gate.logits)
-    for key, parameter in model.named_parameters():
+    learns = {key: parameter for key, parameter in model.named_parameters() if not key.startswith("value_gate")}
+    assert bool(learns) == model.config.use_network
+    if learns:
+        losses(model, make_batch(model.config)).total.backward()
+    for key, parameter in learns.items():
         assert parameter.grad is not None, key
         assert torch.isfinite(parameter.grad).all(), key
-        if not key.startswith("value_gate") or num_parts > 1:  # a single part has nothing to choose
-            assert parameter.grad.any(), key
+        assert parameter.grad.any(), key
 
 
 @pytest.mark.parametrize("name", SWITCHES)
@@ -105,7 +115,7 @@ def test_parts_make_the_forecast(name):
     torch.testing.assert_close(output.weights.sum(dim=1), torch.ones(NUM, model.config.horizon))
     mixed = output.gate * output.model_part + (1 - output.gate) * output.memory_part
     torch.testing.assert_close(output.forecast, mixed)
-    if not model.config.use_gram:
+    if not model.config.mixes_memory:
         assert torch.equal(output.forecast, output.model_part)
         assert (output.gate == 1).all()
 
@@ -115,7 +125,7 @@ def test_parts_make_the_forecast(name):
 )
 def test_tokens_of_what_is_switched_on(name, num_tokens, monkeypatch):
     model = make_model(SPACES, **SWITCHES[name])
-    path, lengths = model.llm_path, []
+    path, lengths = model.networks[0].llm_path, []
     inner = path.backbone.forward
 
     def forward(embeddings, prefix=None):
@@ -125,7 +135,7 @@ def test_tokens_of_what_is_switched_on(name, num_tokens, monkeypatch):
     monkeypatch.setattr(path.backbone, "forward", forward)
     run(model, make_batch(model.config))
     text = path.prompt.num_static + path.prompt.num_dynamic
-    assert lengths == [text + model.config.num_patches + num_tokens]
+    assert lengths == [text + model.config.num_patches + num_tokens] * 2  # both networks share the language model
 
 
 def test_what_belongs_together_is_required():
@@ -146,7 +156,7 @@ def test_what_belongs_together_is_required():
 
 
 def test_a_fresh_model_is_its_closed_form_parts():
-    """The network is a residual: before it has learned anything, bases and key spaces are averaged."""
+    """Before anything is fitted, bases and key spaces are averaged; a network says what the key spaces say."""
     config = model_config()
     model = ForecastModel(config, num_spaces=SPACES, backbone=load_backbone(TINY, layers=1)).eval()
     weight = torch.randn(config.lookback, config.horizon, generator=torch.Generator().manual_seed(3)) / 8
@@ -157,12 +167,13 @@ def test_a_fresh_model_is_its_closed_form_parts():
     spread = torch.maximum(deviation, config.spread_floor * batch.unit[:, None])
     linear = ((batch.context - mean) / spread) @ weight * spread + mean
     last = batch.context[:, -1:].expand_as(linear)
-    parts = torch.cat([torch.stack([linear, last], dim=1), batch.neighbours.forecasts], dim=1)
+    memory = batch.neighbours.forecasts
+    parts = torch.cat([torch.stack([linear, last, memory.mean(dim=1)], dim=1), memory], dim=1)
     output = run(model, batch)
     torch.testing.assert_close(output.forecast, parts.mean(dim=1), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(output.model_part, parts[:, :2].mean(dim=1), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(output.memory_part, parts[:, 2:].mean(dim=1), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(output.gate, torch.full_like(output.gate, 2 / 6))
+    torch.testing.assert_close(output.model_part, parts[:, :3].mean(dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.memory_part, parts[:, 3:].mean(dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.gate, torch.full_like(output.gate, 3 / 7))
 
 
 def test_blocks_of_time_have_maps_of_their_own():
@@ -171,6 +182,32 @@ def test_blocks_of_time_have_maps_of_their_own():
     first, second = (run(model, batch, fold=torch.full((NUM,), fold)).forecast for fold in (0, 1))
     torch.testing.assert_close(first, run(model, batch).forecast)  # `make_model` gives block 0 the map of the whole
     assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("name", ["both", "no language model"])
+def test_each_fold_has_a_network_of_its_own(name):
+    """What a window of a fold is told in training is the forecast of its network; else it is the mean of both."""
+    model = make_model(SPACES, **SWITCHES[name])
+    batch, fold = make_batch(model.config), torch.arange(NUM) % 2
+    output, by_fold = run(model, batch), run(model, batch, fold=fold)
+    torch.testing.assert_close(output.bases[:, -1], output.networks.mean(dim=1))
+    own = output.networks[torch.arange(NUM), fold]
+    torch.testing.assert_close(by_fold.bases[:, -1], own, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(output.networks[:, 0], output.networks[:, 1], atol=1e-3)
+
+
+def test_no_network_learns_from_a_window_that_it_must_not_see():
+    model = make_model(SPACES, use_llm=False).train()
+    batch = replace(make_batch(model.config), admitted=torch.tensor([[True, False]] * (NUM - 1) + [[False, True]]))
+    spoiled = replace(batch, future=batch.future.clone())
+    spoiled.future[-1] += 100
+    gradients = []
+    for each in (batch, spoiled):
+        model.zero_grad()
+        batch_loss(model, each, config_of(), 1.0).total.backward()
+        gradients.append([[p.grad.clone() for p in network.parameters()] for network in model.networks])
+    assert all(torch.equal(*pair) for pair in zip(gradients[0][0], gradients[1][0], strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(gradients[0][1], gradients[1][1], strict=True))
 
 
 # Neighbours
@@ -182,7 +219,8 @@ def test_neighbours_change_what_network_and_mix_say():
     before = run(model, batch)
     moved = run(model, with_neighbours(batch, forecasts=batch.neighbours.forecasts + 1))
     torch.testing.assert_close(moved.memory_part, before.memory_part + 1)
-    assert torch.equal(moved.model_part, before.model_part)
+    assert torch.equal(moved.bases[:, :2], before.bases[:, :2])
+    assert ((moved.networks - before.networks).abs().amax(dim=2) > 1e-3).all()  # each reads them
     for name in ("futures", "contexts"):
         changed = getattr(batch.neighbours, name).clone()
         changed[:, 0, -1] += 5
@@ -220,6 +258,8 @@ def test_without_any_neighbour_the_model_part_is_the_forecast_bit_for_bit(name, 
     assert torch.isfinite(output.memory_part).all()
     if output.gating is not None:
         assert torch.equal(output.gating.gate, torch.ones(NUM))
+    if not len(model.networks):
+        return
     losses(model, spoiled).total.backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is None or torch.isfinite(parameter.grad).all(), key
@@ -241,7 +281,7 @@ def test_what_unused_slots_hold_does_not_matter(data, value):
         contexts=near.contexts.masked_fill(~valid[..., None], value),
         futures=near.futures.masked_fill(~valid[..., None], value),
     )
-    for ours, theirs in zip(run(model, batch)[:7], run(model, spoiled)[:7], strict=True):
+    for ours, theirs in zip(run(model.eval(), batch)[:7], run(model, spoiled)[:7], strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -308,12 +348,12 @@ def test_any_lookback_and_horizon(lookback, horizon):
 
 def test_the_language_model_is_not_trained_or_kept():
     model = make_model(SPACES)
-    frozen = model.llm_path.backbone.weights
+    frozen = model.networks[0].llm_path.backbone.weights
     before = {name: weight.clone() for name, weight in frozen.items()}
     held = {weight.data_ptr() for weight in frozen.values()}
     assert not held & {parameter.data_ptr() for parameter in model.parameters()}
     assert not held & {value.data_ptr() for value in model.state_dict().values()}
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.networks.parameters(), lr=0.1)
     losses(model.train(), make_batch(model.config)).total.backward()
     optimizer.step()
     for name, weight in frozen.items():
@@ -326,7 +366,7 @@ def test_training_mode_without_dropout_changes_nothing():
     """What is frozen stays in eval mode, whoever calls `train`."""
     model = make_model(SPACES)
     batch = make_batch(model.config)
-    evaluated = run(model, batch).forecast
+    evaluated = run(model.eval(), batch).forecast
     assert torch.equal(run(model.train(), batch).forecast, evaluated)
 
 

@@ -259,3 +259,15 @@ def test_a_run_that_fails_before_anything_is_trained_is_not_in_the_way(tmp_path)
     with pytest.raises(KeyboardInterrupt), begun_run(tmp_path / "other", RECORD):
         raise KeyboardInterrupt  # it is told how to go on
     assert open_run(tmp_path / "other").record == run.record
+
+
+def test_a_run_of_before_the_networks_were_parts_is_what_it_was(tmp_path):
+    """Its settings name rates that are gone, and lack those that came; in closed form neither has a say."""
+    before = Config.from_dict({"lookback": 96, "horizon": 24}).to_dict()
+    for name in ("gram_form", "d_repr", "lambda_dir", "lambda_mag", "lambda_hcl"):
+        del before[name]
+    rates = {"head_learning_rate": 2e-5, "gate_learning_rate": 0.03}
+    create_run(tmp_path / "run", dataclasses.replace(RECORD, settings=before | rates, backbone=None))
+    opened = open_run(tmp_path / "run").record
+    assert opened.settings == before
+    assert not opened.config.model.use_network

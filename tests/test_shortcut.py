@@ -285,4 +285,4 @@ def test_thresholds_are_quantiles_of_the_training_windows_change(tmp_path, monke
         monkeypatch.setattr(closed_form_module, "CHUNK", chunk)
         fit_closed_form(model, training, table, config)
         expected = np.quantile(changes, [1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6])
-        np.testing.assert_allclose(model.tapr.thresholds, expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(model.thresholds, expected, rtol=1e-3, atol=1e-4)

@@ -488,9 +488,7 @@ def test_groups_are_all_trainable_parameters_once():
     found = [parameter for group in groups.values() for parameter in group["params"]]
     assert len(found) == len({id(parameter) for parameter in found})
     assert {id(each) for each in found} == {id(each) for each in model.parameters() if each.requires_grad}
-    assert {id(each) for each in groups["value_gate"]["params"]} == {id(each) for each in model.value_gate.parameters()}
-    assert groups["value_gate"]["lr"] == CONFIG.gate_learning_rate
-    assert groups["value_gate"]["weight_decay"] == groups["plain"]["weight_decay"] == 0
+    assert groups["plain"]["weight_decay"] == 0
     assert groups["decayed"]["weight_decay"] == CONFIG.weight_decay
     assert all(parameter.ndim == 1 for parameter in groups["plain"]["params"])
     assert [group["name"] for group in parameter_groups(nn.Linear(2, 2), CONFIG)] == ["decayed", "plain"]

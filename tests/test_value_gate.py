@@ -12,7 +12,7 @@ NUM, BASES, SPACES, HORIZON = 6, 2, 3, 10
 
 
 def make_gate(num_knots: int = 4) -> ValueGate:
-    gate = ValueGate(BASES, SPACES, HORIZON, num_knots)
+    gate = ValueGate(BASES, SPACES, HORIZON, num_knots).requires_grad_(True)
     torch.nn.init.normal_(gate.logits, generator=torch.Generator().manual_seed(0))
     return gate
 
@@ -22,7 +22,6 @@ def inputs() -> dict[str, torch.Tensor]:
     found = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 0, 0], [0, 0, 0], [0, 0, 1], [1, 1, 0]], dtype=torch.bool)
     return {
         "bases": torch.randn(NUM, BASES, HORIZON, generator=generator),
-        "network": torch.randn(NUM, HORIZON, generator=generator),
         "memory": torch.randn(NUM, SPACES, HORIZON, generator=generator),
         "found": found,
     }
@@ -64,13 +63,13 @@ def test_softmax_over_the_parts_that_are_there_written_out():
     gate, given = make_gate(), inputs()
     made = gate(**given)
     logits, hats = gate.logits.detach().double().numpy(), hat_functions(4, HORIZON).double().numpy()
-    bases, network, memory = (given[name].double().numpy() for name in ("bases", "network", "memory"))
+    bases, memory = (given[name].double().numpy() for name in ("bases", "memory"))
     for b, h in np.ndindex(NUM, HORIZON):
         parts = [*range(BASES), *(BASES + v for v in range(SPACES) if given["found"][b, v])]
         raw = {p: np.exp(sum(logits[p, j] * hats[j, h] for j in range(4))) for p in parts}
         weight = {p: raw[p] / sum(raw.values()) for p in parts}
         of_bases = sum(weight[p] for p in range(BASES))
-        model_part = sum(weight[p] * bases[b, p, h] for p in range(BASES)) / of_bases + network[b, h]
+        model_part = sum(weight[p] * bases[b, p, h] for p in range(BASES)) / of_bases
         of_memory = sum(weight[p] * memory[b, p - BASES, h] for p in parts if p >= BASES)
         assert made.gate[b, h].item() == pytest.approx(of_bases, abs=1e-6)
         assert made.model_part[b, h].item() == pytest.approx(model_part, abs=1e-5)
@@ -109,7 +108,7 @@ def test_what_is_not_found_does_not_matter_to_value_or_gradient(value):
 def test_no_key_space_at_all():
     given = inputs() | {"memory": torch.zeros(NUM, 0, HORIZON), "found": torch.zeros(NUM, 0, dtype=torch.bool)}
     made = ValueGate(BASES, 0, HORIZON)(**given)
-    torch.testing.assert_close(made.forecast, given["bases"].mean(dim=1) + given["network"])
+    torch.testing.assert_close(made.forecast, given["bases"].mean(dim=1))
     assert (made.gate == 1).all()
 
 
@@ -136,12 +135,11 @@ def test_weights_are_exact_under_autocast():
 def test_mix_by_hand():
     made = mix(
         bases=torch.tensor([[[1.0], [3.0]]]),
-        network=torch.tensor([[0.5]]),
         memory=torch.tensor([[[10.0]]]),
         found=torch.tensor([[True]]),
         weights=torch.tensor([[[0.2], [0.6], [0.2]]]),
     )
     assert made.gate.item() == pytest.approx(0.8)
-    assert made.model_part.item() == pytest.approx((0.2 + 1.8) / 0.8 + 0.5)
+    assert made.model_part.item() == pytest.approx((0.2 + 1.8) / 0.8)
     assert made.memory_part.item() == pytest.approx(10)
-    assert made.forecast.item() == pytest.approx(0.8 * 3.0 + 0.2 * 10)
+    assert made.forecast.item() == pytest.approx(0.8 * 2.5 + 0.2 * 10)

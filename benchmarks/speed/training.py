@@ -42,8 +42,9 @@ from forecaster.model.types import Batch
 from forecaster.retrieval.batches import CachedWindows
 from forecaster.retrieval.neighbours import condense, neighbour_tensors
 from forecaster.training.closed_form import fit_closed_form
-from forecaster.training.fit import batch_loss, run_record
+from forecaster.training.fit import run_record
 from forecaster.training.fit_gate import fit_value_gate
+from forecaster.training.fit_networks import batch_loss
 from forecaster.training.optimizer import make_optimizer
 from forecaster.training.windows import windows_of
 from memory_index.leakage import Policy

@@ -47,7 +47,7 @@ def ablate(
     index: IndexRef,
     out: Annotated[Path, typer.Option(help="Folder of the runs and of the table.", show_default=False)],
     groups: Annotated[
-        str, typer.Option(help="Which arms to train: matrix, controls, sensitivity.")
+        str, typer.Option(help="Which arms to train: matrix, design, controls, sensitivity.")
     ] = "matrix,controls,sensitivity",
     seeds: Annotated[str, typer.Option(help="Every arm is trained with each of them.")] = "0,1,2",
     split: Annotated[str, typer.Option(help="Part to score: val or test.")] = "test",
@@ -61,10 +61,11 @@ def ablate(
 ) -> None:
     """Train and score the model with parts switched off or changed, and tell what each is worth.
 
-    matrix: neither, TAPR, GRA-M, both. controls: without language model, with a random one, without memory, without
-    shortcut. sensitivity: scales, neighbours, weights of the losses, retrieval policy. Beside them stands what needs no
-    training: memory alone, linear, seasonal naive, last value. Each arm and seed is a run below --out; called again,
-    the command goes on where it stopped. Ends in ablation.md, ablation.json and ablation.png.
+    matrix: neither, TAPR, GRA-M, both. design: the same as the design says it, without value gate and shortcut, from
+    plain Time-LLM on. controls: without language model, with a random one, without memory, without shortcut.
+    sensitivity: scales, neighbours, weights of the losses, retrieval policy. Beside them stands what needs no training:
+    memory alone, linear, seasonal naive, last value. Each arm and seed is a run below --out; called again, the command
+    goes on where it stopped. Ends in ablation.md, ablation.json and ablation.png.
     """
     from forecaster.ablate import ablate as run_arms
     from forecaster.ablate import choose_arms

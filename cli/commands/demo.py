@@ -22,6 +22,8 @@ SERIES, AT = "feeder_north", "2024-09-25 23:00"  # a forecast in the test part
 def demo(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for index, run, forecast and picture.")] = Path("runs/demo"),
+    *,
+    network: Annotated[bool, typer.Option("--network", help="Also train the networks: minutes more.")] = False,
 ) -> None:
     """Check, index, train, forecast, explain, score and backtest the embedded sample, in about a minute on two cores.
 
@@ -44,9 +46,17 @@ def demo(
     _run(context, "explain", sample, "--run", run, "--series", SERIES, "--at", AT, "--plot", str(picture), *indexes)
     _run(context, "evaluate", sample, "--run", run, *indexes)
     weeks = ["--from", BACKTEST_FROM, "--at", "23:00", "--plot", str(along)]
+    if network:
+        with_network = str(_new_folder(out / "run-network"))
+        few = ["--set", "train_stride=5", "--device", "cpu"]
+        arguments = ["--out", with_network, "--network", "--no-llm", *few, *indexes]
+        _run(context, "train", sample, "--index", "demo", *arguments)
+        _run(context, "evaluate", sample, "--run", with_network, *indexes)
     _run(context, "backtest", sample, "--run", run, *weeks, *indexes)
     note(f"\nThe picture of one forecast taken apart is {picture}, that of the backtest {along}.")
     note(f"The next two days of every series are {forecast}.")
+    if not network:
+        note("Networks as one more part take minutes, and say what they are worth: cli demo --network")
     note("Now your own data (a time column and one column per series, or unique_id, ds, y):")
     note("  cli index build FILE.csv --name mine --lookback 336 --horizon 48")
     note("  cli train FILE.csv --index mine --out runs/mine")

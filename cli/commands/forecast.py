@@ -119,8 +119,6 @@ def forecast(
         table = with_known_ahead(table, memory, table_options, ahead)
         result = memory_only.forecast(memory, table, quantiles=levels, options=options, bounds=bounds)
         horizon, by = memory.windows.spec.horizon, f"{ref}, memory alone"
-        if levels:
-            tell_few(memory, ref)
     else:
         from forecaster.forecast import forecast as forecast_by_run
         from forecaster.runs.intervals import require_calibrated
@@ -132,8 +130,6 @@ def forecast(
         table = with_known_ahead(opened.table, memory, table_options, ahead)
         result = forecast_by_run(opened.predictor, memory, table, quantiles=levels, bounds=bounds)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
-        if levels and opened.predictor.intervals.num == 0:
-            note("intervals of this run are not calibrated: too few windows were held out when it was trained")
     _tell(result, table, memory, bounds, strict=strict)
     _mark(result, ref, memory, run, ahead)
     _draw(plot, table, result, by)
@@ -155,6 +151,7 @@ def _opened_memory(
     ref = updated_ref(index, file, indexes, options) if update else index
     memory, table, ref = open_with_table(ref, file, indexes, options)
     tell_series(table, memory.manifest, ref, memory.manifest.series_ids, to=ref)
+    tell_few(memory, ref)
     return memory, table, ref
 
 

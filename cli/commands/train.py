@@ -168,10 +168,21 @@ def _kept(closed_form: dict[str, Any]) -> list[list[str]]:
         if gate["errors"]:
             best = sorted(gate["errors"], key=gate["errors"].__getitem__)[:MOST_ERRORS]
             rows.append(["held-out error", ", ".join(f"{name} {gate['errors'][name]:.4f}" for name in best)])
+    if gate is not None and (verdict := gate.get("network")) is not None:
+        rows.append(["network", _network(verdict, gate["shares"]["network"])])
     if chosen is not None:
         shrunk = f"{chosen['lookback']} steps, shrunk to the {chosen['prior']} by {chosen['penalty']:g}"
         rows.append(["linear map", shrunk])
     return rows
+
+
+def _network(verdict: dict[str, Any], share: float) -> str:
+    """What weight the networks got, and why."""
+    told = f"held-out error {verdict['with_network']:.4f} with it, {verdict['without']:.4f} without"
+    change = f"{'-' if verdict['gain'] > 0 else '+'}{abs(verdict['gain']):.1%}, standard error {verdict['doubt']:.1%}"
+    if verdict["kept"]:
+        return f"{share:.0%} of the forecast: {told} ({change})"
+    return f"no weight: {told} ({change}), which is no clear gain"
 
 
 def _print_training(out: Path, ref: str, trained: Trained, *, then: list[str]) -> None:

@@ -35,6 +35,7 @@ BASE_LOOKS = {
     "linear": ("yellow", ""),
     "last_value": ("yellow", "."),
     "seasonal_naive": ("yellow", "x"),
+    "network": ("yellow", "/"),
     "window_mean": ("yellow", ""),
 }
 SIDE_NAMES = ("A", "B")

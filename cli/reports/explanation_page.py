@@ -95,7 +95,7 @@ def _steps_table(found: Explanation, step: Step) -> TableBlock:
         **{f"q{level:g}": found.quantiles[:, place] for place, level in enumerate(found.levels)},
         "model": found.model_part,
         "memory": found.memory_part,
-        "network": found.network,
+        **{f"network {number}": values for number, values in enumerate(found.networks, start=1)},
     }
     columns |= {"what followed": found.actual} if knows_actual(found) else {}
     times = found.times[len(found.context) :]
@@ -105,7 +105,7 @@ def _steps_table(found: Explanation, step: Step) -> TableBlock:
             [minute(step.isoformat(times[h])), *(number(values[h]) for values in columns.values()), f"{gate:.0%}"]
             for h, gate in enumerate(found.gate)
         ],
-        caption=f"{found.series_id}, units of the data; network: what it adds to the model's part",
+        caption=f"{found.series_id}, units of the data",
         text=(0,),
         heading="Every step",
     )

@@ -52,10 +52,12 @@ def warnings(found: Explanation) -> list[str]:
 
 def network_effect(found: Explanation) -> str:
     """How much of the forecast is the network's, in words."""
-    most, span = abs(found.added_by_network).max(), float(found.forecast.max() - found.forecast.min())
-    share = most / span if span > 0 else 0.0
-    told = f", {share:.0%} of its range" if share >= 0.005 else ""
-    return f"it adds at most {numbers_like(found)(most)} to the forecast{told}"
+    share = next((float(part.weight.mean()) for part in found.parts if part.name == "network"), 0.0)
+    num = len(found.networks)
+    if num < 2:
+        return f"{share:.0%} of the forecast"
+    apart = numbers_like(found)((found.networks.max(axis=0) - found.networks.min(axis=0)).mean())
+    return f"{share:.0%} of the forecast, mean of {num} that are {apart} apart"
 
 
 def _next_steps(found: Explanation) -> str:
@@ -101,7 +103,6 @@ def part_rows(found: Explanation, spark_width: int = SPARK_WIDTH) -> list[list[o
         ]
 
     rows = [line("forecast", None, found.forecast), line("model", found.gate, found.model_part), *lines(False)]
-    rows += [line("  network adds", None, found.network)] if found.network.any() else []
     rows += [line("memory", 1 - found.gate, found.memory_part), *lines(True)]
     known = finite(found.actual)
     return rows + ([] if known is None else [line("what followed", None, known)])

@@ -33,7 +33,7 @@ def begin(
 ) -> StateRecord | None:
     """Write state 0 of a run that has just been trained; None for one that cannot go on.
 
-    A run with a network cannot: its network is a residual on the map and the gate that it was trained beside.
+    A run with networks cannot: they would have to be trained again.
     """
     if closed_form.equations is None or closed_form.evidence is None or run.config.model.use_network:
         return None

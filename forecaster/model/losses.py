@@ -18,7 +18,7 @@ from torch.nn import functional
 from forecaster.bounds import at_least
 from forecaster.errors import ConfigError
 from forecaster.model.tapr import labels, trend_change
-from forecaster.model.types import Batch, GatingOutput, ModelOutput, TrendOutput
+from forecaster.model.types import Batch, GatingOutput, ModelOutput, NetworkOutput, TrendOutput
 
 ENTROPY_WEIGHT = 0.01
 GATE_MARGIN = 1e-6  # a gate of exactly 0 or 1 has an entropy, but no finite gradient of it
@@ -31,16 +31,20 @@ EXPECTED_MAGNITUDE = ((0.5, 0.5, 0.0, 0.0), (0.0, 0.5, 0.5, 0.0), (0.0, 0.0, 0.5
 class LossSettings:
     """Weights of the auxiliary losses of the network.
 
-    gate_pull: sign of the confident-gate term of L_ret; +1 pulls a confident gate towards 0.5, -1 away from it.
+    lambda_dir, lambda_mag, lambda_hcl: of the three terms of L_trend. gate_pull: sign of the confident-gate term of
+    L_ret; +1 pulls a confident gate towards 0.5, -1 away from it.
     """
 
     lambda_trend: float = 0.1
     lambda_retrieval: float = 0.1
     lambda_ref: float = 1.0
+    lambda_dir: float = 1.0
+    lambda_mag: float = 1.0
+    lambda_hcl: float = 1.0
     gate_pull: int = 1
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "lambda_trend", "lambda_retrieval", "lambda_ref")
+        at_least(self, 0, "lambda_trend", "lambda_retrieval", "lambda_ref", "lambda_dir", "lambda_mag", "lambda_hcl")
         if self.gate_pull not in (-1, 1):
             raise ConfigError(f"gate_pull is {self.gate_pull}, but must be 1 or -1")
 
@@ -57,7 +61,7 @@ class LossParts(NamedTuple):
 
 
 def total_loss(
-    output: ModelOutput,
+    output: ModelOutput | NetworkOutput,
     batch: Batch,
     thresholds: Tensor | None,
     spread: Tensor,
@@ -74,7 +78,8 @@ def total_loss(
     if output.trend is not None:
         assert thresholds is not None, "a model with TAPR has thresholds"
         change = trend_change(batch.context, batch.future, spread)
-        trend = trend_loss(output.trend, *labels(change, thresholds))
+        shares = (config.lambda_dir, config.lambda_mag, config.lambda_hcl)
+        trend = trend_loss(output.trend, *labels(change, thresholds), shares=shares)
     if output.gating is not None:
         assert batch.neighbours is not None, "a model with GRA-M is given neighbours"
         found = batch.neighbours.valid.any(dim=1)
@@ -92,18 +97,26 @@ def forecast_error(forecast: Tensor, future: Tensor, unit: Tensor) -> Tensor:
     return error.where(~future.isnan(), 0.0).square().mean()
 
 
-def trend_loss(trend: TrendOutput, direction: Tensor, magnitude: Tensor) -> Tensor:
-    """`L_trend = CE(direction) + CE(magnitude) + KL(p(magnitude) || magnitudes expected of p(direction))`, a scalar.
+def trend_loss(
+    trend: TrendOutput,
+    direction: Tensor,
+    magnitude: Tensor,
+    *,
+    shares: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> Tensor:
+    """`L_trend = l_dir CE(direction) + l_mag CE(magnitude) + l_hcl KL(p(magnitude) || magnitudes expected of
+    p(direction))`, a scalar. shares: the three l.
 
     direction, magnitude: int64 [B], labels of `forecaster.model.tapr.labels`. The last term is the hierarchical
     consistency: a head that says up and strong down contradicts itself.
     """
     direction_logits, magnitude_logits = trend.direction.float(), trend.magnitude.float()
-    taught = functional.cross_entropy(direction_logits, direction)
-    taught = taught + functional.cross_entropy(magnitude_logits, magnitude)
+    l_dir, l_mag, l_hcl = shares
+    taught = l_dir * functional.cross_entropy(direction_logits, direction)
+    taught = taught + l_mag * functional.cross_entropy(magnitude_logits, magnitude)
     said = magnitude_logits.log_softmax(dim=-1)  # [B, 4]
     expected = expected_magnitude(direction_logits.log_softmax(dim=-1))
-    return taught + (said.exp() * (said - expected)).sum(dim=-1).mean()
+    return taught + l_hcl * (said.exp() * (said - expected)).sum(dim=-1).mean()
 
 
 def expected_magnitude(direction: Tensor) -> Tensor:

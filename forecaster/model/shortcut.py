@@ -1,4 +1,4 @@
-"""The linear shortcut: what the network's forecast is a residual on, and the bases that the value gate mixes.
+"""The linear shortcut: a linear map and plain forecasts, bases that the value gate mixes.
 
 Beside the memory stand a linear map from the normalised context to the normalised future, fitted in closed form
 (`training/linear_maps.py`), the last value and the last season. In training every fold uses the map that was fitted
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from forecaster.bounds import above_zero, at_least
 
-NO_BASE = ("window_mean",)  # M = 1: what the network adds to where there is no shortcut
+NO_BASE = ("window_mean",)  # M = 1: the base of a model with neither shortcut nor network
 
 
 @dataclass(frozen=True, kw_only=True)

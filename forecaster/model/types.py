@@ -37,7 +37,7 @@ class NeighbourTensors:
         """The same on another device."""
         return replace(self, **{field.name: getattr(self, field.name).to(target) for field in fields(self)})
 
-    def take(self, chosen: slice | np.ndarray) -> Self:
+    def take(self, chosen: slice | np.ndarray | Tensor) -> Self:
         """Some of the windows. chosen: a slice, or numbers."""
         return replace(self, **{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
@@ -49,7 +49,8 @@ class Batch:
     context: float32 [B, L], raw units, oldest step first. future: float32 [B, H], raw units. unit: float32 [B], the
     training standard deviation of each window's series, in which errors are counted. neighbours: None where the model
     has no memory. fold: int64 [B], in training only: the block of time that each window lies in, whose linear
-    shortcut was fitted on the other blocks; None uses the fit on all.
+    shortcut was fitted on the other blocks, and whose network was trained on them; None uses the fit on all and the
+    mean of the networks. admitted: bool [B, F], in training only: which network may be trained on which window.
     """
 
     context: Tensor
@@ -57,6 +58,7 @@ class Batch:
     unit: Tensor
     neighbours: NeighbourTensors | None
     fold: Tensor | None = None
+    admitted: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.context)
@@ -65,7 +67,7 @@ class Batch:
         """The same on another device."""
         return replace(self, **{name: part.to(target) for name, part in self._parts().items()})
 
-    def take(self, chosen: slice | np.ndarray) -> Self:
+    def take(self, chosen: slice | np.ndarray | Tensor) -> Self:
         """Some of the windows. chosen: a slice, or numbers."""
         parts: dict[str, Any] = {
             name: part.take(chosen) if isinstance(part, NeighbourTensors) else part[chosen]
@@ -109,15 +111,24 @@ class GatingOutput(NamedTuple):
     confidence: Tensor
 
 
+class NetworkOutput(NamedTuple):
+    """What one network says. forecast: [B, H]. trend, gating: None where TAPR or GRA-M is off."""
+
+    forecast: Tensor
+    trend: TrendOutput | None
+    gating: GatingOutput | None
+
+
 class ModelOutput(NamedTuple):
     """A forecast and how it came about, in raw units.
 
     `forecast = gate * model_part + (1 - gate) * memory_part`, all [B, H].
 
     gate: the value-space gate, exactly 1 where no neighbour is. weights: [B, M + V, H], how much each base and each key
-    space has in the forecast; they sum to 1. bases: [B, M, H], what the weights of the model part apply to. network:
-    [B, H], what the trained network adds to the model part. location, spread: [B], the window's own statistics. trend,
-    gating: None without a network, or where TAPR or GRA-M is off.
+    space has in the forecast; they sum to 1. bases: [B, M, H], what the weights of the model part apply to. networks:
+    [B, F, H], what each network forecasts, of which the base `network` is the mean; one per window where folds are
+    given, none without networks. location, spread: [B], the window's own statistics. trend, gating: means over the
+    networks, None without any, or where TAPR or GRA-M is off.
     """
 
     forecast: Tensor
@@ -126,7 +137,7 @@ class ModelOutput(NamedTuple):
     gate: Tensor
     weights: Tensor
     bases: Tensor
-    network: Tensor
+    networks: Tensor
     location: Tensor
     spread: Tensor
     trend: TrendOutput | None

@@ -47,20 +47,20 @@ def hat_functions(num_knots: int, horizon: int) -> Tensor:
     return (1 - (place - torch.arange(num_knots)[:, None]).abs()).clamp(min=0)
 
 
-def mix(bases: Tensor, network: Tensor, memory: Tensor, found: Tensor, weights: Tensor) -> Mix:
+def mix(bases: Tensor, memory: Tensor, found: Tensor, weights: Tensor) -> Mix:
     """`y = gate * y_model + (1 - gate) * y_memory`, per step of the horizon.
 
-    bases: [B, M, H]; network: [B, H]; memory: [B, V, H]; found: bool [B, V]; weights: [B, M + V, H], softmax over the
+    bases: [B, M, H]; memory: [B, V, H]; found: bool [B, V]; weights: [B, M + V, H], softmax over the
     parts that are there, so 0 for a key space without neighbours. gate = 1 - sum of the key spaces' weights: exactly
-    1 without any neighbour, whatever `memory` holds. y_model = weighted mean of the bases + network; y_memory =
-    weighted mean of the key spaces.
+    1 without any neighbour, whatever `memory` holds. y_model = weighted mean of the bases; y_memory = weighted mean of
+    the key spaces.
     """
     num_bases = bases.shape[1]
     of_bases, of_memory = weights[:, :num_bases], weights[:, num_bases:]
     memory_share = of_memory.sum(dim=1)  # [B, H]
     gate = 1 - memory_share
     share = of_bases.sum(dim=1).clamp(min=torch.finfo(weights.dtype).tiny)  # which a softmax rounds to 0 in the end
-    model_part = (of_bases * bases).sum(dim=1) / share + network
+    model_part = (of_bases * bases).sum(dim=1) / share
     usable = torch.where(found[..., None], memory, torch.zeros_like(memory))
     safe_share = torch.where(memory_share > 0, memory_share, torch.ones_like(memory_share))
     memory_part = (of_memory * usable).sum(dim=1) / safe_share
@@ -73,7 +73,7 @@ class ValueGate(nn.Module):
     `weights[p, h] = softmax_p(sum_j logits[p, j] hat_j(h))` over the parts that a window has. It does not look at the
     window: a gate that also sees distances and spreads fits ETTh1's training part better and its test part worse
     (docs/experiments.md). logits: parameter [M + V, knots], zero (every part counts the same) until
-    `fit_gate.py` fits them, or a network without shortcut is trained with them.
+    `fit_gate.py` fits them; no gradient trains them.
     """
 
     hats: Tensor
@@ -81,15 +81,15 @@ class ValueGate(nn.Module):
     def __init__(self, num_bases: int, num_spaces: int, horizon: int, num_knots: int = NUM_KNOTS) -> None:
         super().__init__()
         knots = min(num_knots, horizon)
-        self.logits = nn.Parameter(torch.zeros(num_bases + num_spaces, knots))
+        self.logits = nn.Parameter(torch.zeros(num_bases + num_spaces, knots), requires_grad=False)
         self.register_buffer("hats", hat_functions(knots, horizon), persistent=False)
         self.num_bases = num_bases
 
-    def forward(self, bases: Tensor, network: Tensor, memory: Tensor, found: Tensor) -> Mix:
+    def forward(self, bases: Tensor, memory: Tensor, found: Tensor) -> Mix:
         """Shapes as in `mix`."""
         there = torch.cat([found.new_ones(len(found), self.num_bases), found], dim=1)  # [B, M + V]
         # Not a matrix product: one would be rounded to half precision under autocast, and the weights decide
         # everything.
         logits = (self.logits[:, :, None] * self.hats).sum(dim=1)  # [M + V, H]
         weights = torch.softmax(logits.masked_fill(~there[..., None], -torch.inf), dim=1)
-        return mix(bases, network, memory, found, weights)
+        return mix(bases, memory, found, weights)

@@ -52,9 +52,9 @@ class CachedWindows:
     """n windows of one part of a table with their neighbours; training needs `len()` and `batch(indices)` only.
 
     All in units of the memory's transform. values: float32 [T], all series of the table end to end. position: int64
-    [n], where each window's last context step is in `values`. series: int [n], numbers in the table. unit: float32 [n].
-    fold: int64 [n] or None, see `Batch.fold`. folds: how they were made. condensed, fans: memory-mapped, of the
-    `windows` of the memory that answered; None without GRA-M.
+    [n], where each window's last context step is in `values`. series: int [n], numbers in the table. unit: float32
+    [n]. fold: int64 [n] or None, admitted: bool [n, F] or None, see `Batch`. folds: how they were made. condensed,
+    fans: memory-mapped, of the `windows` of the memory that answered; None without GRA-M.
     """
 
     config: ModelConfig
@@ -63,6 +63,7 @@ class CachedWindows:
     series: np.ndarray
     unit: np.ndarray
     fold: np.ndarray | None = None
+    admitted: np.ndarray | None = None
     folds: FoldPlan = NO_FOLDS
     condensed: Condensed | None = None
     fans: Fans | None = None
@@ -100,6 +101,7 @@ class CachedWindows:
             series=self.series[first:],
             unit=self.unit[first:],
             fold=None if self.fold is None else self.fold[first:],
+            admitted=None if self.admitted is None else self.admitted[first:],
             condensed=condensed,
             fans=fans,
         )
@@ -122,6 +124,7 @@ class CachedWindows:
             unit=torch.from_numpy(self.unit[indices]),
             neighbours=neighbours,
             fold=None if self.fold is None else torch.from_numpy(self.fold[indices]),
+            admitted=None if self.admitted is None else torch.from_numpy(self.admitted[indices]),
         )
 
 

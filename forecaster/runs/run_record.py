@@ -21,6 +21,9 @@ from memory_index.windows import to_ns
 
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pandas", "faiss-cpu")
 
+# Settings of the network when it was a residual on the mix: runs in closed form that name them are what they were.
+RETIRED = ("head_learning_rate", "gate_learning_rate")
+
 
 def library_versions() -> dict[str, str]:
     """Versions of what a result may depend on."""
@@ -127,9 +130,11 @@ class RunRecord:
         if set(document) != known:
             raise ValueError(f"fields that differ from this format: {sorted(set(document) ^ known)}")
         index, data = document["index"], document["data"]
+        settings = {name: value for name, value in document["settings"].items() if name not in RETIRED}
         return cls(
             **{
                 **document,
+                "settings": settings,
                 "index": IndexFacts(**{**index, "spaces": tuple(index["spaces"])}),
                 "data": DataFacts(**{**data, "series_ids": tuple(data["series_ids"])}),
             }

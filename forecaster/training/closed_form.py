@@ -1,4 +1,7 @@
-"""What is fitted without a gradient, on training windows only: trend thresholds, linear map, value gate."""
+"""What is fitted without a gradient, on training windows only: trend thresholds and linear map, then the value gate.
+
+Between the two the networks are trained, if there are any: the gate judges their out-of-fold forecasts.
+"""
 
 from __future__ import annotations
 
@@ -48,19 +51,31 @@ class ClosedForm:
 def fit_closed_form(model: ForecastModel, training: CachedWindows, table: SeriesTable, config: Config) -> ClosedForm:
     """Fit it. table: of the training windows, which know how they are held out.
 
-    Where the network is the whole forecast, the gate is left to be trained with it.
+    The gate of a model with networks waits for them (`fit_value_gate`).
     """
     maps = gate = evidence = None
-    if model.tapr is not None:
+    if model.thresholds is not None:
         change = torch.cat([_change(training, start, config) for start in range(0, len(training), CHUNK)])
-        model.tapr.thresholds.copy_(fit_thresholds(change))
+        thresholds = fit_thresholds(change)
+        for network in model.of_folds:
+            if network.tapr is not None:
+                network.tapr.thresholds.copy_(thresholds)
     if model.shortcut is not None:
         maps = _fit_shortcut(model.shortcut, training, table, config)
-    if model.shortcut is not None or model.patches is None:
+    if not len(model.networks):
         gate, evidence = fit_value_gate(model, training, config.train.gate_shrinkage)
     if maps is None:
         return ClosedForm(linear_map=None, gate=gate)
     return ClosedForm(linear_map=maps.choice, gate=gate, equations=maps.equations, evidence=evidence)
+
+
+def admitted_windows(training: CachedWindows, table: SeriesTable) -> np.ndarray:
+    """Which windows the network of each fold may be trained on: bool [n, F]."""
+    times = np.concatenate([series.times for series in table.series])[training.position]
+    folds = lay_folds(training.folds, times, training.series)
+    return np.stack(
+        [folds.admitted(number, times, training.series, table.step) for number in range(training.folds.num)], axis=1
+    )
 
 
 def _fit_shortcut(

@@ -1,8 +1,8 @@
 """From a table, a memory and settings to a trained run: everything that happens around the training loop.
 
     check that they belong together -> plan (`plan.py`) -> neighbours of all windows, found once (`windows.py`) ->
-    closed-form parts (`closed_form.py`) -> training of a network, if there is one -> calibration of the intervals ->
-    the run's record
+    linear map (`closed_form.py`) -> training of the networks, if there are any (`fit_networks.py`) -> value gate
+    (`fit_gate.py`) -> calibration of the intervals -> the run's record
 
 The loop itself is `train.py`; what lies in the run folder is `run.py`. Nothing here reads the test part.
 """
@@ -25,16 +25,15 @@ from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFound
 from forecaster.growth.updates import begin as begin_growth
 from forecaster.language_models.backbone import Backbone
 from forecaster.language_models.placement import hardware, place_backbone
-from forecaster.model.losses import LossParts, total_loss
 from forecaster.model.model import ForecastModel
-from forecaster.model.types import Batch
 from forecaster.runs.intervals import read_intervals, write_intervals
 from forecaster.runs.run import Run, begun_run, finish_run, open_run
 from forecaster.runs.run_record import DataFacts, IndexFacts, RunRecord
 from forecaster.training import rng
-from forecaster.training.closed_form import fit_closed_form
+from forecaster.training.closed_form import admitted_windows, fit_closed_form
 from forecaster.training.devices import make_accelerator
 from forecaster.training.fit_intervals import fit_intervals
+from forecaster.training.fit_networks import batch_loss, with_gate
 from forecaster.training.plan import plan_training
 from forecaster.training.processes import main_first
 from forecaster.training.train import TrainingProgress, TrainResult, train
@@ -111,7 +110,13 @@ def train_run(
     # Before there is a run: settings that make no model must not leave a folder behind.
     with rng.preserved(accelerator.device):
         torch.manual_seed(config.train.seed)
-        model = ForecastModel(config.model, num_spaces=len(memory.manifest.spaces), backbone=backbone)
+        plan = plan_training(memory, table, config)
+        model = ForecastModel(
+            config.model,
+            num_spaces=len(memory.manifest.spaces),
+            backbone=backbone,
+            num_networks=plan.num_networks(config.model),
+        )
     with ExitStack() as until_done:
         if accelerator.is_main_process:
             until_done.enter_context(begun_run(out, record, resume=resume))
@@ -119,7 +124,6 @@ def train_run(
         run = open_run(out)
         if (ended := ended_training(run, is_main=accelerator.is_main_process)) is not None:
             return ended
-        plan = plan_training(memory, table, config)
         for said in plan.told:
             note(said)
         started = time.perf_counter()
@@ -135,6 +139,8 @@ def train_run(
         began = time.perf_counter()
         closed_form = fit_closed_form(model, training, table, config)
         fit_seconds = time.perf_counter() - began
+        if len(model.networks) and training.fold is not None and not config.model.is_network_alone:
+            training = dataclasses.replace(training, admitted=admitted_windows(training, table))
         result = train(
             model,
             training,
@@ -146,8 +152,11 @@ def train_run(
             resume=resume,
             device=device,
             llm_width=backbone.width if backbone else 0,
+            keeps_last=training.admitted is not None,
             report=progress,
         )
+        if len(model.networks) and not config.model.is_network_alone:
+            closed_form, result = with_gate(model, training, validation, config, closed_form, result, out, accelerator)
         result = dataclasses.replace(result, seconds=round(result.seconds + fit_seconds, 3))
         intervals = fit_intervals(
             model,
@@ -287,10 +296,3 @@ def run_record(
         ),
         hardware=hardware(config, device, llm_width=backbone.width if backbone else 0),
     )
-
-
-def batch_loss(model: ForecastModel, batch: Batch, config: Config, aux_weight: float) -> LossParts:
-    """The losses of one batch."""
-    output = model(batch.context, batch.neighbours, unit=batch.unit, fold=batch.fold)
-    thresholds = None if model.tapr is None else model.tapr.thresholds
-    return total_loss(output, batch, thresholds, output.spread, config.train, aux_weight)

@@ -15,16 +15,17 @@ mix is better than each of its parts by itself: one that beats it beyond doubt i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from forecaster.model.model import ForecastModel
+from forecaster.model.model import NETWORK, ForecastModel
 from forecaster.model.patching import instance_norm
-from forecaster.retrieval.batches import CachedWindows
+from forecaster.retrieval.batches import CachedWindows, parts_of
+from forecaster.training.network_verdict import NetworkVerdict, judge
 from forecaster.training.quadratics import Quadratic, fit_logits, mean_error
 from forecaster.training.weighing import weights_of
 
@@ -34,6 +35,7 @@ CV_STEPS = 24  # likewise where settings are compared
 LEAST_SHARE = 0.02  # of each plain forecast before anything is fitted
 PENALTIES = (0.01, 0.1, 1.0)
 LAST_VALUE = "last_value"
+LEADING = ("linear", NETWORK)  # bases that begin with as much as the memory
 MIX, MEMORY = "mix", "memory"
 LEAST_WHOLE = 0.05  # of the windows: from so many on that have every part, only those are looked at
 OUT = -40.0  # a logit whose part has no say while another is there: exp(-40) is 4e-18
@@ -48,6 +50,16 @@ class Evidence:
     names: tuple[str, ...]
     steps: np.ndarray
     folds: tuple[tuple[Quadratic, ...], ...]
+
+    def without(self, name: str) -> Evidence:
+        """The same of all parts but one."""
+        kept = [number for number, each in enumerate(self.names) if each != name]
+
+        def fewer(quadratic: Quadratic) -> Quadratic:
+            return Quadratic(quadratic.there[kept], quadratic.matrix[:, kept][:, :, kept], quadratic.num)
+
+        folds = tuple(tuple(fewer(quadratic) for quadratic in fold) for fold in self.folds)
+        return Evidence(names=tuple(self.names[number] for number in kept), steps=self.steps, folds=folds)
 
     @property
     def all(self) -> list[Quadratic]:
@@ -69,13 +81,14 @@ class GateSetting:
 class GateFit:
     """How the gate was chosen. kept: `mix`, or the part that it is. errors: cross-validated mean squared errors by
     name, standardised and weighed by series, empty where nothing could be held out. setting: of the mix, None where it
-    was not fitted. shares: of each part in what was kept, a mean over the horizon.
+    was not fitted. shares: of each part in what was kept, a mean over the horizon. network: None without networks.
     """
 
     kept: str
     errors: dict[str, float]
     setting: GateSetting | None
     shares: dict[str, float]
+    network: NetworkVerdict | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In terms of JSON."""
@@ -90,12 +103,12 @@ def fit_value_gate(
     penalty: see `GateSetting`; None chooses it.
     """
     gate, config = model.value_gate, training.config
-    spaces = [str(space) for space in training.spaces] if training.condensed is not None else []
+    mixed = training.condensed is not None and config.mixes_memory
+    spaces = [str(space) for space in training.spaces] if mixed else []
     evidence = gather_evidence(model, training, (*model.base_names, *spaces))
     logits, found = choose_gate(evidence, len(model.base_names), gate.hats.double(), config.horizon, penalty)
     with torch.no_grad():
         gate.logits.copy_(logits)
-    gate.logits.requires_grad_(False)
     return found, evidence
 
 
@@ -105,27 +118,54 @@ def choose_gate(
     """Logits [P, knots], float64, and how they were chosen.
 
     hats: float64 [knots, H]. Where nothing is held out the gate stays at its prior, unless a penalty is given: parts
-    that were fitted on the windows that judge them look better than they are.
+    that were fitted on the windows that judge them look better than they are. The networks are left out unless the
+    mix with them is better on held-out windows by more than the standard error of the difference over folds.
+    """
+    logits, found, errors = _choose(evidence, num_bases, hats, horizon, penalty)
+    if NETWORK not in evidence.names or len(evidence.names) == 1 or not len(errors):
+        return logits, found
+    number, rest = evidence.names.index(NETWORK), evidence.without(NETWORK)
+    without = _choose(rest, num_bases - 1, hats, horizon, penalty)
+    verdict = judge(errors, without[2], _fold_sizes(evidence), alone=found.errors[NETWORK])
+    if verdict.kept:
+        return logits, replace(found, network=verdict)
+    logits = torch.cat([without[0][:number], torch.full_like(logits[:1], 2 * OUT), without[0][number:]])
+    shares = {name: without[1].shares.get(name, 0.0) for name in evidence.names}
+    return logits, replace(without[1], shares=shares, network=verdict)
+
+
+def _choose(
+    evidence: Evidence, num_bases: int, hats: Tensor, horizon: int, penalty: float | None
+) -> tuple[Tensor, GateFit, np.ndarray]:
+    """As `choose_gate`, of the parts that there are: the networks, where they are among them, in the mix or alone.
+    Also the held-out error of what is kept on each fold [folds].
     """
     prior, at = prior_shares(evidence.names, num_bases), hats[:, evidence.steps]
     if len(evidence.folds) < 2 and penalty is None:
         logits = prior.log()[:, None].expand(-1, len(hats)).clone()
-        return logits, _told(MIX, {}, None, logits @ hats, evidence.names)
+        return logits, _told(MIX, {}, None, logits @ hats, evidence.names), np.zeros(0)
     tried = PENALTIES if penalty is None else (penalty,)
     settings = [GateSetting(penalty=each, hold_last=hold) for hold in (False, True) for each in tried]
-    setting, kept, means = settings[0], MIX, dict[str, float]()
+    setting, kept, means, errors = settings[0], MIX, dict[str, float](), {MIX: np.zeros(0)}
     if len(evidence.folds) > 1:
         groups = part_groups(evidence.names, num_bases)
-        num = np.array([sum(quadratic.num for quadratic in fold) for fold in evidence.folds], dtype=float)
+        if NETWORK in groups:  # whether any other part is better alone is asked of all parts without it
+            groups = {NETWORK: groups[NETWORK]}
+        num = _fold_sizes(evidence)
         mixes = {each: held_out_errors(evidence, prior, at, each) for each in settings}
         setting = min(mixes, key=lambda each: float(mixes[each] @ num))
         errors = {MIX: mixes[setting]} | {name: group_errors(evidence, group) for name, group in groups.items()}
         kept, means = best_of(errors, num), {name: float(each @ num / num.sum()) for name, each in errors.items()}
         if kept != MIX:
             logits = _alone(groups[kept], len(prior), len(hats), evidence.names)
-            return logits, _told(kept, means, setting, logits @ hats, evidence.names)
+            return logits, _told(kept, means, setting, logits @ hats, evidence.names), errors[kept]
     logits = fit_logits(evidence.all, prior, held_by(setting, evidence.names), at)
-    return logits, _told(MIX, means, setting, logits @ hats, evidence.names)
+    return logits, _told(MIX, means, setting, logits @ hats, evidence.names), errors[MIX]
+
+
+def _fold_sizes(evidence: Evidence) -> np.ndarray:
+    """Windows of each fold, float64 [folds]."""
+    return np.array([sum(quadratic.num for quadratic in fold) for fold in evidence.folds], dtype=float)
 
 
 def best_of(errors: Mapping[str, np.ndarray], num: np.ndarray) -> str:
@@ -149,12 +189,13 @@ def horizon_steps(horizon: int, most: int = NUM_STEPS) -> np.ndarray:
 def prior_shares(names: Sequence[str], num_bases: int) -> Tensor:
     """What each part has before anything is fitted, float64 [P]; softmax makes them sum to 1.
 
-    The linear map has a half, key spaces share the other, and each plain forecast begins with `LEAST_SHARE`.
+    The linear map, the key spaces together and the networks have the same, and each plain forecast begins with
+    `LEAST_SHARE`.
     """
     num_spaces = len(names) - num_bases
     return torch.tensor(
         [
-            0.5 / max(1, num_spaces) if number >= num_bases else 0.5 if name == "linear" else LEAST_SHARE
+            0.5 / max(1, num_spaces) if number >= num_bases else 0.5 if name in LEADING else LEAST_SHARE
             for number, name in enumerate(names)
         ],
         dtype=torch.float64,
@@ -171,8 +212,10 @@ def part_groups(names: Sequence[str], num_bases: int) -> dict[str, list[int]]:
 
 
 def held_by(setting: GateSetting, names: Sequence[str]) -> Tensor:
-    """The penalty of each part, float64 [P]."""
-    free = [name == LAST_VALUE and not setting.hold_last for name in names]
+    """The penalty of each part, float64 [P]. The networks' is 0: held, they keep a weight that they have not earned
+    (docs/experiments.md).
+    """
+    free = [name == NETWORK or (name == LAST_VALUE and not setting.hold_last) for name in names]
     return torch.where(torch.tensor(free), 0.0, setting.penalty).double()
 
 
@@ -238,7 +281,7 @@ def gather_evidence(model: ForecastModel, training: CachedWindows, names: tuple[
     what they have.
     """
     steps, weight = horizon_steps(training.config.horizon), weights_of(training)
-    there = parts_there(training, len(model.base_names))
+    there = parts_there(training, len(model.base_names), mixes_memory=bool(model.num_mixed))
     whole = there.all(dim=1)
     used = whole if float(whole.double().mean()) >= LEAST_WHOLE else torch.ones_like(whole)
     fold = np.zeros(len(training), dtype=np.int64) if training.fold is None else training.fold
@@ -256,10 +299,10 @@ def gather_evidence(model: ForecastModel, training: CachedWindows, names: tuple[
     return Evidence(names=names, steps=steps, folds=tuple(folds))
 
 
-def parts_there(training: CachedWindows, num_bases: int) -> Tensor:
+def parts_there(training: CachedWindows, num_bases: int, *, mixes_memory: bool = True) -> Tensor:
     """Which parts each window has, bool [n, P]."""
     there = torch.ones(len(training), num_bases, dtype=torch.bool)
-    if training.condensed is None:
+    if training.condensed is None or not mixes_memory:
         return there
     return torch.cat([there, torch.from_numpy(np.array(training.condensed.found))], dim=1)
 
@@ -272,10 +315,12 @@ def part_errors(
     """
     unit, context = torch.from_numpy(training.unit[chosen]), torch.from_numpy(training.contexts(chosen))
     fold = None if training.fold is None else torch.from_numpy(training.fold[chosen])
-    memory = None
-    if training.condensed is not None:
+    memory = network = None
+    if training.condensed is not None and model.num_mixed:
         memory = torch.from_numpy(np.asarray(training.condensed.forecasts[chosen]))
-    parts = part_forecasts(model, context, unit, memory, steps, fold)
+    if len(model.networks):
+        network = network_forecasts(model, training, chosen)
+    parts = part_forecasts(model, context, unit, memory, steps, fold, network=network)
     return errors_of_parts(parts, torch.from_numpy(training.futures(chosen)[:, steps]), unit, there)
 
 
@@ -286,15 +331,20 @@ def part_forecasts(
     memory: Tensor | None,
     steps: np.ndarray,
     fold: Tensor | None = None,
+    *,
+    network: Tensor | None = None,
 ) -> Tensor:
     """What each part says by itself, [n, P, S], in units of the contexts [n, L].
 
-    unit: [n]. memory: forecasts of the key spaces, [n, V, H], None without a memory. fold: see `Batch.fold`.
+    unit: [n]. memory: forecasts of the key spaces, [n, V, H], None without a memory. network: of the networks,
+    [n, H], None without any. fold: see `Batch.fold`.
     """
     location, spread = instance_norm(context, unit, model.config.spread_floor)
     parts = model.bases((context - location[:, None]) / spread[:, None], fold)[:, :, steps]
     parts = parts * spread[:, None, None] + location[:, None, None]
-    return parts if memory is None else torch.cat([parts, memory[..., steps]], dim=1)
+    others = [] if network is None else [network[:, None, steps]]
+    others += [] if memory is None else [memory[..., steps]]
+    return torch.cat([parts, *others], dim=1)
 
 
 def errors_of_parts(parts: Tensor, future: Tensor, unit: Tensor, there: Tensor) -> Tensor:
@@ -304,3 +354,15 @@ def errors_of_parts(parts: Tensor, future: Tensor, unit: Tensor, there: Tensor) 
     """
     errors = (parts - future[:, None]) / unit[:, None, None]
     return torch.where(there[..., None] & ~future.isnan()[:, None], errors, 0.0)
+
+
+def network_forecasts(model: ForecastModel, training: CachedWindows, chosen: np.ndarray) -> Tensor:
+    """What the networks forecast of some training windows, each by the one that has not seen it: [n, H], raw units."""
+    model.eval()
+    device = next(model.networks.parameters()).device
+    found = []
+    for part in parts_of(training.batch(chosen)):
+        moved = part.to(device)
+        output = model(moved.context, moved.neighbours, unit=moved.unit, fold=moved.fold)
+        found.append(output.networks.mean(dim=1).cpu())
+    return torch.cat(found)

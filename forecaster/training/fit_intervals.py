@@ -78,13 +78,15 @@ def fit_intervals(
     worth, and those are moved to the forecast and no more. series_ids: of the table.
     """
     horizon, parts = training.config.horizon, []
-    if training.fold is not None and model.patches is None:  # what a network was trained on tells nothing of its errors
+    held = training.fold is not None and not model.config.is_network_alone  # one network has seen every window
+    if held:
+        assert training.fold is not None, "windows are held out in folds"
         parts.append(errors_of(model, training, training.fold))
     if validates or not parts:
         halves = (np.arange(len(validation)) >= len(validation) // 2).astype(np.int64)
         parts.append(errors_of(model, validation, halves + 1000))
     held_out = parts[0] if len(parts) == 1 else _joined(parts)
-    is_fair = validates or (training.fold is not None and model.patches is None)
+    is_fair = validates or held
     if training.condensed is not None and (not is_fair or len(held_out.error) < len(set(held_out.series.tolist()))):
         note(f"no window whose error is held out: {UNCALIBRATED}")
         return no_errors(horizon)

@@ -14,62 +14,47 @@ from torch import Tensor, nn
 
 from forecaster.bounds import above_zero, at_least
 
-VALUE_GATE = "value_gate"  # the submodule that has a learning rate of its own
-HEADS = ("llm_path.head.", "patch_head.", "trend_residual.")  # what the network's forecast comes out of
-
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """How fast what learns.
+    """How fast the networks learn. clip: largest norm of the gradient of one network."""
 
-    learning_rate: inside the network; head_learning_rate: of the last step from the network to its forecast, so much
-    slower because the forecast is a residual on the shortcut (docs/experiments.md); gate_learning_rate: of the value
-    gate of a network without shortcut; everywhere else it is fitted in closed form. clip: largest norm of a gradient.
-    """
-
-    learning_rate: float = 2e-4
-    head_learning_rate: float = 2e-5
-    gate_learning_rate: float = 0.03
+    learning_rate: float = 1e-3
     weight_decay: float = 0.01
     clip: float = 1.0
 
     def __post_init__(self) -> None:
         at_least(self, 0, "weight_decay")
-        above_zero(self, "learning_rate", "head_learning_rate", "gate_learning_rate", "clip")
+        above_zero(self, "learning_rate", "clip")
 
 
 def parameter_groups(model: nn.Module, config: OptimizerSettings) -> list[dict[str, Any]]:
     """The trainable parameters of a model in groups, as torch's optimizers take them; empty groups are left out.
 
     `decayed`: matrices and the like. `plain`: whatever has one dimension, which are biases, norms and scale weights:
-    decay would pull them towards something that is not simpler. `heads`: the last step from the network to its
-    forecast. `value_gate`: all of that submodule, without decay. The last two have learning rates of their own.
-    `initial_lr` is the rate that a schedule multiplies.
+    decay would pull them towards something that is not simpler. `initial_lr` is the rate that a schedule multiplies.
     """
-    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": [], "heads": [], VALUE_GATE: []}
-    for name, parameter in model.named_parameters():
+    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": []}
+    for parameter in model.parameters():
         if parameter.requires_grad:
-            groups[_group_of(name, parameter)].append(parameter)
-    rates = {"heads": config.head_learning_rate, VALUE_GATE: config.gate_learning_rate}
+            groups["plain" if parameter.ndim < 2 else "decayed"].append(parameter)
     return [
         {
             "name": kind,
             "params": parameters,
-            "lr": rates.get(kind, config.learning_rate),
-            "initial_lr": rates.get(kind, config.learning_rate),
-            "weight_decay": config.weight_decay if kind in ("decayed", "heads") else 0.0,
+            "lr": config.learning_rate,
+            "initial_lr": config.learning_rate,
+            "weight_decay": config.weight_decay if kind == "decayed" else 0.0,
         }
         for kind, parameters in groups.items()
         if parameters
     ]
 
 
-def _group_of(name: str, parameter: nn.Parameter) -> str:
-    if name.startswith(f"{VALUE_GATE}."):
-        return VALUE_GATE
-    if name.startswith(HEADS):
-        return "heads"
-    return "plain" if parameter.ndim < 2 else "decayed"
+def trained_apart(model: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters of each of the networks that learn side by side and must not know of each other; else one list."""
+    networks = list(getattr(model, "networks", ())) or [model]
+    return [list(network.parameters()) for network in networks]
 
 
 def make_optimizer(model: nn.Module, config: OptimizerSettings) -> torch.optim.AdamW:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from forecaster.config import Config
+from forecaster.config import Config, ModelConfig
 from forecaster.learned_keys.pattern_encoder import PATTERN
 from forecaster.retrieval.folds import NO_FOLDS, FoldPlan, plan_folds
 from memory_index.baselines import season_length
@@ -48,6 +48,12 @@ class TrainingPlan:
     validates: bool
     work: float
     notes: tuple[str, ...] = ()
+
+    def num_networks(self, model: ModelConfig) -> int:
+        """One for each fold; one where the network is the whole forecast; none where nothing could judge them."""
+        if not model.use_network:
+            return 0
+        return 1 if model.is_network_alone else self.folds.num
 
     def to_dict(self) -> dict[str, Any]:
         """In terms of JSON."""
@@ -178,6 +184,8 @@ def _tell_folds(folds: FoldPlan, config: Config, notes: list[str]) -> None:
             "too few training windows to hold some of them out: half linear map, half memory, as they are, and "
             "nothing is fitted to their errors"
         )
+        if config.model.use_network and not config.model.is_network_alone:
+            notes.append("no network is trained: no held-out window could tell how far to trust it")
     elif folds.kind == "series":
         notes.append(f"series too short for blocks of time: cross-fitted over {folds}")
 

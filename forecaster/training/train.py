@@ -69,15 +69,16 @@ def train(
     resume: bool = False,
     device: str = "auto",
     llm_width: int = 0,
+    keeps_last: bool = False,
     report: Callable[[TrainingProgress], None] | None = None,
 ) -> TrainResult:
-    """Train a model in a run folder; afterwards it has the weights of the best validation MSE.
+    """Train a model in a run folder; afterwards it has the weights of the best validation MSE, or of the last step.
 
     folder: nobody else may train in it meanwhile (`run.begun_run`). identity: what the training belongs to (index
     version, backbone, model settings), in terms of JSON: it is stored in each checkpoint and must be the same when it
     goes on. resume: go on from the newest checkpoint, or begin if there is none; a training that has ended is not
-    trained further. device: `auto`, `cpu` or `cuda`. llm_width: see `placement.resolve_precision`. report: called after
-    each step, in the main process.
+    trained further. keeps_last: see `training_loop.Task`. device: `auto`, `cpu` or `cuda`. llm_width: see
+    `placement.resolve_precision`. report: called after each step, in the main process.
 
     Raises `UsageError` if there is a training already and `resume` is not asked for, `RunIncompatibleError` for one
     that belongs to something else, `RunDamagedError` for a checkpoint that is not what was written, `ConfigError` for
@@ -112,6 +113,7 @@ def train(
                 folder=folder,
                 identity=whole_identity,
                 accelerator=accelerator,
+                keeps_last=keeps_last,
                 interruption=until_done.enter_context(Interruption()),
                 log=until_done.enter_context(MetricsLog(folder, num_lines)) if is_main else None,
                 report=report,

@@ -37,7 +37,7 @@ from forecaster.training.checkpoint import (
 )
 from forecaster.training.interruption import Interrupted, Interruption
 from forecaster.training.metrics_log import MetricsLog
-from forecaster.training.optimizer import make_optimizer, optimizer_state, restore_optimizer, set_rates
+from forecaster.training.optimizer import make_optimizer, optimizer_state, restore_optimizer, set_rates, trained_apart
 from forecaster.training.processes import any_process, gather_generators, sum_gradients
 from forecaster.training.schedule import Schedule, aux_weight, batches_of, epoch_order, share_of
 
@@ -78,7 +78,9 @@ class TrainingProgress:
 class Task:
     """What is trained on what, and where it is written. log: None in every process but the main one.
 
-    identity: what the training belongs to, in terms of JSON. report: called after each step in the main process.
+    keeps_last: whether the last weights are kept and nothing stops the training early, instead of those of the best
+    validation MSE. identity: what the training belongs to, in terms of JSON. report: called after each step in the
+    main process.
     """
 
     model: nn.Module
@@ -90,6 +92,7 @@ class Task:
     identity: Mapping[str, Any]
     accelerator: Accelerator
     interruption: Interruption
+    keeps_last: bool
     log: MetricsLog | None
     report: Callable[[TrainingProgress], None] | None
 
@@ -173,12 +176,16 @@ class TrainingLoop:
         set_rates(self.optimizer, factor)
         rows = self.rows_of_step()
         losses = self.gradients(rows)
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip))
+        norms = [
+            float(self.accelerator.clip_grad_norm_(parameters, self.config.clip))
+            for parameters in trained_apart(self.model)
+        ]
+        norm = math.hypot(*norms)
         if not (math.isfinite(losses[0]) and math.isfinite(norm)):
             where = f"in step {self.state.step + 1}, at learning_rate {factor * self.config.learning_rate:.3g}"
             raise ConfigError(
                 f"the loss is {losses[0]} and its gradient {norm} {where}",
-                hint="lower learning_rate or gate_learning_rate, or set precision to float32",
+                hint="lower learning_rate, or set precision to float32",
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -235,7 +242,7 @@ class TrainingLoop:
         """Validate, keep the best, decide whether to stop, write a checkpoint."""
         self.write_losses()
         val_mse = self.validate()
-        is_best = val_mse < self.state.best_val_mse
+        is_best = self.task.keeps_last or val_mse < self.state.best_val_mse
         self.state = replace(
             self.state,
             epoch=self.state.epoch + 1,
