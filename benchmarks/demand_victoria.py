@@ -2,10 +2,10 @@
 
     python -m benchmarks.demand_victoria vic_elec.csv
 
-The table vic_elec of the R package tsibbledata, as ds, demand, temperature, holiday in the time of Melbourne. The last year
-is the test, the memory is built on the years before and grows with each day. Temperature is what was measured later: an
-upper bound of what a forecast of it allows. Arms: with temperature, holiday and calendar, with the calendar alone, and
-without covariates. MAE in MW.
+The table vic_elec of the R package tsibbledata, as ds, demand, temperature, holiday in the time of Melbourne. The last
+year is the test, the memory is built on the years before and grows with each day. Temperature is what was measured
+later: an upper bound of what a forecast of it allows. Arms: with temperature, holiday and calendar, with the calendar
+alone, and without covariates. MAE in MW.
 """
 
 from __future__ import annotations
