@@ -11,7 +11,9 @@ from cli.output import note, progress
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from cli.options import Indexes
+    import numpy as np
+
+    from cli.options import Indexes, KnownAhead
     from forecaster.predictor import Predictor
     from forecaster.runs.run import Run
     from memory_index.bounds import Bounds
@@ -215,6 +217,32 @@ def tell_few(memory: Memory, ref: str) -> None:
         note(f"{ref} stores {windows}, of which {apart} do not overlap: its quantiles may be far too narrow")
 
 
+def with_known_ahead(table: SeriesTable, memory: Memory, options: ReadOptions, ahead: KnownAhead) -> SeriesTable:
+    """The table with the known covariates of a table of the future, and a scenario over the horizon; said aloud."""
+    from memory_index.tables.future import read_future
+
+    if ahead.future is not None:
+        notes = len(table.notes)
+        like = options_like(memory.manifest, options)
+        table = read_future(ahead.future, table, like)
+        for done in table.notes[notes:]:
+            note(done)
+    return with_scenario(table, memory, ahead.set_known)
+
+
+def with_scenario(
+    table: SeriesTable, memory: Memory, set_known: Sequence[str] | None, *, at: np.datetime64 | None = None
+) -> SeriesTable:
+    """The table with the changes of `--set-known` over the horizon after each series' end, or `at`, said aloud."""
+    from memory_index.scenarios import parse_changes, with_changes
+
+    changes = parse_changes(set_known or ())
+    changed = with_changes(table, changes, memory.manifest.covariates, memory.windows.spec.horizon, at=at)
+    if changes:
+        note(f"scenario: {', '.join(map(str, changes))} over the horizon")
+    return changed
+
+
 def tell_bounds(table: SeriesTable, memory: Memory, bounds: Bounds | None = None) -> None:
     """Say which series are counts, and so kept at 0 or above without being asked."""
     from memory_index.bounds import BoundsOf
@@ -298,8 +326,13 @@ def _own_step(file: Path, options: ReadOptions) -> Step | None:
 
 
 def options_like(manifest: Manifest, options: ReadOptions) -> ReadOptions:
-    """Reading options with the step and the time zone of a version, unless others are asked for: rows do not tell."""
+    """Reading options with the step and the time zone of a version, unless others are asked for: rows do not tell; and
+    with the covariates that it was built with.
+    """
+    from memory_index.tables.recorded_roles import with_recorded
+
     step = manifest.step
     if options.time_zone is None and step.time_zone is not None:
         note(f"times without a UTC offset are read in {step.time_zone}, the time zone of the version")
-    return replace(options, step=options.step or step.frequency, time_zone=options.time_zone or step.time_zone)
+    like = replace(options, step=options.step or step.frequency, time_zone=options.time_zone or step.time_zone)
+    return with_recorded(like, manifest.recorded_covariates)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 # Types of records, which commands import for the type checker only. typer never sees them.
-RECORDS = {"ReadOptions": object, "Settings": object}
+RECORDS = {"ReadOptions": object, "Settings": object, "KnownAhead": object}
 
 
 def with_record(
@@ -76,6 +76,15 @@ NeighboursDir = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
+SetKnown = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set-known",
+        metavar="NAME=VALUE",
+        help="A scenario: set a known covariate over the horizon (temperature=5), or change it (temperature+=5); "
+        "repeatable.",
+    ),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="A series that cannot take part is an error (exit code 3), not a note.")
 ]
@@ -292,6 +301,31 @@ def reads_table(command: Callable[..., None]) -> Callable[..., None]:
         return ReadOptions(**{name: value for name, value in given.items() if value is not None})
 
     return with_record(command, "table_options", TABLE_OPTIONS, record)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownAhead:
+    """What is said of known covariates after the last target value: a table of the future, and a scenario."""
+
+    future: Path | None = None
+    set_known: list[str] | None = None
+
+
+AHEAD_OPTIONS = {
+    "future": (
+        Annotated[
+            Path | None,
+            typer.Option(help="Table of the known covariates of the next steps ('cli data future' makes one)."),
+        ],
+        None,
+    ),
+    "set_known": (SetKnown, None),
+}
+
+
+def reads_future(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command these options, and hand them to its keyword argument `ahead` as a `KnownAhead`."""
+    return with_record(command, "ahead", AHEAD_OPTIONS, lambda given: KnownAhead(**given))
 
 
 def reading_flags(options: ReadOptions) -> list[str]:

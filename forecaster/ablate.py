@@ -228,7 +228,7 @@ def _scored(
     )
     run, path = open_run(folder), folder / EVALUATION
     scored = steps_until(table, memory.manifest.split.bounds(part)[1])  # the run knows the table up to validation only
-    what = {"fingerprint": memory.manifest.fingerprint, "part": part, "data": scored.content_hash, "form": FORM}
+    what = {"fingerprint": memory.manifest.fingerprint, "part": part, "data": scored.input_hash, "form": FORM}
     if not trained.is_new and path.is_file():
         stored = unseal(path)
         if all(stored.get(name) == value for name, value in what.items()):

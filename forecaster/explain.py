@@ -7,7 +7,7 @@ computed a second time in another way. How it is shown is the command line's aff
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from forecaster.retrieval.neighbours import Condensed
 from forecaster.runs.intervals import MemoryFan
 from memory_index.bounds import BoundsOf
 from memory_index.closeness import UsualDistances, closeness, nearest_distances, usual_distances
+from memory_index.conditions import ahead_in_words, known_of
 from memory_index.inspection import (
     NeighbourRecord,
     actual_after,
@@ -33,6 +34,7 @@ from memory_index.inspection import (
 )
 from memory_index.memory import Memory
 from memory_index.neighbours import Neighbours, mean_over_spaces
+from memory_index.query_covariates import require_known_ahead
 from memory_index.tables.series import SeriesTable
 from memory_index.transforms import Curve
 from memory_index.types import KeySpace
@@ -117,9 +119,10 @@ class Explanation:
     `gate * model_part + (1 - gate) * memory_part`. gate: [H]. networks: [F, H], what each network forecasts, of which
     the part `network` is the mean; F is 0 without networks. levels, quantiles: the calibrated interval, [H, Q]. parts:
     bases of the model part, then key spaces. neighbours: nearest first. feature_gate, confidence: of GRA-M's gating of
-    features; None where the network is off. trend: None without TAPR. no_close_analogue: see `memory_index.closeness`.
-    in_sample: whether training or validation used this window, or a fitted part of the version has seen steps later
-    than the origin.
+    features; None where the network is off. trend: None without TAPR. covariates: the known ones by name, float32, the
+    last values those of the horizon; categories: the words of those that have any. no_close_analogue: see
+    `memory_index.closeness`. in_sample: whether training or validation used this window, or a fitted part of the
+    version has seen steps later than the origin.
     """
 
     series_id: str
@@ -142,15 +145,19 @@ class Explanation:
     confidence: float | None
     trend: Trend | None
     no_close_analogue: bool
+    covariates: dict[str, np.ndarray] = field(default_factory=dict)
+    categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def to_document(self, step: Step) -> dict[str, Any]:
         """The JSON document but for what it was made by: every number, in its own units."""
+        beside = ahead_in_words(self.covariates, self.categories, len(self.forecast))
         return {
             "query": {
                 "series_id": self.series_id,
                 "origin": self.origin_text,
                 "context": self.context,
                 "actual": self.actual,
+                **({"covariates": beside} if beside else {}),
             },
             "in_sample": self.in_sample,
             "no_close_analogue": self.no_close_analogue,
@@ -244,6 +251,8 @@ def explain(
         confidence=None if output.gating is None else float(output.gating.confidence),
         trend=_trend(predictor.model, window),
         no_close_analogue=no_close_analogue,
+        covariates=known_of(window.found, window.place, config.horizon),
+        categories={column.name: column.words for column in memory.manifest.covariates},
     )
 
 
@@ -257,6 +266,8 @@ def _ask(predictor: Predictor, memory: Memory, table: SeriesTable, series_id: st
         )
     _, origins = one_origin(table, series_id, at, memory.windows.spec)
     [block] = live_blocks(memory, table, origins, config.model, config.train.memory_k, predictor.units)
+    columns = memory.manifest.covariates
+    require_known_ahead(block.asked.queries, block.asked.wanted, columns, table.step, table.source)
     found, condensed, neighbours = block.found, block.condensed, block.batch.neighbours
     assert found is not None, "a model with GRA-M retrieves"
     assert condensed is not None

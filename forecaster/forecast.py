@@ -12,7 +12,9 @@ from forecaster.retrieval.batches import live_blocks
 from memory_index.bounds import Bounds, BoundsOf
 from memory_index.long_tables import forecast_frame
 from memory_index.memory import Memory
+from memory_index.memory_only import warnings_of
 from memory_index.queries import latest_origins
+from memory_index.query_covariates import require_known_ahead
 from memory_index.tables.series import SeriesTable
 
 
@@ -32,14 +34,18 @@ def forecast(
 
     bounds: that no forecast and no quantile leaves; without, those of counts are kept at 0 or above (`bounds.py`).
 
-    Series that cannot be forecast are named in `attrs["skipped"]`, a list of `{"series_id", "reason"}`.
+    Series that cannot be forecast are named in `attrs["skipped"]`, a list of `{"series_id", "reason"}`; known
+    covariates that lie far outside what the version was fitted on in `attrs["warnings"]`.
 
     Raises `DataError` (every history too short), `UsageError` (a quantile that is not calibrated).
     """
     config = predictor.config.model
     origins, skipped = latest_origins(table, memory.windows.spec, views=memory.windows.views)
-    parts, within = [], BoundsOf(memory, bounds)
+    parts, asked, within = [], [], BoundsOf(memory, bounds)
     for block in live_blocks(memory, table, origins, config, predictor.config.train.memory_k, predictor.units):
+        queries = block.asked.queries
+        require_known_ahead(queries, block.asked.wanted, memory.manifest.covariates, table.step, table.source)
+        asked.append(queries)
         predicted = predictor.predict(block.batch)
         levels = predictor.quantiles(memory, block, predicted, quantiles)
         shape = (*block.asked.wanted.shape, config.horizon)
@@ -51,4 +57,5 @@ def forecast(
     result = pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
     assert np.isfinite(result["yhat"]).all(), "a finite context and a finite model give a finite forecast"
     result.attrs["skipped"] = [asdict(each) for each in skipped]
+    result.attrs |= warnings_of(asked, memory)
     return result

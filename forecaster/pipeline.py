@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -41,10 +42,14 @@ from memory_index.evaluation import Evaluation
 from memory_index.local import LocalMemory
 from memory_index.origins import parse_schedule
 from memory_index.queries import require_no_longer_step, require_same_data
+from memory_index.scenarios import parse_changes, with_changes
 from memory_index.splits import split_by_name
 from memory_index.tables.columns import ReadOptions
+from memory_index.tables.future import read_future
 from memory_index.tables.reading import read_frame
+from memory_index.tables.recorded_roles import with_recorded
 from memory_index.tables.series import SeriesTable
+from memory_index.tables.steps_ahead import make_future as future_table
 from memory_index.versions.append import append
 from memory_index.versions.archive import export, import_version
 from memory_index.versions.build import build, steps_until
@@ -62,9 +67,10 @@ class Forecaster:
 
     horizon, lookback: steps to forecast and to look at. split: shares of training, validation and test rows; the
     default keeps none for a test, `70/10/20` leaves some for `evaluate`. folder: where index and run are written, None
-    for a temporary one that goes with the object. device: `auto`, `cpu` or `cuda`. options: how tables are read.
-    transform: units that memory and model work in, `none`, `asinh`, `log1p` or `auto` (`memory_index.transforms`).
-    settings: any setting of `forecaster.config` by name.
+    for a temporary one that goes with the object. device: `auto`, `cpu` or `cuda`. options: how tables are read. known,
+    observed, static: names of covariates: columns whose future is known, whose past alone is known, and that have one
+    value for each series (docs/covariates.md). transform: units that memory and model work in, `none`, `asinh`, `log1p`
+    or `auto` (`memory_index.transforms`). settings: any setting of `forecaster.config` by name.
 
     Tables are DataFrames, long (`unique_id, ds, y`) or wide (a time column and one column per series); without a time
     column, an index of times is it. Raises `ConfigError` for a setting that does not exist.
@@ -80,11 +86,21 @@ class Forecaster:
         device: str = "auto",
         options: ReadOptions | None = None,
         transform: str = "none",
+        known: Sequence[str] = (),
+        observed: Sequence[str] = (),
+        static: Sequence[str] = (),
         **settings: Any,
     ) -> None:
         self.config = Config.from_dict({"horizon": horizon, "lookback": lookback, **settings})
         self.transform = transform
-        self.split, self.device, self.options = split, device, options or ReadOptions()
+        options = options or ReadOptions()
+        self.options = replace(
+            options,
+            known=tuple(known) or options.known,
+            observed=tuple(observed) or options.observed,
+            static=tuple(static) or options.static,
+        )
+        self.split, self.device = split, device
         self._temporary = tempfile.TemporaryDirectory(prefix="forecaster-") if folder is None else None
         self.folder = Path(self._temporary.name if self._temporary is not None else folder or "")
         self._history: SeriesTable | None = None
@@ -135,18 +151,22 @@ class Forecaster:
     def predict(
         self,
         frame: pd.DataFrame | None = None,
+        future: pd.DataFrame | None = None,
         *,
         quantiles: tuple[float, ...] = (),
+        set_known: Sequence[str] = (),
         lower: float | None = None,
         upper: float | None = None,
         update_memory: bool = True,
     ) -> pd.DataFrame:
         """The next steps of every series: `unique_id, ds, yhat` and one column per quantile asked for (`q0.1`).
 
-        frame: the history to go on from, default that of `fit`. update_memory: append what it holds that the memory
-        does not yet; nothing is trained again. A table with series that the memory does not know
-        needs False. lower, upper: bounds that no forecast and no quantile leaves; without `lower`, counts are kept at 0
-        or above (`memory_index.bounds`).
+        frame: the history to go on from, default that of `fit`; rows after the last target value are the future.
+        future: the known covariates of the next steps, such as `make_future` lays out. set_known: a scenario,
+        `temperature=5` or `temperature+=5` over the whole horizon (`memory_index.scenarios`). update_memory: append
+        what it holds that the memory does not yet; nothing is trained again. A table with series that the memory does
+        not know needs False. lower, upper: bounds that no forecast and no quantile leaves; without `lower`, counts are
+        kept at 0 or above (`memory_index.bounds`).
 
         Raises what `append` and `forecaster.forecast.forecast` raise.
         """
@@ -160,7 +180,22 @@ class Forecaster:
                 self._grow(table)
         memory = self.memory
         require_same_data(table, memory.windows, self._ref)
+        if future is not None:
+            table = read_future(future, table, self._options_like())
+        changes, columns = parse_changes(set_known), memory.manifest.covariates
+        table = with_changes(table, changes, columns, memory.windows.spec.horizon)
         return forecast(predictor, memory, table, quantiles=quantiles, bounds=bounds)
+
+    def make_future(self, history: pd.DataFrame | None = None) -> pd.DataFrame:
+        """The table of the next steps of every series, to be filled in and given to `predict`: one column for each
+        known covariate, with what is known already. history: as for `predict`.
+
+        Raises `UsageError` without a known covariate.
+        """
+        table = self._history if history is None else self._read(history)
+        if table is None:
+            raise UsageError("a loaded forecaster has no history", hint="give make_future the table to go on from")
+        return future_table(table, self.memory.windows.spec.horizon, like=self._options_like())
 
     def evaluate(
         self, frame: pd.DataFrame, part: str = "test", *, every: str | None = None, at: str | None = None
@@ -316,14 +351,17 @@ class Forecaster:
         )
 
     def _read(self, frame: pd.DataFrame) -> SeriesTable:
-        step = self.memory.manifest.step  # rows alone do not always tell
-        options = replace(
-            self.options, step=self.options.step or step.frequency, time_zone=self.options.time_zone or step.time_zone
-        )
-        table = read_frame(frame, options)
+        table = read_frame(frame, self._options_like())
         if self.options.step is None:
             require_no_longer_step(table, "this forecaster")
         return table
+
+    def _options_like(self) -> ReadOptions:
+        """With the step, the time zone and the covariates of the memory: rows alone do not always tell."""
+        manifest, options = self.memory.manifest, self.options
+        step = options.step or manifest.step.frequency
+        like = replace(options, step=step, time_zone=options.time_zone or manifest.step.time_zone)
+        return with_recorded(like, manifest.recorded_covariates)
 
     def _open(self, ref: str) -> LocalMemory:
         return open_version(Store(self.folder / INDEXES).resolve(ref), load_encoder=load_encoder)

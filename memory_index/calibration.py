@@ -58,6 +58,7 @@ def usual_errors(
             origin=windows.origin(rows[:, 0]),
             series_id=np.array(windows.series_ids)[series],
             policy=Policy.CAUSAL,
+            covariates=windows.covariates_of(rows),
         )
         found = memory.search(queries, k, scopes=scopes, views=views)
         center = found.forecast(on_empty="last-value")[..., None].astype(np.float64)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memory_index.local import LocalMemory
+from memory_index.moved_futures import numbers_beside
 from memory_index.windows import StoredWindows
 
 TODAY = 2  # the later half of what is known since fitting
@@ -112,12 +113,13 @@ def _of_view(
 
 
 def _fitted(windows: StoredWindows, rows: np.ndarray, view: int, ridge: float) -> np.ndarray:
-    """float64 [view, H]: see `fit_encoder`."""
-    gram, cross = np.zeros((view, view)), np.zeros((view, windows.spec.horizon))
+    """float64 [view + P, H]: see `fit_encoder`."""
+    width = view + (0 if windows.covariates is None else windows.covariates.layout.width)
+    gram, cross = np.zeros((width, width)), np.zeros((width, windows.spec.horizon))
     for _, z, future in _normalised(windows, rows, view):
         gram += z.T @ z
         cross += z.T @ np.nan_to_num(future)
-    return np.linalg.solve(gram / len(rows) + ridge * np.eye(view), cross / len(rows))
+    return np.linalg.solve(gram / len(rows) + ridge * np.eye(width), cross / len(rows))
 
 
 def _errors(windows: StoredWindows, rows: np.ndarray, view: int, weight: np.ndarray, unit: np.ndarray) -> np.ndarray:
@@ -133,13 +135,15 @@ def _errors(windows: StoredWindows, rows: np.ndarray, view: int, weight: np.ndar
 def _normalised(
     windows: StoredWindows, rows: np.ndarray, view: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(rows [n], z [n, view], future [n, H]) in the windows' own location and spread under the view."""
+    """(rows [n], z [n, view + P], future [n, H]) in the windows' own location and spread under the view, with what
+    stands beside them (`moved_futures.numbers_beside`).
+    """
     number = windows.views.index(view)
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
         whole = windows.filled_windows(part, view, windows.spec.horizon).astype(np.float64)
         whole = (whole - windows.location[part, number][:, None]) / windows.spread[part, number][:, None]
-        yield part, whole[:, :view], whole[:, view:]
+        yield part, np.concatenate([whole[:, :view], numbers_beside(windows, part, view)], axis=1), whole[:, view:]
 
 
 def _even(rows: np.ndarray, at_most: int) -> np.ndarray:

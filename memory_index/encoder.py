@@ -6,7 +6,8 @@ See docs/method.md. A key is a row of numbers whose Euclidean distance to anothe
 
 Shape part: the window of a view after instance normalisation, z, under the metric
 `|dz|^2 / view + f^2 * |ridge(dz)|^2 / H` (two windows are near when they look alike *and* point the same
-way), reduced by a PCA. Value part: what normalisation removed, in units of the training split.
+way), reduced by a PCA. Value part: what normalisation removed, in units of the training split. Where a version has
+covariates, ridge reads them too, and a third part, condition, tells how the known ones of the horizon differ.
 Encoding is independent of batching, bit for bit: every product has the same fixed shape. This file does
 not search and does not know files; fitting is `fit_encoder.py`.
 """
@@ -21,13 +22,15 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from memory_index.covariate_map import CovariateLayout, CovariateWindows
 from memory_index.errors import UsageError
 from memory_index.products import project
-from memory_index.scaling import SeriesScale, WindowStatistics, window_statistics
+from memory_index.scaling import SeriesScale, WindowStatistics, units_of, window_statistics
 from memory_index.types import KeySpace, Scope
 
 BUILT_IN = "dual"  # the kind of `DualKeyEncoder`
 NUM_VALUES = 5  # numbers of the value part of one series: location, spread, max, min, last - first
+CONDITION_WEIGHT = 1.0  # default, see `EncoderConfig`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +41,8 @@ class EncoderConfig:
     dimensions of the shape part of one series. joint_width: width of a joint key (d_repr). forecast_weight:
     f above; 0 switches the forecast-aware metric off. ridge: penalty relative to the mean square of z.
     spread_floor: least spread of a window, relative to its series' training standard deviation. flat_below:
-    windows below this spread (same unit) are flat, and match flat windows only.
+    windows below this spread (same unit) are flat, and match flat windows only. condition_weight: how much the known
+    covariates of the horizon count beside the shape, as f for the forecast; of no effect without any.
     """
 
     views: tuple[int, ...] = (96, 168, 336)
@@ -49,6 +53,7 @@ class EncoderConfig:
     ridge: float = 0.01
     spread_floor: float = 0.3
     flat_below: float = 0.01
+    condition_weight: float = CONDITION_WEIGHT
 
     def __post_init__(self) -> None:
         for name, above, most in (("shape_weight", 0.0, 1.0), ("spread_floor", 0.0, math.inf)):
@@ -56,17 +61,20 @@ class EncoderConfig:
                 bounds = "above 0" + (f" and at most {most:g}" if math.isfinite(most) else "")
                 raise UsageError(f"{name} is {getattr(self, name):g}, but must be {bounds}")
 
-    def key_width(self, space: KeySpace, num_series: int) -> int:
-        """Numbers of a key that these settings make for a table of so many series."""
+    def key_width(self, space: KeySpace, num_series: int, condition_width: int = 0) -> int:
+        """Numbers of a key of a table of so many series. condition_width: of its condition part."""
         shape = min(self.shape_width, space.view)
         if space.scope != "joint":
-            return shape + (NUM_VALUES if space.scope == "own" else 0)
+            return shape + (NUM_VALUES if space.scope == "own" else 0) + condition_width
         value = min(self.joint_width // 8, NUM_VALUES * num_series)
-        return value + min(self.joint_width - value, shape * num_series)
+        return value + min(self.joint_width - value, shape * num_series) + condition_width
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings in terms of JSON, by name."""
-        return asdict(self) | {"views": list(self.views)}
+        """The settings in terms of JSON, by name; those that came later only where they are not at their default."""
+        settings = asdict(self) | {"views": list(self.views)}
+        if self.condition_weight == CONDITION_WEIGHT:
+            del settings["condition_weight"]
+        return settings
 
 
 def default_views(lookback: int) -> tuple[int, ...]:
@@ -103,6 +111,11 @@ class KeyEncoder(Protocol):
         ...
 
     @property
+    def covariates(self) -> CovariateLayout | None:
+        """The covariates that windows are encoded with; None without any."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Hash of everything that decides a key."""
         ...
@@ -111,41 +124,59 @@ class KeyEncoder(Protocol):
         """What the manifest says of it, in terms of JSON: `kind`, `settings` (the config's), `fingerprint`, more."""
         ...
 
-    def encode(self, view: int, context: np.ndarray, series: np.ndarray, scopes: tuple[Scope, ...]) -> Encoded:
-        """context: [B, N, L], units of the transform; series: int [N], number in the version, -1 for an unseen one."""
+    def encode(
+        self,
+        view: int,
+        context: np.ndarray,
+        series: np.ndarray,
+        scopes: tuple[Scope, ...],
+        covariates: CovariateWindows | None = None,
+    ) -> Encoded:
+        """context: [B, N, L], units of the transform; series: int [N], number in the version, -1 for an unseen one.
+
+        covariates: of the same windows, [B, N]; None for a version without any.
+        """
         ...
 
     def value_width(self, space: KeySpace) -> int:
-        """How many of the last numbers of a key are its value part."""
+        """How many numbers of a key are its value part, which comes last but for the condition part."""
         ...
 
     def linear_map(self, view: int) -> np.ndarray:
-        """From a normalised window of a view to its normalised future, fitted in closed form: float32 [view, H]."""
+        """From a normalised window of a view, and the P numbers of its covariates, to its normalised future, fitted in
+        closed form: float32 [view + P, H].
+        """
         ...
 
-    def linear_forecast(self, view: int, context: np.ndarray, series: np.ndarray) -> np.ndarray:
-        """A linear baseline: context [B, N, L] -> float32 [B, N, H], units of the transform; series as in `encode`."""
+    def linear_forecast(
+        self, view: int, context: np.ndarray, series: np.ndarray, covariates: CovariateWindows | None = None
+    ) -> np.ndarray:
+        """A linear baseline: context [B, N, L] -> float32 [B, N, H], units of the transform; else as in `encode`."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class DualKeyEncoder:
-    """The built-in encoder: closed-form, torch-free. N_v series of the version, D = shape_width.
+    """The built-in encoder: closed-form, torch-free. N_v series of the version, D = shape_width, P numbers of
+    covariates.
 
-    arrays (float32), by name: `own-VIEW` [N_v, view, D], `pooled-VIEW` [view, D], `joint-VIEW`
-    [N_j * D, E_shape], `joint-value-VIEW` [N_j * 5, E_value], `ridge-VIEW` [view, H]; a scope that the
-    version does not have has no arrays.
+    arrays (float32), by name: `own-VIEW` [N_v, view + P, D], `pooled-VIEW` [view + P, D], `joint-VIEW`
+    [N_j * D, E_shape], `joint-value-VIEW` [N_j * 5, E_value], `ridge-VIEW` [view + P, H], `condition-VIEW`
+    [numbers of the horizon, condition width]; a scope that the version does not have has no arrays.
     """
 
     config: EncoderConfig
     horizon: int
     scale: SeriesScale
     arrays: dict[str, np.ndarray] = field(repr=False)
+    covariates: CovariateLayout | None = None
 
     @property
     def fingerprint(self) -> str:
-        """sha256, hexadecimal, of the settings, every array and the training scale."""
+        """sha256, hexadecimal, of the settings, every array, the training scale and the units of covariates."""
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        if self.covariates is not None:
+            digest.update(json.dumps([asdict(column) for column in self.covariates.columns]).encode())
         for name in sorted(self.arrays):
             digest.update(name.encode() + np.ascontiguousarray(self.arrays[name]).tobytes())
         digest.update(np.stack(self.scale).tobytes())
@@ -161,41 +192,70 @@ class DualKeyEncoder:
             return 0  # an unseen series has no training level to compare with
         return NUM_VALUES if space.scope == "own" else self.arrays[f"joint-value-{space.view}"].shape[1]
 
-    def encode(self, view: int, context: np.ndarray, series: np.ndarray, scopes: tuple[Scope, ...]) -> Encoded:
+    def encode(
+        self,
+        view: int,
+        context: np.ndarray,
+        series: np.ndarray,
+        scopes: tuple[Scope, ...],
+        covariates: CovariateWindows | None = None,
+    ) -> Encoded:
         """See `KeyEncoder.encode`. `joint` needs the series of the joint group, in its order."""
+        x, windows, statistics = self.explanatory(view, context, series, covariates)
+        w = self.config.shape_weight
+        keys: dict[Scope, list[np.ndarray]] = {}
+        if "pooled" in scopes:
+            keys["pooled"] = [project(x, self.arrays[f"pooled-{view}"])]
+        if "own" in scopes or "joint" in scopes:
+            shape = self.own_shape(view, x, series)
+            value = self.value_part(windows, statistics, series)
+            if "own" in scopes:
+                keys["own"] = [np.sqrt(w) * shape, np.sqrt(1 - w) * value]
+            if "joint" in scopes:
+                keys["joint"] = [joint_key(self.arrays, view, shape, value, shape_weight=w)]
+        if self.covariates is not None and covariates is not None and self.covariates.condition_width:
+            condition = project(self.covariates.horizon_numbers(covariates), self.arrays[f"condition-{view}"])
+            for scope, parts in keys.items():  # what all series of a moment have in common is the condition of that
+                parts.append(condition.mean(axis=1) if scope == "joint" else condition)
+        whole = {
+            scope: (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)).astype(np.float32)
+            for scope, parts in keys.items()
+        }
+        return Encoded(keys=whole, statistics=statistics)
+
+    def explanatory(
+        self, view: int, context: np.ndarray, series: np.ndarray, covariates: CovariateWindows | None
+    ) -> tuple[np.ndarray, np.ndarray, WindowStatistics]:
+        """What the linear map reads, float64 [B, N, view + P]: windows in their own location and spread, and the
+        numbers of their covariates, whose effect is in the target's units: in training units times the deviation of the
+        series, divided by the window's spread as the window itself is. Beside it the windows [B, N, view] and their
+        statistics.
+        """
         windows = context[..., -view:].astype(np.float64, order="C")
         statistics = self.statistics(windows, context, series)
         z = (windows - statistics.location[..., None]) / statistics.spread[..., None]
-        w = self.config.shape_weight
-        keys: dict[Scope, np.ndarray] = {}
-        if "pooled" in scopes:
-            keys["pooled"] = project(z, self.arrays[f"pooled-{view}"]).astype(np.float32)
-        if "own" in scopes or "joint" in scopes:
-            shape = self.own_shape(view, z, series)
-            value = self.value_part(windows, statistics, series)
-            if "own" in scopes:
-                keys["own"] = np.concatenate([np.sqrt(w) * shape, np.sqrt(1 - w) * value], axis=-1).astype(np.float32)
-            if "joint" in scopes:
-                keys["joint"] = joint_key(self.arrays, view, shape, value, shape_weight=w).astype(np.float32)
-        return Encoded(keys=keys, statistics=statistics)
+        if self.covariates is None or covariates is None:
+            return z, windows, statistics
+        x = np.empty((*z.shape[:-1], view + self.covariates.width))
+        x[..., :view] = z
+        unit = units_of(self.scale.std, series, context) / statistics.spread
+        self.covariates.numbers(covariates, view, unit, x[..., view:])
+        return x, windows, statistics
 
     def statistics(self, windows: np.ndarray, context: np.ndarray, series: np.ndarray) -> WindowStatistics:
         """Location, spread and flatness of windows [B, N, view]; floors follow the training scale of the series.
 
         For an unseen series (number -1) the standard deviation of its whole context takes that place.
         """
-        unit = np.broadcast_to(np.where(series >= 0, self.scale.std[np.maximum(series, 0)], 1.0), windows.shape[:2])
-        if (series < 0).any():
-            own = context.astype(np.float64, order="C").std(axis=-1)
-            unit = np.where(series >= 0, unit, np.where(own > 0, own, 1.0))
+        unit = units_of(self.scale.std, series, context)
         return window_statistics(
             windows, floor=self.config.spread_floor * unit, flat_below=self.config.flat_below * unit
         )
 
-    def own_shape(self, view: int, z: np.ndarray, series: np.ndarray) -> np.ndarray:
-        """z [B, N, view] -> each series' own PCA of it, float64 [B, N, D], whose distance is d_shape."""
+    def own_shape(self, view: int, x: np.ndarray, series: np.ndarray) -> np.ndarray:
+        """x [B, N, view + P] -> each series' own PCA of it, float64 [B, N, D], whose distance is d_shape."""
         projection = self.arrays[f"own-{view}"]
-        return np.stack([project(z[:, n], projection[s]) for n, s in enumerate(series)], axis=1)
+        return np.stack([project(x[:, n], projection[s]) for n, s in enumerate(series)], axis=1)
 
     def value_part(self, windows: np.ndarray, statistics: WindowStatistics, series: np.ndarray) -> np.ndarray:
         """Windows [B, N, view] -> float64 [B, N, 5] in training-split units, whose distance is d_value."""
@@ -217,12 +277,12 @@ class DualKeyEncoder:
         """See `KeyEncoder.linear_map`."""
         return self.arrays[f"ridge-{view}"]
 
-    def linear_forecast(self, view: int, context: np.ndarray, series: np.ndarray) -> np.ndarray:
+    def linear_forecast(
+        self, view: int, context: np.ndarray, series: np.ndarray, covariates: CovariateWindows | None = None
+    ) -> np.ndarray:
         """The ridge forecast that the metric uses, as a baseline: context [B, N, L] -> float32 [B, N, H]."""
-        windows = context[..., -view:].astype(np.float64, order="C")
-        statistics = self.statistics(windows, context, series)
-        z = (windows - statistics.location[..., None]) / statistics.spread[..., None]
-        future = project(z, self.linear_map(view))
+        x, _, statistics = self.explanatory(view, context, series, covariates)
+        future = project(x, self.linear_map(view))
         return (future * statistics.spread[..., None] + statistics.location[..., None]).astype(np.float32)
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from memory_index.cores import num_cores
+from memory_index.covariate_map import CovariateLayout, CovariateWindows, StoredCovariates
 from memory_index.encoder import NUM_VALUES, DualKeyEncoder, EncoderConfig
+from memory_index.fit_covariates import CovariateFit, FittedView, fit_units, spread_out
 from memory_index.missing import filled
 from memory_index.scaling import WindowStatistics, fit_scale
 from memory_index.tables.series import SeriesTable
@@ -27,7 +29,7 @@ MAX_JOINT_MOMENTS = 20_000  # enough for a PCA, and it bounds its cost
 GRAM_BYTES = 1 << 28  # of the Gram matrices of all series that are kept from one pass for the next
 AT_ONCE = 16  # series handled at once, or by one task
 
-Parts = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Parts = Callable[[np.ndarray, CovariateWindows | None], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +73,12 @@ def fit_encoder(
     """
     scale = fit_scale([series.values for series in table.series])
     encoder = DualKeyEncoder(config=config, horizon=horizon, scale=scale, arrays={})
+    if table.covariates is not None and table.covariates.columns:
+        layout = CovariateLayout(columns=fit_units(table), lookback=lookback, horizon=horizon)
+        encoder = replace(encoder, covariates=layout)
+        return _fit_with_covariates(
+            table, origins, encoder, lookback=lookback, scopes=scopes, target_origins=target_origins or origins
+        )
     for view in config.views:
         moments = _second_moments(table, origins, encoder, view=view, lookback=lookback)
         targets = moments
@@ -93,18 +101,96 @@ def fit_encoder(
     return encoder
 
 
+def _fit_with_covariates(
+    table: SeriesTable,
+    origins: list[np.ndarray],
+    encoder: DualKeyEncoder,
+    *,
+    lookback: int,
+    scopes: tuple[Scope, ...],
+    target_origins: list[np.ndarray],
+) -> DualKeyEncoder:
+    """The same where the linear map and the metric read covariates too; see `fit_covariates.py`."""
+    fit, config, arrays = (
+        CovariateFit(table, target_origins, encoder, lookback=lookback),
+        encoder.config,
+        encoder.arrays,
+    )
+    weights, sampled = {}, spread_out(origins, table.step.season)
+    for view in sorted(config.views, reverse=True):
+        fitted, width = fit.view(view), min(config.shape_width, view)
+        weights[view] = fitted.weights
+        arrays[f"ridge-{view}"] = fitted.ridge.astype(np.float32)
+        arrays[f"condition-{view}"] = fitted.condition.astype(np.float32)
+        own, pooled = _principal_parts(fit, fitted, sampled, view, width, own="own" in scopes or "joint" in scopes)
+        arrays |= {f"own-{view}": own} if own is not None else {}
+        arrays |= {f"pooled-{view}": pooled} if "pooled" in scopes else {}
+        if "joint" in scopes:
+            arrays |= joint_arrays(
+                table,
+                shared_origins(origins),
+                functools.partial(_parts, encoder, view),
+                config,
+                view=view,
+                lookback=lookback,
+                stored=fit.stored,
+            )
+    assert encoder.covariates is not None, "it has a layout"
+    columns = tuple(
+        replace(column, weight=tuple(float(weights[view][number]) for view in config.views))
+        for number, column in enumerate(encoder.covariates.columns)
+    )
+    return replace(encoder, covariates=replace(encoder.covariates, columns=columns))
+
+
+def _principal_parts(
+    fit: CovariateFit, fitted: FittedView, origins: list[np.ndarray], view: int, width: int, *, own: bool
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """The PCA of each series, float32 [N, view + P, width], where it is wanted, and that of all of them together.
+
+    Of `x root`, whose length is the forecast-aware distance: root has few columns beside those of the window.
+    """
+    num_parts, total = fitted.root.shape[1], max(sum(len(rows) for rows in origins), 1)
+    result = np.empty((len(origins), len(fitted.root), width), dtype=np.float32) if own else None
+    every = np.zeros((num_parts, num_parts))
+
+    def run(number: int) -> np.ndarray:
+        gram = np.zeros((num_parts, num_parts))
+        for x in fit.chunks(number, origins[number], view):
+            parts = x @ fitted.root
+            gram += parts.T @ parts
+        if result is not None:
+            result[number] = fitted.root @ _leading(gram, width)
+        return gram
+
+    with one_blas_thread():
+        for gram in Workers(num_cores()).run(run, range(len(origins))):
+            every += gram
+    return result, (fitted.root @ _leading(every / total, width)).astype(np.float32)
+
+
 def joint_arrays(
-    table: SeriesTable, rows: np.ndarray, parts: Parts, config: EncoderConfig, *, view: int, lookback: int
+    table: SeriesTable,
+    rows: np.ndarray,
+    parts: Parts,
+    config: EncoderConfig,
+    *,
+    view: int,
+    lookback: int,
+    stored: StoredCovariates | None = None,
 ) -> dict[str, np.ndarray]:
     """PCA over the concatenated own parts of all series of a moment (docs/method.md), shape and value apart.
 
-    rows: origin rows of the moments. parts: contexts [B, N, L] -> own shape [B, N, D] and value parts [B, N, 5].
+    rows: origin rows of the moments. parts: contexts [B, N, L] and their covariates -> own shape [B, N, D] and value
+    parts [B, N, 5]. stored: the covariates of the table, if any.
     """
+    series = np.arange(len(table.series))
     rows = rows[:: max(1, -(-len(rows) // MAX_JOINT_MOMENTS))]
     grams: list[np.ndarray] = []
     for chunk in _chunks(rows):
         context = np.stack([cut(series.values, chunk - lookback + 1, lookback) for series in table.series], axis=1)
-        flat = [part.reshape(len(chunk), -1) for part in parts(filled(context, table.step.season))]
+        beside = None if stored is None else stored.windows(series, np.repeat(chunk[:, None], len(series), 1), (view,))
+        flat = [part.reshape(len(chunk), -1) for part in parts(filled(context, table.step.season), beside)]
         grams = [part.T @ part + (grams[number] if grams else 0) for number, part in enumerate(flat)]
     value_width = min(config.joint_width // 8, NUM_VALUES * len(table.series))
     arrays = {}
@@ -211,16 +297,22 @@ def _metric_root(ridge: np.ndarray, *, view: int, horizon: int, forecast_weight:
 
 def _principal(gram: np.ndarray, root: np.ndarray, width: int) -> np.ndarray:
     """[view, width]: z -> the leading principal coordinates of z R, for z with second moments `gram`."""
-    _, vectors = np.linalg.eigh(root.T @ gram @ root)
-    return root @ vectors[:, ::-1][:, :width]
+    return root @ _leading(root.T @ gram @ root, width)
 
 
-def _parts(encoder: DualKeyEncoder, view: int, context: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _leading(gram: np.ndarray, width: int) -> np.ndarray:
+    """The leading eigenvectors of second moments, as columns."""
+    _, vectors = np.linalg.eigh(gram)
+    return np.asarray(vectors[:, ::-1][:, :width])
+
+
+def _parts(
+    encoder: DualKeyEncoder, view: int, context: np.ndarray, covariates: CovariateWindows | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Own shape and value parts of the contexts [B, N, L] of all series."""
     series = np.arange(context.shape[1])
-    z, statistics = _normalise(encoder, context, view, series)
-    windows = context[..., -view:].astype(np.float64, order="C")
-    return encoder.own_shape(view, z, series), encoder.value_part(windows, statistics, series)
+    x, windows, statistics = encoder.explanatory(view, context, series, covariates)
+    return encoder.own_shape(view, x, series), encoder.value_part(windows, statistics, series)
 
 
 def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from memory_index.bounds import BoundsOf
 from memory_index.closeness import UsualDistances, closeness, nearest_distances
+from memory_index.conditions import condition_parts, known_values
 from memory_index.errors import NotFoundError
 from memory_index.leakage import Policy
 from memory_index.memory import Memory, too_much_missing
 from memory_index.memory_only import MEMORY_K
 from memory_index.neighbours import Neighbours
 from memory_index.queries import origin_at, query_blocks
+from memory_index.query_covariates import require_known_ahead
 from memory_index.tables.series import Series, SeriesTable
 from memory_index.types import Filter, KeySpace, Scope
 from memory_index.windows import WindowSpec
 
+OF_CONDITIONS = ("condition_distance", "condition_parts", "covariates")  # fields of a version with covariates
 FAN = (0.1, 0.25, 0.75, 0.9)  # quantiles of what followed the neighbours
 
 
@@ -30,6 +33,9 @@ class NeighbourRecord:
 
     weight sums to 1 within a (scope, view). match: correlation of its future with what really followed the query,
     None while that is not known or where either is constant. age_days: from its origin to the query's.
+
+    Of a version with covariates: condition_distance, the condition part of the distance; condition_parts, what each
+    known column adds to its square; covariates, the known columns by name, float32 [L + H] (`conditions.py`).
     """
 
     scope: str
@@ -50,10 +56,19 @@ class NeighbourRecord:
     future: np.ndarray
     aligned_context: np.ndarray
     aligned_future: np.ndarray
+    condition_distance: float | None = None
+    condition_parts: dict[str, float] = field(default_factory=dict)
+    covariates: dict[str, np.ndarray] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, but for the aligned context, which has the same shape as the context."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "aligned_context"}
+        """The fields by name, but for the aligned context, which has the same shape as the context. Covariates are
+        those of the horizon; without any, none of the fields that tell of them is there.
+        """
+        document = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "aligned_context"}
+        if self.condition_distance is None:
+            return {name: value for name, value in document.items() if name not in OF_CONDITIONS}
+        ahead = {name: values[-len(self.future) :] for name, values in self.covariates.items()}
+        return document | {"covariates": ahead}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +81,8 @@ class Inspection:
     where the table does not know it; forecast [H]; quantiles [H, 4] at `FAN`. in_sample: whether a fitted
     part of the version has seen steps later than the origin. share_closer: for each key space, how many of the memory's
     own windows had a nearer nearest neighbour, as a share; None where too few tell. no_close_analogue: whether most key
-    spaces say that this window is unusual for this memory (closeness.py); False if that was not asked.
+    spaces say that this window is unusual for this memory (closeness.py); False if that was not asked. covariates: the
+    known ones by name, float32 [L + H]; categories: the words of those that have any.
     """
 
     series_id: str
@@ -81,6 +97,8 @@ class Inspection:
     neighbours: tuple[NeighbourRecord, ...]
     share_closer: dict[KeySpace, float | None]
     no_close_analogue: bool
+    covariates: dict[str, np.ndarray] = field(default_factory=dict)
+    categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def actual_known(self) -> bool:
@@ -114,8 +132,10 @@ def inspect_window(
     row, origins = one_origin(table, series_id, at, spec)
     number = table.series_ids.index(series_id)
     known, views_stored = memory.windows.series_ids, memory.windows.views
-    [block] = query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views_stored)
-    place = int(np.flatnonzero(block.series == number)[0])
+    layout = memory.manifest.covariate_layout
+    [block] = query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views_stored, layout=layout)
+    require_known_ahead(block.queries, block.wanted, memory.manifest.covariates, table.step, table.source)
+    place, beside = int(np.flatnonzero(block.series == number)[0]), block.queries.covariates
     neighbours = memory.search(block.queries, k, scopes=scopes, views=views, where=where, min_gap=min_gap)
     filtered = where not in (None, Filter())
     require_neighbours(neighbours, place, filtered=filtered)
@@ -135,6 +155,8 @@ def inspect_window(
         context=block.queries.context[0, place],
         times=table.step.range(table.series[number].times[row - spec.lookback + 1], spec.length),
         actual=actual,
+        covariates=known_values(layout, None if beside is None else beside[0, place]),
+        categories={} if layout is None else {column.name: column.words for column in layout.columns},
         forecast=within.kept(behind.queries, behind.forecast(on_empty="last-value"))[0, 0],
         quantiles=within.kept(behind.queries, behind.quantiles(FAN, on_empty="last-value"))[0, 0],
         neighbours=tuple(neighbour_records(neighbours, place, every, actual)),
@@ -162,17 +184,7 @@ def actual_after(series: Series, row: int, horizon: int) -> np.ndarray:
 
 def of_series(neighbours: Neighbours, place: int) -> Neighbours:
     """The answer for series number `place` alone: whatever is made of it is not made for all the others too."""
-    one, queries = slice(place, place + 1), neighbours.queries
-    return replace(
-        neighbours,
-        queries=replace(queries, context=queries.context[:, one], series_id=queries.series_id[one]),
-        row=neighbours.row[:, one],
-        distance=neighbours.distance[:, one],
-        shape_distance=neighbours.shape_distance[:, one],
-        value_distance=neighbours.value_distance[:, one],
-        query_location=neighbours.query_location[:, one],
-        query_spread=neighbours.query_spread[:, one],
-    )
+    return neighbours.of_series(slice(place, place + 1))
 
 
 def require_neighbours(neighbours: Neighbours, place: int, *, filtered: bool = False) -> None:
@@ -237,7 +249,22 @@ def neighbour_records(
             future=futures[v, rank],
             aligned_context=curve.inverse((location + spread * standard).astype(np.float32)),
             aligned_future=aligned[v, rank],
+            **_conditions(neighbours, v, rank),
         )
+
+
+def _conditions(neighbours: Neighbours, v: int, rank: int) -> dict[str, Any]:
+    """The fields of a record that tell of covariates, for the one query of `neighbours`."""
+    stored, asked, windows = neighbours.windows.covariates, neighbours.queries.covariates, neighbours.windows
+    if stored is None or asked is None or neighbours.condition_distance is None:
+        return {}
+    row = neighbours.row[0, 0, v, rank]
+    values = stored.raw(windows.series[row], windows.origin_row[row])
+    return {
+        "condition_distance": float(neighbours.condition_distance[0, 0, v, rank]),
+        "condition_parts": condition_parts(stored.layout, asked[0, 0], values, neighbours.view_number[v]),
+        "covariates": known_values(stored.layout, values),
+    }
 
 
 def _correlation(future: np.ndarray, actual: np.ndarray) -> float | None:

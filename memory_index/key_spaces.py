@@ -26,6 +26,7 @@ from memory_index.windows import StoredWindows
 
 BLOCK = 256  # queries searched at once by one thread
 LEAST_BLOCK = 16  # with fewer, the search is not shared among threads
+UNUSED: tuple[float, ...] = (np.inf, -1, np.inf, np.inf)  # of an unused slot, as in `Found`
 MAX_FETCHED = 1 << 22  # candidates held at once while neighbours that lie far apart are looked for
 
 
@@ -62,19 +63,23 @@ class Segment:
 
 
 class Found(NamedTuple):
-    """What was found, [..., k]: squared distance and its value part, float32, and row ids, int64 (-1 unused)."""
+    """What was found, [..., k]: squared distance, float32, and row ids, int64 (-1 unused); of the distance its value
+    part and its condition part, float32, which is 0 where there are no covariates.
+    """
 
     squared: np.ndarray
     row: np.ndarray
     value: np.ndarray
+    condition: np.ndarray
 
     @classmethod
-    def empty(cls, num: int, k: int) -> Found:
-        """Nothing found yet by `num` queries."""
+    def empty(cls, shape: tuple[int, ...]) -> Found:
+        """Nothing found yet."""
         return cls(
-            np.full((num, k), np.inf, dtype=np.float32),
-            np.full((num, k), -1, dtype=np.int64),
-            np.full((num, k), np.inf, dtype=np.float32),
+            np.full(shape, np.inf, dtype=np.float32),
+            np.full(shape, -1, dtype=np.int64),
+            np.full(shape, np.inf, dtype=np.float32),
+            np.full(shape, np.inf, dtype=np.float32),
         )
 
     def put(self, chosen: np.ndarray, part: Found) -> None:
@@ -149,11 +154,16 @@ class KeySpaceSearch:
     """Searches one key space at a time over the segments of a version."""
 
     def __init__(
-        self, windows: StoredWindows, segments: Sequence[Segment], value_width: dict[KeySpace, int], workers: Workers
+        self,
+        windows: StoredWindows,
+        segments: Sequence[Segment],
+        part_widths: dict[KeySpace, tuple[int, int]],
+        workers: Workers,
     ) -> None:
+        """part_widths: numbers of the value part of a key, and of the condition part behind it."""
         self.windows = windows
         self.segments = tuple(segments)
-        self.value_width = value_width
+        self.part_widths = part_widths
         self.workers = workers
         self._times: dict[tuple[int, Scope, int], GroupTimes] = {}
         self._moments: np.ndarray | None = None  # int64 [M, N], row ids, where those of a moment are not consecutive
@@ -192,7 +202,7 @@ class KeySpaceSearch:
 
     def _far_apart(self, space: KeySpace, asked: Asked, queries: Queries, k: int, where: Filter, min_gap: int) -> Found:
         """The nearest k whose origins are `min_gap` steps apart, [q, k]; fetches more until k of them are found."""
-        result = Found.empty(len(asked.keys), k)
+        result = Found.empty((len(asked.keys), k))
         pending, fetch = np.arange(len(asked.keys)), 4 * k
         while len(pending):
             unsettled = []
@@ -208,7 +218,7 @@ class KeySpaceSearch:
         """The k nearest over all segments, [q, k]."""
         results = []
         for number in range(len(self.segments)):
-            found = Found.empty(len(asked.keys), k)
+            found = Found.empty((len(asked.keys), k))
 
             def run(task: Task, found: Found = found) -> None:
                 found.put(task.part, self._block(space, task, asked.keys[task.part], k))
@@ -243,14 +253,16 @@ class KeySpaceSearch:
         group = task.segment.groups[space][task.group]
         squared, position = search_group(group, keys, task.ranges, k, excluded=task.excluded)
         valid, safe = position >= 0, np.maximum(position, 0)
-        value = np.zeros(position.shape, dtype=np.float32)
-        for column in range(
-            keys.shape[1] - self.value_width[space], keys.shape[1]
-        ):  # quicker than [q, k, width] at once
-            value += np.square(group.keys[safe, column] - keys[:, column, None])
+        value_width, condition_width = self.part_widths[space]
+        last = keys.shape[1] - condition_width
+        value, condition = (np.zeros(position.shape, dtype=np.float32) for _ in range(2))
+        for column in range(last - value_width, keys.shape[1]):  # quicker than [q, k, width] at once
+            part = value if column < last else condition
+            part += np.square(group.keys[safe, column] - keys[:, column, None])
         local = task.segment.rows(space.scope, task.group)
         row = safe if isinstance(local, slice) else local[safe]
-        return Found(squared, np.where(valid, row + task.segment.first_row, -1), np.where(valid, value, np.inf))
+        row = np.where(valid, row + task.segment.first_row, -1)
+        return Found(squared, row, *(np.where(valid, part, np.inf) for part in (value, condition)))
 
     def _ranges(self, segment: int, scope: Scope, group: int, queries: Queries, where: Filter) -> Ranges:
         """The rows of a group that each moment may see, by the leak rule and the filter's dates."""
@@ -314,8 +326,8 @@ class KeySpaceSearch:
             free &= ~(some[:, None] & (origin >= low) & (origin <= high))
         kept = chosen >= 0
         settled = kept[:, -1] | (found.row[:, -1] < 0)
-        squared, row, value = (np.take_along_axis(part, np.maximum(chosen, 0), axis=1) for part in found)
-        return Found(np.where(kept, squared, np.inf), np.where(kept, row, -1), np.where(kept, value, np.inf)), settled
+        taken = Found(*(np.take_along_axis(part, np.maximum(chosen, 0), axis=1) for part in found))
+        return Found(*(np.where(kept, part, unused) for part, unused in zip(taken, UNUSED, strict=True))), settled
 
     def _per_series(self, space: KeySpace, found: Found, flat: np.ndarray, series: np.ndarray) -> Found:
         """Moments [B, k] -> the windows of each queried series at those moments, [B, N, k].
@@ -336,11 +348,8 @@ class KeySpaceSearch:
         if self.windows.usable is not None:
             fits &= self.windows.usable[np.maximum(rows, 0), view]
         order = np.argsort(~fits, axis=-1, kind="stable")  # unused slots last, the others still nearest first
-        parts = (
-            np.where(fits, found.squared[:, None], np.inf),
-            np.where(fits, rows, -1),
-            np.where(fits, found.value[:, None], np.inf),
-        )
+        of_moments = Found(found.squared[:, None], rows, found.value[:, None], found.condition[:, None])
+        parts = (np.where(fits, part, unused) for part, unused in zip(of_moments, UNUSED, strict=True))
         return Found(*(np.take_along_axis(part, order, axis=-1) for part in parts))
 
 

@@ -14,8 +14,15 @@ import numpy as np
 
 from memory_index.cores import num_cores
 from memory_index.encoder import Encoded, KeyEncoder
-from memory_index.key_spaces import BLOCK, KeySpaceSearch, Segment
-from memory_index.memory import linear_forecast, require_counts, require_lookback, spaces_asked, too_much_missing
+from memory_index.key_spaces import BLOCK, UNUSED, Found, KeySpaceSearch, Segment
+from memory_index.memory import (
+    linear_forecast,
+    require_counts,
+    require_covariates,
+    require_lookback,
+    spaces_asked,
+    too_much_missing,
+)
 from memory_index.missing import filled
 from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale, WindowStatistics
@@ -47,7 +54,7 @@ class LocalMemory:
         self.threads = threads or num_cores()
         self.fingerprint = manifest.fingerprint
         self._records = {record.space: record for record in manifest.spaces}
-        widths = {space: record.value_width for space, record in self._records.items()}
+        widths = {space: (record.value_width, record.condition_width) for space, record in self._records.items()}
         self._workers = Workers(self.threads)
         self._key_spaces = KeySpaceSearch(windows, self.segments, widths, self._workers)
 
@@ -73,6 +80,7 @@ class LocalMemory:
     def linear_forecast(self, queries: Queries) -> np.ndarray:
         """See `Memory.linear_forecast`."""
         require_lookback(queries, self.windows)
+        require_covariates(queries, self.manifest)
         return linear_forecast(self.encoder, self.windows, queries)
 
     def search(
@@ -90,11 +98,11 @@ class LocalMemory:
         min_gap = min(min_gap, self.windows.num_steps_spanned + 1)  # more means no more, and times would overflow
         where = where or Filter()
         require_lookback(queries, self.windows)
+        require_covariates(queries, self.manifest)
         spec, series = self.windows.spec, self.windows.numbers_of(queries.series_id)
         spaces = spaces_asked(self.manifest, self.windows, queries, scopes, views, where)
         shape = (len(queries), len(series), len(spaces), k)
-        squared, value = np.full(shape, np.inf, dtype=np.float32), np.full(shape, np.inf, dtype=np.float32)
-        row = np.full(shape, -1, dtype=np.int64)
+        found = Found.empty(shape)
         location, spread = np.empty(shape[:3]), np.empty(shape[:3])
         inside = self.windows.queries_inside(queries)
         whole = replace(inside, context=filled(inside.context, self.windows.step.season))
@@ -105,14 +113,15 @@ class LocalMemory:
                 for place, space in enumerate(spaces):
                     if space.view == view:
                         result = self._key_spaces.nearest(space, encoded, queries, series, k, where, min_gap)
-                        squared[:, :, place], row[:, :, place], value[:, :, place] = result
+                        for every, part in zip(found, result, strict=True):
+                            every[:, :, place] = part
                         location[:, :, place], spread[:, :, place] = encoded.statistics[:2]
         if whole.context is not inside.context:
             for place, space in enumerate(spaces):
                 hidden = too_much_missing(queries.context, space, spec)
-                squared[:, :, place][hidden], row[:, :, place][hidden] = np.inf, -1
-                value[:, :, place][hidden] = np.inf
-        return self._neighbours(queries, spaces, row, squared, value, location, spread)
+                for part, unused in zip(found, UNUSED, strict=True):
+                    part[:, :, place][hidden] = unused
+        return self._neighbours(queries, spaces, found, location, spread)
 
     def _encode(self, view: int, queries: Queries, series: np.ndarray, scopes: tuple[Scope, ...]) -> Encoded:
         """Keys of all queries, in blocks; the joint scope wants the series in the version's order."""
@@ -120,11 +129,14 @@ class LocalMemory:
         together = "joint" not in scopes or np.array_equal(order, np.arange(len(series)))
 
         def encode(start: int) -> Encoded:
-            context = queries.context[start : start + BLOCK]
+            context, beside = queries.context[start : start + BLOCK], None
+            if self.encoder.covariates is not None and queries.covariates is not None:
+                beside = self.encoder.covariates.of_values(queries.covariates[start : start + BLOCK], (view,))
             if together:
-                return self.encoder.encode(view, context, series, scopes)
-            encoded = self.encoder.encode(view, context, series, each)
-            joint = self.encoder.encode(view, context[:, order], series[order], ("joint",)).keys
+                return self.encoder.encode(view, context, series, scopes, beside)
+            encoded = self.encoder.encode(view, context, series, each, beside)
+            in_order = beside if beside is None else beside.series(order)
+            joint = self.encoder.encode(view, context[:, order], series[order], ("joint",), in_order).keys
             return Encoded(encoded.keys | joint, encoded.statistics)
 
         blocks = self._workers.run(encode, range(0, max(len(queries), 1), BLOCK))
@@ -139,17 +151,17 @@ class LocalMemory:
         self,
         queries: Queries,
         spaces: tuple[KeySpace, ...],
-        row: np.ndarray,
-        squared: np.ndarray,
-        value: np.ndarray,
+        found: Found,
         location: np.ndarray,
         spread: np.ndarray,
     ) -> Neighbours:
-        """Take the weighted parts apart: keys hold `sqrt(w) * shape` and `sqrt(1 - w) * value`."""
+        """Take the parts apart: keys hold `sqrt(w) * shape`, `sqrt(1 - w) * value` and the condition."""
+        squared, row, value, condition = found
         has_value = np.array([self._records[space].value_width > 0 for space in spaces])[:, None]
         w = np.where(has_value, self.encoder.config.shape_weight, 1.0)
         with np.errstate(invalid="ignore"):
-            shape = np.where(row >= 0, np.sqrt(np.maximum(squared - value, 0) / w), np.inf)
+            rest = squared - value if self.encoder.covariates is None else squared - value - condition
+            shape = np.where(row >= 0, np.sqrt(np.maximum(rest, 0) / w), np.inf)
         value = np.where(row >= 0, np.sqrt(value / np.where(w < 1, 1 - w, 1)), np.inf)
         return Neighbours(
             queries=queries,
@@ -158,6 +170,7 @@ class LocalMemory:
             distance=np.sqrt(squared),
             shape_distance=shape.astype(np.float32),
             value_distance=value.astype(np.float32),
+            condition_distance=None if self.encoder.covariates is None else np.sqrt(condition),
             query_location=location,
             query_spread=spread,
             temperature=np.array([self._records[space].temperature for space in spaces], dtype=np.float32),

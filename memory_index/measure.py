@@ -92,8 +92,12 @@ def self_distances(memory: LocalMemory) -> dict[KeySpace, float]:
         for scope in dict.fromkeys(space.scope for space in worst):
             for series, rows in _sample_rows(segment, scope):
                 context = filled(memory.windows.inside.contexts(segment.first_row + rows), memory.windows.step.season)
+                beside = memory.windows.covariates_of(segment.first_row + rows)
                 for space in (space for space in worst if space.scope == scope):
-                    keys = memory.encoder.encode(space.view, context, series, (scope,)).keys[scope]
+                    covariates = None
+                    if memory.encoder.covariates is not None and beside is not None:
+                        covariates = memory.encoder.covariates.of_values(beside, (space.view,))
+                    keys = memory.encoder.encode(space.view, context, series, (scope,), covariates).keys[scope]
                     stored = _stored_keys(segment, space, series, rows)
                     worst[space] = max(worst[space], float(np.abs(keys.reshape(stored.shape) - stored).max(initial=0)))
     return worst
@@ -173,6 +177,7 @@ def _asked_again(
         origin=memory.windows.origin(rows[:, 0]),
         series_id=np.array(memory.windows.series_ids)[series],
         policy=policy,
+        covariates=memory.windows.covariates_of(rows),
     )
     return memory.search(queries, k, scopes=(scope,))
 

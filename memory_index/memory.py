@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from memory_index.covariate_tables import require_columns
 from memory_index.encoder import KeyEncoder
 from memory_index.errors import IncompatibleError, NotFoundError, UsageError
 from memory_index.missing import filled
@@ -92,7 +93,10 @@ def raw_units(memory: Memory) -> np.ndarray:
 def linear_forecast(encoder: KeyEncoder, windows: StoredWindows, queries: Queries) -> np.ndarray:
     """See `Memory.linear_forecast`. Out of a transform it comes by its inverse alone, so it is rather a median."""
     context = filled(windows.queries_inside(queries).context, windows.step.season)
-    inside = encoder.linear_forecast(max(windows.views), context, windows.numbers_of(queries.series_id))
+    view, beside = max(windows.views), None
+    if encoder.covariates is not None and queries.covariates is not None:
+        beside = encoder.covariates.of_values(queries.covariates, (view,))
+    inside = encoder.linear_forecast(view, context, windows.numbers_of(queries.series_id), beside)
     return windows.curve(queries).inverse(inside)
 
 
@@ -165,6 +169,25 @@ def require_lookback(queries: Queries, windows: StoredWindows) -> None:
         raise IncompatibleError(
             f"the query has a lookback of {queries.context.shape[2]} steps, but this memory's windows have {lookback}",
             hint=f"give the last {lookback} steps, or build a version with another --lookback",
+        )
+
+
+def require_covariates(queries: Queries, manifest: Manifest) -> None:
+    """Raise `IncompatibleError` unless queries bring the version's covariates, over context and horizon."""
+    columns, given = manifest.covariates, queries.covariates
+    if given is None and columns:
+        require_columns("the query", (), columns)
+    if given is not None and not columns:
+        raise IncompatibleError(
+            "the query brings covariates, but this version was built without any",
+            hint="ask without them, or build a version with --known, --observed or --static",
+        )
+    expected = (len(columns), manifest.window.length)
+    if given is not None and given.shape[2:] != expected:
+        names = ", ".join(column.name for column in columns)
+        raise IncompatibleError(
+            f"the query's covariates are {given.shape[2]} columns over {given.shape[3]} steps, but this version has "
+            f"{expected[0]} ({names}) over {expected[1]}, its context and its horizon",
         )
 
 

@@ -20,11 +20,12 @@ from memory_index.missing import last_known
 from memory_index.neighbours import Neighbours, OnEmpty, mean_over_spaces, require_neighbours, with_last_value
 from memory_index.origins import Schedule
 from memory_index.queries import BLOCK, QueryBlock, latest_origins, query_blocks
+from memory_index.query_covariates import far_outside, require_known_ahead
 from memory_index.scaling import ScaledBy
 from memory_index.skipped import Skipped
 from memory_index.splits import require_origins
 from memory_index.tables.series import SeriesTable
-from memory_index.types import Scope
+from memory_index.types import Queries, Scope
 
 NO_NEIGHBOUR = "has no admissible neighbour (--on-empty last-value repeats its last value)"
 MEMORY_K = 50  # neighbours per key space that make the memory's forecast (docs/experiments.md)
@@ -90,7 +91,9 @@ def evaluate(
     first_origin, within = np.datetime64("NaT", "ns"), BoundsOf(memory)
     usual = _usual(memory, options, levels)
     known = manifest.series_ids
-    for asked in query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views, block=block):
+    for asked in query_blocks(
+        table, origins, spec, Policy.CAUSAL, known=known, views=views, layout=manifest.covariate_layout, block=block
+    ):
         neighbours, empty = _search(memory, asked, options)
         forecasts = block_forecasts(neighbours)
         forecasts |= baseline_forecasts(asked.queries.context, spec.horizon, table.step)
@@ -144,7 +147,8 @@ def forecast(
 
     Original units; times in the table's own time zone. Asked under `causal` at the last value of each series: one that
     ends earlier than the others is forecast from where it ends. Series that cannot be forecast are named in
-    `attrs["skipped"]`, a list of `{"series_id", "reason"}`. Quantiles are calibrated on what the memory would have said
+    `attrs["skipped"]`, a list of `{"series_id", "reason"}`; known covariates that lie far outside what the version was
+    fitted on in `attrs["warnings"]`. Quantiles are calibrated on what the memory would have said
     of its own windows (`calibration.py`). bounds: that no forecast and no quantile leaves; without, those of counts are
     kept at 0 or above (`bounds.py`).
 
@@ -153,9 +157,12 @@ def forecast(
     options = options or MemoryOptions()
     spec, views = memory.windows.spec, memory.windows.views
     origins, skipped = latest_origins(table, spec, views=views)
-    parts, alone, within = [], [], BoundsOf(memory, bounds)
+    parts, alone, asked, within = [], [], [], BoundsOf(memory, bounds)
     usual = _usual(memory, options, quantiles)
-    for block in query_blocks(table, origins, spec, Policy.CAUSAL, known=memory.manifest.series_ids, views=views):
+    known, layout = memory.manifest.series_ids, memory.manifest.covariate_layout
+    for block in query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views, layout=layout):
+        require_known_ahead(block.queries, block.wanted, memory.manifest.covariates, table.step, table.source)
+        asked.append(block.queries)
         neighbours = memory.search(block.queries, options.k, scopes=options.scopes, views=options.views)
         if options.on_empty == "error":
             found = np.any(neighbours.valid, axis=(2, 3)) | ~block.wanted
@@ -176,4 +183,11 @@ def forecast(
     )
     result = pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
     result.attrs["skipped"] = [asdict(each) for each in skipped]
+    result.attrs |= warnings_of(asked, memory)
     return result
+
+
+def warnings_of(queries: list[Queries], memory: Memory) -> dict[str, list[str]]:
+    """The attribute `warnings` of a forecast; none where there is nothing to warn of."""
+    found = far_outside(queries, memory.manifest.covariates)
+    return {"warnings": found} if found else {}

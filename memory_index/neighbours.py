@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,17 +17,26 @@ from memory_index.cores import num_cores
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.leakage import TimeSpans, require_admissible
 from memory_index.missing import last_known
-from memory_index.products import project
+from memory_index.moved_futures import (
+    Chunk,
+    by_all_maps,
+    by_map,
+    moved,
+    moved_of_space,
+    num_values,
+    standard_query,
+    standard_windows,
+)
 from memory_index.threads import Workers, one_blas_thread
 from memory_index.transforms import NO_TRANSFORM
 from memory_index.types import KeySpace, Queries
 from memory_index.weighted import mean_of_known, weighted_quantiles
-from memory_index.windows import StoredWindows, cut
+from memory_index.windows import StoredWindows
 
+ARRAYS = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
 OnEmpty = Literal["error", "last-value"]  # what becomes of a query that has no neighbour
 
 CHUNK_VALUES = 1 << 20  # values of neighbours' windows handled at once, where a query does not have more
-Chunk = tuple[slice, slice]  # of the axes B and N
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,10 +44,11 @@ class Neighbours:
     """The K nearest admissible windows of each query in each of V key spaces, nearest first.
 
     row, distance, shape_distance, value_distance: [B, N, V, K]; int64 row ids (-1 in unused slots) and
-    float32 distances (+inf there). `distance^2 = w * shape_distance^2 + (1 - w) * value_distance^2`
-    (docs/method.md), in units of a window's own spread. query_location, query_spread: float64 [B, N, V], the
+    float32 distances (+inf there). `distance^2 = w * shape_distance^2 + (1 - w) * value_distance^2 +
+    condition_distance^2` (docs/method.md), in units of a window's own spread; condition_distance is None for a version
+    without covariates. query_location, query_spread: float64 [B, N, V], the
     query's own statistics under each view, in units of the version's transform. temperature: float32 [V], stored with
-    the version. linear_maps: of each view, float32 [view, H], stored with it too (`KeyEncoder.linear_map`).
+    the version. linear_maps: of each view, float32 [view + P, H], stored with it too (`KeyEncoder.linear_map`).
 
     Constructing it raises `LeakError` if any row is not admissible for its query.
     """
@@ -55,6 +65,7 @@ class Neighbours:
     linear_maps: Mapping[int, np.ndarray]
     windows: StoredWindows
     fingerprint: str
+    condition_distance: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         b, n, _ = self.queries.context.shape
@@ -65,6 +76,10 @@ class Neighbours:
                 raise UsageError(
                     f"{name} must have the shape of row, {self.row.shape}, not {getattr(self, name).shape}"
                 )
+        if (self.condition_distance is None) != (self.windows.covariates is None):
+            raise UsageError("there is a condition part of distances where the version has covariates, and only there")
+        if self.condition_distance is not None and self.condition_distance.shape != self.row.shape:
+            raise UsageError(f"condition_distance must have the shape of row, {self.row.shape}")
         valid = self.valid
         if (self.row >= len(self.windows)).any() or not (np.isfinite(self.distance) == valid).all():
             raise UsageError("row ids and distances do not belong together: unused slots need row -1 and distance +inf")
@@ -154,9 +169,19 @@ class Neighbours:
 
     def at_moments(self, chosen: np.ndarray) -> Neighbours:
         """The same of some of the moments. chosen: int [b] or bool [B]."""
-        queries = replace(self.queries, context=self.queries.context[chosen], origin=self.queries.origin[chosen])
-        names = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
-        return replace(self, queries=queries, **{name: getattr(self, name)[chosen] for name in names})
+        return replace(
+            self, queries=self.queries.at_moments(chosen), **{name: part[chosen] for name, part in self.parts().items()}
+        )
+
+    def of_series(self, chosen: slice) -> Neighbours:
+        """The same of some of the series."""
+        parts: dict[str, Any] = {name: part[:, chosen] for name, part in self.parts().items()}
+        return replace(self, queries=self.queries.of_series(chosen), **parts)
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """The arrays that each window has a part of, by name, [B, N, V, K] or [B, N, V]."""
+        names = [*ARRAYS, *(["condition_distance"] if self.condition_distance is not None else [])]
+        return {name: getattr(self, name) for name in names}
 
 
 def weights(neighbours: Neighbours) -> np.ndarray:
@@ -181,8 +206,8 @@ def aligned_futures(neighbours: Neighbours) -> np.ndarray:
     curve, inside = neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, v, k, neighbours.windows.spec.horizon), dtype=np.float32)
     for number in range(v):
-        for chunk in _chunks(b, n, k * _num_steps(neighbours, number)):
-            result[*chunk, number] = curve.take(chunk).inverse(_aligned(inside, chunk, number))
+        for chunk in _chunks(b, n, k * num_values(neighbours, number)):
+            result[*chunk, number] = curve.take(chunk).inverse(moved_of_space(inside, chunk, number))
     return np.where(neighbours.valid[..., None], result, np.float32(np.nan))
 
 
@@ -201,27 +226,27 @@ def space_forecasts(neighbours: Neighbours) -> np.ndarray:
     def run(task: tuple[int, Chunk]) -> None:
         number, (moments, series) = task
         num_moments, num_series = moments.stop - moments.start, series.stop - series.start
-        linear_map, width = neighbours.linear_maps[neighbours.spaces[number].view], _num_steps(inside, number)
+        linear_map, width = neighbours.linear_maps[neighbours.spaces[number].view], num_values(inside, number)
         mean, apart = np.empty((num_moments, num_series, width), dtype=np.float32), []
         for inner in _chunks(num_moments, num_series, k * width):
             chunk = _within(moments, inner[0]), _within(series, inner[1])
-            standard = _standard_windows(inside, chunk, number)
+            standard = standard_windows(inside, chunk, number)
             # One small sum for each window: what comes out does not depend on how many there are.
             mean[inner] = np.einsum("bnk,bnkw->bnw", weight[*chunk, number], standard)
             each = np.any(np.isnan(mean[inner]), axis=-1) | np.full(1, neighbours.windows.transform != NO_TRANSFORM)
             if each.any():  # each neighbour by itself: steps are means over different ones, or of raw units
-                back, asked = curve.take(chunk).take(each), _query_windows(inside, chunk, number).take(each)
-                moved = back.inverse(_moved(asked, standard[each], linear_map))
-                known = mean_of_known(moved, weight[*chunk, number][each])
-                by_map = back.inverse(_by_map(asked, neighbours, number))
-                apart.append((inner, each, np.where(np.isnan(known), by_map, known)))
-        part = _moved(_query_windows(inside, (moments, series), number), mean[:, :, None], linear_map)[:, :, 0]
+                back, asked = curve.take(chunk).take(each), standard_query(inside, chunk, number).take(each)
+                each_moved = back.inverse(moved(asked, standard[each], linear_map))
+                known = mean_of_known(each_moved, weight[*chunk, number][each])
+                of_map = back.inverse(by_map(asked, neighbours, number))
+                apart.append((inner, each, np.where(np.isnan(known), of_map, known)))
+        part = moved(standard_query(inside, (moments, series), number), mean[:, :, None], linear_map)[:, :, 0]
         for inner, each, forecasts in apart:
             part[inner][each] = forecasts
         result[moments, series, number] = part
 
     # The map multiplies whole blocks of rows (`products.project`), so many means are moved at once.
-    tasks = [(number, chunk) for number in range(v) for chunk in _chunks(b, n, _num_steps(inside, number))]
+    tasks = [(number, chunk) for number in range(v) for chunk in _chunks(b, n, num_values(inside, number))]
     _workers().run(run, tasks)
     return np.where(np.any(neighbours.valid, axis=3)[..., None], result, np.float32(np.nan))
 
@@ -261,15 +286,17 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
     result = np.empty((b, n, neighbours.windows.spec.horizon, len(levels)), dtype=np.float32)
 
     def run(chunk: Chunk) -> None:
-        values = np.concatenate([_aligned(inside, chunk, number) for number in range(v)], axis=2)  # [b, N, V*K, H]
+        values = np.concatenate(
+            [moved_of_space(inside, chunk, number) for number in range(v)], axis=2
+        )  # [b, N, V*K, H]
         share = weight[chunk][..., None]
         if (missing := np.isnan(values)).any():
             nothing = ~np.any((known := np.where(missing, np.float32(0), share)) > 0, axis=2, keepdims=True)
-            values = np.where(nothing, _by_maps(inside, chunk)[:, :, None], values)
+            values = np.where(nothing, by_all_maps(inside, chunk)[:, :, None], values)
             share = np.where(nothing, share, known)
         result[chunk] = curve.take(chunk).inverse(weighted_quantiles(values, share, levels))
 
-    _workers().run(run, _chunks(b, n, k * sum(_num_steps(neighbours, number) for number in range(v))))
+    _workers().run(run, _chunks(b, n, k * sum(num_values(neighbours, number) for number in range(v))))
     return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)
 
 
@@ -293,85 +320,6 @@ def require_neighbours(neighbours: Neighbours, found: np.ndarray) -> None:
         f"the memory's first window is known at {windows.step.isoformat(windows.known_at.min())}",
         hint="choose a later origin, fewer filters, or let such queries use the last value (--on-empty last-value)",
     )
-
-
-class _Query(NamedTuple):
-    """Queries in their own location and spread under one view: z [..., 1, view], location and spread [..., 1, 1].
-
-    z is NaN where a cell is missing.
-    """
-
-    z: np.ndarray
-    location: np.ndarray
-    spread: np.ndarray
-
-    def take(self, chosen: np.ndarray) -> _Query:
-        """Some of the queries. chosen: bool [b, N]."""
-        return _Query(*(part[chosen] for part in self))
-
-
-def _query_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> _Query:
-    """The queries of a chunk in the location and spread that they have in one key space."""
-    location, spread = (
-        part[*chunk, number, None, None] for part in (neighbours.query_location, neighbours.query_spread)
-    )
-    window = neighbours.queries.context[*chunk, None, -neighbours.spaces[number].view :]
-    return _Query((window - location) / spread, location, spread)
-
-
-def _aligned(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
-    """See `aligned_futures`: of one key space, float64 [b, N, K, H]; anything in unused slots."""
-    query, linear_map = (
-        _query_windows(neighbours, chunk, number),
-        neighbours.linear_maps[neighbours.spaces[number].view],
-    )
-    return _moved(query, _standard_windows(neighbours, chunk, number), linear_map)
-
-
-def _moved(query: _Query, standard: np.ndarray, linear_map: np.ndarray) -> np.ndarray:
-    """Futures as they would follow the query, in its units, float64 [..., K, H].
-
-    standard: [..., K, view + H], as of `_standard_windows`, or means of such windows. A cell that either misses moves
-    nothing: there is no difference to be told.
-    """
-    view = query.z.shape[-1]
-    difference = query.z - standard[..., :view]
-    if (missing := np.isnan(difference)).any():
-        difference = np.where(missing, 0.0, difference)
-    return query.location + query.spread * (standard[..., view:] + project(difference, linear_map))
-
-
-def _by_maps(neighbours: Neighbours, chunk: Chunk) -> np.ndarray:
-    """What the linear maps of all key spaces make of the queries of a chunk, on average: float64 [b, N, H]."""
-    by_map = [_by_map(_query_windows(neighbours, chunk, n), neighbours, n) for n in range(len(neighbours.spaces))]
-    return np.mean(by_map, axis=0)
-
-
-def _by_map(query: _Query, neighbours: Neighbours, number: int) -> np.ndarray:
-    """What the linear map of one key space makes of queries, float64 [..., H], in their units."""
-    linear_map = neighbours.linear_maps[neighbours.spaces[number].view]
-    z = np.where(np.isnan(query.z), 0.0, query.z)
-    return (query.location + query.spread * project(z, linear_map))[..., 0, :]
-
-
-def _standard_windows(neighbours: Neighbours, chunk: Chunk, number: int) -> np.ndarray:
-    """Each neighbour of one key space in its own location and spread, float32 [b, N, K, view + H].
-
-    The last `view` steps of its context, then its future; NaN where missing, 0 in unused slots.
-    """
-    view, windows = neighbours.spaces[number].view, neighbours.windows
-    found, place = neighbours.row[*chunk, number], windows.views.index(view)
-    row = np.maximum(found, 0)
-    standard = cut(windows.values, windows.origin_position[row] - view + 1, view + windows.spec.horizon)
-    standard -= windows.location[row, place][..., None]
-    standard /= windows.spread[row, place][..., None]
-    standard[found < 0] = 0
-    return standard
-
-
-def _num_steps(neighbours: Neighbours, number: int) -> int:
-    """Of a neighbour's window in a key space: its view and the horizon."""
-    return neighbours.spaces[number].view + neighbours.windows.spec.horizon
 
 
 def _chunks(b: int, n: int, values: int) -> list[Chunk]:

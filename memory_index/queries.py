@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
+from memory_index.covariate_map import CovariateLayout
 from memory_index.errors import DataError, IncompatibleError, NotFoundError
 from memory_index.leakage import Policy
+from memory_index.query_covariates import QueryCovariates
 from memory_index.skipped import Skipped, skipped_sentence
 from memory_index.tables.ranges import as_typed, outlying_code
 from memory_index.tables.series import Series, SeriesTable, differing
@@ -35,8 +36,7 @@ class QueryBlock(NamedTuple):
 
     def at_moments(self, chosen: np.ndarray) -> QueryBlock:
         """The same of some of the moments. chosen: int64 [b]."""
-        queries = replace(self.queries, context=self.queries.context[chosen], origin=self.queries.origin[chosen])
-        return QueryBlock(queries, self.series, self.row[chosen], self.wanted[chosen])
+        return QueryBlock(self.queries.at_moments(chosen), self.series, self.row[chosen], self.wanted[chosen])
 
 
 def query_blocks(
@@ -47,18 +47,20 @@ def query_blocks(
     *,
     known: Collection[str],
     views: tuple[int, ...] = (),
+    layout: CovariateLayout | None = None,
     block: int = BLOCK,
     max_windows: int = MAX_WINDOWS,
 ) -> Iterator[QueryBlock]:
     """All windows of a table, in blocks of up to `block` moments and `max_windows` windows, but at least one moment.
 
-    origins: origin rows per series. known: series that the memory has, views: those of the memory. They are asked
-    together (so that the joint scope can answer) at every time at which all of them have a *context* that is usable
-    under a view; all other windows are asked by themselves. Nothing later may decide that: a gap in the future of one
-    series, or steps that only some of them have yet, would change what is asked for another. Series that are not asked
-    together with all others, or are more than the joint scope takes, are asked with those that are asked at the very
-    same times: a few that lag hinder nobody. Of thousands so many are asked at once that each is asked at `block`
-    moments: what is done once for a series is then done for all of these.
+    origins: origin rows per series. known: series that the memory has, views and layout: views and covariates of the
+    memory; raises `IncompatibleError` where the table does not have those. They are asked together (so that the joint
+    scope can answer) at every time at which all of them have a *context* that is usable under a view; all other windows
+    are asked by themselves. Nothing later may decide that: a gap in the future of one series, or steps that only some
+    of them have yet, would change what is asked for another. Series that are not asked together with all others, or are
+    more than the joint scope takes, are asked with those that are asked at the very same times: a few that lag hinder
+    nobody. Of thousands so many are asked at once that each is asked at `block` moments: what is done once for a series
+    is then done for all of these.
     """
     there = set(known)
     numbers = [n for n, series in enumerate(table.series) if series.series_id in there]
@@ -76,6 +78,7 @@ def query_blocks(
         (np.array(numbers, dtype=np.int64), together),
         *_in_parts(_asked_alike(alone, members_of_moment), block, max_windows),
     ]
+    covariates = QueryCovariates(table, layout)
     values = [series.values.astype(np.float32) for series in table.series]
     is_wanted = [np.isin(np.arange(len(s)), rows) for s, rows in zip(table.series, origins, strict=True)]
     for members, times in groups:
@@ -89,6 +92,7 @@ def query_blocks(
                 origin=part,
                 series_id=np.array([table.series[n].series_id for n in members]),
                 policy=policy,
+                covariates=covariates.of(members, rows),
             )
             wanted = np.stack([is_wanted[n][rows[:, i]] for i, n in enumerate(members)], axis=1)
             yield QueryBlock(queries, members, rows, wanted)

@@ -29,10 +29,11 @@ from memory_index.access import Access
 from memory_index.encoder import DualKeyEncoder
 from memory_index.errors import IncompatibleError, MemoryIndexError, ServiceError, UsageError, VerificationError
 from memory_index.http_client import IS_IT_OURS, HttpClient
-from memory_index.memory import linear_forecast, require_counts, require_lookback, spaces_asked
+from memory_index.memory import linear_forecast, require_counts, require_covariates, require_lookback, spaces_asked
 from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale
 from memory_index.types import Filter, KeySpace, Queries, Scope
+from memory_index.versions.covariate_files import COVARIATES_FILE
 from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest, manifest_from_json
 from memory_index.versions.opening import ENCODER_FILE, read_arrays, stored_windows
@@ -108,8 +109,9 @@ class RemoteMemory:
         with _shared_lock:
             windows = _windows.get(self.fingerprint)
             if windows is None:
-                with self._fetched(SERIES_FILE, WINDOWS_FILE) as folder:
-                    windows = _windows[self.fingerprint] = stored_windows(folder, self.manifest)
+                unit = self._fetched_linear().scale.std if self.manifest.covariates else np.empty(0)
+                with self._fetched(SERIES_FILE, WINDOWS_FILE, COVARIATES_FILE) as folder:
+                    windows = _windows[self.fingerprint] = stored_windows(folder, self.manifest, unit)
             return windows
 
     @property
@@ -120,6 +122,7 @@ class RemoteMemory:
     def linear_forecast(self, queries: Queries) -> np.ndarray:
         """See `Memory.linear_forecast`."""
         require_lookback(queries, self.windows)
+        require_covariates(queries, self.manifest)
         return linear_forecast(self._linear, self.windows, queries)
 
     def search(
@@ -135,6 +138,7 @@ class RemoteMemory:
         """See `Memory.search`. More than the service allows at once is asked in parts."""
         require_counts(k, min_gap)
         require_lookback(queries, self.windows)
+        require_covariates(queries, self.manifest)
         min_gap = min(min_gap, self.windows.num_steps_spanned + 1)
         spaces = spaces_asked(self.manifest, self.windows, queries, scopes, views, where)
         linear_maps = {space.view: self._linear.linear_map(space.view) for space in spaces}
@@ -157,7 +161,8 @@ class RemoteMemory:
         if k > most:
             raise UsageError(f"k is {k:,}, but {self.address.service} allows {most:,}", hint="ask for fewer")
         room = self.limits.max_message // 8 * 7  # what is left for the document beside the windows
-        windows = min(self.limits.max_windows, room // (4 * lookback + 16), self.limits.max_slots // slots)
+        beside = 0 if queries.covariates is None else math.prod(queries.covariates.shape[2:])
+        windows = min(self.limits.max_windows, room // (4 * (lookback + beside) + 16), self.limits.max_slots // slots)
         size = windows // num_series  # moments
         if size == 0:
             raise UsageError(
@@ -195,7 +200,8 @@ class RemoteMemory:
         Raises `ServiceError` for an answer that is not one to this question, of this version.
         """
         try:
-            arrays, document = wire.unpack(answer, wire.ANSWER)
+            schema = wire.answer_schema(with_covariates=bool(self.manifest.covariates))
+            arrays, document = wire.unpack(answer, schema)
             found, k = str(document["fingerprint"]), document["k"]
             answered = tuple((scope, view) for scope, view in document["spaces"])
         except (ValueError, KeyError, TypeError, MemoryIndexError) as error:
@@ -208,7 +214,7 @@ class RemoteMemory:
         if k != question.k or answered != spaces:
             raise ServiceError("the service gave an answer to another question; it was discarded")
         columns, shape = (
-            dict(zip(wire.ANSWER.names, arrays, strict=True)),
+            dict(zip(schema.names, arrays, strict=True)),
             (*question.queries.context.shape[:2], len(spaces)),
         )
         for name, values in columns.items():
@@ -238,11 +244,15 @@ class RemoteMemory:
     def _linear(self) -> DualKeyEncoder:
         """Scale and linear maps of the version; what encodes queries stays with the service."""
         with _shared_lock:
-            linear = _maps.get(self.fingerprint)
-            if linear is None:
-                with self._fetched(ENCODER_FILE) as folder:
-                    linear = _maps[self.fingerprint] = read_arrays(folder, self.manifest).without_keys()
-            return linear
+            return self._fetched_linear()
+
+    def _fetched_linear(self) -> DualKeyEncoder:
+        """The same, for one who holds the lock."""
+        linear = _maps.get(self.fingerprint)
+        if linear is None:
+            with self._fetched(ENCODER_FILE) as folder:
+                linear = _maps[self.fingerprint] = read_arrays(folder, self.manifest).without_keys()
+        return linear
 
     @contextmanager
     def _fetched(self, *names: str) -> Iterator[Path]:
@@ -286,15 +296,16 @@ def require_an_answer(columns: Mapping[str, np.ndarray]) -> None:
     """Raise `ServiceError` unless neighbours are in order, each there once, with nothing but numbers."""
     row, distance = columns["row"], columns["distance"]
     used, ascending = row >= 0, np.sort(row, axis=-1)
+    distances = [name for name in wire.SLOT_COLUMNS[1:] if name in columns]
     with np.errstate(invalid="ignore"):  # inf - inf
         is_sorted = (distance[..., 1:] >= distance[..., :-1]).all()
     is_answer = (
         is_sorted
         and not ((ascending[..., 1:] == ascending[..., :-1]) & (ascending[..., 1:] >= 0)).any()
         and ((row == -1) == ~used).all()
-        and all((np.isfinite(columns[name]) == used).all() for name in wire.SLOT_COLUMNS[1:])
+        and all((np.isfinite(columns[name]) == used).all() for name in distances)
         and all(np.isfinite(columns[name]).all() for name in ("query_location", "query_spread"))
-        and not any((columns[name] < 0).any() for name in wire.SLOT_COLUMNS[1:])
+        and not any((columns[name] < 0).any() for name in distances)
         and (columns["query_spread"] > 0).all()
     )
     if not is_answer:

@@ -45,6 +45,17 @@ def fit_scale(values: list[np.ndarray]) -> SeriesScale:
     return SeriesScale(mean=mean, std=np.where(std > 1e-12 * np.maximum(np.abs(mean), 1e-300), std, 1.0))
 
 
+def units_of(deviation: np.ndarray, series: np.ndarray, context: np.ndarray) -> np.ndarray:
+    """float64 [B, N]: the training deviation (float64 [N_v]) of the series of each query, int [N]; for an unseen one
+    (-1) that of its whole context [B, N, L], or 1 where that is constant.
+    """
+    unit = np.broadcast_to(np.where(series >= 0, deviation[np.maximum(series, 0)], 1.0), context.shape[:2])
+    if (series < 0).any():
+        own = context.astype(np.float64, order="C").std(axis=-1)
+        unit = np.where(series >= 0, unit, np.where(own > 0, own, 1.0))
+    return unit
+
+
 def window_statistics(windows: np.ndarray, *, floor: np.ndarray, flat_below: np.ndarray) -> WindowStatistics:
     """windows: float64 [..., view], any units; floor, flat_below: [...], the same units."""
     std = windows.std(axis=-1)

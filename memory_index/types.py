@@ -6,16 +6,13 @@ way to ask without them. The answer is `neighbours.py`, who answers `memory.py`;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from memory_index.errors import DataError, UsageError
 from memory_index.leakage import Policy
-
-if TYPE_CHECKING:
-    pass
 
 Scope = Literal["own", "joint", "pooled"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -40,6 +37,8 @@ class Queries:
     origin: datetime64[ns] [B], time of the last context step ("now"); UTC if the memory has a time zone.
     series_id: str [N].
     policy: which windows may be seen (leakage.Policy). Required: there is no default.
+    covariates: float32 [B, N, C, L + H], the version's covariates in its order, raw, over the context and the horizon;
+    NaN where missing, as observed ones are over the horizon. None for a version without covariates.
 
     Raises `UsageError` for a wrong shape, dtype or policy, `DataError` for an infinite value or a missing time.
     """
@@ -48,6 +47,7 @@ class Queries:
     origin: np.ndarray
     series_id: np.ndarray
     policy: Policy
+    covariates: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, Policy):
@@ -71,8 +71,42 @@ class Queries:
                 hint="correct it, or give NaN: a missing value",
             )
 
+        if self.covariates is not None:
+            self._check_covariates(self.covariates)
+
+    def _check_covariates(self, covariates: np.ndarray) -> None:
+        b, n, lookback = self.context.shape
+        if (
+            covariates.dtype != np.float32
+            or covariates.ndim != 4
+            or covariates.shape[:2] != (b, n)
+            or covariates.shape[3] <= lookback
+        ):
+            raise UsageError(
+                f"covariates must be float32 [{b}, {n}, C, more than {lookback}], not {covariates.dtype} "
+                f"{covariates.shape}"
+            )
+        if np.isinf(covariates).any():
+            b, n, c, place = (int(i) for i in np.argwhere(np.isinf(covariates))[0])
+            at = np.datetime_as_string(self.origin[b], unit="auto")
+            raise DataError(
+                f"covariate number {c + 1} of series '{self.series_id[n]}' at origin {at} has an infinite value "
+                f"{place + 1 - lookback:+d} steps from the origin",
+                hint="correct it, or give NaN: a missing value",
+            )
+
     def __len__(self) -> int:
         return len(self.origin)
+
+    def at_moments(self, chosen: slice | np.ndarray) -> Queries:
+        """The same of some of the moments. chosen: slice, int [b] or bool [B]."""
+        covariates = None if self.covariates is None else self.covariates[chosen]
+        return replace(self, context=self.context[chosen], origin=self.origin[chosen], covariates=covariates)
+
+    def of_series(self, chosen: slice | np.ndarray) -> Queries:
+        """The same of some of the series."""
+        covariates = None if self.covariates is None else self.covariates[:, chosen]
+        return replace(self, context=self.context[:, chosen], series_id=self.series_id[chosen], covariates=covariates)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,9 @@ from memory_index.leakage import TimeSpans
 from memory_index.missing import MAX_MISSING, filled, missing_before
 from memory_index.transforms import NO_TRANSFORM, Curve, Transform, out_of_domain
 from memory_index.types import Queries
+
+if TYPE_CHECKING:
+    from memory_index.covariate_map import StoredCovariates
 
 DAY = pd.Timedelta(days=1)
 # Steps in a week (days) or a year, by the rule that a pandas frequency follows, business days or not.
@@ -284,6 +288,7 @@ class StoredWindows:
     flat: np.ndarray  # bool [R, V]
     missing: np.ndarray | None = None  # int32 [R, V], missing cells under each view; None where no window misses one
     transform: Transform = NO_TRANSFORM  # of whose units location and spread are
+    covariates: StoredCovariates | None = None
 
     def __len__(self) -> int:
         return len(self.series)
@@ -375,6 +380,10 @@ class StoredWindows:
     def futures(self, rows: np.ndarray) -> np.ndarray:
         """float32 [..., H], raw units: what followed; NaN where missing."""
         return cut(self.values, self.origin_position[rows] + 1, self.spec.horizon)
+
+    def covariates_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """float32 [..., C, L + H], raw: the covariates of windows, as a query brings them; None without any."""
+        return None if self.covariates is None else self.covariates.raw(self.series[rows], self.origin_row[rows])
 
     def filled_windows(self, rows: np.ndarray, lookback: int, horizon: int) -> np.ndarray:
         """float32 [..., lookback + horizon], units of `values`: the last steps of each context, filled, and the

@@ -32,12 +32,15 @@ PROTOCOL = 2
 ARROW, JSON, CSV = "application/vnd.apache.arrow.stream", "application/json", "text/csv"
 BESIDE = b"document"  # key of the JSON document in the metadata of a schema
 MAX_NAME = 1000  # characters of the name of a series
-SLOT_BYTES, SPACE_BYTES = 20, 16  # of an answer, per neighbour and per key space
-SLOT_COLUMNS = ("row", "distance", "shape_distance", "value_distance")
-ANSWER_TYPES = dict.fromkeys(SLOT_COLUMNS, pa.float32()) | {"row": pa.int64()}
+SLOT_BYTES, SPACE_BYTES = 24, 16  # of an answer, per neighbour and per key space
+SLOT_COLUMNS = ("row", "distance", "shape_distance", "value_distance", "condition_distance")
+ANSWER_TYPES = dict.fromkeys(SLOT_COLUMNS[:-1], pa.float32()) | {"row": pa.int64()}
 ANSWER_TYPES |= dict.fromkeys(("query_location", "query_spread"), pa.float64())
 QUESTION = pa.schema([("values", pa.list_(pa.float32())), ("origin", pa.list_(pa.timestamp("ns")))])
 ANSWER = pa.schema([(name, pa.list_(kind)) for name, kind in ANSWER_TYPES.items()])
+# Of a version with covariates:
+QUESTION_BESIDE = QUESTION.append(pa.field("covariates", pa.list_(pa.float32())))
+ANSWER_BESIDE = ANSWER.append(pa.field("condition_distance", pa.list_(pa.float32())))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +86,7 @@ def write_question(question: Question) -> bytes:
         "series_id": [str(name) for name in queries.series_id],
         "lookback": queries.context.shape[2],
         "consecutive": stretch is not None,
+        "covariates": 0 if queries.covariates is None else queries.covariates.shape[2],
         "policy": queries.policy.value,
         "k": int(question.k),
         "scopes": question.scopes and list(dict.fromkeys(question.scopes)),
@@ -94,7 +98,24 @@ def write_question(question: Question) -> bytes:
     for name in ("after", "before"):
         if (time := getattr(where, name, None)) is not None:
             document["where"] |= {name: int(time.astype("datetime64[ns]").astype(np.int64))}
-    return pack(QUESTION, [queries.context if stretch is None else stretch, queries.origin], document)
+    columns = [queries.context if stretch is None else stretch, queries.origin]
+    if queries.covariates is None:
+        return pack(QUESTION, columns, document)
+    return pack(QUESTION_BESIDE, [*columns, _written_covariates(queries.covariates, document)], document)
+
+
+def _written_covariates(covariates: np.ndarray, document: dict[str, Any]) -> np.ndarray:
+    """The covariates [B, N, C, L + H] as they travel: once for all series that share them, each value of consecutive
+    moments once. How they are is told in the document.
+    """
+    bits = covariates.view(np.int32)
+    shared = covariates.strides[1] == 0 or bool((bits == bits[:, :1]).all())
+    part = np.ascontiguousarray(covariates[:, :1] if shared else covariates)
+    b, n, num_columns, length = part.shape
+    document |= {"shared": shared, "steps": length}
+    stretch = _stretch(part.reshape(b, n * num_columns, length)) if document["consecutive"] else None
+    document["covariates_consecutive"] = stretch is not None
+    return part if stretch is None else stretch
 
 
 def _stretch(context: np.ndarray) -> np.ndarray | None:
@@ -109,13 +130,13 @@ def _stretch(context: np.ndarray) -> np.ndarray | None:
     return np.concatenate([context[0], context[1:, :, -1].T], axis=1)
 
 
-def read_question(content: bytes, limits: Limits, num_spaces: int) -> Question:
+def read_question(content: bytes, limits: Limits, num_spaces: int, *, with_covariates: bool = False) -> Question:
     """The question in an Arrow stream, checked. Windows of consecutive moments share their memory.
 
-    num_spaces: key spaces of the version. Raises `UsageError` for what is malformed or beyond a limit,
-    `IncompatibleError` for other columns, and what `Queries` raises.
+    num_spaces: key spaces of the version, with_covariates: whether it has any. Raises `UsageError` for what is
+    malformed or beyond a limit, `IncompatibleError` for other columns, and what `Queries` raises.
     """
-    (values, origin), document = unpack(content, QUESTION)
+    (values, origin, *beside), document = unpack(content, QUESTION_BESIDE if with_covariates else QUESTION)
 
     def contexts(num_series: int) -> np.ndarray:
         lookback, is_consecutive = value_of(document, "lookback", int), value_of(document, "consecutive", bool)
@@ -128,12 +149,36 @@ def read_question(content: bytes, limits: Limits, num_spaces: int) -> Question:
             return values.reshape(shape)
         return sliding_window_view(values.reshape(num_series, length), lookback, axis=1).swapaxes(0, 1)
 
-    return _question(document, origin, contexts, limits, num_spaces)
+    def covariates(num_series: int) -> np.ndarray | None:
+        return _read_covariates(beside[0], document, len(origin), num_series, limits) if beside else None
+
+    return _question(document, origin, contexts, limits, num_spaces, covariates)
+
+
+def _read_covariates(
+    values: np.ndarray, document: Mapping[str, Any], num_moments: int, num_series: int, limits: Limits
+) -> np.ndarray:
+    """What `_written_covariates` made, [B, N, C, L + H]; windows and series share their memory where they did."""
+    num_columns, length = value_of(document, "covariates", int), value_of(document, "steps", int)
+    shared, consecutive = value_of(document, "shared", bool), value_of(document, "covariates_consecutive", bool)
+    num = 1 if shared else num_series
+    require_at_most("bytes of covariates", 4 * num_moments * num * num_columns * max(length, 1), limits.max_message)
+    steps = num_moments + length - 1
+    expected = num * num_columns * (steps if consecutive else num_moments * length)
+    if num_columns < 1 or length < 1 or len(values) != expected or (consecutive and not num_moments):
+        raise UsageError(f"{len(values)} values are not {num_columns} covariates of {num_moments} moments")
+    shape = (num_moments, num, num_columns, length)
+    if consecutive:
+        windows = sliding_window_view(values.reshape(num * num_columns, steps), length, axis=1).swapaxes(0, 1)
+        values = np.ascontiguousarray(windows)
+    whole = values.reshape(shape)
+    return np.broadcast_to(whole, (num_moments, num_series, num_columns, length))
 
 
 def read_json_question(content: bytes, limits: Limits, num_spaces: int, step: Step) -> Question:
     """One moment asked in JSON: `context` is a list of numbers for each series, or the numbers of the only one, null
-    for a missing cell; times are ISO 8601, as a person types them. Raises as `read_question` does.
+    for a missing cell; `covariates`, where the version has any, likewise with a list for each column in each of them;
+    times are ISO 8601, as a person types them. Raises as `read_question` does.
     """
     document = {"k": 10, "min_gap": 0, "wait_s": limits.max_seconds} | read_document(content)
 
@@ -145,11 +190,20 @@ def read_json_question(content: bytes, limits: Limits, num_spaces: int, step: St
             raise UsageError("'context' must be numbers, for each series as many") from error
         return context.reshape((1,) * (3 - context.ndim) + context.shape) if context.ndim in (1, 2) else context
 
+    def covariates(num_series: int) -> np.ndarray | None:
+        if document.get("covariates") is None:
+            return None
+        try:
+            values = np.array(document["covariates"], dtype=np.float32)
+        except (ValueError, TypeError) as error:
+            raise UsageError("'covariates' must be numbers, for each series and column as many") from error
+        return values.reshape((1,) * (4 - values.ndim) + values.shape) if values.ndim in (2, 3) else values
+
     origin = np.array([step.parse(value_of(document, "origin", str))])
     if isinstance(where := document.get("where"), dict):
         times = {name: step.parse(where[name]) for name in ("after", "before") if isinstance(where.get(name), str)}
         document["where"] = where | {name: int(time.astype(np.int64)) for name, time in times.items()}
-    return _question(document, origin, contexts, limits, num_spaces)
+    return _question(document, origin, contexts, limits, num_spaces, covariates)
 
 
 def _question(
@@ -158,8 +212,10 @@ def _question(
     contexts: Callable[[int], np.ndarray],
     limits: Limits,
     num_spaces: int,
+    covariates: Callable[[int], np.ndarray | None],
 ) -> Question:
-    """The question of a document. contexts: the windows of so many series, asked once all is known to be in limits.
+    """The question of a document. contexts, covariates: the windows of so many series and what stands beside them,
+    asked once all is known to be in limits.
 
     How long a list is comes before what is in it, which takes time to go through.
     """
@@ -182,7 +238,13 @@ def _question(
         }
         where = Filter(series_id=list_of(asked, "series_id", str, most=max(len(names), 8192)), **times)
     return Question(
-        Queries(context=contexts(len(names)), origin=origin, series_id=np.array(names), policy=Policy(policy)),
+        Queries(
+            context=contexts(len(names)),
+            origin=origin,
+            series_id=np.array(names),
+            policy=Policy(policy),
+            covariates=covariates(len(names)),
+        ),
         k,
         list_of(document, "scopes", str, most=num_spaces),  # type: ignore[arg-type]  # the memory says which
         list_of(document, "views", int, most=num_spaces),
@@ -195,7 +257,8 @@ def _question(
 def some_of(queries: Queries, moments: slice) -> Queries:
     """The queries of some moments. Windows that share their memory become windows of their own, for the same sums in
     the same order."""
-    return replace(queries, context=np.ascontiguousarray(queries.context[moments]), origin=queries.origin[moments])
+    some = queries.at_moments(moments)
+    return replace(some, context=np.ascontiguousarray(some.context))
 
 
 # Answers
@@ -210,7 +273,13 @@ def write_answer(neighbours: Neighbours) -> bytes:
     """An answer as it travels. How it is read is told in `memory_index/remote.py`."""
     spaces, k = [list(space) for space in neighbours.spaces], neighbours.row.shape[3]
     document = {"fingerprint": neighbours.fingerprint, "spaces": spaces, "k": k}
-    return pack(ANSWER, [getattr(neighbours, name) for name in ANSWER.names], document)
+    schema = answer_schema(with_covariates=neighbours.condition_distance is not None)
+    return pack(schema, [getattr(neighbours, name) for name in schema.names], document)
+
+
+def answer_schema(*, with_covariates: bool) -> pa.Schema:
+    """The columns of an answer of a version."""
+    return ANSWER_BESIDE if with_covariates else ANSWER
 
 
 def write_json_answer(neighbours: Neighbours) -> bytes:
@@ -230,7 +299,8 @@ def joined(parts: list[Neighbours], queries: Queries) -> Neighbours:
     """The answers to some moments after the other, as the answer to all of them."""
     if len(parts) == 1:
         return parts[0]
-    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ANSWER.names}
+    names = parts[0].parts()
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     return replace(parts[0], queries=queries, **arrays)
 
 

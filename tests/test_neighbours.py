@@ -187,7 +187,7 @@ def test_work_in_chunks_is_work_at_once(answer: Neighbours, monkeypatch: pytest.
     for size in (1, 3000):
         monkeypatch.setattr(neighbours, "CHUNK_VALUES", size)
         if size == 1:  # a moment of many series is cut too
-            assert len(neighbours._chunks(b, n, kept.row.shape[3] * neighbours._num_steps(kept, 0))) == b * n
+            assert len(neighbours._chunks(b, n, kept.row.shape[3] * neighbours.num_values(kept, 0))) == b * n
         np.testing.assert_array_equal(kept.forecast(), expected[0])
         np.testing.assert_array_equal(kept.quantiles((0.2, 0.8)), expected[1])
 

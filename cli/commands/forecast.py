@@ -16,6 +16,7 @@ from cli.opening import (
     tell_series,
     tell_skipped,
     updated_ref,
+    with_known_ahead,
 )
 from cli.options import (
     AsJson,
@@ -23,6 +24,7 @@ from cli.options import (
     HalfLife,
     Index,
     Indexes,
+    KnownAhead,
     MemoryK,
     OnEmpty,
     RunDevice,
@@ -33,6 +35,7 @@ from cli.options import (
     Strict,
     Views,
     asks_memory,
+    reads_future,
     reads_table,
 )
 from cli.output import note, print_json
@@ -71,6 +74,7 @@ Update = Annotated[
 
 
 @reads_table
+@reads_future
 @asks_memory
 def forecast(
     file: File,
@@ -96,16 +100,14 @@ def forecast(
     *,
     indexes: Indexes,
     table_options: ReadOptions,
+    ahead: KnownAhead,
 ) -> None:
     """Forecast the next steps of every series of FILE: by a trained run, or with --index alone from the memory.
 
     A long table in original units: unique_id, ds, yhat and one column per quantile (q0.1). A series that was never seen
     is forecast from windows of all series (scope pooled); one with too short a history is named, and stops no other.
     """
-    from memory_index.bounds import Bounds
-
-    bounds = Bounds(lower=lower, upper=upper)
-    levels = quantile_levels(quantiles)
+    bounds, levels = _bounds(lower, upper), quantile_levels(quantiles)
     require_targets(table=out, picture=plot)
     how: dict[str, Any] = {"memory_k": memory_k, "scopes": scopes, "views": views, "on_empty": on_empty}
     options = memory_options(run, index, llm=llm, state=state, **how)
@@ -114,6 +116,7 @@ def forecast(
         from memory_index import memory_only
 
         memory, table, ref = _opened_memory(index or "", file, indexes, table_options, update=update_index)
+        table = with_known_ahead(table, memory, table_options, ahead)
         result = memory_only.forecast(memory, table, quantiles=levels, options=options, bounds=bounds)
         horizon, by = memory.windows.spec.horizon, f"{ref}, memory alone"
     else:
@@ -123,15 +126,22 @@ def forecast(
         require_calibrated(levels)
         how = {"llm": llm, "update": update_index or update, "grow": grow, "state": state}
         opened = open_run_with_table(run, index, file, indexes, table_options, device, **how)
-        memory, table, ref = opened.memory, opened.table, opened.ref
+        memory, ref = opened.memory, opened.ref
+        table = with_known_ahead(opened.table, memory, table_options, ahead)
         result = forecast_by_run(opened.predictor, memory, table, quantiles=levels, bounds=bounds)
         horizon, by = opened.predictor.config.model.horizon, f"{run} with {ref}"
     _tell(result, table, memory, bounds, strict=strict)
-    _mark(result, ref, memory, run)
+    _mark(result, ref, memory, run, ahead)
     _draw(plot, table, result, by)
     _write(result, f"{horizon} steps by {by}", out, as_json=as_json)
     if as_json:
         print_json("forecast", forecast_document(result, table, file=file, horizon=horizon, out=out))
+
+
+def _bounds(lower: float | None, upper: float | None) -> Bounds:
+    from memory_index.bounds import Bounds
+
+    return Bounds(lower=lower, upper=upper)
 
 
 def _opened_memory(
@@ -158,10 +168,10 @@ def _growth(run: Path | None, *, update: bool, half_life: str | None, state: int
     return (half_life or "same") if update else None
 
 
-def _mark(result: pd.DataFrame, ref: str, memory: Memory, run: Path | None) -> None:
+def _mark(result: pd.DataFrame, ref: str, memory: Memory, run: Path | None, ahead: KnownAhead) -> None:
     """What made it, which travels inside a Parquet file."""
     made_by = {"ref": ref, "fingerprint": memory.manifest.fingerprint, "run": None if run is None else str(run)}
-    result.attrs.update(made_by)
+    result.attrs |= made_by | ({"scenario": ahead.set_known} if ahead.set_known else {})
 
 
 def _write(result: pd.DataFrame, what: str, out: Path | None, *, as_json: bool) -> None:
@@ -179,6 +189,8 @@ def _tell(result: pd.DataFrame, table: SeriesTable, memory: Memory, bounds: Boun
 
     skipped = [Skipped(**each) for each in result.attrs["skipped"]]
     tell_skipped(skipped, "not forecast", source=table.source, strict=strict)
+    for warning in result.attrs.get("warnings", ()):
+        note(f"warning: {warning}")
     tell_ends(table, memory)
     tell_bounds(table, memory, bounds)
 

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.opening import open_with_table, tell_joint
-from cli.options import REF, AsJson, Indexes, asks_memory, reads_table
+from cli.opening import open_with_table, tell_joint, with_scenario
+from cli.options import REF, AsJson, Indexes, SetKnown, asks_memory, reads_table
 from cli.output import note, print_json, print_table
 from cli.parsing import names, numbers
 from cli.targets import require_targets
-from cli.wording import SPARK_WIDTH, age, minute, no_close_analogue, sparkline
+from cli.wording import SPARK_WIDTH, age, conditions, course, minute, no_close_analogue, sparkline
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from memory_index.inspection import Inspection
     from memory_index.tables.columns import ReadOptions
     from memory_index.windows import StoredWindows
@@ -43,6 +41,7 @@ def neighbours(
     after: Annotated[str | None, typer.Option(help="Only neighbours with an origin at this time or later.")] = None,
     before: Annotated[str | None, typer.Option(help="Only neighbours with an origin at this time or earlier.")] = None,
     min_gap: Annotated[int, typer.Option(help="Steps between neighbours, so that 5 are 5 episodes.", min=0)] = 0,
+    set_known: SetKnown = None,
     plot: Annotated[Path | None, typer.Option(help="Draw them into a PNG, SVG or PDF file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write picture and table as one self-contained page.")] = None,
     as_json: AsJson = False,
@@ -63,6 +62,7 @@ def neighbours(
 
     require_targets(picture=plot, page=html)
     memory, table, full_ref = open_with_table(ref, file, indexes, table_options)
+    table = with_scenario(table, memory, set_known, at=(origin := table.step.parse(at)))
     where = Filter(
         series_id=(only_series,) if only_series in memory.windows.series_number else names(only_series),
         after=None if after is None else table.step.parse(after),
@@ -72,7 +72,7 @@ def neighbours(
         memory,
         table,
         series,
-        table.step.parse(at),
+        origin,
         k=k,
         scopes=names(scope),  # type: ignore[arg-type]
         views=numbers("--view", view),
@@ -82,10 +82,7 @@ def neighbours(
     )
     if scope is None:
         tell_joint(memory, {each.scope for each in found.neighbours}, table)
-    if as_json:
-        print_json("index-neighbours", document(full_ref, found))
-    else:
-        _print(full_ref, found)
+    print_json("index-neighbours", document(full_ref, found)) if as_json else _print(full_ref, found)
     if plot is not None:
         _write_picture(plot, found, memory.windows, full_ref)
     if html is not None:
@@ -95,6 +92,10 @@ def neighbours(
 
 def document(ref: str, found: Inspection) -> dict[str, Any]:
     """The JSON document: the keys that scripts rely on (docs/cli.md), and the memory's forecast."""
+    from memory_index.conditions import ahead_in_words
+
+    covariates = ahead_in_words(found.covariates, found.categories, len(found.forecast))
+    beside = {"covariates": covariates} if covariates else {}
     return {
         "ref": ref,
         "query": {
@@ -103,6 +104,7 @@ def document(ref: str, found: Inspection) -> dict[str, Any]:
             "context": found.context,
             "forecast": found.forecast,
             "actual": found.actual,
+            **beside,
         },
         "in_sample": found.in_sample,
         "share_closer": {str(space): share for space, share in found.share_closer.items()},
@@ -117,8 +119,9 @@ def key_spaces(found: Inspection) -> list[tuple[str, int]]:
 
 
 def columns(found: Inspection) -> list[str]:
-    """Headings of `rows`: without `match` while what really followed is not known."""
-    return COLUMNS if found.actual_known else COLUMNS[:-1]
+    """Headings of `rows`: without `match` while what really followed is not known, with `cond.` for covariates."""
+    headings = [*COLUMNS[:7], *(["cond."] if found.covariates else []), *COLUMNS[7:]]
+    return headings if found.actual_known else headings[:-1]
 
 
 def rows(found: Inspection, space: tuple[str, int], spark_width: int = SPARK_WIDTH) -> list[list[object]]:
@@ -129,7 +132,9 @@ def rows(found: Inspection, space: tuple[str, int], spark_width: int = SPARK_WID
             n.series_id,
             minute(n.origin),
             age(n.age_days),
-            *(f"{part:.3f}" for part in (n.distance, n.shape_distance, n.value_distance, n.weight)),
+            *(f"{part:.3f}" for part in (n.distance, n.shape_distance, n.value_distance)),
+            *([] if n.condition_distance is None else [f"{n.condition_distance:.3f}"]),
+            f"{n.weight:.3f}",
             sparkline(n.future, spark_width),
             *(["" if n.match is None else f"{n.match:+.2f}"] if found.actual_known else []),
         ]
@@ -143,19 +148,15 @@ def _print(ref: str, found: Inspection) -> None:
     width = _spark_width(found)
     for space in key_spaces(found):
         print_table(columns(found), rows(found, space, width), title=_title(found, space), gap=1)
+    for line in conditions(found.covariates, found.categories, found.neighbours, len(found.forecast)):
+        note(line)
     num = len(found.forecast)
     ahead = "the next step" if num == 1 else f"the next {num} steps"
-    note(f"{ahead}, by the memory alone: {_course(found.forecast)}")
+    note(f"{ahead}, by the memory alone: {course(found.forecast)}")
     if found.actual_known:
-        note(f"{'what really followed:'.rjust(len(ahead) + 22)} {_course(found.actual)}")
+        note(f"{'what really followed:'.rjust(len(ahead) + 22)} {course(found.actual)}")
     for warning in warnings(found):
         note(warning)
-
-
-def _course(values: np.ndarray) -> str:
-    """From where to where values [H] go, and how."""
-    low, high = float(values.min()), float(values.max())
-    return f"{low:.4g}" if len(values) == 1 else f"{low:.4g} to {high:.4g} {sparkline(values)}"
 
 
 def warnings(found: Inspection) -> list[str]:
@@ -210,7 +211,7 @@ def _write_page(path: Path, found: Inspection, windows: StoredWindows, ref: str,
             columns=columns(found),
             rows=rows(found, space),
             caption=_title(found, space),
-            text=(1, 2, 8),
+            text=(1, 2, columns(found).index("future")),
             names=(1,),
             heading="Neighbours, nearest first" if number == 0 else "",
         )
@@ -222,6 +223,8 @@ def _write_page(path: Path, found: Inspection, windows: StoredWindows, ref: str,
         [f"What the memory {ref} retrieves for this window. Every neighbour was completely known at the origin."],
         [picture, *tables],
         warnings=warnings(found),
-        footer="Distances are in spreads of a window. Match: correlation with what really followed. Made by: "
+        footer="Distances are in spreads of a window. Match: correlation with what really followed. "
+        + ("Cond.: the part of the known covariates over the horizon. " if found.covariates else "")
+        + "Made by: "
         + shlex.join(["cli", "index", "neighbours", ref, str(file), "--series", found.series_id, "--at", at]),
     )

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from memory_index.windows import Step, StoredWindows
 
 SHORT = 14  # characters of a name beside an axis
+MOST_COVARIATES = 4  # drawn under the target
+COVARIATE_HEIGHT = 0.8  # inches
 
 
 def draw_neighbours(found: Inspection, windows: StoredWindows, ref: str, shape: Shape = "wide") -> Figure:
@@ -43,10 +45,16 @@ def draw_neighbours(found: Inspection, windows: StoredWindows, ref: str, shape: 
     """
     scopes = [scope for scope in SCOPE_COLOURS if any(n.scope == scope for n in found.neighbours)]
     lanes = 0.22 * len(scopes)
-    drawn = figure(6.4 + lanes if shape == "wide" else 6.6 + lanes, shape)
-    top, history, lane = drawn.subplots(3, 1, height_ratios=(4.0, 1.0, lanes))
+    beside = list(found.covariates)[:MOST_COVARIATES]
+    height = (6.4 if shape == "wide" else 6.6) + lanes + COVARIATE_HEIGHT * len(beside)
+    drawn = figure(height, shape)
+    ratios = (4.0, *(COVARIATE_HEIGHT for _ in beside), 1.0, lanes)
+    top, *panels, history, lane = drawn.subplots(len(ratios), 1, height_ratios=ratios)
     history.sharex(lane)
-    _draw_windows(top, found, windows.step, shape)
+    _draw_windows(top, found, windows.step, shape, legend=panels[-1] if panels else top)
+    for panel, name in zip(panels, beside, strict=True):
+        panel.sharex(top)
+        _draw_covariate(panel, found, name, windows.step)
     _draw_history(history, lane, found, windows, scopes, shape)
     known = f"what {ref} remembers of it"
     name = short(found.series_id, 60 if shape == "wide" else 20)
@@ -71,7 +79,23 @@ def episodes(neighbours: Iterable[NeighbourRecord], step: Step) -> list[Neighbou
     return drawn[::-1]
 
 
-def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape) -> None:
+def _draw_covariate(axes: Axes, found: Inspection, name: str, step: Step) -> None:
+    """A known covariate of the query and of its neighbours, under the target and aligned with it."""
+    now, shown = len(found.context), num_shown(found)
+    times = dates(step, found.times)[now - shown :]
+    for n in episodes(found.neighbours, step):
+        look: dict[str, Any] = {"color": SCOPE_COLOURS[n.scope], "ls": SCOPE_STYLES[n.scope], "lw": 0.8, "alpha": 0.45}
+        axes.plot(times, n.covariates[name][now - shown :], drawstyle="steps-mid", **look)
+    axes.plot(times, found.covariates[name][now - shown :], color=QUERY_COLOUR, lw=1.6, drawstyle="steps-mid")
+    axes.axvline(times[shown - 1], color=SOFT.light, lw=1)
+    plain(axes)
+    axes.tick_params(labelbottom=False, bottom=False)
+    axes.set_ylabel(short(name, SHORT))
+    if words := found.categories.get(name, ()):
+        axes.set_yticks(range(len(words)), [short(word, SHORT) for word in words])
+
+
+def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape, *, legend: Axes) -> None:
     horizon = len(found.forecast)
     shown = num_shown(found)
     times = dates(step, found.times)
@@ -114,7 +138,15 @@ def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape) -> No
     date_axis(axes, step, shape)
     axes.set_ylabel(f"{short(found.series_id, SHORT)} (units of the data)")
     columns = 3 if shape == "wide" else 1
-    axes.legend(fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
+    below = -0.14 if legend is axes else -0.1
+    legend.legend(
+        *axes.get_legend_handles_labels(),
+        fontsize=8,
+        ncols=columns,
+        loc="upper center",
+        bbox_to_anchor=(0.5, below),
+        frameon=False,
+    )
 
 
 def _draw_history(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cli.output import print_table
 
 if TYPE_CHECKING:
+    from memory_index.covariate_map import CovariateColumn
     from memory_index.references import FoundVersion
     from memory_index.versions.manifest import Manifest, SpaceRecord
     from memory_index.versions.store import Store
@@ -53,6 +55,7 @@ def version_document(version: Version | FoundVersion) -> dict[str, Any]:
         "budget": manifest.budget,
         "max_missing": window.max_missing,
         "transform": manifest.transform.kind,
+        **({"covariates": [asdict(column) for column in manifest.covariates]} if manifest.covariates else {}),
         "skipped": manifest.built.skipped,
         "known_delay": window.known_delay,
         "step": manifest.step.frequency,
@@ -87,6 +90,12 @@ def print_version(version: Version | FoundVersion, *more: tuple[str, str]) -> No
     print_table(
         ["scope", "views", "factory", "recall@10", "why it was chosen"], _space_rows(manifest), title="\nKey spaces"
     )
+
+
+def _covariate(column: CovariateColumn) -> str:
+    """A column, its role, and whether it has a say in the distance."""
+    unused = column.role == "known" and not any(column.weight)
+    return f"{column.name} ({column.role}{', of no use' if unused else ''})"
 
 
 def parent_ref(store: Store, version: Version) -> str:
@@ -129,6 +138,7 @@ def _lines(version: Version | FoundVersion) -> list[tuple[str, str]]:
         *(("budget" if n == 0 else "", text) for n, text in enumerate(_budget_lines(manifest))),
         ("known delay", f"{window.known_delay} steps" if window.known_delay else ""),
         ("transform", manifest.transform.kind if manifest.transform else ""),
+        ("covariates", ", ".join(_covariate(column) for column in manifest.covariates)),
         ("split", split.name),
         ("  train until", f"{_at(manifest, split.train_until)}" + (" (appended to since)" if grown else "")),
         ("  val until", _at(manifest, split.val_until) or ""),

@@ -23,7 +23,7 @@ from forecaster.learned_keys.pattern_encoder import (
     view_network,
 )
 from memory_index.encoder import DualKeyEncoder, EncoderConfig
-from memory_index.errors import DataError
+from memory_index.errors import DataError, IncompatibleError
 from memory_index.fit_encoder import fit_encoder, joint_arrays, shared_origins
 from memory_index.missing import filled
 from memory_index.tables.series import SeriesTable
@@ -57,8 +57,12 @@ def fit_pattern_encoder(
 ) -> PatternKeyEncoder:
     """Train the encoder; called like `memory_index.fit_encoder.fit_encoder`. Seeded: equal windows give equal weights.
 
-    Raises `DataError` if no two windows of a series are disjoint in time.
+    Raises `DataError` if no two windows of a series are disjoint in time, `IncompatibleError` for covariates.
     """
+    if table.covariates is not None:
+        raise IncompatibleError(
+            "the encoder 'pattern' does not read covariates", hint="use the built-in one, or leave out their roles"
+        )
     pattern = pattern or PatternConfig()
     base = fit_encoder(table, origins, config, lookback=lookback, horizon=horizon, scopes=())
     with one_torch_thread():

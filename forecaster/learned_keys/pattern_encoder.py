@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from memory_index.covariate_map import CovariateWindows
 from memory_index.encoder import NUM_VALUES, DualKeyEncoder, Encoded, EncoderConfig, joint_key
 from memory_index.errors import IncompatibleError, VerificationError
 from memory_index.files import sha256_of
@@ -184,8 +185,21 @@ class PatternKeyEncoder:
         """See `KeyEncoder.value_width`."""
         return self.base.value_width(space)
 
-    def encode(self, view: int, context: np.ndarray, series: np.ndarray, scopes: tuple[Scope, ...]) -> Encoded:
+    @property
+    def covariates(self) -> None:
+        """See `KeyEncoder.covariates`: there are none, `fit_pattern` refuses them."""
+        return
+
+    def encode(
+        self,
+        view: int,
+        context: np.ndarray,
+        series: np.ndarray,
+        scopes: tuple[Scope, ...],
+        covariates: CovariateWindows | None = None,
+    ) -> Encoded:
         """See `KeyEncoder.encode`. `joint` needs the series of the joint group, in its order."""
+        assert covariates is None, "it was not fitted with any"
         windows = context[..., -view:].astype(np.float64, order="C")
         statistics = self.base.statistics(windows, context, series)
         keys: dict[Scope, np.ndarray] = {}
@@ -203,7 +217,9 @@ class PatternKeyEncoder:
                 keys["joint"] = joint.astype(np.float32)
         return Encoded(keys=keys, statistics=statistics)
 
-    def parts(self, view: int, context: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def parts(
+        self, view: int, context: np.ndarray, covariates: CovariateWindows | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Own shape [B, N, E] and value parts [B, N, 5], float64, of the contexts [B, N, L] of all series."""
         series = np.arange(context.shape[1])
         windows = context[..., -view:].astype(np.float64, order="C")
@@ -225,8 +241,11 @@ class PatternKeyEncoder:
         """See `KeyEncoder.linear_map`."""
         return self.base.linear_map(view)
 
-    def linear_forecast(self, view: int, context: np.ndarray, series: np.ndarray) -> np.ndarray:
+    def linear_forecast(
+        self, view: int, context: np.ndarray, series: np.ndarray, covariates: CovariateWindows | None = None
+    ) -> np.ndarray:
         """See `KeyEncoder.linear_forecast`."""
+        assert covariates is None, "it was not fitted with any"
         return self.base.linear_forecast(view, context, series)
 
 

@@ -188,7 +188,14 @@ def live_blocks(
     whole, views = spec.scored(config.horizon), memory.windows.views
     known_ids, units = manifest.series_ids, units_inside(memory, units)
     for asked in query_blocks(
-        table, origins, whole, Policy.CAUSAL, known=known_ids, views=views, max_windows=LIVE_WINDOWS
+        table,
+        origins,
+        whole,
+        Policy.CAUSAL,
+        known=known_ids,
+        views=views,
+        layout=manifest.covariate_layout,
+        max_windows=LIVE_WINDOWS,
     ):
         inside = memory.windows.queries_inside(asked.queries)
         context = filled(inside.context, memory.windows.step.season)  # [B, N, L of the version]

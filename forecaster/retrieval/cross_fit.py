@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -114,5 +114,12 @@ def _fit_of(manifest: Manifest, target_origins: list[np.ndarray] | None) -> FitE
 
 
 def _like(manifest: Manifest, table: SeriesTable) -> SeriesTable:
-    """The version's series of a table, in the version's order. Raises `NotFoundError` if one is not there."""
-    return replace(table, series=tuple(table[series_id] for series_id in manifest.series_ids))
+    """The version's series of a table, in the version's order, with its covariates.
+
+    Raises `NotFoundError` if a series is not there.
+    """
+    numbers = {name: number for number, name in enumerate(table.series_ids)}
+    for name in manifest.series_ids:
+        table[name]
+    of_version = table.of_series([numbers[name] for name in manifest.series_ids])
+    return of_version.with_columns([column.name for column in manifest.covariates])

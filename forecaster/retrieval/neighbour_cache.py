@@ -157,7 +157,7 @@ def _settings(
         )
     return CacheSettings(
         memory=memory.manifest.fingerprint,
-        table_sha256=steps_until(table, memory.manifest.split.bounds(part)[1]).content_hash,
+        table_sha256=steps_until(table, memory.manifest.split.bounds(part)[1]).input_hash,
         lookback=window.lookback,
         horizon=horizon,
         part=part,
@@ -278,7 +278,8 @@ def _answers(
         memory.manifest.series_ids,
         memory.windows.views,
     )
-    for block in query_blocks(table, origins, spec, settings.policy, known=known, views=views):
+    layout = memory.manifest.covariate_layout
+    for block in query_blocks(table, origins, spec, settings.policy, known=known, views=views, layout=layout):
         neighbours = answering.search(block.queries, settings.k, where=where).inside()
         part = condense(neighbours, spaces, slots=settings.slots, horizon=settings.horizon)
         number = place.numbers(block.series, block.row)  # [B, N]

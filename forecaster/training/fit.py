@@ -104,6 +104,8 @@ def train_run(
     if not accelerator.is_main_process:
         note = _unsaid
     table = trained_series(table, memory.manifest, note)
+    if memory.manifest.covariates and not config.model.use_gram:
+        note("covariates are not read: without the memory (--no-gram) a run reads the target alone")
     record = run_record(table, memory, ref, config, backbone, device)
     # Before there is a run: settings that make no model must not leave a folder behind.
     with rng.preserved(accelerator.device):
@@ -257,8 +259,7 @@ def trained_series(table: SeriesTable, manifest: Manifest, note: Note) -> Series
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         note(f"'{others[0]}'{more}: not in the index, so nothing is trained or validated on it")
-    known = tuple(series for series in table.series if series.series_id in manifest.series_ids)
-    return dataclasses.replace(table, series=known)
+    return table.of_series([n for n, name in enumerate(table.series_ids) if name in manifest.series_ids])
 
 
 def run_record(
@@ -291,7 +292,7 @@ def run_record(
             series_ids=table.series_ids,
             units={name: float(unit) for name, unit in zip(table.series_ids, units, strict=True)},
             split={"name": manifest.split.name} | {name: told(getattr(manifest.split, name)) for name in SPLIT_ENDS},
-            sha256=seen.content_hash,
+            sha256=seen.input_hash,
         ),
         hardware=hardware(config, device, llm_width=backbone.width if backbone else 0),
     )

@@ -300,7 +300,7 @@ def identity_of(table: SeriesTable, plan: BacktestPlan, manifest: Manifest, **of
     """What forecasts depend on: see `KeptForecasts`. Names are those that a message shows."""
     rows = np.concatenate(plan.origins)
     return {
-        "table": table.content_hash,
+        "table": table.input_hash,
         "version": manifest.fingerprint,
         "choice of origins": [len(rows), int(rows.sum()), *(str(plan.updates[end]) for end in (0, -1))],
         "update": len(plan.updates),

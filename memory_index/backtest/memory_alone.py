@@ -76,9 +76,9 @@ class MemoryAlone:
     def ask(self, table: SeriesTable, origins: list[np.ndarray], levels: tuple[float, ...]) -> Iterator[Found]:
         """See `lived.Subject`. Where a window has no neighbour, its forecast is the last value."""
         options, spec, known = self.options, self.memory.windows.spec, self.manifest.series_ids
-        views = self.memory.windows.views
+        views, layout = self.memory.windows.views, self.manifest.covariate_layout
         usual = usual_errors(self.memory, options.k, scopes=options.scopes, views=options.views) if levels else None
-        for asked in query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views):
+        for asked in query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views, layout=layout):
             found = self.memory.search(asked.queries, options.k, scopes=options.scopes, views=options.views)
             alone = block_forecasts(found)[MEMORY_ONLY]
             linear = self.memory.linear_forecast(asked.queries)

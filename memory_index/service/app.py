@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -168,7 +169,8 @@ class App(Calls):
         kind, body = await self.body(request, call, take, (ARROW, JSON))
         manifest, limits = hosted.memory.manifest, self.settings.limits
         if kind == ARROW:
-            question = await self._read(wire.read_question, body, limits, len(manifest.spaces))
+            read = partial(wire.read_question, with_covariates=bool(manifest.covariates))
+            question = await self._read(read, body, limits, len(manifest.spaces))
         else:
             question = await self._read(wire.read_json_question, body, limits, len(manifest.spaces), manifest.step)
         queries = question.queries

@@ -19,6 +19,7 @@ from memory_index.access import Access
 from memory_index.errors import MemoryIndexError, NotFoundError, ServiceError, UsageError
 from memory_index.memory import Memory
 from memory_index.references import MILVUS_SCHEMES, OLD_SCHEMES, SERVICE_SCHEMES, find
+from memory_index.versions.covariate_files import COVARIATES_FILE
 from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest
 from memory_index.versions.opening import ENCODER_FILE, LoadEncoder
@@ -188,7 +189,7 @@ class Hosting:
         hosted = Hosted(ref=location.ref, fingerprint=found.manifest.fingerprint, stamp=stamp, memory=memory)
         try:
             for path in found.manifest.files:
-                if path.rpartition("/")[2] in (ENCODER_FILE, SERIES_FILE, WINDOWS_FILE):
+                if path.rpartition("/")[2] in (ENCODER_FILE, SERIES_FILE, WINDOWS_FILE, COVARIATES_FILE):
                     hosted.files[path] = os.open(location.path / path, os.O_RDONLY | os.O_CLOEXEC)
             with self._lock:
                 if self._is_closed:

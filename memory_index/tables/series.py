@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from memory_index.covariates import Covariates
+from memory_index.covariates import Covariates, CovariateValues
 from memory_index.errors import NotFoundError
 from memory_index.windows import Step, WindowSpec
 
@@ -50,6 +51,31 @@ class SeriesTable:
         """The shape of windows, and how much of one may be missing: nothing where the table was read with `drop`."""
         return replace(spec, max_missing=0.0) if self.whole_windows else spec
 
+    def of_series(self, numbers: Sequence[int]) -> SeriesTable:
+        """The same with some of its series only, and their covariates."""
+        covariates = self.covariates
+        if covariates is not None:
+            covariates = replace(covariates, series=tuple(covariates.series[number] for number in numbers))
+        return replace(self, series=tuple(self.series[number] for number in numbers), covariates=covariates)
+
+    def with_columns(self, names: Sequence[str]) -> SeriesTable:
+        """The same with the covariates of these names only, in this order; with none at all where there are no names.
+
+        Columns that the table does not have are left out.
+        """
+        given = self.covariates
+        if given is None or not names:
+            return replace(self, covariates=None)
+        place = [given.names.index(name) for name in names if name in given.names]
+        if place == list(range(len(given.columns))):
+            return self
+        kept: dict[int, CovariateValues] = {}
+        for each in given.series:  # series that share them go on sharing them
+            kept.setdefault(id(each), replace(each, values=each.values[place]))
+        series = tuple(kept[id(each)] for each in given.series)
+        columns = tuple(given.columns[number] for number in place)
+        return replace(self, covariates=Covariates(columns=columns, series=series))
+
     def __getitem__(self, series_id: str) -> Series:
         """One series. Raises `NotFoundError` that names the nearest known series."""
         found = self._by_name.get(series_id)
@@ -89,6 +115,22 @@ class SeriesTable:
             digest.update(series.series_id.encode() + b"\0")
             digest.update(np.ascontiguousarray(series.times).view(np.int64).tobytes())
             digest.update(np.ascontiguousarray(series.values, dtype=np.float64).tobytes())
+        return digest.hexdigest()
+
+    @property
+    def input_hash(self) -> str:
+        """The same with the covariates at the steps of the series; of a table without any its `content_hash`."""
+        if self.covariates is None:
+            return self.content_hash
+        digest, said = hashlib.sha256(self.content_hash.encode()), dict[tuple[int, int], int]()
+        digest.update(repr(self.covariates.columns).encode())
+        for number, (series, given) in enumerate(zip(self.series, self.covariates.series, strict=True)):
+            num = int(np.searchsorted(given.times, series.times[-1], side="right")) if len(series) else 0
+            first = said.setdefault((id(given.values), num), number)
+            if first == number:
+                digest.update(np.ascontiguousarray(given.times[:num]).view(np.int64).tobytes())
+                digest.update(np.ascontiguousarray(given.values[:, :num], dtype=np.float64).tobytes())
+            digest.update(str(first).encode() + b"\0")
         return digest.hexdigest()
 
 

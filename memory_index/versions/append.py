@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Any
 
 import numpy as np
 
@@ -12,16 +13,17 @@ from memory_index.fit_transform import table_inside
 from memory_index.skipped import Skipped, require_none_skipped
 from memory_index.tables.series import Series, SeriesTable, differing
 from memory_index.tables.steps import same_step
-from memory_index.versions.build import built_since, segment_record, up_to_last_values, with_recall
+from memory_index.versions.build import built_since, covariates_of, segment_record, up_to_last_values, with_recall
+from memory_index.versions.covariate_files import COVARIATES_FILE, continued, write_new_covariates
 from memory_index.versions.factories import EXACT
 from memory_index.versions.manifest import FORMAT
-from memory_index.versions.opening import LoadEncoder, plan_of, read_earlier, read_encoder, read_series
+from memory_index.versions.opening import LoadEncoder, plan_of, read_earlier, read_encoder, read_table
 from memory_index.versions.segments import MOMENTS_FILE, SERIES_FILE, WINDOWS_FILE, SegmentPlan, write_segment
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version, check_files, removal_named
 from memory_index.windows import Step, origin_rows
 
-READ_FILES = (SERIES_FILE, WINDOWS_FILE, MOMENTS_FILE)  # of each segment
+READ_FILES = (SERIES_FILE, WINDOWS_FILE, MOMENTS_FILE, COVARIATES_FILE)  # of each segment
 NOT_STORED = "is not in the version: the next build stores it"
 
 
@@ -51,8 +53,9 @@ def append(
         check_files(parent, only=lambda path: path.endswith(READ_FILES) or "/" not in path)
         manifest = parent.manifest
         with removal_named(parent):
-            stored = read_series(parent.path, manifest)
+            stored = read_table(parent.path, manifest)
         joined, skipped = join_new_rows(stored, table, until=until, delay=manifest.window.known_delay)
+        joined = continued(stored, joined, table, manifest)
         if strict:
             require_none_skipped(skipped, table.source, "nothing appended to")
         notes = late_values(stored, table)
@@ -62,10 +65,11 @@ def append(
         staging.adopt(parent, *sorted({path.split("/")[0] for path in manifest.files}))
         folder, new_from = f"segment-{len(manifest.segments)}", [len(series) for series in stored.series]
         origins, inside = new_origins(stored, joined, plan), table_inside(manifest.transform, joined)
-        windows = write_segment(
-            staging.path / folder, joined, origins, encoder, plan, inside=inside, new_from=new_from, earlier=earlier
-        )
-        num_new = [len(series) - start for series, start in zip(joined.series, new_from, strict=True)]
+        how: dict[str, Any] = {"inside": inside, "new_from": new_from, "earlier": earlier}
+        how |= {"covariates": covariates_of(joined, encoder)}
+        windows = write_segment(staging.path / folder, joined, origins, encoder, plan, **how)
+        record = segment_record(folder, windows, sum(map(len, joined.series)) - sum(new_from))
+        num_beside = write_new_covariates(staging.path / folder, stored, joined, manifest, new_from)
         known_at = np.append(
             windows.known_at, [np.datetime64(manifest.first_known_at), np.datetime64(manifest.last_known_at)]
         )
@@ -76,7 +80,7 @@ def append(
             first_known_at=str(known_at.min()),
             last_known_at=str(known_at.max()),
             data_sha256=joined.content_hash,
-            segments=(*manifest.segments, segment_record(folder, windows, sum(num_new))),
+            segments=(*manifest.segments, dataclasses.replace(record, num_covariates=num_beside)),
             parent=manifest.fingerprint,
         )
         if set(plan.factories.values()) != {EXACT}:  # an exact scan has nothing to measure

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from memory_index.covariate_map import StoredCovariates
+from memory_index.covariate_tables import aligned_values
 from memory_index.encoder import EncoderConfig, KeyEncoder, default_views
 from memory_index.fit_encoder import fit_encoder
 from memory_index.fit_transform import fit_transform, table_inside
@@ -27,6 +29,7 @@ from memory_index.transforms import Transform
 from memory_index.types import KeySpace, Scope
 from memory_index.versions.budget import Budget
 from memory_index.versions.contents import contents_of, contents_within, group_sizes
+from memory_index.versions.covariate_files import write_covariates
 from memory_index.versions.factories import check_factory
 from memory_index.versions.manifest import FORMAT, BuildRecord, Manifest, SegmentRecord, SpaceRecord
 from memory_index.versions.opening import read_memory, write_encoder
@@ -91,12 +94,11 @@ def build(
         how = {"lookback": window.lookback, "horizon": window.horizon, "scopes": contents.scopes}
         fitted = fit(inside, fit_origins or origins, contents.encoder, **how)
         described = write_encoder(staging.path, fitted)
-        windows = write_segment(staging.path / FIRST_SEGMENT, training, origins, fitted, plan, inside=inside)
-        records = tuple(
-            space_record(space, widths[space], fitted.value_width(space), *contents.factories[space])
-            for space in plan.spaces
-        )
+        beside: dict[str, Any] = {"inside": inside, "covariates": covariates_of(training, fitted)}
+        windows = write_segment(staging.path / FIRST_SEGMENT, training, origins, fitted, plan, **beside)
+        records = tuple(space_record(space, widths[space], fitted, *contents.factories[space]) for space in plan.spaces)
         manifest = first_manifest(training, windows, plan, records, described, split, contents.joint)
+        manifest = with_first_covariates(staging.path, manifest, training, fitted)
         manifest = dataclasses.replace(manifest, transform=transform, budget=contents.budget)
         manifest = measured(staging.path, manifest, fitted)
         notes = coarse_notes(training) + chosen_transform + review(read_memory(staging.path, manifest, fitted))
@@ -191,17 +193,42 @@ def coarse_notes(table: SeriesTable) -> tuple[str, ...]:
     return (*notes[:NOTED], *more)
 
 
-def space_record(space: KeySpace, width: int, value_width: int, factory: str, reason: str) -> SpaceRecord:
+def covariates_of(table: SeriesTable, encoder: KeyEncoder) -> StoredCovariates | None:
+    """The covariates of a table as windows of it are encoded with; None for an encoder without."""
+    if encoder.covariates is None:
+        return None
+    found = aligned_values(table, encoder.covariates.columns)
+    return StoredCovariates(layout=encoder.covariates, values=found.values, first=found.first, unit=encoder.scale.std)
+
+
+def with_first_covariates(folder: Path, manifest: Manifest, training: SeriesTable, encoder: KeyEncoder) -> Manifest:
+    """The manifest with the covariates of its first segment, whose file is written."""
+    if encoder.covariates is None:
+        return manifest
+    found = aligned_values(training, encoder.covariates.columns)
+    num_stretches = 1 if found.shared else len(training.series)
+    num_rows = write_covariates(folder / FIRST_SEGMENT, found, [0] * num_stretches)
+    [segment] = manifest.segments
+    return dataclasses.replace(
+        manifest,
+        covariates=encoder.covariates.columns,
+        shared_covariates=found.shared,
+        segments=(dataclasses.replace(segment, num_covariates=num_rows),),
+    )
+
+
+def space_record(space: KeySpace, width: int, encoder: KeyEncoder, factory: str, reason: str) -> SpaceRecord:
     """How a key space will be searched; its temperature and recall are not measured yet."""
     return SpaceRecord(
         scope=space.scope,
         view=space.view,
         width=width,
-        value_width=value_width,
+        value_width=encoder.value_width(space),
         factory=factory,
         reason=reason,
         temperature=1.0,
         recall_at_10=1.0,
+        condition_width=encoder.covariates.condition_width if encoder.covariates is not None else 0,
     )
 
 

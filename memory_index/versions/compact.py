@@ -14,6 +14,7 @@ from memory_index.errors import UsageError
 from memory_index.local import LocalMemory
 from memory_index.tables.series import SeriesTable
 from memory_index.versions.build import FIRST_SEGMENT, built_since, segment_record, with_recall
+from memory_index.versions.covariate_files import read_covariates, write_covariates
 from memory_index.versions.key_files import write_keys
 from memory_index.versions.manifest import FORMAT
 from memory_index.versions.opening import LoadEncoder, open_version, plan_of, read_series
@@ -38,11 +39,17 @@ def compact(store: Store, ref: str, *, load_encoder: LoadEncoder | None = None) 
         folder = staging.path / FIRST_SEGMENT
         with removal_named(parent):
             table = read_series(parent.path, manifest)
+            covariates = read_covariates(parent.path, manifest)
         windows = merge_segments(folder, memory, table, plan)
+        record = segment_record(FIRST_SEGMENT, windows, len(memory.windows.values))
+        if covariates is not None:
+            num_stretches = 1 if covariates.shared else len(table.series)
+            num_rows = write_covariates(folder, covariates, [0] * num_stretches)
+            record = dataclasses.replace(record, num_covariates=num_rows)
         merged = dataclasses.replace(
             manifest,
             format=FORMAT,
-            segments=(segment_record(FIRST_SEGMENT, windows, len(memory.windows.values)),),
+            segments=(record,),
             parent=manifest.fingerprint,
         )
         merged = with_recall(staging.path, merged, memory.encoder)

@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from memory_index.covariate_map import CovariateLayout
 from memory_index.encoder import EncoderConfig
 from memory_index.errors import DataError, IncompatibleError, UsageError
+from memory_index.fit_covariates import fit_units
 from memory_index.fit_encoder import shared_origins
 from memory_index.skipped import Skipped, require_none_skipped, skipped_sentence
 from memory_index.tables.series import Series, SeriesTable
@@ -48,7 +50,13 @@ class Contents(NamedTuple):
     @property
     def widths(self) -> dict[KeySpace, int]:
         """Numbers of a key, by key space."""
-        return {space: self.encoder.key_width(space, len(self.training.series)) for space in self.factories}
+        given, window = self.training.covariates, self.window
+        condition = 0
+        if given is not None and given.columns:
+            layout = CovariateLayout(columns=fit_units(self.training), lookback=window.lookback, horizon=window.horizon)
+            condition = layout.condition_width
+        num = len(self.training.series)
+        return {space: self.encoder.key_width(space, num, condition) for space in self.factories}
 
 
 def contents_of(
@@ -166,8 +174,7 @@ def with_windows(
         return training, origins, ()
     if strict:
         require_none_skipped(skipped, training.source, "without a window")
-    series = tuple(training.series[number] for number in kept)
-    return dataclasses.replace(training, series=series), [origins[number] for number in kept], skipped
+    return training.of_series(kept), [origins[number] for number in kept], skipped
 
 
 def _without_window(series: Series, window: WindowSpec) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from memory_index.errors import NothingNewError
@@ -39,9 +38,9 @@ def grown(
         place = store.location(version.name, version.number).path
         place.parent.mkdir(parents=True)
         place.symlink_to(Path(version.path).resolve(), target_is_directory=True)
-        known = tuple(series for series in table.series if series.series_id in version.manifest.series_ids)
+        known = [n for n, name in enumerate(table.series_ids) if name in version.manifest.series_ids]
         try:
-            child = append(store, version.ref, replace(table, series=known), load_encoder=load_encoder)
+            child = append(store, version.ref, table.of_series(known), load_encoder=load_encoder)
             for said in child.manifest.built.notes:
                 note(said)
         except NothingNewError:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from memory_index.covariate_map import CovariateColumn, CovariateLayout
+from memory_index.covariates import Covariate
 from memory_index.errors import IncompatibleError, VerificationError
 from memory_index.files import FileRecord, sha256_of
 from memory_index.skipped import Skipped
@@ -32,15 +34,16 @@ class SegmentRecord:
     num_rows: int
     num_steps: int  # over all series
     num_moments: int | None = None  # in moments.parquet; None where there is none
+    num_covariates: int | None = None  # rows of covariates.parquet; None where there is none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpaceRecord:
     """One key space: how it is searched, and what was measured when it was built.
 
-    factory: FAISS factory string, or `Flat` for the exact scan. width: of a key, of which the last
-    `value_width` numbers are the value part. temperature: see docs/method.md. recall_at_10: against exact search,
-    under the time guard.
+    factory: FAISS factory string, or `Flat` for the exact scan. width: of a key, of which the last `condition_width`
+    numbers are the condition part, and the `value_width` before them the value part. temperature: see docs/method.md.
+    recall_at_10: against exact search, under the time guard.
     """
 
     scope: str
@@ -51,6 +54,7 @@ class SpaceRecord:
     reason: str
     temperature: float
     recall_at_10: float
+    condition_width: int = 0
 
     @property
     def space(self) -> KeySpace:
@@ -108,6 +112,8 @@ class Manifest:
     built: BuildRecord
     budget: BudgetRecord | None = None  # None where none was set
     transform: Transform = NO_TRANSFORM
+    covariates: tuple[CovariateColumn, ...] = ()
+    shared_covariates: bool = False  # whether all series have the same ones, which are stored once
 
     @property
     def fingerprint(self) -> str:
@@ -125,6 +131,18 @@ class Manifest:
     def scopes(self) -> tuple[Scope, ...]:
         """The scopes that there are keys for."""
         return tuple(dict.fromkeys(space.scope for space in self.key_spaces))
+
+    @property
+    def recorded_covariates(self) -> tuple[Covariate, ...]:
+        """The columns with a role that it was built with, as a table is read with them again."""
+        return tuple(column.as_covariate() for column in self.covariates)
+
+    @property
+    def covariate_layout(self) -> CovariateLayout | None:
+        """What stands beside a window; None for a version without covariates."""
+        if not self.covariates:
+            return None
+        return CovariateLayout(columns=self.covariates, lookback=self.window.lookback, horizon=self.window.horizon)
 
     @property
     def fitted_known_at(self) -> np.datetime64:
@@ -262,12 +280,18 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
                 "built": _build_record(document["built"]),
                 "budget": _budget_record(document.get("budget")),
                 "transform": transform_from_json(document.get("transform", {})),
+                "covariates": tuple(_covariate(each) for each in document.get("covariates", ())),
             }
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # a UsageError of WindowSpec is a ValueError
         raise VerificationError(
             f"{where} cannot be read: {error}", hint="restore the version or build it again"
         ) from error
+
+
+def _covariate(document: dict[str, Any]) -> CovariateColumn:
+    listed = ("categories", "center", "weight")
+    return CovariateColumn(**document | {name: tuple(document[name]) for name in listed})
 
 
 def _build_record(document: dict[str, Any]) -> BuildRecord:

@@ -16,6 +16,7 @@ from memory_index.key_spaces import Segment
 from memory_index.local import LocalMemory
 from memory_index.scaling import SeriesScale
 from memory_index.tables.series import SeriesTable
+from memory_index.versions.covariate_files import read_covariates, stored_covariates, with_covariates
 from memory_index.versions.key_files import is_index_alone, keys_path, read_groups
 from memory_index.versions.manifest import Manifest
 from memory_index.versions.segments import (
@@ -81,6 +82,7 @@ def read_arrays(folder: Path, manifest: Manifest) -> DualKeyEncoder:
         horizon=manifest.window.horizon,
         scale=SeriesScale(mean=arrays.pop("scale-mean"), std=arrays.pop("scale-std")),
         arrays=arrays,
+        covariates=manifest.covariate_layout,
     )
 
 
@@ -117,6 +119,11 @@ def read_series(folder: Path, manifest: Manifest) -> SeriesTable:
     )
 
 
+def read_table(folder: Path, manifest: Manifest) -> SeriesTable:
+    """The same with the covariates that are stored beside them."""
+    return with_covariates(read_series(folder, manifest), read_covariates(folder, manifest), manifest.covariates)
+
+
 def read_memory(
     folder: Path,
     manifest: Manifest,
@@ -141,7 +148,7 @@ def read_memory(
             )
         segments.append(segment)
         first_row += record.num_rows
-    windows = stored_windows(folder, manifest, [segment.windows for segment in segments])
+    windows = stored_windows(folder, manifest, encoder.scale.std, [segment.windows for segment in segments])
     return LocalMemory(manifest, encoder, windows, segments, threads=threads)
 
 
@@ -163,10 +170,12 @@ def read_earlier(folder: Path, manifest: Manifest) -> EarlierWindows:
     return EarlierWindows(*(np.concatenate([getattr(part, name) for part in parts]) for name in EarlierWindows._fields))
 
 
-def stored_windows(folder: Path, manifest: Manifest, parts: list[SegmentWindows] | None = None) -> StoredWindows:
+def stored_windows(
+    folder: Path, manifest: Manifest, unit: np.ndarray, parts: list[SegmentWindows] | None = None
+) -> StoredWindows:
     """The windows of a version, and its series: what a search is not needed for. Hashes must have been checked before.
 
-    parts: the windows of each segment, where they have been read.
+    unit: training deviation of each series, float64 [N]. parts: the windows of each segment, where they have been read.
     """
     series, parts = read_series(folder, manifest).series, parts or _segment_windows(folder, manifest)
     names = ("series", "origin_row", "known_at", "location", "spread", "flat")
@@ -180,6 +189,9 @@ def stored_windows(folder: Path, manifest: Manifest, parts: list[SegmentWindows]
         offset=np.cumsum([0, *(len(part) for part in series)]),
         missing=_joined_missing([part.missing for part in parts], [len(part) for part in parts]),
         transform=manifest.transform,
+        covariates=stored_covariates(
+            folder, manifest, manifest.covariate_layout, np.array([part.times[0] for part in series]), unit
+        ),
         **{name: _joined([getattr(part, name) for part in parts]) for name in names},
     )
     del series

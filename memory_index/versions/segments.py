@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memory_index.cores import num_cores
+from memory_index.covariate_map import StoredCovariates
 from memory_index.encoder import KeyEncoder
 from memory_index.missing import filled, missing_before
 from memory_index.tables.series import Series, SeriesTable
@@ -113,13 +114,15 @@ def write_segment(
     inside: SeriesTable | None = None,
     new_from: list[int] | None = None,
     earlier: EarlierWindows | None = None,
+    covariates: StoredCovariates | None = None,
 ) -> SegmentWindows:
     """Encode the windows at `origins` and write every file of the segment.
 
     table: whole series, from where the version's series begin. origins: origin rows per series, ascending. inside: the
     table in units of the version's transform, which is what is encoded (default: the table, there is none).
     new_from: per series, the first row of `table` that no earlier segment stores (default: all are new). earlier: the
-    version's windows before, where moments of all series are compared.
+    version's windows before, where moments of all series are compared. covariates: of the table, if any; they have a
+    file of their own (covariate_files.py).
     """
     folder.mkdir(parents=True)
     inside = inside or table
@@ -132,7 +135,7 @@ def write_segment(
     rank[order] = np.arange(len(order))
     statistics = np.empty((len(plan.views), 3, len(series)), dtype=np.float32)
     for number, view in enumerate(plan.views):
-        _write_view(folder, inside, origins, encoder, plan, view, rank, statistics[number])
+        _write_view(folder, inside, origins, encoder, plan, view, rank, statistics[number], covariates)
     windows = SegmentWindows(
         series=series[order],
         origin_row=np.concatenate(origins)[order],
@@ -149,7 +152,7 @@ def write_segment(
             rows = windows.origin_row[windows.moments(plan.num_series)]
             if earlier is not None and windows.across is not None:
                 rows = np.concatenate([earlier.origin_row, windows.origin_row])[windows.across]
-            keys_of_moments = _encode_moments(inside, rows, encoder, space.view, spec)
+            keys_of_moments = _encode_moments(inside, rows, encoder, space.view, spec, covariates)
             write_keys(folder, space, keys_of_moments, plan.factories[space])
     write_windows(folder, windows, plan.views)
     if windows.across is not None:
@@ -205,6 +208,7 @@ def _write_view(
     view: int,
     rank: np.ndarray,
     statistics: np.ndarray,
+    covariates: StoredCovariates | None,
 ) -> None:
     """Encode every window under one view, and write the keys of its scopes but `joint`.
 
@@ -218,7 +222,7 @@ def _write_view(
         straight = None
         if "own" in scopes and plan.factories[KeySpace("own", view)] == EXACT:
             straight = files.enter_context(flat_keys(folder, KeySpace("own", view), len(rank)))
-        encode = partial(_encode_series, table, origins, encoder, view, scopes, plan.window)
+        encode = partial(_encode_series, table, origins, encoder, view, scopes, plan.window, covariates)
         for part in _side_by_side(encode, origins):
             for number, (keys, found) in part:
                 place = slice(first[number], first[number + 1])
@@ -253,6 +257,7 @@ def _encode_series(
     view: int,
     scopes: tuple[Scope, ...],
     spec: WindowSpec,
+    covariates: StoredCovariates | None,
     number: int,
 ) -> Encoding:
     """Keys of every window of one series, {scope: float32 [n, E]}, and statistics float32 [3, n]."""
@@ -261,7 +266,9 @@ def _encode_series(
     statistics = []
     for chunk in _chunks(origins[number]):
         context = filled(cut(values, chunk - spec.lookback + 1, spec.lookback), season)[:, None]
-        encoded = encoder.encode(view, context, np.array([number]), scopes)
+        numbers = np.array([number])
+        beside = None if covariates is None else covariates.windows(numbers, chunk[:, None], (view,))
+        encoded = encoder.encode(view, context, numbers, scopes, beside)
         statistics.append(np.stack([part[:, 0] for part in encoded.statistics]).astype(np.float32))
         for scope, part in encoded.keys.items():
             keys[scope].append(part[:, 0])
@@ -269,7 +276,12 @@ def _encode_series(
 
 
 def _encode_moments(
-    table: SeriesTable, origin_row: np.ndarray, encoder: KeyEncoder, view: int, spec: WindowSpec
+    table: SeriesTable,
+    origin_row: np.ndarray,
+    encoder: KeyEncoder,
+    view: int,
+    spec: WindowSpec,
+    covariates: StoredCovariates | None,
 ) -> np.ndarray:
     """Joint keys, float32 [M, E]; origin_row: int64 [M, N]."""
     values = [series.values.astype(np.float32) for series in table.series]
@@ -278,7 +290,9 @@ def _encode_moments(
     for chunk in _chunks(origin_row):
         first = chunk - spec.lookback + 1
         context = np.stack([cut(v, first[:, n], spec.lookback) for n, v in enumerate(values)], axis=1)
-        parts.append(encoder.encode(view, filled(context, table.step.season), numbers, ("joint",)).keys["joint"])
+        beside = None if covariates is None else covariates.windows(numbers, chunk, (view,))
+        encoded = encoder.encode(view, filled(context, table.step.season), numbers, ("joint",), beside)
+        parts.append(encoded.keys["joint"])
     return np.concatenate(parts)
 
 

@@ -1,0 +1,296 @@
+"""Fitting what a version makes of covariates: training units, one map with a penalty for each column, weights.
+
+All in closed form, from sums over windows of the training part. With D = view + P numbers of a window, n windows and
+V views: the sums cost 2 n D^2 flops for each view, of at most `MAX_WINDOWS` windows; each try of a penalty 2/3 D^3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from memory_index.covariate_map import MAX_CLASSES, CovariateColumn, CovariateLayout, StoredCovariates
+from memory_index.covariate_tables import aligned_values
+from memory_index.covariates import Covariate
+from memory_index.encoder import DualKeyEncoder
+from memory_index.errors import DataError
+from memory_index.missing import filled
+from memory_index.tables.series import SeriesTable
+from memory_index.threads import one_blas_thread
+from memory_index.windows import cut
+
+MAX_WINDOWS = 8192  # that is fitted on, spread evenly: windows overlap, so that more change little
+LEAST_WINDOWS = 512  # of a series, if it has so many
+CHUNK = 1024  # windows handled at once
+NUM_FOLDS = 3  # blocks of time
+OFF = math.inf  # the penalty of a column that takes no part
+COLUMN_PENALTIES = (0.03, 0.3, 3.0, OFF)  # relative to the mean square of the column's numbers
+WINDOW_PENALTIES = (0.01, 0.03, 0.1)  # likewise of the window itself
+SWEEPS = 1  # over all columns
+LEAST_GAIN = 0.001  # of the squared error: what a column must be worth to take part
+MAX_FORECAST_PARTS = 32  # principal parts of the map's forecast that keys are made of
+
+
+def fit_units(table: SeriesTable) -> tuple[CovariateColumn, ...]:
+    """Columns with their training units; table: the training part, whose rows alone are looked at.
+
+    Raises `DataError` for a column without any value there.
+    """
+    if table.covariates is None:
+        return ()
+    named = table.covariates.columns
+    plain = tuple(
+        CovariateColumn(
+            name=c.name, role=c.role, kind=c.kind, categories=c.categories, center=(0.0,), unit=1.0, low=0.0, high=0.0
+        )
+        for c in named
+    )
+    values = aligned_values(table, plain).values
+    return tuple(_units(column, values[number], table.source) for number, column in enumerate(named))
+
+
+def _units(column: Covariate, values: np.ndarray, source: str) -> CovariateColumn:
+    values = values[np.isfinite(values)].astype(np.float64)
+    if not len(values):
+        raise DataError(
+            f"{source}: covariate '{column.name}' has no value in the training part",
+            hint=f"leave out --{column.role} {column.name}, or choose a later end of the training part",
+        )
+    categories: tuple[str, ...] = ()
+    center: tuple[float, ...] = (float(values.mean()),)
+    unit = 1.0
+    if column.kind == "number":
+        deviation = float(values.std())
+        unit = deviation if deviation > 1e-9 * max(abs(center[0]), 1e-300) else 1.0
+    elif column.kind == "category":
+        count = np.bincount(values[values >= 0].astype(np.int64), minlength=len(column.categories))
+        kept = np.sort(np.argsort(-count, kind="stable")[:MAX_CLASSES])
+        kept = kept[count[kept] > 0]
+        categories = tuple(column.categories[code] for code in kept)
+        share = count[kept] / len(values)
+        center, unit = (*map(float, share), float(1 - share.sum())), math.sqrt(2)
+    return CovariateColumn(
+        name=column.name,
+        role=column.role,
+        kind=column.kind,
+        categories=categories,
+        center=center,
+        unit=unit,
+        low=float(values.min()),
+        high=float(values.max()),
+        source=column.source,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sums:
+    """Over some windows: of x x^T [D, D] and x f^T [D, H], x the window and what stands beside it, f its future, both
+    in the window's own location and spread; of f^2, and how many windows.
+    """
+
+    gram: np.ndarray
+    cross: np.ndarray
+    square: float
+    num: int
+
+    @classmethod
+    def zero(cls, width: int, horizon: int) -> Sums:
+        """Of no windows."""
+        return cls(gram=np.zeros((width, width)), cross=np.zeros((width, horizon)), square=0.0, num=0)
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            gram=self.gram + other.gram,
+            cross=self.cross + other.cross,
+            square=self.square + other.square,
+            num=self.num + other.num,
+        )
+
+    def of(self, chosen: np.ndarray) -> Sums:
+        """With some of the numbers x only. chosen: int64 [d]."""
+        return replace(self, gram=self.gram[np.ix_(chosen, chosen)], cross=self.cross[chosen])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedView:
+    """ridge: [D, H]. root: [D, r], whose product with a difference of two x has the length of the forecast-aware
+    distance. weights: float64 [C], of each column in the condition part. condition: [horizon numbers, condition_width],
+    from those of a window to the condition part of its key.
+    """
+
+    ridge: np.ndarray
+    root: np.ndarray
+    weights: np.ndarray
+    condition: np.ndarray
+
+
+class CovariateFit:
+    """The fit of one version: penalties chosen once, under the widest view, and a map for every view.
+
+    table: the training part in units of the transform. origins: origin rows per series of windows whose futures may be
+    looked at.
+    """
+
+    def __init__(
+        self, table: SeriesTable, origins: list[np.ndarray], encoder: DualKeyEncoder, *, lookback: int
+    ) -> None:
+        assert encoder.covariates is not None, "it has a layout"
+        self.table, self.encoder, self.lookback = table, encoder, lookback
+        self.layout: CovariateLayout = encoder.covariates
+        found = aligned_values(table, self.layout.columns)
+        self.stored = StoredCovariates(
+            layout=self.layout, values=found.values, first=found.first, unit=encoder.scale.std
+        )
+        self.origins = spread_out(origins, table.step.season)
+        self.edges = _edges([series.times[rows] for series, rows in zip(table.series, self.origins, strict=True)])
+        self.penalties: np.ndarray | None = None  # of the window, then of each column
+
+    @one_blas_thread()
+    def view(self, view: int) -> FittedView:
+        """The map of one view; the widest must be the first."""
+        by_fold, horizon = self._sums(view)
+        total = by_fold[0]
+        for each in by_fold[1:]:
+            total = total + each
+        block = np.concatenate([np.zeros(view, dtype=np.int64), 1 + self.layout.column_of_number])
+        if self.penalties is None:
+            self.penalties = _choose(by_fold, total, block, 1 + len(self.layout.columns))
+        ridge = _solve(total, self.penalties, block)
+        forecast_weight, config = self.encoder.config.forecast_weight, self.encoder.config
+        _, vectors = np.linalg.eigh(ridge.T @ (total.gram / max(total.num, 1)) @ ridge)
+        parts = ridge @ vectors[:, ::-1][:, :MAX_FORECAST_PARTS]
+        root = np.zeros((len(ridge), view + parts.shape[1]))
+        root[:view, :view] = np.eye(view) / math.sqrt(view)
+        root[:, view:] = forecast_weight / math.sqrt(self.encoder.horizon) * parts
+        worth = self._worth(ridge, total)
+        weights = config.condition_weight**2 * worth
+        return FittedView(ridge=ridge, root=root, weights=weights, condition=self._condition(horizon, weights))
+
+    def windows(self, number: int, rows: np.ndarray, view: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """x [n, D], futures [n, H] in the windows' own units, and the numbers of the horizon, in training units."""
+        values, horizon = self.table.series[number].values, self.encoder.horizon
+        context = filled(cut(values, rows - self.lookback + 1, self.lookback), self.table.step.season)[:, None]
+        series = np.array([number])
+        beside = self.stored.windows(series, rows[:, None], (view,))
+        x, _, statistics = self.encoder.explanatory(view, context, series, beside)
+        future = (cut(values, rows + 1, horizon) - statistics.location) / statistics.spread
+        return x[:, 0], future, self.layout.horizon_numbers(beside)[:, 0]
+
+    def chunks(self, number: int, rows: np.ndarray, view: int) -> Iterator[np.ndarray]:
+        """x of the windows of a series, [n, D] each."""
+        for start in range(0, len(rows), CHUNK):
+            yield self.windows(number, rows[start : start + CHUNK], view)[0]
+
+    def _sums(self, view: int) -> tuple[list[Sums], np.ndarray]:
+        """Of each block of time, and of the windows that reach over an edge of them, which come last; and the second
+        moments of the numbers of the horizon.
+        """
+        width, horizon = view + self.layout.width, self.encoder.horizon
+        by_fold = [Sums.zero(width, horizon) for _ in range(NUM_FOLDS + 1)]
+        moments, num = np.zeros((self.layout.num_horizon, self.layout.num_horizon)), 0
+        for number, rows in enumerate(self.origins):
+            fold = _folds(self.table.series[number].times, rows, self.edges, self.lookback, horizon)
+            for start in range(0, len(rows), CHUNK):
+                x, future, beside = self.windows(number, rows[start : start + CHUNK], view)
+                moments += beside.T.astype(np.float64) @ beside
+                num += len(beside)
+                whole = np.isfinite(future).all(axis=1)
+                for each in np.unique(fold[start : start + CHUNK]):
+                    chosen = whole & (fold[start : start + CHUNK] == each)
+                    a, b = x[chosen], future[chosen]
+                    by_fold[each] += Sums(gram=a.T @ a, cross=a.T @ b, square=float(np.square(b).sum()), num=len(a))
+        return by_fold, moments / max(num, 1)
+
+    def _worth(self, ridge: np.ndarray, total: Sums) -> np.ndarray:
+        """float64 [C]: the mean square of what each column's values over the horizon move a forecast by, per step."""
+        first = len(ridge) - self.layout.num_horizon
+        column, worth = self.layout.column_of_number[-self.layout.num_horizon :], []
+        for number in range(len(self.layout.columns)):
+            rows = first + np.flatnonzero(column == number) if self.layout.num_horizon else np.empty(0, dtype=np.int64)
+            part = ridge[rows]
+            worth.append(np.sum(part * (total.gram[np.ix_(rows, rows)] @ part)) / max(total.num, 1) / part.shape[1])
+        return np.array(worth)
+
+    def _condition(self, moments: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """[horizon numbers, condition_width]: the leading principal parts of the weighted numbers."""
+        column = self.layout.column_of_number[len(self.layout.column_of_number) - self.layout.num_horizon :]
+        scale = np.sqrt(weights[column] / self.layout.num_bins)
+        _, vectors = np.linalg.eigh(scale[:, None] * moments * scale)
+        return np.asarray(scale[:, None] * vectors[:, ::-1][:, : self.layout.condition_width])
+
+
+def spread_out(origins: list[np.ndarray], season: int | None) -> list[np.ndarray]:
+    """Some `MAX_WINDOWS` of the windows, at every phase of the season; of each series as many as suffice for a PCA."""
+    stride = -(-sum(len(rows) for rows in origins) // MAX_WINDOWS)
+    while stride > 1 and math.gcd(stride, season or 1) > 1:
+        stride += 1
+    return [rows[:: max(1, min(stride, len(rows) // LEAST_WINDOWS))] for rows in origins]
+
+
+def _edges(times: list[np.ndarray]) -> np.ndarray:
+    """datetime64[ns] [NUM_FOLDS - 1]: where blocks of time with about as many windows begin."""
+    every = np.sort(np.concatenate(times))
+    return every[np.arange(1, NUM_FOLDS) * len(every) // NUM_FOLDS]
+
+
+def _folds(times: np.ndarray, rows: np.ndarray, edges: np.ndarray, lookback: int, horizon: int) -> np.ndarray:
+    """The block that each window lies in whole; `NUM_FOLDS` for one that reaches over an edge."""
+    first = np.searchsorted(edges, times[rows - lookback + 1], side="right")
+    last = np.searchsorted(edges, times[rows + horizon], side="right")
+    return np.where(first == last, first, NUM_FOLDS)
+
+
+def _choose(by_fold: list[Sums], total: Sums, block: np.ndarray, num_blocks: int) -> np.ndarray:
+    """The penalty of the window and of each column with the least error on blocks of time that were left out.
+
+    One after the other, from all columns at a middle one; a column that is worth less than `LEAST_GAIN` is off. Tables
+    that are too short for blocks of their own keep the middle ones.
+    """
+    penalties = np.full(num_blocks, COLUMN_PENALTIES[1])
+    penalties[0] = WINDOW_PENALTIES[0]
+    folds = [fold for fold in by_fold[:NUM_FOLDS] if fold.num]
+    if len(folds) < 2:
+        return penalties
+    known: dict[tuple[float, ...], float] = {}
+
+    def error(trial: np.ndarray) -> float:
+        name = tuple(trial.tolist())
+        if name not in known:
+            known[name] = sum(_error(fold, folds, trial, block) for fold in folds)
+        return known[name]
+
+    for _ in range(SWEEPS):
+        for number in (*range(1, num_blocks), 0):
+            found = []
+            for value in COLUMN_PENALTIES if number else WINDOW_PENALTIES:
+                trial = penalties.copy()
+                trial[number] = value
+                found.append((error(trial) * (1 + LEAST_GAIN * (number > 0 and value != OFF)), value))
+            penalties[number] = min(found)[1]
+    return penalties
+
+
+def _error(held_out: Sums, folds: list[Sums], penalties: np.ndarray, block: np.ndarray) -> float:
+    """The squared error on a block of time of the map that is fitted on the others."""
+    others = Sums.zero(len(block), held_out.cross.shape[1])
+    for fold in folds:
+        if fold is not held_out:
+            others = others + fold
+    ridge = _solve(others, penalties, block)
+    return held_out.square + float(np.sum(ridge * (held_out.gram @ ridge - 2 * held_out.cross)))
+
+
+def _solve(sums: Sums, penalties: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """[D, H]: the ridge with a penalty for each block of numbers, relative to their mean square; 0 where it is off."""
+    used = np.flatnonzero(np.isfinite(penalties[block]))
+    part, of = sums.of(used), block[used]
+    square = np.bincount(of, weights=np.diagonal(part.gram), minlength=len(penalties))
+    mean_square = square / np.maximum(np.bincount(of, minlength=len(penalties)), 1)
+    floor = 1e-9 * max(float(mean_square.max(initial=0)), 1e-300)  # a column that never changes has no mean square
+    penalty = penalties[of] * np.maximum(mean_square[of], floor)
+    ridge = np.zeros((len(block), part.cross.shape[1]))
+    ridge[used] = np.linalg.solve(part.gram + np.diag(penalty), part.cross)
+    return ridge
