@@ -27,6 +27,7 @@ import numpy as np
 from benchmarks.data_sets import CHOSEN_ON, present
 from benchmarks.report import machine
 from forecaster.config import Config
+from forecaster.errors import ConfigError
 from forecaster.evaluate import evaluate
 from forecaster.predictor import load_predictor
 from forecaster.training.fit import train_run
@@ -104,9 +105,13 @@ def main() -> None:
                 if key in rows and (group == "choice" or "mse" in rows[key]):
                     continue
                 settings = ARMS[group][arm] | {"seed": seed, "train_stride": stride, "val_stride": stride}
-                row = measure(
-                    table, memory, settings, folder / "runs" / key.replace(" ", "-"), scores=group != "choice"
-                )
+                try:
+                    row = measure(
+                        table, memory, settings, folder / "runs" / key.replace(" ", "-"), scores=group != "choice"
+                    )
+                except ConfigError as error:
+                    print(f"left out: {key}: {error}", file=sys.stderr, flush=True)
+                    continue
                 rows[key] = row | {"table": name, "arm": arm, "seed": seed, "stride": stride}
                 replace(options.rows, (json.dumps(rows, indent=1, sort_keys=True) + "\n").encode())
                 print(f"{time.strftime('%H:%M:%S')} {key}: {row}", file=sys.stderr, flush=True)
