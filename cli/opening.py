@@ -83,6 +83,7 @@ def open_run_with_table(
     """
     from forecaster.predictor import load_predictor, require_same_memory
     from forecaster.runs.run import open_run
+    from forecaster.runs.states import read_state
     from memory_index.errors import NotFoundError, ServiceError, UsageError
     from memory_index.references import OLD_SCHEMES, is_address, require_local
 
@@ -91,6 +92,8 @@ def open_run_with_table(
     if update:
         require_local(ref, UPDATING)
     predictor = load_predictor(opened, device=device, llm=llm, state=state)
+    if grow is not None:
+        read_state(opened.path)  # refuses a run that cannot go on, before anything is appended
     if update:
         ref = index or newest_ref(opened, indexes)
         require_same_memory(opened, indexes.find(ref).manifest, ref, newer=newer)

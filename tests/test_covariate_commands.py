@@ -13,6 +13,7 @@ import pytest
 from cli.main import run
 from forecaster import Forecaster
 from memory_index.errors import DataError, UsageError
+from memory_index.versions.store import Store
 
 LOOKBACK, HORIZON, NUM_STEPS = 36, 8, 1200
 AT = "2024-02-15 05:00"
@@ -107,6 +108,17 @@ def test_what_is_missing_of_the_future_is_named(made: Path, call: Any) -> None:
     assert "'holiday'" in err
     both = ["--set-known", "temperature=3", "--set-known", "holiday=true"]
     assert call("forecast", str(made / "history.csv"), "--index", "d", *both)[0] == 0
+
+
+def test_a_run_with_covariates_does_not_go_on_but_its_memory_does(made: Path, call: Any) -> None:
+    asked = ["forecast", str(made / "history.csv"), "--run", str(made / "run"), "--future", str(made / "future.csv")]
+    code, _, err = call(*asked, "--update")
+    assert (code, "cannot go on" in err) == (6, True)
+    assert Store(made).numbers("d") == (1,)  # nothing was appended first
+    code, _, err = call(
+        "backtest", str(made / "history.csv"), "--run", str(made / "run"), "--from", AT, "--at", "05:00"
+    )
+    assert (code, "only the memory grows" in err) == (0, True)
 
 
 def test_neighbours_tell_the_condition_part(made: Path, call: Any) -> None:

@@ -33,9 +33,12 @@ def begin(
 ) -> StateRecord | None:
     """Write state 0 of a run that has just been trained; None for one that cannot go on.
 
-    A run with networks cannot: they would have to be trained again.
+    A run with networks cannot: they would have to be trained again. Nor can one whose index has covariates: what was
+    known ahead of each origin is not stored.
     """
-    if closed_form.equations is None or closed_form.evidence is None or run.config.model.use_network:
+    if run.config.model.use_network or memory.manifest.covariates:
+        return None
+    if closed_form.equations is None or closed_form.evidence is None:
         return None
     if numbers_of(run.path):
         return read_state(run.path, 0)
