@@ -14,7 +14,7 @@ import io
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,6 +35,7 @@ from memory_index.queries import require_same_data
 from memory_index.references import MILVUS_SCHEMES, OLD_SCHEMES, SERVICE_SCHEMES
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.reading import read_frame, read_table
+from memory_index.tables.recorded_roles import with_recorded
 from memory_index.tables.series import SeriesTable
 from memory_index.versions.manifest import Manifest
 
@@ -174,11 +175,14 @@ def _from_arrow(question: RunQuestion) -> pd.DataFrame:
 
 
 def read_history(history: pd.DataFrame | bytes, manifest: Manifest, question: RunQuestion) -> SeriesTable:
-    """The table, read like the version's own data. Raises what `read_table` raises, and `DataError` for too many
-    series."""
+    """The table, read like the version's own data, covariates too: rows after the last target value are the future.
+
+    Raises what `read_table` raises, and `DataError` for too many series.
+    """
     step = manifest.step
     most = question.limits.max_message // CELL_BYTES
-    options = replace(ReadOptions(), step=step.frequency, time_zone=step.time_zone, max_cells=most)
+    plain = ReadOptions(step=step.frequency, time_zone=step.time_zone, max_cells=most)
+    options = with_recorded(plain, manifest.recorded_covariates)
     if isinstance(history, bytes):
         with tempfile.TemporaryDirectory(prefix="forecast-") as folder:
             file = Path(folder) / "history.csv"

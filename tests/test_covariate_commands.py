@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
+from service_fixtures import PATIENCE_S, whole_service
 
+from cli.commands.index_serve import served_runs
 from cli.main import run
 from forecaster import Forecaster
 from memory_index.errors import DataError, UsageError
@@ -108,6 +111,22 @@ def test_what_is_missing_of_the_future_is_named(made: Path, call: Any) -> None:
     assert "'holiday'" in err
     both = ["--set-known", "temperature=3", "--set-known", "holiday=true"]
     assert call("forecast", str(made / "history.csv"), "--index", "d", *both)[0] == 0
+
+
+def test_a_service_forecasts_from_a_history_with_its_future(made: Path, call: Any) -> None:
+    whole = frame().assign(demand=lambda table: table["demand"].where(table.index < NUM_STEPS))
+    whole.to_csv(made / "served.csv", index=False)
+    _, expected, _ = call("forecast", str(made / "served.csv"), "--run", str(made / "run"), "--json")
+    runs = served_runs([made / "run"], ["d"], "cpu")
+    with whole_service(made, ("d",), runs=runs) as service, httpx.Client(trust_env=False, timeout=PATIENCE_S) as client:
+        where = f"{service.address}/v1/runs/run/forecast"
+        asked = [
+            client.post(where, content=table.to_csv(index=False), headers={"content-type": "text/csv"})
+            for table in (whole, whole.head(NUM_STEPS))
+        ]
+    assert [each.status_code for each in asked] == [200, 422]
+    assert asked[0].json()["forecast"] == expected["forecast"]
+    assert "'temperature'" in asked[1].json()["error"]["message"]
 
 
 def test_a_run_with_covariates_does_not_go_on_but_its_memory_does(made: Path, call: Any) -> None:
