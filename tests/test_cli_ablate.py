@@ -105,7 +105,7 @@ def test_arms_of_the_same_settings_are_trained_once_and_say_so(ablated, once):
     assert rows["LLM, without memory"]["same_as"] == "+ TAPR"
     assert "random frozen LLM (builtin:tiny), with memory [= full (TAPR + GRA-M)]" in (out / "ablation.md").read_text()
     folders = {path.name for path in out.iterdir() if path.is_dir()}
-    assert len(folders) == sum(row["same_as"] is None and row["num_seeds"] is not None for row in rows.values()) == 8
+    assert len(folders) == sum(row["same_as"] is None and row["num_seeds"] is not None for row in rows.values()) == 7
 
 
 def test_what_is_done_is_not_done_again(ablated, call, monkeypatch):

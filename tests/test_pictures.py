@@ -43,7 +43,7 @@ def legend(found: Inspection, memory: LocalMemory) -> list[str]:
 
 
 def test_every_part_that_a_gate_can_mix_has_a_look() -> None:
-    bases = {*base_names(season=24, lookback=48), *NO_BASE}
+    bases = {*base_names(season=24, lookback=48), *NO_BASE, "network"}
     assert bases <= BASE_LOOKS.keys()
     assert {BAND_OF[name] for name in {*bases, *SCOPES}} == BANDS.keys()
 

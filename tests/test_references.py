@@ -204,7 +204,7 @@ def test_a_version_that_is_removed_while_it_is_opened_is_not_there(store, monkey
         open_version(version)
 
 
-@pytest.mark.parametrize("stage", ["check_files", "read_series", "read_encoder"])
+@pytest.mark.parametrize("stage", ["check_files", "read_table", "read_encoder"])
 def test_one_that_is_removed_while_it_grows_is_not_there(store, monkeypatch, stage):
     remove_before(monkeypatch, versions.append, stage, store, "small@4")
     with pytest.raises(NotFoundError, match="small@4 is not there"):

@@ -122,9 +122,9 @@ def show(
 
 
 def _show_found(found: FoundVersion, *, as_json: bool) -> None:
-    """What there is to say of a version at an address: all but its aliases, and what it was made from."""
+    """What there is to say of a version at an address: all but its aliases, its drift, and what it was made from."""
     if as_json:
-        print_json("index-show", version_document(found) | {"aliases": None})
+        print_json("index-show", version_document(found) | {"aliases": None, "drift": None})
     else:
         print_version(found)
 
