@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -12,10 +13,21 @@ import pytest
 
 from benchmarks import pictures
 from cli.main import run
+from forecaster.retrieval import asked
 from memory_index.tables.catalog import shipped
 
 # The last rows of the sample: the origin of the pictures stays in the test part, and training takes a third as long.
 NUM_ROWS = 4320
+# Calibrating intervals on a tenth of what it takes by default: these tests are of words and files, not of figures.
+FEW_CELLS = "import forecaster.retrieval.asked as asked; asked.FAN_CELLS = 25_000"
+
+
+@contextlib.contextmanager
+def quickly() -> Iterator[None]:
+    """As `FEW_CELLS` says, in this process."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(asked, "FAN_CELLS", 25_000)
+        yield
 
 
 def run_commands(folder: Path, page: Path) -> None:
@@ -35,7 +47,8 @@ def run_commands(folder: Path, page: Path) -> None:
 def folder(tmp_path_factory) -> Path:
     """Where the commands of the guide have run."""
     path = tmp_path_factory.mktemp("guide")
-    run_commands(path, pictures.GUIDE)
+    with quickly():
+        run_commands(path, pictures.GUIDE)
     return path
 
 
@@ -56,7 +69,8 @@ def test_the_commands_of_the_readme_run_in_order(folder, tmp_path, repository):
     (tmp_path / "runs" / ".neighbours").symlink_to(folder / "runs" / ".neighbours")
     found = {path.name for path in (folder / "runs" / ".neighbours").iterdir()}
     assert len(pictures.commands(repository / "README.md")) == 5
-    run_commands(tmp_path, repository / "README.md")
+    with quickly():
+        run_commands(tmp_path, repository / "README.md")
     for made in ("neighbours.png", "forecast.csv", "forecast.png"):
         assert (tmp_path / made).stat().st_size > 1000
     assert {path.name for path in (tmp_path / "runs" / ".neighbours").iterdir()} == found
@@ -64,7 +78,7 @@ def test_the_commands_of_the_readme_run_in_order(folder, tmp_path, repository):
 
 def test_the_notebook_runs(tmp_path):
     part = f"import pandas as pd; whole = pd.read_csv; pd.read_csv = lambda path: whole(path).tail({NUM_ROWS})"
-    notebook = pictures.run_notebook(tmp_path, first=part)
+    notebook = pictures.run_notebook(tmp_path, first=f"{part}; {FEW_CELLS}")
     nbformat.validate(notebook)
     shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert sum("image/png" in output.get("data", {}) for output in shown) == 2
