@@ -31,7 +31,7 @@ from memory_index.documents import jsonable
 from memory_index.errors import DataError, UsageError
 from memory_index.memory import Memory
 from memory_index.messages import read_document
-from memory_index.queries import require_same_data
+from memory_index.queries import require_no_longer_step, require_same_data
 from memory_index.references import MILVUS_SCHEMES, OLD_SCHEMES, SERVICE_SCHEMES
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.reading import read_frame, read_table
@@ -132,7 +132,10 @@ def read_asked(question: RunQuestion) -> Asked:
         raise UsageError(f"'{min(unknown)[:40]}' is not asked here", hint=f"known are {', '.join(sorted(known))}")
     for name in ("future", "static"):
         if document.get(name) is not None:
-            raise UsageError(f"'{name}': this run was trained without covariates", hint="leave it out")
+            raise UsageError(
+                f"'{name}' is not taken: covariates are columns of the history",
+                hint="leave it out; rows of the history after the last target value are the future",
+            )
     series, at = (str(document.get(name, "")) for name in ("series", "at"))
     if question.action == "explain" and not (series and at):
         raise UsageError("an explanation is of one 'series' 'at' one time", hint="both stand beside the history")
@@ -190,6 +193,7 @@ def read_history(history: pd.DataFrame | bytes, manifest: Manifest, question: Ru
             table = read_table(file, options)
     else:
         table = read_frame(history, options)
+    require_no_longer_step(table, "the version")
     if len(table.series) > question.limits.max_windows:
         raise DataError(
             f"{len(table.series):,} series at once, but this service allows {question.limits.max_windows:,}",

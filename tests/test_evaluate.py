@@ -29,7 +29,9 @@ from forecaster.explain import explain
 from forecaster.model.tapr import labels, trend_change
 from forecaster.predictor import Predictor, load_predictor, memory_fan, require_same_memory
 from forecaster.retrieval import batches
-from forecaster.runs.intervals import LEVELS, Blend, Intervals, MemoryFan, expected_width
+from forecaster.runs.intervals import LEVELS, Intervals, MemoryFan, expected_width
+from forecaster.training.fit_intervals import calibrated, errors_of
+from forecaster.training.windows import windows_of
 from memory_index import bounds, memory_only, queries
 from memory_index.errors import DataError, UsageError
 from memory_index.evaluation import Evaluation, standard_units
@@ -249,13 +251,16 @@ def test_coverage_is_the_share_at_or_below(small, no_counts):
 
 
 def test_validation_is_covered_as_it_was_calibrated(small, no_counts):
-    """Windows among those that calibrated the quantiles are split by them about as the ranks say."""
-    alone = replace(small.predictor, intervals=replace(small.predictor.intervals, blend=Blend()))
+    """The windows that calibrated the quantiles are split by them as the ranks say, but for equal errors."""
+    config, record = small.predictor.config, small.trained.run.record
+    windows = windows_of(TABLE, small.memory, config, record, "val", small.folder / "neighbours")
+    errors = errors_of(small.predictor.model, windows, np.zeros(len(windows), dtype=np.int64))
+    alone = replace(small.predictor, intervals=calibrated(errors, TABLE.series_ids, HORIZON))
     found = evaluate(alone, small.memory, TABLE, "val").coverage
     num = 3 * (84 - HORIZON + 1)
     expected = {"q0.1": np.floor(0.1 * (num + 1)) / num, "q0.5": np.ceil(0.5 * (num + 1)) / num}
-    assert found["q0.1"] == pytest.approx(expected["q0.1"], abs=0.05)
-    assert found["q0.5"] == pytest.approx(expected["q0.5"], abs=0.05)
+    assert found["q0.1"] == pytest.approx(expected["q0.1"], abs=0.02)
+    assert found["q0.5"] == pytest.approx(expected["q0.5"], abs=0.02)
 
 
 def test_validation_scores_what_training_has_selected_by(small):
