@@ -53,7 +53,8 @@ class Contents(NamedTuple):
         given, window = self.training.covariates, self.window
         condition = 0
         if given is not None and given.columns:
-            layout = CovariateLayout(columns=fit_units(self.training), lookback=window.lookback, horizon=window.horizon)
+            columns = fit_units(self.training, self.origins, window.horizon)
+            layout = CovariateLayout(columns=columns, lookback=window.lookback, horizon=window.horizon)
             condition = layout.condition_width
         num = len(self.training.series)
         return {space: self.encoder.key_width(space, num, condition) for space in self.factories}
