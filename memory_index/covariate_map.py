@@ -270,6 +270,19 @@ class StoredCovariates:
             values[..., number, :] = vintages.as_of(cells, position[..., None])
         return values
 
+    def num_unissued(self) -> dict[str, int]:
+        """Of each column with vintages, how many of the windows at `origins` miss a value over their horizon."""
+        origins, counts = np.unique(self.origins if self.origins is not None else [], return_counts=True)
+        ahead, found = np.arange(1, self.layout.horizon + 1), {}
+        size = max(1, LOOKED_UP // len(ahead))
+        for number, vintages in self._issued:
+            missing = np.zeros(len(origins), dtype=bool)
+            for start in range(0, len(origins), size):
+                part = origins[start : start + size, None].astype(np.int64)
+                missing[start : start + size] = (vintages.rows(part + ahead, part) < 0).any(axis=1)
+            found[self.layout.columns[number].name] = int(counts[missing].sum())
+        return found
+
     @cached_property
     def _issued(self) -> tuple[tuple[int, StepVintages], ...]:
         """The columns with vintages: their number, and these."""

@@ -141,8 +141,8 @@ def matching(table: SeriesTable, columns: tuple[CovariateColumn, ...]) -> Callab
         at = np.searchsorted(source.times, times)
         there = (at < len(source.times)) & (source.times[np.minimum(at, len(source.times) - 1)] == times)
         values = np.where(there, source.values[order][:, np.minimum(at, len(source.times) - 1)], np.nan)
-        for row, column in enumerate(columns):
-            if (code := codes[row]) is not None:
+        for row, code in enumerate(codes):
+            if code is not None:
                 known = np.isfinite(values[row])
                 values[row, known] = code[values[row, known].astype(np.int64)]
         return values.astype(np.float32)

@@ -156,6 +156,15 @@ class Vintages:
         low, high = np.searchsorted(self.series[first:end], [place := self.series_ids.index(series), place + 1])
         return slice(first + low, first + high)
 
+    def and_of(self, other: Vintages) -> Vintages:
+        """Both, of the same columns and series, in ascending order."""
+        column, series, time, issued_at, value = (
+            np.concatenate([getattr(each, name) for each in (self, other)])
+            for name in ("column", "series", "time", "issued_at", "value")
+        )
+        whole = replace(self, column=column, series=series, time=time, issued_at=issued_at, value=value)
+        return whole.take(np.lexsort((issued_at, time, series, column)))
+
     def take(self, keep: np.ndarray) -> Vintages:
         """Some of the rows, in ascending order. keep: bool [n] or int64 [m]."""
         return replace(

@@ -34,11 +34,11 @@ from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale
 from memory_index.types import Filter, KeySpace, Queries, Scope
 from memory_index.versions.covariate_files import COVARIATES_FILE
-from memory_index.versions.vintage_files import VINTAGES_FILE
 from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest, manifest_from_json
 from memory_index.versions.opening import ENCODER_FILE, read_arrays, stored_windows
 from memory_index.versions.segments import SERIES_FILE, WINDOWS_FILE
+from memory_index.versions.vintage_files import VINTAGES_FILE
 from memory_index.windows import StoredWindows
 from memory_index.wire import Limits, Question
 

@@ -30,7 +30,7 @@ def issues(num_steps: int, *, num_series: int, seed: int = 21) -> tuple[np.ndarr
 
 
 def vintage_table(num_steps: int = NUM_STEPS, *, shared: bool = True, seed: int = 3, **options: object) -> SeriesTable:
-    """`covariate_table` whose temperature and sky are known as of their issue, with an error that grows with the lead."""
+    """`covariate_table` whose temperature and sky are known as of their issue, with errors that grow with the lead."""
     table = covariate_table(num_steps, shared=shared, seed=seed, **options)  # type: ignore[arg-type]
     assert table.covariates is not None
     times = table.covariates.series[0].times

@@ -20,13 +20,13 @@ from memory_index.errors import MemoryIndexError, NotFoundError, ServiceError, U
 from memory_index.memory import Memory
 from memory_index.references import MILVUS_SCHEMES, OLD_SCHEMES, SERVICE_SCHEMES, find
 from memory_index.versions.covariate_files import COVARIATES_FILE
-from memory_index.versions.vintage_files import VINTAGES_FILE
 from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest
 from memory_index.versions.opening import ENCODER_FILE, LoadEncoder
 from memory_index.versions.segments import SERIES_FILE, WINDOWS_FILE
 from memory_index.versions.store import Store
 from memory_index.versions.version import MANIFEST, Location
+from memory_index.versions.vintage_files import VINTAGES_FILE
 
 FETCHED = (ENCODER_FILE, SERIES_FILE, WINDOWS_FILE, COVARIATES_FILE, VINTAGES_FILE)  # by clients
 KEPT_S = 600.0  # a version that no reference means any more stays so long after its last question

@@ -119,7 +119,8 @@ def check_table(
 
     lookback, horizon: steps of the windows that the table is meant for; a series of which `build` with the default
     split would store none is a note, and a fault if that are all. future: a table of the future (`read_future`), whose
-    faults are reported as well; with `horizon`, that many steps must be known of each series. Likewise the table of vintages that the options name.
+    faults are reported as well; with `horizon`, that many steps must be known of each series. Likewise the table of
+    vintages that the options name.
 
     Raises `NotFoundError`, `UsageError` and `ResourceError` as `read_table` does, but not `DataError`.
     """

@@ -50,8 +50,8 @@ def with_vintages(table: SeriesTable, source: Any, options: ReadOptions | None =
     """The table with vintages, beside those that it has already: what is known of their columns is what was issued.
 
     source, options: as for `read_vintages`. The columns are known covariates of the table, or named as such in the
-    options; what the table itself says of them is not looked at, and a note says so. Raises what `read_vintages` raises,
-    `NotFoundError` for a known column of the options that neither table has.
+    options; what the table itself says of them is not looked at, and a note says so. Raises what `read_vintages`
+    raises, `NotFoundError` for a known column of the options that neither table has.
     """
     log, options = _log_of(source), options or ReadOptions()
     found, kinds = assemble_vintages(source, table, options, log)
@@ -96,13 +96,9 @@ def united(before: Vintages, new: Vintages, table: SeriesTable) -> Vintages:
     """Those of two tables together. Raises `DataError` for two values of one issue."""
     columns = tuple(dict.fromkeys((*before.columns, *new.columns)))
     place = np.array([columns.index(name) for name in new.columns], dtype=np.int32)
-    new = replace(new, column=place[new.column])
-    names = ("column", "series", "time", "issued_at", "value")
-    every = {name: np.concatenate([getattr(each, name) for each in (before, new)]) for name in names}
-    order = np.lexsort((every["issued_at"], every["time"], every["series"], every["column"]))
-    whole = replace(before, columns=columns, **every).take(order)
+    whole = replace(before, columns=columns).and_of(replace(new, columns=columns, column=place[new.column]))
     again = np.ones(len(whole) - 1, dtype=bool)
-    for name in names[:4]:
+    for name in ("column", "series", "time", "issued_at"):
         again &= getattr(whole, name)[1:] == getattr(whole, name)[:-1]
     if (differs := np.flatnonzero(again & (whole.value[1:] != whole.value[:-1]))).size:
         row = int(differs[0])

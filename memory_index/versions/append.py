@@ -13,7 +13,14 @@ from memory_index.fit_transform import table_inside
 from memory_index.skipped import Skipped, require_none_skipped
 from memory_index.tables.series import Series, SeriesTable, differing
 from memory_index.tables.steps import same_step
-from memory_index.versions.build import built_since, covariates_of, segment_record, up_to_last_values, with_recall
+from memory_index.versions.build import (
+    built_since,
+    covariates_of,
+    segment_record,
+    unissued_notes,
+    up_to_last_values,
+    with_recall,
+)
 from memory_index.versions.covariate_files import COVARIATES_FILE, continued, write_new_covariates
 from memory_index.versions.factories import EXACT
 from memory_index.versions.manifest import FORMAT
@@ -70,6 +77,7 @@ def append(
         how: dict[str, Any] = {"inside": inside, "new_from": new_from, "earlier": earlier}
         how |= {"covariates": covariates_of(joined, encoder, origins)}
         windows = write_segment(staging.path / folder, joined, origins, encoder, plan, **how)
+        notes += unissued_notes(how["covariates"], len(windows))
         record = segment_record(folder, windows, sum(map(len, joined.series)) - sum(new_from))
         num_beside = write_new_covariates(staging.path / folder, stored, joined, manifest, new_from)
         num_vintages = write_vintages(staging.path / folder, new_vintages)
@@ -83,7 +91,10 @@ def append(
             first_known_at=str(known_at.min()),
             last_known_at=str(known_at.max()),
             data_sha256=joined.content_hash,
-            segments=(*manifest.segments, dataclasses.replace(record, num_covariates=num_beside, num_vintages=num_vintages)),
+            segments=(
+                *manifest.segments,
+                dataclasses.replace(record, num_covariates=num_beside, num_vintages=num_vintages),
+            ),
             parent=manifest.fingerprint,
         )
         if set(plan.factories.values()) != {EXACT}:  # an exact scan has nothing to measure

@@ -30,13 +30,13 @@ from memory_index.types import KeySpace, Scope
 from memory_index.versions.budget import Budget
 from memory_index.versions.contents import contents_of, contents_within, group_sizes
 from memory_index.versions.covariate_files import write_covariates
-from memory_index.versions.vintage_files import issued_in, write_vintages
 from memory_index.versions.factories import check_factory
 from memory_index.versions.manifest import FORMAT, BuildRecord, Manifest, SegmentRecord, SpaceRecord
 from memory_index.versions.opening import read_memory, write_encoder
 from memory_index.versions.segments import SegmentPlan, SegmentWindows, write_segment
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version
+from memory_index.versions.vintage_files import issued_in, write_vintages
 from memory_index.windows import WindowSpec, check_views
 
 FIRST_SEGMENT = "segment-0"
@@ -102,7 +102,8 @@ def build(
         manifest = with_first_covariates(staging.path, manifest, training, fitted)
         manifest = dataclasses.replace(manifest, transform=transform, budget=contents.budget)
         manifest = measured(staging.path, manifest, fitted)
-        notes = coarse_notes(training) + chosen_transform + review(read_memory(staging.path, manifest, fitted))
+        notes = coarse_notes(training) + chosen_transform + unissued_notes(beside["covariates"], len(windows))
+        notes += review(read_memory(staging.path, manifest, fitted))
         built = dataclasses.replace(built_since(started, table.source), notes=notes, skipped=contents.skipped)
         return staging.publish(dataclasses.replace(manifest, built=built))
 
@@ -192,6 +193,17 @@ def coarse_notes(table: SeriesTable) -> tuple[str, ...]:
     notes = [f"series '{name}': {said}; {COARSE_FIX}" for name, said in found.items() if said]
     more = [f"and {len(notes) - NOTED:,} more series of this kind"] if len(notes) > NOTED else []
     return (*notes[:NOTED], *more)
+
+
+def unissued_notes(covariates: StoredCovariates | None, num_windows: int) -> tuple[str, ...]:
+    """A note for each column with vintages of which windows miss something over their horizon."""
+    counts = {} if covariates is None else covariates.num_unissued()
+    return tuple(
+        f"'{name}': {num:,} of {num_windows:,} windows have steps ahead of which nothing was issued by their origin; "
+        "the training mean stands for it"
+        for name, num in counts.items()
+        if num
+    )
 
 
 def covariates_of(table: SeriesTable, encoder: KeyEncoder, origins: list[np.ndarray]) -> StoredCovariates | None:

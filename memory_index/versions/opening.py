@@ -195,9 +195,7 @@ def stored_windows(
         offset=np.cumsum([0, *(len(part) for part in series)]),
         missing=_joined_missing([part.missing for part in parts], [len(part) for part in parts]),
         transform=manifest.transform,
-        covariates=stored_covariates(
-            folder, manifest, series, unit, origins=(joined["series"], joined["origin_row"])
-        ),
+        covariates=stored_covariates(folder, manifest, series, unit, origins=(joined["series"], joined["origin_row"])),
         **joined,
     )
     del series

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from memory_index.covariate_tables import AlignedValues, vintages_of
 from memory_index.covariate_map import CovariateColumn
+from memory_index.covariate_tables import AlignedValues, vintages_of
 from memory_index.covariates import Vintages
 from memory_index.errors import IncompatibleError, VerificationError
 from memory_index.step_vintages import StepVintages, on_steps
@@ -101,9 +101,7 @@ def vintages_on_steps(
     stretches: list[tuple[str | None, np.ndarray]] = [(each.series_id, each.times) for each in series]
     if values.shared:
         stretches = [(None, values.times)]
-    return tuple(
-        on_steps(found, column.name, stretches) if column.vintages else None for column in manifest.covariates
-    )
+    return tuple(on_steps(found, column.name, stretches) if column.vintages else None for column in manifest.covariates)
 
 
 def with_new_vintages(
@@ -112,8 +110,8 @@ def with_new_vintages(
     """The joined series with what was issued of their covariates; what is new of it; and notes.
 
     New is what was issued after the last step that was stored. What a table says of issues before must agree with what
-    is stored: windows that are stored have seen it. Raises `IncompatibleError` for the first value that differs, and for
-    a table without vintages.
+    is stored: windows that are stored have seen it. Raises `IncompatibleError` for the first value that differs, and
+    for a table without vintages.
     """
     before = stored.covariates.vintages if stored.covariates is not None else None
     if before is None or joined.covariates is None:
@@ -126,12 +124,7 @@ def with_new_vintages(
     is_new = given.issued_at > max(series.times[-1] for series in stored.series)
     new, old = given.take(is_new), given.take(~is_new)
     notes = _compared(before, old, table)
-    names = ("column", "series", "time", "issued_at", "value")
-    every = replace(
-        before, **{name: np.concatenate([getattr(before, name), getattr(new, name)]) for name in names}
-    )
-    every = every.take(np.lexsort((every.issued_at, every.time, every.series, every.column)))
-    return replace(joined, covariates=replace(joined.covariates, vintages=every)), new, notes
+    return replace(joined, covariates=replace(joined.covariates, vintages=before.and_of(new))), new, notes
 
 
 def _compared(before: Vintages, old: Vintages, table: SeriesTable) -> tuple[str, ...]:
@@ -160,4 +153,6 @@ def _compared(before: Vintages, old: Vintages, table: SeriesTable) -> tuple[str,
     if not late:
         return ()
     values = "1 value" if late == 1 else f"{late:,} values"
-    return (f"{values} of vintages were issued before the version's last step but are not in it; the next build has them",)
+    return (
+        f"{values} of vintages were issued before the version's last step but are not in it; the next build has them",
+    )
