@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from memory_index.covariate_map import MAX_CLASSES, CovariateColumn, CovariateLayout, StoredCovariates
-from memory_index.covariate_tables import aligned_values
+from memory_index.covariate_map import MAX_CLASSES, CovariateColumn, CovariateLayout
+from memory_index.covariate_tables import aligned_values, stored_in
 from memory_index.covariates import Covariate
 from memory_index.encoder import DualKeyEncoder
 from memory_index.errors import DataError
 from memory_index.missing import filled
+from memory_index.step_vintages import StepVintages
 from memory_index.tables.series import SeriesTable
 from memory_index.threads import one_blas_thread
 from memory_index.windows import cut
@@ -34,29 +35,58 @@ LEAST_GAIN = 0.001  # of the squared error: what a column must be worth to take 
 MAX_FORECAST_PARTS = 32  # principal parts of the map's forecast that keys are made of
 
 
-def fit_units(table: SeriesTable) -> tuple[CovariateColumn, ...]:
+def fit_units(table: SeriesTable, origins: list[np.ndarray], horizon: int) -> tuple[CovariateColumn, ...]:
     """Columns with their training units; table: the training part, whose rows alone are looked at.
 
-    Raises `DataError` for a column without any value there.
+    origins: origin rows of its windows, per series. Of a column with vintages those values count which some of them
+    (`spread_out`) see in their horizon, each once. Raises `DataError` for a column without any value there.
     """
     if table.covariates is None:
         return ()
     named = table.covariates.columns
     plain = tuple(
         CovariateColumn(
-            name=c.name, role=c.role, kind=c.kind, categories=c.categories, center=(0.0,), unit=1.0, low=0.0, high=0.0
+            name=c.name,
+            role=c.role,
+            kind=c.kind,
+            categories=c.categories,
+            center=(0.0,),
+            unit=1.0,
+            low=0.0,
+            high=0.0,
+            vintages=c.vintages,
         )
         for c in named
     )
-    values = aligned_values(table, plain).values
-    return tuple(_units(column, values[number], table.source) for number, column in enumerate(named))
+    found = aligned_values(table, plain)
+    sampled = spread_out(origins, table.step.season) if any(found.vintages) else []
+    return tuple(
+        _units(column, found.values[number] if issued is None else _seen(issued, found.first, sampled, horizon), table)
+        for number, (column, issued) in enumerate(zip(named, found.vintages, strict=True))
+    )
 
 
-def _units(column: Covariate, values: np.ndarray, source: str) -> CovariateColumn:
+def _seen(vintages: StepVintages, first: np.ndarray, origins: list[np.ndarray], horizon: int) -> np.ndarray:
+    """float32: the values that windows see in their horizon, each once."""
+    seen = np.zeros(len(vintages.value) + 1, dtype=bool)  # the last one is of steps of which nothing was issued
+    for start, rows in zip(first, origins, strict=True):
+        for part in range(0, len(rows), CHUNK):
+            origin = start + rows[part : part + CHUNK, None]
+            seen[vintages.rows(origin + np.arange(1, horizon + 1), origin)] = True
+    return vintages.value[seen[:-1]]
+
+
+def _units(column: Covariate, values: np.ndarray, table: SeriesTable) -> CovariateColumn:
     values = values[np.isfinite(values)].astype(np.float64)
+    if not len(values) and column.vintages:
+        raise DataError(
+            f"{table.source}: no value of '{column.name}' was issued by the origin of any training window that it is "
+            "in the horizon of",
+            hint="give vintages that were issued before the times that they are of, or leave out --vintages",
+        )
     if not len(values):
         raise DataError(
-            f"{source}: covariate '{column.name}' has no value in the training part",
+            f"{table.source}: covariate '{column.name}' has no value in the training part",
             hint=f"leave out --{column.role} {column.name}, or choose a later end of the training part",
         )
     categories: tuple[str, ...] = ()
@@ -82,6 +112,7 @@ def _units(column: Covariate, values: np.ndarray, source: str) -> CovariateColum
         low=float(values.min()),
         high=float(values.max()),
         source=column.source,
+        vintages=column.vintages,
     )
 
 
@@ -141,10 +172,8 @@ class CovariateFit:
         self.table, self.encoder, self.lookback = table, encoder, lookback
         self.layout: CovariateLayout = encoder.covariates
         found = aligned_values(table, self.layout.columns)
-        self.stored = StoredCovariates(
-            layout=self.layout, values=found.values, first=found.first, unit=encoder.scale.std
-        )
         self.origins = spread_out(origins, table.step.season)
+        self.stored = stored_in(found, self.layout, encoder.scale.std, self.origins)
         self.edges = _edges([series.times[rows] for series, rows in zip(table.series, self.origins, strict=True)])
         self.penalties: np.ndarray | None = None  # of the window, then of each column
 

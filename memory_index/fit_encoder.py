@@ -74,7 +74,8 @@ def fit_encoder(
     scale = fit_scale([series.values for series in table.series])
     encoder = DualKeyEncoder(config=config, horizon=horizon, scale=scale, arrays={})
     if table.covariates is not None and table.covariates.columns:
-        layout = CovariateLayout(columns=fit_units(table), lookback=lookback, horizon=horizon)
+        columns = fit_units(table, origins, horizon)
+        layout = CovariateLayout(columns=columns, lookback=lookback, horizon=horizon)
         encoder = replace(encoder, covariates=layout)
         return _fit_with_covariates(
             table, origins, encoder, lookback=lookback, scopes=scopes, target_origins=target_origins or origins
