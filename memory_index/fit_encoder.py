@@ -118,9 +118,10 @@ def _fit_with_covariates(
         encoder.config,
         encoder.arrays,
     )
-    weights, sampled = {}, spread_out(origins, table.step.season)
+    weights, sampled, of_views = {}, spread_out(origins, table.step.season), {}
     for view in sorted(config.views, reverse=True):
         fitted, width = fit.view(view), min(config.shape_width, view)
+        of_views[view] = fitted
         weights[view] = fitted.weights
         arrays[f"ridge-{view}"] = fitted.ridge.astype(np.float32)
         arrays[f"condition-{view}"] = fitted.condition.astype(np.float32)
@@ -137,6 +138,7 @@ def _fit_with_covariates(
                 lookback=lookback,
                 stored=fit.stored,
             )
+    arrays |= fit.grows_from(of_views)
     assert encoder.covariates is not None, "it has a layout"
     columns = tuple(
         replace(column, weight=tuple(float(weights[view][number]) for view in config.views))
