@@ -137,7 +137,8 @@ def train_run(
         )
         neighbour_seconds = time.perf_counter() - started
         began = time.perf_counter()
-        closed_form = fit_closed_form(model, training, table, config)
+        made_do = plan.made_do(config)
+        closed_form = fit_closed_form(model, training, table, config, made_do=made_do)
         fit_seconds = time.perf_counter() - began
         if len(model.networks) and training.fold is not None and not config.model.is_network_alone:
             training = dataclasses.replace(training, admitted=admitted_windows(training, table))
@@ -156,7 +157,9 @@ def train_run(
             report=progress,
         )
         if len(model.networks) and not config.model.is_network_alone:
-            closed_form, result = with_gate(model, training, validation, config, closed_form, result, out, accelerator)
+            closed_form, result = with_gate(
+                model, training, validation, config, closed_form, result, out, accelerator, made_do=made_do
+            )
         result = dataclasses.replace(result, seconds=round(result.seconds + fit_seconds, 3))
         intervals = fit_intervals(
             model,
@@ -164,12 +167,12 @@ def train_run(
             validation,
             table.series_ids,
             validates=plan.validates,
-            made_do=plan.policy is not config.train.policy,
+            made_do=made_do,
             note=note,
         )
         if accelerator.is_main_process:
             write_intervals(out, intervals)
-            begin_growth(run, closed_form, training, memory, train_stride=plan.train_stride)
+            begin_growth(run, closed_form, training, memory, train_stride=plan.train_stride, made_do=made_do)
         figures: dict[str, Any] = {
             "best_val_mse": result.best_val_mse,
             "training": dataclasses.asdict(result),
