@@ -116,7 +116,8 @@ def train_run(
         intervals = job.intervals(training, validation)
         if job.is_main:
             write_intervals(out, intervals)
-            begin_growth(run, closed_form, training, memory, train_stride=job.plan.train_stride)
+            made_do = job.plan.made_do(job.config)
+            begin_growth(run, closed_form, training, memory, train_stride=job.plan.train_stride, made_do=made_do)
         figures: dict[str, Any] = {
             "best_val_mse": result.best_val_mse,
             "training": dataclasses.asdict(result),
@@ -178,7 +179,8 @@ class _Job:
         model, config = self.model, self.config
         has_gate = len(model.networks) > 0 and not config.model.is_network_alone
         began = time.perf_counter()
-        closed_form = fit_closed_form(model, training, self.table, config)
+        made_do = self.plan.made_do(config)
+        closed_form = fit_closed_form(model, training, self.table, config, made_do=made_do)
         seconds = time.perf_counter() - began
         if has_gate and training.fold is not None:
             training = dataclasses.replace(training, admitted=admitted_windows(training, self.table))
@@ -198,7 +200,7 @@ class _Job:
         )
         if has_gate:
             closed_form, result = with_gate(
-                model, training, validation, config, closed_form, result, self.out, self.accelerator
+                model, training, validation, config, closed_form, result, self.out, self.accelerator, made_do=made_do
             )
         return closed_form, training, dataclasses.replace(result, seconds=round(result.seconds + seconds, 3))
 
@@ -210,7 +212,7 @@ class _Job:
             validation,
             self.table.series_ids,
             validates=self.plan.validates,
-            made_do=self.plan.policy is not self.config.train.policy,
+            made_do=self.plan.made_do(self.config),
             note=self.note,
         )
 
