@@ -154,7 +154,9 @@ METRICS = (
 
 
 def quantile_metrics(levels: tuple[float, ...]) -> tuple[Metric, ...]:
-    """Those that read quantiles of these levels: WQL, SQL, and for each level the share of values at or below it."""
+    """Those that read quantiles of these levels: WQL, SQL, and for each level the share of values at or below it,
+    without those that were certain: all quantiles were the value that came.
+    """
     if not levels:
         return ()
     return (
@@ -176,7 +178,16 @@ def _coverage(number: int, level: float) -> Metric:
     return Metric(
         name=f"coverage_q{level:g}",
         statistic=lambda cells: (cells.future <= cells.quantiles[..., number]).astype(np.float64),
+        defined=lambda cells: uncertain(cells.quantiles, cells.future),
     )
+
+
+def uncertain(quantiles: np.ndarray, future: np.ndarray) -> np.ndarray:
+    """Where quantiles can cover, bool [...]: not where all are the one value that came, as of solar power at night.
+
+    quantiles: [..., Q]. future: [...].
+    """
+    return (quantiles != future[..., None]).any(axis=-1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,8 +195,9 @@ class Score:
     """What one arm scored, by metric name; None where no cell has the metric.
 
     left_out: observed cells that a metric had to leave out, because what it divides by is 0 or not known (of
-    `direction_accuracy`: because nothing moved); metrics that left out none are not named. by_step: the same metrics at
-    each of the H steps. by_series: float64 [N] of each series of the table; NaN where there is none.
+    `direction_accuracy`: because nothing moved; of coverage: because all quantiles were the value that came); metrics
+    that left out none are not named. by_step: the same metrics at each of the H steps. by_series: float64 [N] of each
+    series of the table; NaN where there is none.
     """
 
     metrics: dict[str, float | None]
@@ -209,7 +221,7 @@ class Score:
 
     @property
     def coverage(self) -> dict[str, float]:
-        """Share of values at or below each quantile, by its column name (`q0.1`)."""
+        """Share of values at or below each quantile, by its column name (`q0.1`), without those that were certain."""
         return {name.removeprefix("coverage_"): self._number(name) for name in self.metrics if "coverage_" in name}
 
     def _number(self, name: str) -> float:

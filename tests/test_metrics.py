@@ -59,7 +59,8 @@ def in_a_loop(actual: Actual, forecast: np.ndarray, quantiles: np.ndarray, chose
             found["smape"] = 2 * abs(f - y) / (abs(f) + abs(y))
         if y != last:
             found["direction_accuracy"] = float(np.sign(f - last) == np.sign(y - last))
-        found |= {f"coverage_q{q:g}": float(y <= v) for q, v in zip(LEVELS, quantiles[w, h], strict=True)}
+        if (quantiles[w, h] != y).any():
+            found |= {f"coverage_q{q:g}": float(y <= v) for q, v in zip(LEVELS, quantiles[w, h], strict=True)}
         for name, value in found.items():
             parts.setdefault(name, []).append(value)
     means = {name: math.fsum(values) / len(values) for name, values in parts.items()}
@@ -135,6 +136,18 @@ def test_a_cell_that_is_not_observed_does_not_count_whatever_is_in_it():
 
 def replace_weight(actual: Actual, weight: np.ndarray, future: np.ndarray) -> Actual:
     return actual._replace(weight=weight, future=future)
+
+
+def test_coverage_leaves_out_what_was_certain():
+    """Quantiles that are all 0: where 0 came, they say nothing about intervals; where something else came, they do."""
+    actual, forecast, quantiles = made(2, 40, 4, missing=0)
+    quantiles[:20] = 0
+    certain = (actual.future == 0)[:20].sum()
+    assert certain > 0
+    score = scored(actual, forecast, quantiles)
+    assert {score.left_out[f"coverage_q{level:g}"] for level in LEVELS} == {certain}
+    below = (actual.future <= quantiles[..., 0]).sum() - certain
+    assert score["coverage_q0.1"] == pytest.approx(below / (actual.future.size - certain))
 
 
 def test_a_weight_counts_a_cell_so_often():

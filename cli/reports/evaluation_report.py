@@ -185,7 +185,9 @@ def _tell_units(result: Evaluation) -> None:
     if coverage := result.coverage:
         shown = [name for name in COVERAGE_SHOWN if name in coverage] or list(coverage)
         shares = ", ".join(f"{coverage[name]:.1%} below {name}" for name in shown)
-        note(f"values that the quantiles left below them: {shares}")
+        certain = next((num for name, num in result.score.left_out.items() if name.startswith("coverage_")), 0)
+        but = f" (without {certain:,} that all quantiles were equal to)" if certain else ""
+        note(f"values that the quantiles left below them: {shares}{but}")
     note(f"MSE and MAE in standardised units, {result.num_scored:,} windows, {result.seconds:.1f} s")
     until = "over the training part" if result.scaled_by == "training" else "up to each origin"
     note(f"MASE, RMSSE and SQL are scaled by the seasonal naive error {until}, season {result.season}")

@@ -9,13 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 from memory_index.evaluation import ForecastBlock
+from memory_index.metrics import uncertain
 
 STRETCHES = 60  # at most
 
 
 class Stretch(NamedTuple):
     """first, last: origins, datetime64[ns]. num_windows: of them with an observed value. mae: by arm, standardised.
-    coverage: share of values between the outermost quantiles, None without quantiles.
+    coverage: share of values between the outermost quantiles, without those that all quantiles were equal to; None if
+    there is none.
     """
 
     first: np.datetime64
@@ -35,10 +37,10 @@ class AlongTime:
     num: np.ndarray = field(init=False)
     windows: np.ndarray = field(init=False)
     inside: np.ndarray = field(init=False)
-    has_levels: bool = False
+    num_open: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.num, self.windows, self.inside = np.zeros((3, self.num_stretches), dtype=np.int64)
+        self.num, self.windows, self.inside, self.num_open = np.zeros((4, self.num_stretches), dtype=np.int64)
 
     @property
     def num_stretches(self) -> int:
@@ -58,8 +60,9 @@ class AlongTime:
             sums = self.error.setdefault(name, np.zeros(self.num_stretches))
             np.add.at(sums, stretch, error.sum(axis=(1, 2)))
         if len(block.levels) > 1:
-            self.has_levels = True
-            inside = (block.future >= block.quantiles[..., 0]) & (block.future <= block.quantiles[..., -1]) & known
+            is_open = known & uncertain(block.quantiles, block.future)
+            np.add.at(self.num_open, stretch, is_open.sum(axis=(1, 2)))
+            inside = (block.future >= block.quantiles[..., 0]) & (block.future <= block.quantiles[..., -1]) & is_open
             np.add.at(self.inside, stretch, inside.sum(axis=(1, 2)))
 
     def stretches(self) -> list[Stretch]:
@@ -71,7 +74,7 @@ class AlongTime:
                 last=self.moments[bounds[n + 1] - 1],
                 num_windows=int(self.windows[n]),
                 mae={name: float(sums[n] / self.num[n]) for name, sums in self.error.items()},
-                coverage=float(self.inside[n] / self.num[n]) if self.has_levels else None,
+                coverage=float(self.inside[n] / self.num_open[n]) if self.num_open[n] else None,
             )
             for n in np.flatnonzero(self.num)
         ]

@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from memory_index.metrics import uncertain
+
 RATE = 0.05  # of a step, in widths for each horizon that has passed (docs/experiments.md)
 OUTER = (0.1, 0.9)  # whose distance is the width
 NEVER = -1  # number of the update that knows what none knows
@@ -84,7 +86,7 @@ class Recalibration:
         quantiles: [B, N, H, Q], as issued. future: [B, N, H], NaN where nothing was observed. wanted: bool [B, N].
         row: int64 [B, N], origin rows. update: int64 [B, H], number of the first that knows each step, or `NEVER`.
         """
-        known = np.isfinite(future) & wanted[..., None]
+        known = np.isfinite(future) & wanted[..., None] & uncertain(quantiles, future)
         below = (future[..., None] <= quantiles) & known[..., None]
         target = row[..., None] + np.arange(1, future.shape[2] + 1)
         for number in np.unique(update[update != NEVER]):
