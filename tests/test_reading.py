@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -268,6 +269,61 @@ def test_other_gaps_and_repeated_times_are_no_clock_change(write, hours):
     assert not any("--time-zone" in each.fix for each in report.problems)
 
 
+@pytest.mark.parametrize(
+    ("hour", "zone"),
+    [("2024-10-27 02", "Europe/Berlin"), ("2024-10-27 01", "Europe/London"), ("2024-11-03 01", "America/New_York")],
+)
+def test_the_zone_is_named_whose_clocks_show_an_hour_twice(write, hour, zone):
+    times = pd.date_range(pd.Timestamp(hour) - pd.Timedelta("2D"), periods=90, freq="h")
+    rows = sorted([*times, pd.Timestamp(hour)])
+    path = write("date,a\n" + "".join(f"{time:%Y-%m-%d %H:%M},1.{number}\n" for number, time in enumerate(rows)))
+    [fault] = check_table(path).problems
+    assert f"clocks were changed then in {zone}: --time-zone {zone}; otherwise " in fault.fix
+    assert len(read_table(path, ReadOptions(time_zone=zone)).times) == 91
+    other = path.read_text().replace(hour[:7], "2024-12")  # a night of winter
+    [fault] = check_table(write(other)).problems
+    assert fault.kind == "conflict"
+    assert "--time-zone" not in fault.fix
+
+
+def test_rows_that_say_the_same_are_resolved_without_those_that_differ(write):
+    rows = HOURLY.splitlines()
+    path = write("\n".join([*rows, rows[5], rows[9] + "5"]) + "\n")
+    same, other = (each for each in check_table(path).problems if each.severity == "fault")
+    assert same.fix == "one of both says all: --on-duplicate same"
+    assert other.fix == "correct the time, or keep one: --on-duplicate first, last or mean"
+    with pytest.raises(DataError, match=r"with different values \(before in row 10\)$"):
+        read_table(path, ReadOptions(on_duplicate="same"))
+    table = read_table(write("\n".join([*rows, rows[5]]) + "\n"), ReadOptions(on_duplicate="same"))
+    assert len(table.times) == len(rows) - 1
+    assert any("1 rows that say the same as one before were left out" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("line", ["Source: grid operator", '"Source: grid operator, 2024"', "Source: x,", "Total,1,2"])
+def test_a_remark_below_the_table_is_named_by_its_line(write, line):
+    text = HOURLY + line + "\n"
+    [fault] = [each for each in check_table(write(text)).problems if each.severity == "fault"][:1]
+    number = len(text.splitlines())
+    assert fault.row == number
+    assert re.match(rf"remove (line|row) {number} if it is a remark, such as a source or a total; else", fault.fix)
+    with pytest.raises(DataError, match=f"row {number}"):
+        read_table(write(text))
+
+
+def test_many_notes_of_a_kind_are_a_few_sentences(tmp_path):
+    days = pd.date_range("2024-01-01", periods=60)
+    values = np.random.default_rng(3).normal(50, 5, (40, 60))
+    values[:, 30] = 1e5
+    frame = pd.DataFrame({"unique_id": np.repeat([f"s{n}" for n in range(40)], 60), "ds": np.tile(days, 40)})
+    frame["y"] = values.ravel()
+    table = read_frame(frame)
+    assert len(table.notes) == 4
+    assert table.notes[-1] == "the table: and more notes: 37 of the kind 'outlier'; 'cli data check' lists them"
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    report = check_table(tmp_path / "t.csv")
+    assert (len(report.problems), report.unlisted, report.num_series) == (20, {"outlier": 20}, {"outlier": 40})
+
+
 def test_a_hint_speaks_of_offsets_only_if_some_times_have_one(write):
     assert "offset" not in check_table(write(HOURLY + "soon,1,1\n")).problems[0].fix
     zoned = HOURLY.replace(":00,", ":00+01:00,")
@@ -376,7 +432,11 @@ CASES = {
         "--step",
     ),
     "not a time": (HOURLY + "soon,1,1\n", r"row 26: 'soon' is not a time", "ISO 8601"),
-    "a total": (HOURLY + "Total,276,552\n", r"row 26: 'Total' is not a time", "remove the row if it is a total"),
+    "a total": (
+        HOURLY + "Total,276,552\n",
+        r"row 26: 'Total' is not a time",
+        "remove row 26 if it is a remark, such as a source or a total",
+    ),
     "a preamble of cells": (
         "Station,Berlin,1\nElement,Load,2\n" + HOURLY,
         r"there is no time column among Station, Berlin",

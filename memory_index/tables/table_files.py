@@ -202,9 +202,10 @@ def _note_ragged(ragged: list[pa.csv.InvalidRow], log: ProblemLog) -> None:
         message = (
             f"the row has {row.actual_columns} cells, but the header has {row.expected_columns}: '{row.text[:60]}'"
         )
-        return Problem(
-            kind="ragged", row=row.number, message=message, fix="repair the line (a cut-off file ends with such a line)"
-        )
+        remark = not any(character.isdigit() for character in row.text.split(",")[0])
+        fix = f"remove line {row.number} if it is a remark, such as a source or a total; else write all its cells"
+        cut_off = f"repair line {row.number} (a cut-off file ends with such a line)"
+        return Problem(kind="ragged", row=row.number, message=message, fix=fix if remark else cut_off)
 
     log.add_at(range(len(ragged)), len(ragged), problem_at, kind="ragged")
 
