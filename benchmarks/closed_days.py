@@ -1,10 +1,10 @@
-"""What it is worth to hold closed days at 0: a seeded shop that is closed on Sundays and holidays, scored with and without.
+"""What it is worth to hold closed days at 0: a seeded shop, closed on Sundays and holidays, scored with and without.
 
     python -m benchmarks.closed_days
 
-Daily sales of 1,735 days with a weekly season, a drifting level and noise; 0 on Sundays and on German holidays. A run is
-trained on the table, and one that knows the holidays; both are scored on the test part, and once more with closed steps
-left as they are forecast. Needs the extra `calendar`.
+Daily sales of 1,735 days with a weekly season, a drifting level and noise; 0 on Sundays and on German holidays. A run
+is trained on the table, and one that knows the holidays; both are scored on the test part, and once more with closed
+steps left as they are forecast. Needs the extra `calendar`.
 """
 
 from __future__ import annotations

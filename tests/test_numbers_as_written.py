@@ -59,6 +59,15 @@ def test_decimal_marks_in_all_or_some_cells(write, decimal, thousands, delimiter
     assert read_table(path, ReadOptions(decimal=decimal))["a"].values.tolist() == NUMBERS
 
 
+def test_a_word_among_decimal_commas_is_named_with_them(write):
+    cells = [with_marks(number, ",", "") for number in NUMBERS]
+    cells[9] = "n.v."
+    decimal, word = check_table(write(cells)).problems[:2]
+    assert (decimal.kind, word.kind, word.row) == ("decimal", "not-a-number", 11)
+    assert decimal.message.startswith("47 cells of the column 'a' are like '995,0'")
+    assert word.fix.endswith('--missing "n.v."')
+
+
 def test_marks_that_may_mean_either_are_asked_for(write):
     path = write([f"{n // 1000},{n % 1000:03d}" if n > 999 else str(n) for n in range(980, 1028)])
     with pytest.raises(DataError) as caught:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from memory_index.errors import DataError, NotFoundError, ResourceError, UsageError
 from memory_index.tables.checking import check_table
 from memory_index.tables.columns import ReadOptions
+from memory_index.tables.future import missing_future, read_future
 from memory_index.tables.reading import read_frame, read_table
 from memory_index.tables.steps import grid_positions, infer_step
 from memory_index.windows import Step, to_ns
@@ -136,11 +137,20 @@ def test_row_numbers_are_lines_of_the_file_with_blank_lines(write):
 
 @pytest.mark.parametrize(
     "form",
-    ["%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y/%m/%d %H:%M", "%d.%m.%Y %H:%M", "%d/%m/%Y %H:%M", "%m/%d/%Y %I:%M %p"],
+    [
+        "%Y-%m-%d %H:%M:%S",
+        "%Y-%m-%dT%H:%M",
+        "%Y/%m/%d %H:%M",
+        "%d.%m.%Y %H:%M",
+        "%d/%m/%Y %H:%M",
+        "%m/%d/%Y %I:%M %p",
+        "%b %d, %Y %H:%M",
+        "%d %B %Y %H:%M",
+    ],
 )
 def test_common_forms_of_time(write, form):
     times = pd.date_range("2024-01-01", periods=400, freq="h")
-    text = "date,a\n" + "".join(f"{time.strftime(form)},1.5\n" for time in times)
+    text = "date,a\n" + "".join(f'"{time.strftime(form)}",1.5\n' for time in times)
     assert np.array_equal(read_table(write(text)).series[0].times, to_ns(times))
 
 
@@ -308,6 +318,25 @@ def test_a_remark_below_the_table_is_named_by_its_line(write, line):
     assert re.match(rf"remove (line|row) {number} if it is a remark, such as a source or a total; else", fault.fix)
     with pytest.raises(DataError, match=f"row {number}"):
         read_table(write(text))
+
+
+def test_lines_above_the_names_of_the_columns_are_named(write):
+    text = "Export of a utility\nMeter;G4711\n\n" + HOURLY.replace(",", ";").replace(".5", ",5")
+    with pytest.raises(DataError) as caught:
+        read_table(write(text))
+    assert caught.value.hint == "the names of the columns seem to stand in line 4: remove the lines above it"
+    below = "".join(text.splitlines(keepends=True)[3:])
+    units = below.replace("\n", "\n;kWh;bar\n", 1)
+    assert read_table(write(below), ReadOptions(decimal=",")).content_hash == read_table(write(HOURLY)).content_hash
+    faults = [each for each in check_table(write(units)).problems if each.kind == "time"]
+    assert faults[0].fix.startswith("remove row 2 if it is of no time, such as one of units")
+
+
+def test_times_across_the_first_line_are_told(write):
+    names = [f"2020-{month:02d}" for month in range(1, 13)]
+    with pytest.raises(DataError, match="times stand in the first line, from 2020-01 to 2020-12") as caught:
+        read_table(write(f"region,{','.join(names)}\n" + "".join(f"r{n},{','.join('5' * 12)}\n" for n in range(4))))
+    assert caught.value.hint == "turn the table round, so that each time is a row and each series a column"
 
 
 def test_many_notes_of_a_kind_are_a_few_sentences(tmp_path):
@@ -492,7 +521,11 @@ CASES = {
     ),
     "zero bytes": (HOURLY.encode() * 200 + bytes(9), r"row 5001: there are zero bytes in the text", "restore"),
     "no number": ("date,a\n2024-01-01,x\n2024-01-02,y\n", r"the column 'a' holds no number", "--ignore"),
-    "preamble": ("Netz GmbH\n\n" + HOURLY, r"row 1: the header 'Netz GmbH' has one column", "first line must name"),
+    "preamble": (
+        "Netz GmbH\n\n" + HOURLY,
+        r"row 1: the header 'Netz GmbH' has one column",
+        "the names of the columns seem to stand in line 3: remove the lines above it",
+    ),
     "one column": ("date\n2024-01-01\n", r"row 1: the header 'date' has one column", "commas"),
     "no header": (
         HOURLY.partition("\n")[2],
@@ -845,9 +878,10 @@ def test_a_series_that_begins_after_the_training_part_is_a_note(write):
 # --- the sample
 
 
-def test_the_sample_is_what_its_script_makes(repository):
-    made = runpy.run_path(str(repository / "benchmarks" / "make_sample.py"))["make"]()
-    assert (repository / "datasets" / "sample.csv").read_bytes() == made.encode()
+def test_the_samples_are_what_their_script_makes(repository, tmp_path):
+    runpy.run_path(str(repository / "benchmarks" / "make_sample.py"))["main"](tmp_path)
+    for name in ("sample.csv", "demand.csv", "tomorrow.csv"):
+        assert (repository / "datasets" / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
 def test_the_sample_has_no_fault(repository):
@@ -856,6 +890,23 @@ def test_the_sample_has_no_fault(repository):
     report = check_table(path, lookback=512, horizon=96)
     assert report.problems == ()
     assert (report.layout, report.step, len(report.series)) == ("wide", "h", 5)
+
+
+def test_the_sample_with_covariates_has_no_fault(repository):
+    """Its holidays are those of the calendar, and the day after it is known as far as a forecast needs it."""
+    path, options = repository / "datasets" / "demand.csv", ReadOptions(known=("temperature", "holiday"))
+    assert path.stat().st_size <= 500_000
+    assert check_table(path, options, lookback=168, horizon=24).problems == ()
+    table = read_table(path, options)
+    whole = read_future(path.with_name("tomorrow.csv"), table, options, horizon=24)
+    assert missing_future(whole, 24) == ()
+    assert [column.kind for column in whole.covariates.columns] == ["number", "boolean"]
+    by_country = read_table(path, ReadOptions(known=("temperature",), ignore=("holiday",), holidays="DE-BY"))
+    marked, told = (
+        each.covariates.series[0].values[each.covariates.names.index("holiday")] for each in (table, by_country)
+    )
+    weekday = np.repeat(np.arange(4, 604) % 7, 24)  # it begins on a Friday
+    np.testing.assert_array_equal(marked[weekday != 6], told[weekday != 6])
 
 
 LONG = "unique_id,ds,y\n" + "".join(

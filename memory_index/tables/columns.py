@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import pyarrow as pa
@@ -32,6 +32,7 @@ VALUE_NAMES = ("y", "value", "target")
 UNNAMED = re.compile(r"column \d+|Unnamed: \d+|__index_level_\d+__")  # ours, pandas' in CSV, pandas' in Parquet
 TIME_OF_DAY = re.compile(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?(\s*[AaPp]\.?[Mm]\.?)?|<time(32|64)\[\w+\]>")
 DATE_ONLY = re.compile(r"[^:]+|[^:]+ 00:00(:00)?")
+ACROSS = 4  # columns that are named by times
 MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None")  # cells that hold no value
 
 FillPolicy = Literal["keep", "error", "interpolate", "ffill", "drop"]
@@ -70,7 +71,8 @@ class ReadOptions:
     up to now, and the same for all times of a series. In a wide table all series share them. Rows after the last target
     value are then the future. What is missing of a covariate stays missing. calendar: features that the calendar makes
     (`tables/calendar.py`), or `auto`; holidays: a country, as `DE` or `DE-BY`. recorded: columns whose kinds and words
-    are known already (`with_recorded`).
+    are known already (`with_recorded`). vintages: a file or DataFrame with known columns as they were issued
+    (`read_vintages`): they take the place of what the table itself says of these columns, which it need not have.
 
     max_cells: larger files are refused, Parquet by its footer before anything is decoded.
 
@@ -100,6 +102,7 @@ class ReadOptions:
     calendar: tuple[str, ...] = ()
     holidays: str | None = None
     recorded: tuple[Covariate, ...] = ()
+    vintages: Any = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         fill, duplicate = get_args(FillPolicy), get_args(DuplicatePolicy)
@@ -169,6 +172,8 @@ def find_roles(raw: RawTable, options: ReadOptions, log: ProblemLog) -> Roles:
     for name in (name for name in (options.time_column, *given_ids, options.value_column) if name):
         require_known(name, raw.columns, log, what="column")
     covariates = options.roles
+    if options.vintages is not None:
+        covariates = {name: role for name, role in covariates.items() if name in raw.columns or role != "known"}
     require_recorded(raw.columns, covariates, options.recorded, log.source)
     for name in covariates:
         require_known(name, raw.columns, log, what="column")
@@ -275,7 +280,10 @@ def find_time(raw: RawTable, names: list[str], options: ReadOptions, log: Proble
     if not candidates:
         message = f"there is no time column among {', '.join(list(raw.columns)[:6])}"
         fix, guess = "name it with --time-column", dict[str, object]()
-        if (line := _header_below(raw)) is not None:
+        if len(across := [name for name in raw.columns if looks_like_times(pa.chunked_array([[name]]))]) >= ACROSS:
+            message = f"times stand in the first line, from {across[0]} to {across[-1]}: each series is a row"
+            fix = "turn the table round, so that each time is a row and each series a column"
+        elif (line := _header_below(raw)) is not None:
             fix = f"the names of the columns seem to stand in row {line}: remove the rows above it"
         elif numeric and (said := told_by_size(raw.columns[numeric[0]])):
             fix += f'; {said[0]}: --time-column "{numeric[0]}" {said[1]}'

@@ -34,6 +34,9 @@ DATE_FORMATS = (
     "%m-%d-%Y",
     "%d-%b-%Y",
     "%d %b %Y",
+    "%d %B %Y",
+    "%b %d, %Y",
+    "%B %d, %Y",
     "%a, %d %b %Y",
     "%b %Y",
     "%b-%Y",
@@ -66,7 +69,9 @@ class TimeColumn:
             todo = fix
             if END_OF_DAY.search(str(cell)):
                 todo = "write the end of a day as 00:00 of the next day"
-            elif cell and not any(character.isdigit() for character in str(cell)):
+            elif cell in (None, ""):
+                todo = f"remove row {row} if it is of no time, such as one of units or of a total; else {fix}"
+            elif not any(character.isdigit() for character in str(cell)):
                 todo = f"remove row {row} if it is a remark, such as a source or a total; else {fix}"
             return Problem(kind="time", row=row, message=message, fix=todo)
 
