@@ -253,7 +253,12 @@ TABLE_OPTIONS: dict[str, tuple[Any, Any]] = {
     ),
     "on_gap": (Annotated[str, _text("--on-gap", f"Rows that are not there: {FILL}.")], "keep"),
     "on_nan": (Annotated[str, _text("--on-nan", "Cells without a value: as --on-gap.")], "keep"),
-    "on_duplicate": (Annotated[str, _text("--on-duplicate", "Repeated times: error, first, last or mean.")], "error"),
+    "on_duplicate": (
+        Annotated[
+            str, _text("--on-duplicate", "Repeated times: error, same (one of equal rows), first, last or mean.")
+        ],
+        "error",
+    ),
     "max_cells": (Annotated[int | None, _text("--max-cells", "Refuse larger files.")], None),
     "known": (
         Annotated[

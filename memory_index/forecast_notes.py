@@ -42,8 +42,8 @@ class ForecastNotes:
             )
         if self.unobserved:
             notes.append(
-                f"{self._named(self.unobserved)} never observed at a step of the season, so that what is forecast there "
-                f"is a guess from the steps beside it ({self._times(self.unobserved)}); if no value means 0, write 0"
+                f"{self._named(self.unobserved)} never observed at a step of the season, so what is forecast there is "
+                f"a guess from the steps beside it ({self._times(self.unobserved)}); if no value means 0, write 0"
             )
         if below := self._below_zero(forecast):
             count = f"'{below[0]}'" + (f" and {len(below) - 1} more" if len(below) > 1 else "")

@@ -89,6 +89,26 @@ def decimal_commas(written, draw):
     written.separator = ";"
 
 
+def elsewhere(cell):
+    """One series has a value far outside its own, which another has by right."""
+
+    def fault(written, draw):
+        column, (first, second, *_) = written.rows.columns[-1], sorted(written.truth)
+        if first in written.rows.columns:
+            column = None
+        middle = sorted(written.truth[second].values())[10]
+        for series, shift in ((second, cell - middle), (first, 0.0)):
+            at = middle if series == second else draw(st.sampled_from(list(written.truth[first].values())[3:20]))
+            for time, value in list(written.truth[series].items()):
+                name, new = series if column is None else column, cell if value == at else round(value + shift, 1)
+                written.rows.loc[written.rows[name] == value, name] = new
+                written.truth[series][time] = new
+                if series == first and value == at:
+                    del written.truth[series][time]
+
+    return fault
+
+
 def rows_missing(written, draw):
     first = draw(st.integers(3, len(written.rows) - 8))
     for row in range(first, first + 3):
@@ -158,6 +178,9 @@ FAULTS = {
     "empty cell": overwrite(""),
     "infinite": overwrite("inf"),
     "a code": overwrite(-9999),
+    "a code that another series has": elsewhere(9999.0),
+    "a fault of the meter": overwrite(123456.5),
+    "a fault that another series has": elsewhere(12345.5),
     "the largest number": overwrite(1.7976931348623157e308),
     "rows missing": rows_missing,
     "a row twice": row_twice,
@@ -193,6 +216,8 @@ def alternatives(advice):
 
 def followed(options, chosen):
     for flag, value in chosen.items():
+        if flag == "transform":
+            return None  # of `build`: it changes no value
         if flag in ("ignore", "missing", "known", "observed", "static"):
             if value in getattr(options, flag):
                 return None  # it has been followed
@@ -270,3 +295,47 @@ def test_alternatives_are_found_in_advice():
     assert np.unique([len(alternatives(text)) for text in ("correct the cell", "write the number alone")]).tolist() == [
         0
     ]
+
+
+def test_the_hour_that_clocks_show_twice_and_a_row_that_is_there_twice_have_advice_of_their_own(tmp_path):
+    """Following what is said of the row leaves the hour as it was, whose two values differ or not."""
+    times = pd.date_range("2024-10-26", periods=72, freq="h", tz="Europe/Berlin")
+    rows = pd.DataFrame({"date": times.tz_localize(None), "a": np.arange(72.0)})
+    rows = pd.concat([rows[:40], rows[39:]])
+    path = tmp_path / "table.csv"
+    rows.to_csv(path, index=False)
+    row, hour = (problem for problem in check_table(path).problems if problem.severity == "fault")
+    assert (row.kind, alternatives(row.fix)) == ("duplicate", [{"on_duplicate": "same"}])
+    assert hour.kind == "conflict"
+    assert hour.fix.startswith("if these are local times, clocks were changed then in Europe/Berlin: --time-zone Euro")
+    [still] = [problem for problem in check_table(path, ReadOptions(on_duplicate="same")).problems if problem.row == 29]
+    assert still.kind == "conflict"
+    table = read_table(path, ReadOptions(on_duplicate="same", time_zone="Europe/Berlin"))
+    assert table.series[0].values.tolist() == list(range(72))
+
+
+def test_faults_behind_one_that_stops_reading_are_found_in_one_go(tmp_path):
+    """What the shape of the times or of the table hides is found by reading on with the likeliest resolution."""
+    months = pd.date_range("2020-01-15", periods=30, freq="MS") + pd.Timedelta("14D")
+    days = pd.date_range("2024-01-01", periods=60)
+    shapes = {
+        "step": (months.strftime("%Y-%m-%d"), "step"),
+        "day or month first": (pd.date_range("2024-01-01", periods=12).strftime("%m/%d/%Y"), "time"),
+        "seconds": (days.as_unit("s").asi8.astype(str), "time"),
+    }
+    for name, (times, kind) in shapes.items():
+        path = tmp_path / "table.csv"
+        text = "".join(f"{time},{n}.5,{n},ok\n" for n, time in enumerate(times))
+        path.write_text("date,a,b,remark\n" + text.replace(",3.5", ",broken") + f"{times[5]},5.5,5,ok\n")
+        found = check_table(path).problems
+        kinds = [problem.kind for problem in found]
+        assert kinds[0] == kind, name
+        assert {"not-a-number", "column", "duplicate", "guess"} <= set(kinds), (name, kinds)
+        assert kinds.count(kind) == 1
+        assert not {"gap", "changed"} & set(kinds)
+    keys = pd.DataFrame({"store": [1, 2] * 60, "date": days.repeat(2), "sales": np.arange(120.0)})
+    keys["sales"] = keys["sales"].astype(str).where(keys.index != 50, "closed")
+    keys.to_csv(tmp_path / "keys.csv", index=False)
+    first, second, guess = check_table(tmp_path / "keys.csv").problems
+    assert [first.kind, second.kind, guess.kind] == ["series", "not-a-number", "guess"]
+    assert '--id-column "store"' in guess.message

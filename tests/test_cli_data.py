@@ -65,6 +65,20 @@ def test_check_names_fault_place_and_flag_in_text(file):
     assert one.stderr.splitlines()[-1] == "no faults"
 
 
+def test_findings_that_are_alike_are_counted_beside_a_few_of_them(file):
+    rows = [f"s{n:02d},2024-01-{day:02d},{n}\n" for n in range(40) for day in range(1, 29)]
+    result = call("check", file("unique_id,ds,y\n" + "".join(rows)))
+    assert result.exit_code == 0
+    assert result.stdout.count("the series is constant") == 5
+    assert "and 35 more of the kind 'constant': 40 in all, in 40 of 40 series" in result.stderr
+    gaps = [row for row in rows if "-15," not in row]
+    result = call("check", file("unique_id,ds,y\n" + "".join(gaps)))
+    assert result.stdout.count("1 step is missing") == 5
+    assert "and 35 more of the kind 'gap': 40 in all, in 40 of 40 series" in result.stderr
+    document = json.loads(call("check", file("unique_id,ds,y\n" + "".join(gaps)), "--json").stdout)
+    assert (document["unlisted"]["gap"], document["num_series"]["gap"]) == (20, 40)
+
+
 def test_check_of_a_good_file(file):
     result = call("check", file(GOOD))
     assert result.exit_code == 0

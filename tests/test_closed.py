@@ -1,4 +1,4 @@
-"""Closed steps: what is always 0 stays 0, what was never observed is a guess that says so; what may fall below 0 too."""
+"""Closed steps: what is always 0 stays 0, what was never observed is a guess that says so; likewise what is below 0."""
 
 from __future__ import annotations
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.retail import write_retail
 from memory_index.errors import DataError, UsageError
 from memory_index.tables.checking import check_table
 from memory_index.tables.columns import ReadOptions
@@ -54,6 +57,15 @@ def test_decimal_marks_in_all_or_some_cells(write, decimal, thousands, delimiter
     assert "--ignore" not in caught.value.hint
     assert len([each for each in check_table(path).problems if each.severity == "fault"]) == 1
     assert read_table(path, ReadOptions(decimal=decimal))["a"].values.tolist() == NUMBERS
+
+
+def test_a_word_among_decimal_commas_is_named_with_them(write):
+    cells = [with_marks(number, ",", "") for number in NUMBERS]
+    cells[9] = "n.v."
+    decimal, word = check_table(write(cells)).problems[:2]
+    assert (decimal.kind, word.kind, word.row) == ("decimal", "not-a-number", 11)
+    assert decimal.message.startswith("47 cells of the column 'a' are like '995,0'")
+    assert word.fix.endswith('--missing "n.v."')
 
 
 def test_marks_that_may_mean_either_are_asked_for(write):
@@ -149,6 +161,74 @@ def test_two_codes_of_one_series_are_both_named(write):
 )
 def test_what_belongs_to_a_series_is_no_code(write, cells):
     assert not [each for each in check_table(write(list(cells))).problems if each.kind == "fill-value"]
+
+
+def test_a_code_that_another_series_has_by_right_is_not_removed_everywhere(tmp_path):
+    frame = pd.DataFrame({"ds": HOURS, "a": np.sin(np.arange(48)), "b": 9960.0 + np.arange(48)})
+    frame.loc[7, "a"] = 9999
+    [note] = [each for each in check_frame(frame, tmp_path).problems if each.kind == "fill-value"]
+    assert note.series_id == "a"
+    assert "empty these cells" in note.fix
+    assert "--missing" not in note.fix
+
+
+# --- single values that may be faults
+
+
+def check_frame(frame, folder):
+    frame.to_csv(folder / "t.csv", index=False)
+    return check_table(folder / "t.csv")
+
+
+def outliers(values, folder):
+    times = pd.date_range("2024-01-01", periods=len(values), freq="h")
+    report = check_frame(pd.DataFrame({"ds": times, "a": values, "b": np.arange(len(values))}), folder)
+    return [each for each in report.problems if each.kind == "outlier"]
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 10**6),
+    level=st.sampled_from([-300.0, 0.0, 50.0, 1000.0]),
+    places=st.lists(st.integers(1, 398), min_size=1, max_size=3, unique=True),
+    times=st.sampled_from([100.0, -100.0, 3000.0]),
+)
+def test_a_value_a_hundred_times_as_large_is_named_with_time_range_and_what_to_do(
+    tmp_path_factory, seed, level, places, times
+):
+    values = level + np.random.default_rng(seed).normal(0, 3, 400).round(2)
+    usual = np.delete(values, places)
+    values[places] = (np.abs(level) + 17.3) * times + np.arange(len(places))
+    folder = tmp_path_factory.mktemp("outliers")
+    [note] = outliers(values, folder)
+    assert (note.series_id, note.severity) == ("a", "note")
+    assert note.at == (pd.Timestamp("2024-01-01") + pd.Timedelta(hours=min(places))).isoformat()
+    assert f"({usual.min():.6g} to {usual.max():.6g})" in note.message
+    flags = tuple(re.findall(r"--missing ([^\s;]+)", note.fix))
+    held = read_table(folder / "t.csv", ReadOptions(missing=flags))
+    assert np.flatnonzero(np.isnan(held["a"].values)).tolist() == sorted(places)
+    assert not np.isnan(held["b"].values).any()
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10**6), kind=st.sampled_from(["sales", "amounts", "spikes", "rain", "rounded", "switch"]))
+def test_heavy_tails_and_counts_with_many_zeros_raise_no_alarm(tmp_path_factory, seed, kind):
+    random = np.random.default_rng(seed)
+    values = {
+        "sales": random.negative_binomial(0.3, 0.1, 700) * (random.random(700) < 0.3),
+        "amounts": random.lognormal(3, 1.0, 700).round(2),
+        "spikes": (50 + random.standard_t(4, 700) * 8).round(2),
+        "rain": (random.gamma(0.5, 10, 700) * (random.random(700) < 0.2)).round(1),
+        "rounded": random.integers(0, 3, 700),
+        "switch": (np.arange(700) % 200 == 7) * 1000.0,
+    }[kind]
+    assert not outliers(values, tmp_path_factory.mktemp("outliers"))
+
+
+def test_a_retailers_table_and_the_public_sets_raise_no_alarm(tmp_path, repository):
+    write_retail(tmp_path / "t.parquet", num_series=400, num_days=1941)
+    for path in (tmp_path / "t.parquet", repository / "datasets" / "sample.csv"):
+        assert not {"outlier", "fill-value"} & {each.kind for each in check_table(path).problems}
 
 
 # --- beyond float32

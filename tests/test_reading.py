@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -136,11 +137,20 @@ def test_row_numbers_are_lines_of_the_file_with_blank_lines(write):
 
 @pytest.mark.parametrize(
     "form",
-    ["%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y/%m/%d %H:%M", "%d.%m.%Y %H:%M", "%d/%m/%Y %H:%M", "%m/%d/%Y %I:%M %p"],
+    [
+        "%Y-%m-%d %H:%M:%S",
+        "%Y-%m-%dT%H:%M",
+        "%Y/%m/%d %H:%M",
+        "%d.%m.%Y %H:%M",
+        "%d/%m/%Y %H:%M",
+        "%m/%d/%Y %I:%M %p",
+        "%b %d, %Y %H:%M",
+        "%d %B %Y %H:%M",
+    ],
 )
 def test_common_forms_of_time(write, form):
     times = pd.date_range("2024-01-01", periods=400, freq="h")
-    text = "date,a\n" + "".join(f"{time.strftime(form)},1.5\n" for time in times)
+    text = "date,a\n" + "".join(f'"{time.strftime(form)}",1.5\n' for time in times)
     assert np.array_equal(read_table(write(text)).series[0].times, to_ns(times))
 
 
@@ -269,6 +279,80 @@ def test_other_gaps_and_repeated_times_are_no_clock_change(write, hours):
     assert not any("--time-zone" in each.fix for each in report.problems)
 
 
+@pytest.mark.parametrize(
+    ("hour", "zone"),
+    [("2024-10-27 02", "Europe/Berlin"), ("2024-10-27 01", "Europe/London"), ("2024-11-03 01", "America/New_York")],
+)
+def test_the_zone_is_named_whose_clocks_show_an_hour_twice(write, hour, zone):
+    times = pd.date_range(pd.Timestamp(hour) - pd.Timedelta("2D"), periods=90, freq="h")
+    rows = sorted([*times, pd.Timestamp(hour)])
+    path = write("date,a\n" + "".join(f"{time:%Y-%m-%d %H:%M},1.{number}\n" for number, time in enumerate(rows)))
+    [fault] = check_table(path).problems
+    assert f"clocks were changed then in {zone}: --time-zone {zone}; otherwise " in fault.fix
+    assert len(read_table(path, ReadOptions(time_zone=zone)).times) == 91
+    other = path.read_text().replace(hour[:7], "2024-12")  # a night of winter
+    [fault] = check_table(write(other)).problems
+    assert fault.kind == "conflict"
+    assert "--time-zone" not in fault.fix
+
+
+def test_rows_that_say_the_same_are_resolved_without_those_that_differ(write):
+    rows = HOURLY.splitlines()
+    path = write("\n".join([*rows, rows[5], rows[9] + "5"]) + "\n")
+    same, other = (each for each in check_table(path).problems if each.severity == "fault")
+    assert same.fix == "one of both says all: --on-duplicate same"
+    assert other.fix == "correct the time, or keep one: --on-duplicate first, last or mean"
+    with pytest.raises(DataError, match=r"with different values \(before in row 10\)$"):
+        read_table(path, ReadOptions(on_duplicate="same"))
+    table = read_table(write("\n".join([*rows, rows[5]]) + "\n"), ReadOptions(on_duplicate="same"))
+    assert len(table.times) == len(rows) - 1
+    assert any("1 rows that say the same as one before were left out" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("line", ["Source: grid operator", '"Source: grid operator, 2024"', "Source: x,", "Total,1,2"])
+def test_a_remark_below_the_table_is_named_by_its_line(write, line):
+    text = HOURLY + line + "\n"
+    [fault] = [each for each in check_table(write(text)).problems if each.severity == "fault"][:1]
+    number = len(text.splitlines())
+    assert fault.row == number
+    assert re.match(rf"remove (line|row) {number} if it is a remark, such as a source or a total; else", fault.fix)
+    with pytest.raises(DataError, match=f"row {number}"):
+        read_table(write(text))
+
+
+def test_lines_above_the_names_of_the_columns_are_named(write):
+    text = "Export of a utility\nMeter;G4711\n\n" + HOURLY.replace(",", ";").replace(".5", ",5")
+    with pytest.raises(DataError) as caught:
+        read_table(write(text))
+    assert caught.value.hint == "the names of the columns seem to stand in line 4: remove the lines above it"
+    below = "".join(text.splitlines(keepends=True)[3:])
+    units = below.replace("\n", "\n;kWh;bar\n", 1)
+    assert read_table(write(below), ReadOptions(decimal=",")).content_hash == read_table(write(HOURLY)).content_hash
+    faults = [each for each in check_table(write(units)).problems if each.kind == "time"]
+    assert faults[0].fix.startswith("remove row 2 if it is of no time, such as one of units")
+
+
+def test_times_across_the_first_line_are_told(write):
+    names = [f"2020-{month:02d}" for month in range(1, 13)]
+    with pytest.raises(DataError, match="times stand in the first line, from 2020-01 to 2020-12") as caught:
+        read_table(write(f"region,{','.join(names)}\n" + "".join(f"r{n},{','.join('5' * 12)}\n" for n in range(4))))
+    assert caught.value.hint == "turn the table round, so that each time is a row and each series a column"
+
+
+def test_many_notes_of_a_kind_are_a_few_sentences(tmp_path):
+    days = pd.date_range("2024-01-01", periods=60)
+    values = np.random.default_rng(3).normal(50, 5, (40, 60))
+    values[:, 30] = 1e5
+    frame = pd.DataFrame({"unique_id": np.repeat([f"s{n}" for n in range(40)], 60), "ds": np.tile(days, 40)})
+    frame["y"] = values.ravel()
+    table = read_frame(frame)
+    assert len(table.notes) == 4
+    assert table.notes[-1] == "the table: and more notes: 37 of the kind 'outlier'; 'cli data check' lists them"
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    report = check_table(tmp_path / "t.csv")
+    assert (len(report.problems), report.unlisted, report.num_series) == (20, {"outlier": 20}, {"outlier": 40})
+
+
 def test_a_hint_speaks_of_offsets_only_if_some_times_have_one(write):
     assert "offset" not in check_table(write(HOURLY + "soon,1,1\n")).problems[0].fix
     zoned = HOURLY.replace(":00,", ":00+01:00,")
@@ -377,7 +461,11 @@ CASES = {
         "--step",
     ),
     "not a time": (HOURLY + "soon,1,1\n", r"row 26: 'soon' is not a time", "ISO 8601"),
-    "a total": (HOURLY + "Total,276,552\n", r"row 26: 'Total' is not a time", "remove the row if it is a total"),
+    "a total": (
+        HOURLY + "Total,276,552\n",
+        r"row 26: 'Total' is not a time",
+        "remove row 26 if it is a remark, such as a source or a total",
+    ),
     "a preamble of cells": (
         "Station,Berlin,1\nElement,Load,2\n" + HOURLY,
         r"there is no time column among Station, Berlin",
@@ -433,7 +521,11 @@ CASES = {
     ),
     "zero bytes": (HOURLY.encode() * 200 + bytes(9), r"row 5001: there are zero bytes in the text", "restore"),
     "no number": ("date,a\n2024-01-01,x\n2024-01-02,y\n", r"the column 'a' holds no number", "--ignore"),
-    "preamble": ("Netz GmbH\n\n" + HOURLY, r"row 1: the header 'Netz GmbH' has one column", "first line must name"),
+    "preamble": (
+        "Netz GmbH\n\n" + HOURLY,
+        r"row 1: the header 'Netz GmbH' has one column",
+        "the names of the columns seem to stand in line 3: remove the lines above it",
+    ),
     "one column": ("date\n2024-01-01\n", r"row 1: the header 'date' has one column", "commas"),
     "no header": (
         HOURLY.partition("\n")[2],

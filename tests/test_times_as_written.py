@@ -370,6 +370,30 @@ def test_calendars_that_pandas_does_not_find_are_named(read, name, said, todo):
         assert np.array_equal(table.times, to_ns(times))
 
 
+@pytest.mark.parametrize(
+    ("name", "step", "said", "todo"),
+    [
+        (
+            "mid_month",
+            "MS",
+            "months that are stamped on day 15",
+            "(2014-01-01 for 2014-01-15) and read it with --step MS",
+        ),
+        ("semi_month", "MS", "half months", "--step SMS"),
+        ("dekads", "W", "thirds of months", "resample"),
+        ("days", "MS", "not on the grid of the step 'MS'", "--step D"),
+        ("hours", "2h", "24 of 48 times", "--step h"),
+    ],
+)
+def test_a_step_that_was_named_and_is_another_is_one_fault_with_what_the_times_are(read, name, step, said, todo):
+    other = {"days": ("2014-01-03", "D"), "hours": ("2014-01-01", "h")}
+    times = pd.date_range(other[name][0], periods=48, freq=other[name][1]) if name in other else calendar(name)
+    with pytest.raises(DataError, match=said) as caught:
+        read(csv_of(times.strftime("%Y-%m-%d %H:%M")), step=step)
+    assert todo in caught.value.hint
+    assert "more; 'cli data check'" not in str(caught.value)
+
+
 def test_series_of_two_steps_in_one_table_are_named(tmp_path):
     path = tmp_path / "mixed.csv"
     days, months = pd.date_range("2020-01-01", periods=90), pd.date_range("2020-01-01", periods=50, freq="MS")

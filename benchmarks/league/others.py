@@ -16,7 +16,7 @@ from memory_index.evaluation import standard_units
 from memory_index.splits import Split
 from memory_index.tables.series import SeriesTable
 
-OTHERS = ("AutoETS", "AutoTheta", "AutoARIMA", "MSTL", "LightGBM", "flaircast")
+OTHERS = ("flaircast", "MSTL", "AutoTheta", "AutoETS", "LightGBM", "AutoARIMA")
 
 
 def others_score(

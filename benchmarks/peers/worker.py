@@ -27,13 +27,15 @@ LEVELS = tuple(np.round(np.arange(1, 10) / 10, 1).tolist())
 SIDES = (80, 60, 40, 20)  # per cent between quantiles .1 and .9, .2 and .8, and so on
 SAMPLES = 200  # paths of flaircast: its own default
 # What each local model sees at most, in seasons and at least in steps: chosen by time alone, before any score.
-HISTORY = {"AutoARIMA": (8, 192), "AutoETS": (42, 1000), "AutoTheta": (42, 1000), "MSTL": (84, 2000)}
+HISTORY = {"AutoARIMA": (8, 192), "AutoETS": (20, 480), "AutoTheta": (20, 480), "MSTL": (42, 1000)}
+MAX_ROWS = 100_000  # that LightGBM is fitted on: the last ones of each series
 ALIASES = {"h": "H", "D": "D", "W": "W"}
-CANDIDATES = (
-    {"num_leaves": 31, "n_estimators": 100, "learning_rate": 0.05},
-    {"num_leaves": 31, "n_estimators": 300, "learning_rate": 0.05},
-    {"num_leaves": 7, "n_estimators": 100, "learning_rate": 0.1},
-    {"num_leaves": 7, "n_estimators": 300, "learning_rate": 0.1},
+# What LightGBM is tuned over, on the validation part: differences of the series, then its own settings.
+CANDIDATES: tuple[tuple[int, dict[str, Any]], ...] = (
+    (0, {"num_leaves": 31, "n_estimators": 200, "learning_rate": 0.05}),
+    (0, {"num_leaves": 7, "n_estimators": 200, "learning_rate": 0.1}),
+    (1, {"num_leaves": 31, "n_estimators": 200, "learning_rate": 0.05}),
+    (1, {"num_leaves": 7, "n_estimators": 200, "learning_rate": 0.1}),
 )
 VALIDATED = 8  # origins of the validation part on which a candidate is compared, at most
 
@@ -120,72 +122,101 @@ def flaircast_of(job: dict[str, Any]) -> Callable[[np.ndarray], Forecast]:
 def boosted(
     job: dict[str, Any], table: pd.DataFrame, asked: pd.DataFrame, told: dict[str, Any]
 ) -> Iterator[pd.DataFrame]:
-    """mlforecast with LightGBM on the lags of the lookback, hour and weekday, each series divided by its deviation.
+    """mlforecast with LightGBM on the lags of the lookback, the calendar and `job["known"]`, columns of the table that
+    are known ahead. Series come in units of their training deviation.
 
-    The candidate of least scaled error on the validation part is fitted again on that too. Quantiles are those of the
-    validation errors by step, in deviations of the series.
+    The candidate of least error on the validation part is fitted again on that too. Quantiles are those of the
+    validation errors by step.
     """
     times = np.sort(table["ds"].unique())
     until = times[times <= np.datetime64(job["fit_until"])]
     train_until = min(np.datetime64(job["train_until"]), until[-job["horizon"] - 1])
+    mean, scale = level_and_scale(table[table["ds"] <= train_until])
+    table = table.assign(y=(table["y"] - table["unique_id"].map(mean)) / table["unique_id"].map(scale))
     training, fitting = table[table["ds"] <= train_until], table[table["ds"] <= until[-1]]
-    scale = training.groupby("unique_id")["y"].std().replace(0.0, 1.0).fillna(1.0)
     inside = until[until >= train_until][: -job["horizon"]]
-    windows = inside[np.unique(np.linspace(0, len(inside) - 1, VALIDATED).round().astype(int))]
+    inside = inside[:: job.get("stride", 1)]
+    windows = inside[np.unique(np.linspace(0, len(inside) - 1, job.get("validated", VALIDATED)).round().astype(int))]
+    asked_then = pd.MultiIndex.from_product([training["unique_id"].unique(), windows], names=["unique_id", "origin"])
+    validated = asked_then.to_frame(index=False)
     tried = []
     for candidate in CANDIDATES:
-        model = fitted(job, training, candidate)
-        errors = scaled_errors(job, model, fitting, windows, scale)
+        found = predicted(job, fitted(job, training, candidate), fitting, validated)
+        errors = np.stack([future_of(fitting, name, origin, job["horizon"]) - yhat for name, origin, yhat in found])
         tried.append((float(np.abs(errors).mean()), candidate, errors))
-    best, candidate, errors = min(tried, key=lambda each: each[0])
-    told |= {"chosen": candidate, "tried": [round(each[0], 4) for each in tried], "val_error": best}
-    spread = np.quantile(errors, LEVELS, axis=0).T  # [H, 9], in deviations
-    model = fitted(job, fitting, candidate)
-    for origin, part in asked.groupby("origin"):
-        yhat = predicted(job, model, table, origin, part["unique_id"])
-        for name, values in yhat.items():
+    _, candidate, errors = min(tried, key=lambda each: each[0])
+    told |= {"chosen": candidate, "tried": [round(each[0], 4) for each in tried]}
+    spread = np.quantile(errors, LEVELS, axis=0).T  # [H, 9]
+    for fit_until, part in batches(job, asked, until[-1]):
+        model = fitted(job, table[table["ds"] <= fit_until], candidate)
+        for name, origin, yhat in predicted(job, model, table, part):
+            values = mean[name] + scale[name] * yhat
             yield frame_of(name, origin, values, values[:, None] + spread * scale[name])
 
 
-def fitted(job: dict[str, Any], rows: pd.DataFrame, candidate: dict[str, Any]) -> Any:
+def level_and_scale(training: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Mean and deviation of each series, by name; 1 for a constant one."""
+    of_series = training.groupby("unique_id")["y"]
+    return of_series.mean(), of_series.std(ddof=0).replace(0.0, 1.0)
+
+
+def batches(
+    job: dict[str, Any], asked: pd.DataFrame, fit_until: np.datetime64
+) -> Iterator[tuple[np.datetime64, pd.DataFrame]]:
+    """Up to when a model is fitted, and the windows that it forecasts: one fit or, with `job["refit_days"]`, one every
+    so many days of what is asked.
+    """
+    if not job.get("refit_days"):
+        yield fit_until, asked
+        return
+    number = (asked["origin"] - asked["origin"].min()) // pd.Timedelta(days=job["refit_days"])
+    for _, part in asked.groupby(number):
+        yield part["origin"].min().to_datetime64(), part
+
+
+def fitted(job: dict[str, Any], rows: pd.DataFrame, candidate: tuple[int, dict[str, Any]]) -> Any:
     """An MLForecast on some rows."""
     from lightgbm import LGBMRegressor
     from mlforecast import MLForecast
-    from mlforecast.target_transforms import LocalStandardScaler
+    from mlforecast.target_transforms import Differences
 
-    model = LGBMRegressor(**candidate, random_state=0, n_jobs=1, verbosity=-1, min_child_samples=20)
-    features = {"h": ["hour", "dayofweek"], "D": ["dayofweek", "month"], "W": ["month"]}[job["step"]]
+    difference, settings = candidate
+    features = {"h": ["hour", "dayofweek"], "D": ["dayofweek", "month"], "W": ["month"]}.get(job["step"], [])
     forecaster = MLForecast(
-        models={"yhat": model},
+        models={"yhat": LGBMRegressor(**settings, random_state=0, n_jobs=1, verbosity=-1)},
         freq=job["freq"],
         lags=[*range(1, job["lookback"] + 1)],
         date_features=[] if job["dateless"] else features,
-        target_transforms=[LocalStandardScaler()],
+        target_transforms=[Differences([1])] if difference else [],
     )
-    return forecaster.fit(rows, static_features=[])
-
-
-def scaled_errors(
-    job: dict[str, Any], model: Any, known: pd.DataFrame, origins: np.ndarray, scale: pd.Series
-) -> np.ndarray:
-    """Errors of every series at every origin in its deviations, [windows, H]."""
-    found = []
-    rows = {name: part.set_index("ds")["y"] for name, part in known.groupby("unique_id")}
-    for origin in origins:
-        for name, yhat in predicted(job, model, known, origin, pd.Series([*rows])).items():
-            actual = rows[name][rows[name].index > origin].to_numpy()[: job["horizon"]]
-            found.append((actual - yhat) / scale[name])
-    return np.array(found)
+    most = max(MAX_ROWS // rows["unique_id"].nunique(), job["lookback"] + 3)
+    return forecaster.fit(rows.groupby("unique_id").tail(most), static_features=[])
 
 
 def predicted(
-    job: dict[str, Any], model: Any, table: pd.DataFrame, origin: pd.Timestamp, names: pd.Series
-) -> dict[str, np.ndarray]:
-    """What a fitted MLForecast says at an origin of some series, [H] by name."""
-    seen = table[(table["ds"] <= origin) & table["unique_id"].isin(names)][["unique_id", "ds", "y"]]
-    seen = seen.groupby("unique_id").tail(job["lookback"] + 1)
-    said = model.predict(h=job["horizon"], new_df=seen)
-    return {name: part["yhat"].to_numpy() for name, part in said.groupby("unique_id")}
+    job: dict[str, Any], model: Any, table: pd.DataFrame, asked: pd.DataFrame
+) -> list[tuple[str, pd.Timestamp, np.ndarray]]:
+    """Series, origin and forecast [H] of every window, in units of the table. All windows are forecast at once, each as
+    a series of its own that ends at its origin.
+    """
+    known, horizon, past, ahead = job.get("known", []), job["horizon"], [], []
+    rows = dict(iter(table.groupby("unique_id")))
+    windows = [*asked[["unique_id", "origin"]].itertuples(index=False)]
+    for number, (name, origin) in enumerate(windows):
+        whole = rows[name]
+        at = int(np.searchsorted(whole["ds"].to_numpy(), np.datetime64(origin), side="right"))
+        past.append(whole.iloc[max(0, at - job["lookback"] - 2) : at].assign(unique_id=f"{number:06d}"))
+        ahead.append(whole.iloc[at : at + horizon].assign(unique_id=f"{number:06d}"))
+    more = {"X_df": pd.concat(ahead)[["unique_id", "ds", *known]]} if known else {}
+    said = model.predict(h=horizon, new_df=pd.concat(past)[["unique_id", "ds", "y", *known]], **more)
+    values = said.sort_values(["unique_id", "ds"])["yhat"].to_numpy().reshape(len(windows), horizon)
+    return [(name, origin, yhat) for (name, origin), yhat in zip(windows, values, strict=True)]
+
+
+def future_of(table: pd.DataFrame, name: str, origin: pd.Timestamp, horizon: int) -> np.ndarray:
+    """What came, [H], in units of the table."""
+    rows = table[(table["unique_id"] == name) & (table["ds"] > origin)]
+    return np.asarray(rows["y"].to_numpy()[:horizon])
 
 
 if __name__ == "__main__":

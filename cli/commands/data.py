@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from memory_index.tables.checking import CovariateSummary, SeriesSummary, TableReport
     from memory_index.tables.columns import ReadOptions
+    from memory_index.tables.problems import Problem
 
 app = typer.Typer(
     help="Check a data file; list and fetch public benchmark sets.", no_args_is_help=True, rich_markup_mode=None
@@ -24,6 +27,7 @@ app = typer.Typer(
 BAD_DATA = 3
 MANY_SERIES = 100  # of more, the worst are shown
 WORST = 10
+ALIKE = 5  # findings of one kind and advice that are shown; --json has 20 of a kind
 
 
 @app.command(epilog="Example: cli data check load.csv --time-column date --ignore remark")
@@ -73,14 +77,39 @@ def _print_report(report: TableReport) -> None:
     _print_covariates(report)
     if report.problems:
         title = f"{report.file}: {layout}{rows}{step}" if not summary else "Findings"
-        problems = [[p.severity, p.kind, p.series_id, p.at, p.row, p.message, p.fix] for p in report.problems]
+        shown = _shown(report.problems)
+        problems = [[p.severity, p.kind, p.series_id, p.at, p.row, p.message, p.fix] for p in shown]
         print_table(["", "kind", "series", "at", "row", "what", "what to do"], problems, title=title)
-    for kind, count in report.unlisted.items():
-        note(f"and {count} more of the kind '{kind}'")
+        for line in _of_kinds(report, shown):
+            note(line)
     num_faults = sum(problem.severity == "fault" for problem in report.problems)
     hidden = sum(report.unlisted.get(kind, 0) for kind in {p.kind for p in report.problems if p.severity == "fault"})
     num_faults += hidden
     note("no faults" if report.ok else "1 fault" if num_faults == 1 else f"{num_faults} faults")
+
+
+def _shown(problems: Sequence[Problem]) -> list[Problem]:
+    """Of those with one advice a few."""
+    seen = Counter[tuple[str, str]]()
+    shown = []
+    for problem in problems:
+        advice = re.sub('"[^"]*"', "", problem.fix) if problem.severity == "note" else problem.fix  # names apart
+        seen[problem.kind, advice] += 1
+        if seen[problem.kind, advice] <= ALIKE:
+            shown.append(problem)
+    return shown
+
+
+def _of_kinds(report: TableReport, shown: Sequence[Problem]) -> list[str]:
+    """A line for each kind of which there are more than are shown."""
+    listed, here = Counter(p.kind for p in report.problems), Counter(p.kind for p in shown)
+    lines = []
+    for kind in listed:
+        total, num_series = listed[kind] + report.unlisted.get(kind, 0), report.num_series.get(kind, 0)
+        if total > here[kind]:
+            whose = f", in {num_series:,} of {len(report.series):,} series" if num_series > 1 and report.series else ""
+            lines.append(f"and {total - here[kind]:,} more of the kind '{kind}': {total:,} in all{whose}")
+    return lines
 
 
 def _print_covariates(report: TableReport) -> None:

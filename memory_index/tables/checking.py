@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from memory_index.encoder import default_views
-from memory_index.errors import DataError
+from memory_index.errors import DataError, MemoryIndexError
 from memory_index.splits import DEFAULT_SPLIT, split_by_name
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.future import assemble_future
@@ -27,6 +27,8 @@ from memory_index.tables.steps_ahead import MissingFuture, known_now, missing_fu
 from memory_index.tables.vintages import assemble_vintages, joined_vintages
 from memory_index.windows import WindowSpec, origin_rows
 
+MOST_GUESSES = 4  # faults behind which a file is read on
+OF_STEPS = {"gap", "missing", "changed", "off-step", "unsorted"}  # kinds that a wrong step makes
 FLAT_STEPS = 48  # so many equal values in a row are worth a note: two days of an hourly table
 
 
@@ -70,7 +72,8 @@ class TableReport:
     """The result of `check_table`. layout and step are None, and series empty, if reading had to stop before.
 
     covariates: with what a table of the future adds. future_missing: of the steps of `horizon`, or of those that the
-    table of the future has. unlisted: how many more problems of a kind there are than `problems` lists.
+    table of the future has. unlisted: how many more problems of a kind there are than `problems` lists. num_series: how
+    many series have one, of kinds of which that is known.
     """
 
     file: str
@@ -83,6 +86,7 @@ class TableReport:
     unlisted: dict[str, int]
     covariates: tuple[CovariateSummary, ...] = ()
     future_missing: tuple[MissingFuture, ...] = ()
+    num_series: dict[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -102,8 +106,9 @@ class TableReport:
             "summary": [asdict(one) for one in self.series],
             "covariates": [asdict(one) for one in self.covariates],
             "future_missing": [asdict(one) for one in self.future_missing],
-            "problems": [asdict(problem) for problem in self.problems],
+            "problems": [problem.to_dict() for problem in self.problems],
             "unlisted": self.unlisted,
+            "num_series": self.num_series,
         }
 
 
@@ -128,7 +133,7 @@ def check_table(
     try:
         table, num_rows = assemble(Path(path), options or ReadOptions(), log)
     except DataError:
-        return _report(str(path), None, None, log)
+        return _report(str(path), None, None, _read_on(Path(path), options or ReadOptions(), log))
     if lookback is not None and lookback >= 2:
         _note_without_windows(table, lookback, horizon, log)
     for series in table.series:
@@ -148,6 +153,37 @@ def check_table(
         missing = missing_future(table, horizon)
     report = _report(str(path), table, num_rows, log)
     return replace(report, covariates=_covariates(table), future_missing=missing)
+
+
+def _read_on(path: Path, options: ReadOptions, log: ProblemLog) -> ProblemLog:
+    """What else there is to find behind a fault after which a file cannot be read: read on with its likely resolution.
+
+    Faults come first that stop reading. Of a step that was guessed, gaps and stray times tell nothing.
+    """
+    found, untold, guessed = ProblemLog(source=log.source), set[str](), list[str]()
+    for _ in range(MOST_GUESSES):
+        stop = log.stopped_at
+        if stop is None or not stop.guess or stop in found.listed:
+            break
+        found.add(stop)
+        guessed += [f"--{name.replace('_', '-')} {_as_flag(value)}" for name, value in stop.guess]
+        untold |= OF_STEPS if any(name == "step" for name, _ in stop.guess) else set()
+        log = ProblemLog(source=log.source)
+        with suppress(MemoryIndexError):  # another fault; or the guess is none
+            options = replace(options, **dict(stop.guess))
+            assemble(path, options, log)
+    more = [problem for problem in log.listed if problem not in found.listed and problem.kind not in untold]
+    if guessed and more:
+        message = f"the other findings are what there is if the file is read with {' '.join(guessed)}, which is a guess"
+        found.add(Problem(kind="guess", message=message, fix="nothing to do", severity="note"))
+    for kind in dict.fromkeys(problem.kind for problem in more):
+        these = [problem for problem in more if problem.kind == kind]
+        found.add_many(log.count[kind] - found.count[kind], these, kind=kind, series=log.series[kind])
+    return found
+
+
+def _as_flag(value: Any) -> str:
+    return f'"{",".join(value) if isinstance(value, tuple) else value}"'
 
 
 def _with_future(
@@ -213,6 +249,7 @@ def _report(file: str, table: SeriesTable | None, num_rows: int | None, log: Pro
         series=() if table is None else _summaries(table),
         problems=tuple(faults_first),
         unlisted=log.unlisted,
+        num_series={kind: len(names) for kind, names in log.series.items() if names},
     )
 
 
@@ -271,7 +308,8 @@ def _note_without_windows(table: SeriesTable, lookback: int, horizon: int | None
             severity="fault" if nothing_left else "note",
         )
 
-    log.add_at(range(len(without)), len(without), problem_at, kind="short")
+    names = (table.series[number].series_id for number, _ in without)
+    log.add_at(range(len(without)), len(without), problem_at, kind="short", series=names)
 
 
 def _note_flat(series: Series, table: SeriesTable, log: ProblemLog) -> None:
@@ -294,7 +332,7 @@ def _note_flat(series: Series, table: SeriesTable, log: ProblemLog) -> None:
             severity="note",
         )
 
-    log.add_at(range(len(runs)), len(runs), problem_at, kind="flat")
+    log.add_at(range(len(runs)), len(runs), problem_at, kind="flat", series=(series.series_id,))
 
 
 def _note_coarse(series: Series, log: ProblemLog) -> None:

@@ -32,10 +32,11 @@ VALUE_NAMES = ("y", "value", "target")
 UNNAMED = re.compile(r"column \d+|Unnamed: \d+|__index_level_\d+__")  # ours, pandas' in CSV, pandas' in Parquet
 TIME_OF_DAY = re.compile(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?(\s*[AaPp]\.?[Mm]\.?)?|<time(32|64)\[\w+\]>")
 DATE_ONLY = re.compile(r"[^:]+|[^:]+ 00:00(:00)?")
+ACROSS = 4  # columns that are named by times
 MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None")  # cells that hold no value
 
 FillPolicy = Literal["keep", "error", "interpolate", "ffill", "drop"]
-DuplicatePolicy = Literal["error", "first", "last", "mean"]
+DuplicatePolicy = Literal["error", "same", "first", "last", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +64,8 @@ class ReadOptions:
     the last value of a series: missing cells there stay missing. An infinite cell, or one too large for float32, is a
     fault under `keep`: it may be a mistake, and `missing` or another choice says that it means no value.
 
-    on_duplicate (several rows of one series with one time): `error`, or keep the `first`, the `last`, the `mean`.
+    on_duplicate (several rows of one series with one time): `error`; `same`: keep one of those that say the same, and
+    stop at others; or keep the `first`, the `last`, the `mean`.
 
     known, observed, static: names of columns that are no targets but stand beside them (covariates): known ahead, known
     up to now, and the same for all times of a series. In a wide table all series share them. Rows after the last target
@@ -183,7 +185,7 @@ def find_roles(raw: RawTable, options: ReadOptions, log: ProblemLog) -> Roles:
         return replace(_long_roles(raw, names, time, options, log), covariates=tuple(covariates.items()))
     if options.layout is None:
         beside = [name for name in raw.columns if name != time]  # what is ignored may still be what names the series
-        refuse_rows_of_series(raw, time, beside, resolved=options.on_duplicate != "error", log=log)
+        refuse_rows_of_series(raw, time, beside, resolved=options.on_duplicate not in ("error", "same"), log=log)
     if options.id_column or options.value_column:
         raise UsageError(
             "--id-column and --value-column belong to long tables, and this one is wide",
@@ -273,15 +275,20 @@ def find_time(raw: RawTable, names: list[str], options: ReadOptions, log: Proble
     if len(candidates) > 1:
         message = f"several columns could be the time: {', '.join(candidates)}"
         fix = "say which with --time-column, and leave out the others with --ignore"
-        log.stop(Problem(kind="time", message=message, fix=fix))
+        guess = (("time_column", candidates[0]), ("ignore", (*options.ignore, *candidates[1:])))
+        log.stop(Problem(kind="time", message=message, fix=fix, guess=guess))
     if not candidates:
         message = f"there is no time column among {', '.join(list(raw.columns)[:6])}"
-        fix = "name it with --time-column"
-        if (line := _header_below(raw)) is not None:
+        fix, guess = "name it with --time-column", dict[str, object]()
+        if len(across := [name for name in raw.columns if looks_like_times(pa.chunked_array([[name]]))]) >= ACROSS:
+            message = f"times stand in the first line, from {across[0]} to {across[-1]}: each series is a row"
+            fix = "turn the table round, so that each time is a row and each series a column"
+        elif (line := _header_below(raw)) is not None:
             fix = f"the names of the columns seem to stand in row {line}: remove the rows above it"
         elif numeric and (said := told_by_size(raw.columns[numeric[0]])):
             fix += f'; {said[0]}: --time-column "{numeric[0]}" {said[1]}'
-        log.stop(Problem(kind="time", message=message, fix=fix))
+            guess = {"time_column": numeric[0], **dict(said[2])}
+        log.stop(Problem(kind="time", message=message, fix=fix, guess=tuple(guess.items())))
     return candidates[0]
 
 
@@ -325,7 +332,8 @@ def _only(candidates: list[str], role: str, flag: str, log: ProblemLog) -> str:
     if len(candidates) != 1:
         found = f"several could be it: {', '.join(candidates)}" if candidates else "none was found"
         message = f"a long table needs one column that {role}; {found}"
-        log.stop(Problem(kind="column", message=message, fix=f"name it with {flag}"))
+        guess = ((flag.removeprefix("--").replace("-", "_"), candidates[0]),) if candidates else ()
+        log.stop(Problem(kind="column", message=message, fix=f"name it with {flag}", guess=guess))
     return candidates[0]
 
 

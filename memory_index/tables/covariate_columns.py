@@ -17,7 +17,7 @@ from memory_index.covariates import Covariate, Covariates, Kind
 from memory_index.tables.columns import MISSING, ReadOptions, Roles
 from memory_index.tables.numbers import NUMBER_WITH_MARKS, SEEN, Cells, converted, named_series, numbers
 from memory_index.tables.problems import Problem, ProblemLog
-from memory_index.tables.ranges import LARGEST, note_codes
+from memory_index.tables.ranges import LARGEST, note_column
 from memory_index.tables.table_files import RawTable
 
 TRUE, FALSE = frozenset(("true", "yes")), frozenset(("false", "no"))
@@ -239,7 +239,7 @@ def note_values(covariates: Covariates, log: ProblemLog) -> None:
             continue
         low, high = float(known.min()), float(known.max())
         if column.kind == "number":
-            note_codes(known, log, column=column.name)
+            note_column(known, log, column.name)
         if low == high:
             value = column.categories[int(low)] if column.kind == "category" and low >= 0 else f"{low:g}"
             message = f"the column '{column.name}' is constant: {value}"

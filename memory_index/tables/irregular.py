@@ -7,13 +7,15 @@ gaps after each.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
 
-from memory_index.tables.problems import Problem, ProblemLog
+from memory_index.errors import DataError
+from memory_index.tables.problems import Guess, Problem, ProblemLog
 from memory_index.tables.regular import Block
-from memory_index.tables.steps import ONE_DAY, Fit, best_fit, grid_positions
+from memory_index.tables.steps import ONE_DAY, Fit, best_fit, grid_positions, is_coarse, step_of
 from memory_index.windows import Step, to_ns
 
 SPARSE = 0.1  # share of a grid from which on it is worth naming, although most of it is empty
@@ -28,9 +30,40 @@ def inferred_step(blocks: Sequence[Block], time_zone: str | None, log: ProblemLo
     series_id = longest.series_ids[0] if len(longest.series_ids) == 1 else None
     if fit is None or not fit.is_regular:
         message, fix = _described(distinct, time_zone, fit)
-        log.stop(Problem(kind="step", series_id=series_id, message=message, fix=fix))
+        guess = _any_step(distinct, fit)
+        log.stop(Problem(kind="step", series_id=series_id, message=message, fix=fix, guess=guess))
     _refuse_mixed(blocks, longest, distinct, fit.step, log)
     return fit.step
+
+
+def named_step(name: str, blocks: Sequence[Block], time_zone: str | None, log: ProblemLog) -> Step:
+    """The step that a user named. Raises `DataError` if half of the longest series' times do not lie on its grid."""
+    step, num_off = step_of(name, time_zone), 0
+    longest = max(blocks, key=lambda block: len(block.times))
+    times = np.unique(longest.times)
+    with suppress(DataError):  # a moment that the zone does not have: told where the grid is made
+        num_off = int((grid_positions(times, step) < 0).sum())
+    if num_off and 2 * num_off >= len(times):
+        _refuse_off_grid(longest, times, num_off, step, log)
+    return step
+
+
+def _refuse_off_grid(block: Block, times: np.ndarray, num_off: int, step: Step, log: ProblemLog) -> None:
+    shown, frequency = step.isoformat(times[0]), step.frequency
+    message = f"{num_off} of {len(times)} times, such as {shown}, are not on the grid of the step '{frequency}'"
+    fit, fix = best_fit(times, step.time_zone), "correct the times, or name another step with --step"
+    if (calendar := _calendar(step.clock(times))) is not None:
+        message, fix = f"{message}: {calendar[0]}", calendar[1]
+    elif fit is not None and fit.is_regular:
+        fix = f"name the step that they have: --step {fit.step.frequency}; or correct the times"
+    series_id = block.series_ids[0] if len(block.series_ids) == 1 else None
+    guess = _any_step(times, fit)
+    log.stop(Problem(kind="off-step", series_id=series_id, message=message, fix=fix, guess=guess))
+
+
+def _any_step(times: np.ndarray, fit: Fit | None) -> Guess:
+    """A step to read on with, on whose grid these times lie."""
+    return () if fit is None else (("step", "D" if is_coarse(times) else fit.step.frequency),)
 
 
 def _described(times: np.ndarray, time_zone: str | None, fit: Fit | None) -> tuple[str, str]:
@@ -71,10 +104,9 @@ def _calendar(wall: pd.DatetimeIndex) -> tuple[str, str] | None:
     shortest, longest = int(days.min()), int(days.max())
     of_month = np.unique(wall.day)
     if shortest >= 28 and longest <= 31 and len(of_month) == 1:
-        return (
-            f"they are months that are stamped on day {of_month[0]}",
-            "write the first day of each month instead and read it with --step MS, or resample the data to a step",
-        )
+        such = f"{wall[0]:%Y-%m}-01 for {wall[0]:%Y-%m-%d}"
+        todo = f"write the first day of each month instead ({such}) and read it with --step MS, or resample the data"
+        return f"they are months that are stamped on day {of_month[0]}", todo
     if shortest >= 28 and longest <= 35 and (days % 7 == 0).all():
         return (
             "they are periods of 4 and 5 weeks, as in a 4-4-5 calendar",
@@ -118,4 +150,5 @@ def _refuse_mixed(blocks: Sequence[Block], longest: Block, distinct: np.ndarray,
                 f"give series of one step each: leave out the others with --ignore, or resample; --step "
                 f"{step.frequency} reads '{ids[1]}' with missing steps"
             )
-            log.stop(Problem(kind="step", series_id=ids[1], message=message, fix=fix))
+            guess = (("step", step.frequency),)
+            log.stop(Problem(kind="step", series_id=ids[1], message=message, fix=fix, guess=guess))

@@ -55,7 +55,8 @@ def refuse_rows_of_series(raw: RawTable, time: str, names: list[str], *, resolve
             + (f" (one of {', '.join(rest)}; leave the others out)" if value else "")
             + ("" if len(keys) == 1 else ", or join these columns into one")
         )
-        log.stop(Problem(kind="series", message=message, fix=fix))
+        guess = (("id_column", tuple(keys)), *([("value_column", rest[0])] if rest else []))
+        log.stop(Problem(kind="series", message=message, fix=fix, guess=guess))
     if not resolved:
         message = f"every time is there {number} times, and no column tells the series of these rows apart"
         fix = (

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from memory_index.errors import UsageError
-from memory_index.tables.problems import Problem, ProblemLog
+from memory_index.tables.problems import Guess, Problem, ProblemLog
 from memory_index.tables.steps import step_of
 
 UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}  # ns of one
@@ -78,7 +78,8 @@ def number_times(column: pa.ChunkedArray, options: TimeOptions, log: ProblemLog)
         fix, said = "name the right one with --time-column, or write times as ISO 8601", told_by_size(column)
         if said is not None:
             fix = f"{said[0]}: {said[1]}; else {fix}"
-        log.stop(Problem(kind="time", message=f"the time column holds numbers{shown}, not times", fix=fix))
+        message, guess = f"the time column holds numbers{shown}, not times", () if said is None else said[2]
+        log.stop(Problem(kind="time", message=message, fix=fix, guess=guess))
     if time_unit == EXCEL:
         seconds = np.round(_floats(column) * 86_400)
         return _since(EXCEL_EPOCH, seconds, 10**9), None
@@ -135,8 +136,10 @@ def _since(epoch: np.datetime64, counts: np.ndarray, unit: int) -> np.ndarray:
     return np.where(bad, np.datetime64("NaT"), epoch + moved.astype("timedelta64[ns]"))
 
 
-def told_by_size(column: pa.ChunkedArray) -> tuple[str, str] | None:
-    """(what numbers of this size may be, the options that read them so); None if they look like nothing in use."""
+def told_by_size(column: pa.ChunkedArray) -> tuple[str, str, Guess] | None:
+    """(what numbers of this size may be, the options that read them so, as words and by name); None if they look like
+    nothing in use.
+    """
     cells = _floats(column)
     cells = cells[np.isfinite(cells)]
     if len(cells) == 0:
@@ -145,13 +148,18 @@ def told_by_size(column: pa.ChunkedArray) -> tuple[str, str] | None:
     whole = bool((cells == np.round(cells)).all())
     for pattern, time_format in COMPACT.items():
         if whole and all(re.fullmatch(pattern, f"{each:.0f}") for each in (low, high)):
-            return "if its numbers are dates in digits", f'--time-format "{time_format}"'
+            return (
+                "if its numbers are dates in digits",
+                f'--time-format "{time_format}"',
+                (("time_format", time_format),),
+            )
     for unit, length in UNITS.items():
         per_second = 10**9 // length
         if SINCE_1980[0] * per_second <= low and high <= SINCE_1980[1] * per_second:
-            return f"if its numbers are {NAMES[unit]} since 1970", f"--time-unit {unit}"
+            return f"if its numbers are {NAMES[unit]} since 1970", f"--time-unit {unit}", (("time_unit", unit),)
     if SERIAL_DAYS[0] <= low and high <= SERIAL_DAYS[1]:
-        return "if its numbers are the days of a spreadsheet", f"--time-unit {EXCEL}"
+        return "if its numbers are the days of a spreadsheet", f"--time-unit {EXCEL}", (("time_unit", EXCEL),)
     if whole and high - low <= 2 * len(cells):
-        return "if its numbers count steps", '--time-start "2024-01-01 00:00" --step h (the time of 0, and the step)'
+        start, flags = "2024-01-01 00:00", '--time-start "2024-01-01 00:00" --step h (the time of 0, and the step)'
+        return "if its numbers count steps", flags, (("time_start", start), ("step", "h"))
     return None

@@ -45,17 +45,17 @@ def numbers(raw: RawTable, name: str, roles: Roles, cells: Cells) -> tuple[np.nd
     values, unreadable = converted(column, options)
     if options.missing:
         values = np.where(np.isin(values, _missing_numbers(column, options.missing)), np.nan, values)
-    marks = _marks(column, unreadable, options)
+    marks, others = _marks(column, unreadable, options), unreadable
     if marks is not None:
-        message = f"{int(unreadable.sum())} cells of the column '{name}' {marks[0]}"
-        first = int(unreadable.argmax())
+        marked = _with_marks(column, unreadable)
+        others, first = unreadable & ~marked, int(marked.argmax())
+        message = f"{int(marked.sum())} cells of the column '{name}' {marks[0]}"
         series_id, row = named_series(raw, name, roles, first), int(raw.row_number[first])
         beside = column_of(name, roles)
         cells.log.add(
             Problem(kind="decimal", series_id=series_id, row=row, message=message, fix=marks[1], column=beside)
         )
-        return None if np.isnan(values).all() else (values, unreadable)
-    if np.isnan(values).all():
+    elif np.isnan(values).all():
         cells.log.add(_no_number(column, name, roles, unreadable))
         return None
 
@@ -73,7 +73,9 @@ def numbers(raw: RawTable, name: str, roles: Roles, cells: Cells) -> tuple[np.nd
             column=column_of(name, roles),
         )
 
-    cells.log.add_at(np.flatnonzero(unreadable), int(unreadable.sum()), problem_at, kind="not-a-number")
+    cells.log.add_at(np.flatnonzero(others), int(others.sum()), problem_at, kind="not-a-number")
+    if np.isnan(values).all():
+        return None
     _note_thousands(column, name, roles, cells)
     return values, unreadable
 
@@ -156,6 +158,14 @@ def _marks(column: pa.ChunkedArray, unreadable: np.ndarray, options: ReadOptions
             "separator of thousands"
         )
     return shown, plain + (f', or have them read with --decimal "{both[0]}"' if both else "")
+
+
+def _with_marks(column: pa.ChunkedArray, unreadable: np.ndarray) -> np.ndarray:
+    """bool [n]: cells that do not read, but are numbers with marks between their digits."""
+    text = column.filter(pa.array(unreadable)).cast(pa.string()).to_pandas()
+    marked = np.zeros(len(unreadable), dtype=bool)
+    marked[unreadable] = text.str.strip().str.fullmatch(NUMBER_WITH_MARKS).to_numpy(dtype=bool)
+    return marked
 
 
 def _reads(texts: list[str], decimal: str) -> bool:

@@ -6,16 +6,18 @@ then raises the first as a `DataError`; `check_table` reports every one.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from memory_index.errors import DataError
 
+Guess = tuple[tuple[str, Any], ...]  # names and values of `ReadOptions`
 COUNTED = ("gap", "missing")  # kinds of which a note of the kind `changed` says how many there are
 MAX_LISTED = 20  # problems of one kind that are listed; the rest is counted
+MAX_NOTES = 3  # of a kind that are said in full beside a result
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +28,7 @@ class Problem:
     at: ISO 8601 with the table's own offset. row: line of a CSV file (the header is line 1), row of a
     Parquet file (the first is 1). fix: what to do, with the flag that does it. severity: a `fault` stops
     every command, a `note` does not. column: the covariate that it is about, which the message names as well.
+    guess: of a fault after which nothing more can be read, options to read on with and find the others.
     """
 
     kind: str
@@ -36,6 +39,11 @@ class Problem:
     row: int | None = None
     severity: Literal["fault", "note"] = "fault"
     column: str | None = None
+    guess: Guess = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding as a JSON document."""
+        return {name: value for name, value in asdict(self).items() if name != "guess"}
 
     def sentence(self, source: str) -> str:
         """The finding with its place, as one line."""
@@ -51,23 +59,39 @@ class ProblemLog:
     source: str  # file name, for messages
     listed: list[Problem] = field(default_factory=list)
     count: Counter[str] = field(default_factory=Counter)  # by kind, the unlisted ones too
+    series: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # that have one, by kind
+    stopped_at: Problem | None = None  # the fault after which nothing more could be read
 
     def add(self, problem: Problem) -> None:
         """Note one problem."""
-        self.add_many(1, [problem], kind=problem.kind)
+        self.add_many(1, [problem], kind=problem.kind, series=[problem.series_id] if problem.series_id else [])
 
-    def add_many(self, count: int, problems: Iterable[Problem], *, kind: str) -> None:
-        """Note `count` problems of one kind. `problems` may be lazy: no more of it is consumed than listed."""
+    def add_many(self, count: int, problems: Iterable[Problem], *, kind: str, series: Iterable[str] = ()) -> None:
+        """Note `count` problems of one kind. `problems` may be lazy: no more of it is consumed than listed.
+
+        series: which have any of these, as far as that is known.
+        """
         self.listed.extend(islice(problems, max(0, MAX_LISTED - self.count[kind])))
         self.count[kind] += count
+        if count:
+            self.series[kind].update(series)
 
-    def add_at(self, places: Iterable[int], count: int, problem_at: Callable[[int], Problem], *, kind: str) -> None:
+    def add_at(
+        self,
+        places: Iterable[int],
+        count: int,
+        problem_at: Callable[[int], Problem],
+        *,
+        kind: str,
+        series: Iterable[str] = (),
+    ) -> None:
         """Note `count` problems of one kind, each made from its place only if it is listed."""
-        self.add_many(count, (problem_at(int(place)) for place in places), kind=kind)
+        self.add_many(count, (problem_at(int(place)) for place in places), kind=kind, series=series)
 
     def stop(self, problem: Problem) -> NoReturn:
         """Note a fault after which nothing more can be read, and raise it."""
         self.add(problem)
+        self.stopped_at = problem
         raise self.error()
 
     @property
@@ -77,9 +101,21 @@ class ProblemLog:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The listed problems that stop no command, a sentence each; those that are counted in another are left out."""
-        notes = (problem for problem in self.listed if problem.severity == "note" and problem.kind not in COUNTED)
-        return tuple(problem.sentence(self.source) for problem in notes)
+        """The problems that stop no command, a sentence each, the first `MAX_NOTES` of a kind; the
+        others are counted. Those that another note counts are left out.
+        """
+        notes = [problem for problem in self.listed if problem.severity == "note" and problem.kind not in COUNTED]
+        said, more = list[str](), Counter(self.unlisted)
+        seen = Counter[str]()
+        for problem in notes:
+            seen[problem.kind] += 1
+            if seen[problem.kind] > MAX_NOTES:
+                more[problem.kind] += 1
+                continue
+            todo = "" if not problem.fix or problem.fix.startswith("nothing to do") else f"; {problem.fix}"
+            said.append(problem.sentence(self.source) + todo)
+        hidden = ", ".join(f"{more[kind]} of the kind '{kind}'" for kind in seen if more[kind])
+        return (*said, *([f"{self.source}: and more notes: {hidden}; 'cli data check' lists them"] if hidden else []))
 
     @property
     def unlisted(self) -> dict[str, int]:

@@ -24,13 +24,12 @@ from memory_index.tables.calendar import features_by_step, with_calendar
 from memory_index.tables.columns import ReadOptions, Roles, find_roles, require_known, time_candidates
 from memory_index.tables.covariate_columns import CovariateCells, note_values, read_cells
 from memory_index.tables.frames import arrow_table
-from memory_index.tables.irregular import inferred_step
+from memory_index.tables.irregular import inferred_step, named_step
 from memory_index.tables.numbers import Cells, numbers
 from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.ranges import note_ranges
 from memory_index.tables.regular import Block, Grid, regular
 from memory_index.tables.series import SeriesTable
-from memory_index.tables.steps import step_of
 from memory_index.tables.table_files import RawTable, arrow_columns, frame_columns, read_columns
 from memory_index.tables.timestamps import TimeColumn, parse_times
 from memory_index.windows import Step
@@ -116,14 +115,14 @@ def assemble(source: Path | pd.DataFrame | pa.Table, options: ReadOptions, log: 
         log.raise_faults()
         message = "there is no row with a time and a number"
         log.stop(Problem(kind="empty", message=message, fix="give a file with at least one numeric column"))
-    step = step_of(options.step, zone) if options.step else inferred_step(blocks, zone, log)
+    step = named_step(options.step, blocks, zone, log) if options.step else inferred_step(blocks, zone, log)
     try:
         grid = Grid.over(blocks, step, options, log, () if beside is None else beside.columns)
         found = [each for block in blocks for each in regular(block, grid)]
     except DataError as error:  # the step's, where the zone has no such moment
         log.stop(Problem(kind="time", message=str(error), fix=error.hint))
     series = tuple(one for one, _ in found)
-    note_ranges(series, log)
+    note_ranges(series, step, log)
     for what, count in grid.changes.items():
         log.add(Problem(kind="changed", message=f"{count} {what}", fix="", severity="note"))
     table = SeriesTable(

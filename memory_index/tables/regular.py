@@ -14,6 +14,7 @@ import pandas as pd
 
 from memory_index.covariates import Covariate, CovariateValues
 from memory_index.errors import ResourceError
+from memory_index.tables.clock_changes import zone_of_change
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.covariate_columns import on_grid
 from memory_index.tables.problems import Problem, ProblemLog
@@ -31,8 +32,6 @@ DONE = {  # what becomes of missing cells
     "ffill": "to be filled by ffill",
     "interpolate": "to be filled by interpolate",
 }
-CLOCKS_FIX = "if these are local times and clocks were changed, name their zone: --time-zone Europe/Berlin; otherwise "
-NIGHT = 4  # clocks are changed before this hour of the day
 
 
 @dataclass(kw_only=True)
@@ -201,20 +200,11 @@ def _one_row_per_time(block: Block, grid: Grid) -> Block:
     values = block.values if block.covariates is None else np.concatenate([block.values, block.covariates])
     later, earlier = values[:, extra], values[:, extra - 1]
     same = ((later == earlier) | (np.isnan(later) & np.isnan(earlier))).all(axis=0)
-    if policy == "error":
-        twice = block.times[extra]
-        what = "the time is there twice, with {} values (before in row {})"
-        for kind, chosen, word in (("duplicate", extra[same], "the same"), ("conflict", extra[~same], "different")):
-
-            def message_at(place: int, word: str = word) -> str:
-                return what.format(word, block.row_number[place - 1])
-
-            def fix_at(place: int) -> str:
-                same_hour = twice[twice.astype("datetime64[h]") == block.times[place].astype("datetime64[h]")]
-                return _clocks_fix(same_hour, grid) + "keep one with --on-duplicate first, last or mean"
-
-            _note_rows(block, chosen, grid, kind, message_at, fix_at)
-    else:
+    if policy in ("error", "same"):
+        _note_twice(block, extra, same, grid)
+    if policy == "same" and same.any():
+        grid.changes["rows that say the same as one before were left out (--on-duplicate same)"] += int(same.sum())
+    elif policy not in ("error", "same"):
         resolved = f"rows with a time that was there already{{}} were resolved by --on-duplicate {policy}"
         for what, num in (("", int(same.sum())), (", but with another value,", int((~same).sum()))):
             if num:
@@ -226,6 +216,31 @@ def _one_row_per_time(block: Block, grid: Grid) -> Block:
             kept = replace(kept, covariates=_means(block.covariates, first, grid))
         return replace(kept, values=mean)
     return block.take(np.append(first[1:] - 1, len(block.times) - 1) if policy == "last" else first)
+
+
+def _note_twice(block: Block, extra: np.ndarray, same: np.ndarray, grid: Grid) -> None:
+    """Note rows (numbers `extra`) whose time an earlier row has, unless they are resolved.
+
+    Those that say the same have an advice of their own, which resolves no others: these may be an hour that clocks show
+    twice.
+    """
+    twice = block.times[extra]
+    what = "the time is there twice, with {} values (before in row {})"
+    kinds = [
+        ("conflict", extra[~same], "different", "correct the time, or keep one: --on-duplicate first, last or mean")
+    ]
+    if grid.options.on_duplicate == "error":
+        kinds.insert(0, ("duplicate", extra[same], "the same", "one of both says all: --on-duplicate same"))
+    for kind, chosen, word, todo in kinds:
+
+        def message_at(place: int, word: str = word) -> str:
+            return what.format(word, block.row_number[place - 1])
+
+        def fix_at(place: int, todo: str = todo) -> str:
+            same_hour = twice[twice.astype("datetime64[h]") == block.times[place].astype("datetime64[h]")]
+            return _clocks_fix(same_hour, grid) + todo
+
+        _note_rows(block, chosen, grid, kind, message_at, fix_at)
 
 
 def _mean_of_rows(values: np.ndarray, first: np.ndarray) -> np.ndarray:
@@ -266,7 +281,7 @@ def _note_rows(
             column=column,
         )
 
-    grid.log.add_at(places, len(places), problem_at, kind=kind)
+    grid.log.add_at(places, len(places), problem_at, kind=kind, series=block.series_ids[:1] if series_id else ())
 
 
 def _note_gaps(block: Block, position: np.ndarray, grid: Grid) -> None:
@@ -294,20 +309,24 @@ def _note_gaps(block: Block, position: np.ndarray, grid: Grid) -> None:
             severity="note" if policy == "keep" else "fault",
         )
 
-    grid.log.add_at(before, len(before), problem_at, kind="gap")
+    grid.log.add_at(before, len(before), problem_at, kind="gap", series=block.series_ids)
 
 
 def _clocks_fix(times: np.ndarray, grid: Grid) -> str:
     """What to do first about times that are there twice or not at all, if they may be the hour of a clock change.
 
-    times: datetime64[ns] [n], ascending. Empty unless they are the whole steps of one hour of a night without a zone.
+    times: datetime64[ns] [n], ascending. Empty unless they are the whole steps of an hour that some zone changes.
     """
-    hour = times[0].astype("datetime64[h]")
-    if grid.step.time_zone is not None or hour.astype(np.int64) % 24 >= NIGHT:
+    if grid.step.time_zone is not None:
         return ""
+    hour = times[0].astype("datetime64[h]")
     whole = grid.step.range(hour.astype("datetime64[ns]"), len(times) + 1)
-    an_hour = whole[-1] - whole[0] == np.timedelta64(1, "h")
-    return CLOCKS_FIX if an_hour and np.array_equal(times, whole[:-1]) else ""
+    if whole[-1] - whole[0] != np.timedelta64(1, "h") or not np.array_equal(times, whole[:-1]):
+        return ""
+    zone = zone_of_change(hour)
+    return (
+        f"if these are local times, clocks were changed then in {zone}: --time-zone {zone}; otherwise " if zone else ""
+    )
 
 
 def _note_missing(block: Block, values: np.ndarray, position: np.ndarray, grid: Grid) -> np.ndarray:
@@ -349,7 +368,8 @@ def _note_missing(block: Block, values: np.ndarray, position: np.ndarray, grid: 
                 severity="note" if policy == "keep" and kind == "missing" else "fault",
             )
 
-        grid.log.add_at(range(len(number)), len(number), problem_at, kind=kind.replace(" ", "-"))
+        series = [block.series_ids[each] for each in np.unique(number)]
+        grid.log.add_at(range(len(number)), len(number), problem_at, kind=kind.replace(" ", "-"), series=series)
     return np.where(np.abs(values) > LARGEST, np.nan, values)
 
 

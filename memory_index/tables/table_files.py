@@ -22,6 +22,7 @@ from memory_index.tables.frames import frame_table
 from memory_index.tables.problems import Problem, ProblemLog
 
 DELIMITERS = ",;\t|"
+SEEN_LINES = 200  # of a file whose first line names no columns
 COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
@@ -202,9 +203,10 @@ def _note_ragged(ragged: list[pa.csv.InvalidRow], log: ProblemLog) -> None:
         message = (
             f"the row has {row.actual_columns} cells, but the header has {row.expected_columns}: '{row.text[:60]}'"
         )
-        return Problem(
-            kind="ragged", row=row.number, message=message, fix="repair the line (a cut-off file ends with such a line)"
-        )
+        remark = not any(character.isdigit() for character in row.text.split(",")[0])
+        fix = f"remove line {row.number} if it is a remark, such as a source or a total; else write all its cells"
+        cut_off = f"repair line {row.number} (a cut-off file ends with such a line)"
+        return Problem(kind="ragged", row=row.number, message=message, fix=fix if remark else cut_off)
 
     log.add_at(range(len(ragged)), len(ragged), problem_at, kind="ragged")
 
@@ -217,7 +219,9 @@ def _header(content: bytes, log: ProblemLog) -> tuple[list[str], str, int]:
     delimiter = max(DELIMITERS, key=text.count)  # the first wins a tie
     names = [name.strip() for name in next(csv.reader([text], delimiter=delimiter))]
     if len(names) < 2:
-        fix = "the first line must name the columns, separated by commas: remove what stands above it"
+        fix = "the first line must name the columns, separated by commas, semicolons or tabs"
+        if (line := _first_of_table(lines)) is not None:
+            fix = f"the names of the columns seem to stand in line {line}: remove the lines above it"
         message = f"the header '{text[:60]}' has one column, but a time and at least one value are needed"
         log.stop(Problem(kind="header", row=number + 1, message=message, fix=fix))
     if all(_looks_like_a_value(name) for name in names):
@@ -230,6 +234,17 @@ def _header(content: bytes, log: ProblemLog) -> tuple[list[str], str, int]:
     names = [name or f"column {position}" for position, name in enumerate(names, start=1)]
     _refuse_repeated(names, log)
     return names, delimiter, number + 1
+
+
+def _first_of_table(lines: list[bytes]) -> int | None:
+    """The first of many lines with as many cells, below lines with fewer; None where there are no such lines."""
+    texts, found = [line.decode("utf-8-sig") for line in lines[:SEEN_LINES]], []
+    for mark in DELIMITERS:
+        widths = [text.count(mark) for text in texts]
+        width, num_lines = Counter(widths).most_common(1)[0]
+        if width and 2 * num_lines > len(texts):
+            found.append(widths.index(width) + 1)  # of commas inside numbers the names have none
+    return min(found, default=None)
 
 
 def _looks_like_a_value(name: str) -> bool:

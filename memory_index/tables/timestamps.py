@@ -34,6 +34,9 @@ DATE_FORMATS = (
     "%m-%d-%Y",
     "%d-%b-%Y",
     "%d %b %Y",
+    "%d %B %Y",
+    "%b %d, %Y",
+    "%B %d, %Y",
     "%a, %d %b %Y",
     "%b %Y",
     "%b-%Y",
@@ -61,14 +64,16 @@ class TimeColumn:
         """Note a fault for each of these cells (bool [n])."""
 
         def problem_at(place: int) -> Problem:
-            cell = self.column[place].as_py()
+            cell, row = self.column[place].as_py(), int(self.row_number[place])
             message = f"'{cell}' {what}" if cell not in (None, "") else "the time is missing"
             todo = fix
             if END_OF_DAY.search(str(cell)):
                 todo = "write the end of a day as 00:00 of the next day"
-            elif cell and not any(character.isdigit() for character in str(cell)):
-                todo = f"remove the row if it is a total or a remark; else {fix}"
-            return Problem(kind="time", row=int(self.row_number[place]), message=message, fix=todo)
+            elif cell in (None, ""):
+                todo = f"remove row {row} if it is of no time, such as one of units or of a total; else {fix}"
+            elif not any(character.isdigit() for character in str(cell)):
+                todo = f"remove row {row} if it is a remark, such as a source or a total; else {fix}"
+            return Problem(kind="time", row=row, message=message, fix=todo)
 
         self.log.add_at(np.flatnonzero(bad), int(bad.sum()), problem_at, kind="time")
 
@@ -167,7 +172,7 @@ def _parse_text(column: pa.ChunkedArray, log: ProblemLog, time_format: str | Non
         zone = zone_name(length[distinct[0]]) or "UTC" if len(set(length.values())) == 1 else "UTC"
         if len(set(length.values())) > 1:
             message = f"the times have {len(distinct)} UTC offsets ({', '.join(distinct[:4])}) and are counted in UTC"
-            fix = "for steps of a day or more, name their zone with --time-zone"
+            fix = "nothing to do for steps below a day; for longer ones, name their zone with --time-zone"
             log.add(Problem(kind="mixed-offsets", message=message, fix=fix, severity="note"))
     cells = pc.replace_substring_regex(texts, r"(:\d\d),(\d+)$", r"\1.\2").to_pandas()
     if time_format is None:
@@ -210,7 +215,8 @@ def _find_format(texts: pd.Series, log: ProblemLog) -> str:
     best = [each for each in best if num_bad[each] == min(num_bad.values())]
     if any(not np.array_equal(full[each], full[best[0]], equal_nan=True) for each in best[1:]):
         message = f"the times can be read in {len(best)} ways: '{filled.iloc[0]}' as {' or '.join(best)}"
-        log.stop(Problem(kind="time", message=message, fix=f'say which with --time-format "{best[0]}"'))
+        guess = (("time_format", best[0]),)
+        log.stop(Problem(kind="time", message=message, fix=f'say which with --time-format "{best[0]}"', guess=guess))
     return best[0]
 
 
