@@ -221,8 +221,14 @@ def _note_unnamed(values: tuple[str, ...], options: ReadOptions, log: ProblemLog
 
 
 def require_known(name: str, known: Collection[str], log: ProblemLog, *, what: str) -> None:
-    """Raise `NotFoundError`, naming the nearest, for a column or series that is not there."""
+    """Raise `NotFoundError` for a column or series that is not there, naming the nearest, or that it is several."""
     if name not in known:
+        parts = [part.strip() for part in name.split(",")]
+        if len(parts) > 1 and all(part in known for part in parts):
+            several = " and ".join(f"'{part}'" for part in parts)
+            raise NotFoundError(
+                f"{log.source} has no {what} '{name}'", hint=f"it has {several}: give the option once for each"
+            )
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
         hint = f"the nearest of {len(known)} is '{near[0]}'" if near else f"it has no {what} with a name at all"
         raise NotFoundError(f"{log.source} has no {what} '{name}'", hint=hint)
