@@ -205,8 +205,11 @@ def test_a_service_forecasts_from_what_is_known_now(made: Path, call: Any) -> No
     history = HISTORY.assign(temperature=now())
     history["demand"] = history["demand"].where(history.index < NUM_STEPS)
     _, expected, _ = call("forecast", "FILE", "--run", "RUN", "--vintages", "ISSUED", "--json")
-    runs = served_runs([made / "run"], ["d"], "cpu")
-    with whole_service(made, ("d",), runs=runs) as service, httpx.Client(trust_env=False, timeout=PATIENCE_S) as client:
+    runs = served_runs([made / "run"], ["d@1"], "cpu")
+    with (
+        whole_service(made, ("d@1",), runs=runs) as service,
+        httpx.Client(trust_env=False, timeout=PATIENCE_S) as client,
+    ):
         where, how = f"{service.address}/v1/runs/run", {"headers": {"content-type": "text/csv"}}
         answer = client.post(f"{where}/forecast", content=history.to_csv(index=False), **how)
     assert answer.status_code == 200
