@@ -28,6 +28,7 @@ from memory_index import files, wire
 from memory_index.access import Access
 from memory_index.encoder import DualKeyEncoder
 from memory_index.errors import IncompatibleError, MemoryIndexError, ServiceError, UsageError, VerificationError
+from memory_index.growing_maps import GrowingMaps, growing_maps
 from memory_index.http_client import IS_IT_OURS, HttpClient
 from memory_index.memory import linear_forecast, require_counts, require_covariates, require_lookback, spaces_asked
 from memory_index.neighbours import Neighbours
@@ -115,6 +116,10 @@ class RemoteMemory:
                     windows = _windows[self.fingerprint] = stored_windows(folder, self.manifest, unit)
             return windows
 
+    @cached_property
+    def _growing(self) -> GrowingMaps | None:
+        return growing_maps(self.windows, self._linear.arrays, self.manifest.fitted_known_at)
+
     @property
     def scale(self) -> SeriesScale:
         """See `Memory.scale`."""
@@ -124,7 +129,7 @@ class RemoteMemory:
         """See `Memory.linear_forecast`."""
         require_lookback(queries, self.windows)
         require_covariates(queries, self.manifest)
-        return linear_forecast(self._linear, self.windows, queries)
+        return linear_forecast(self._linear, self.windows, queries, self._growing)
 
     def search(
         self,
@@ -192,6 +197,7 @@ class RemoteMemory:
             linear_maps=linear_maps,
             windows=self.windows,
             fingerprint=self.fingerprint,
+            growing=self._growing,
             **self._columns(answer, question, spaces),
         )
 
