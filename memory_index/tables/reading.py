@@ -2,7 +2,8 @@
 
 `read_table` raises the first fault; `checking.check_table` runs the same passes and reports all of them.
 Opening files is `table_files.py`, tables of Python `frames.py`, columns `columns.py`, times `timestamps.py`, numbers
-`numbers.py`, raw rows `rows.py`; what is left to this file is rows to series. Duplicates, gaps and filling are `regular.py`.
+`numbers.py`, raw rows `rows.py`; what is left to this file is rows to series. Duplicates, gaps and filling are
+`regular.py`.
 """
 
 from __future__ import annotations
