@@ -57,9 +57,8 @@ class ForecastNotes:
         """Series that have something below 0 here, and nothing in the training part and the context."""
         if self.within.bounds.lower is not None:
             return []
-        columns = [name for name in forecast.columns if name not in ("unique_id", "ds")]
-        below = forecast.loc[(forecast[columns] < 0).any(axis=1), "unique_id"]
-        names = [str(name) for name in below.unique() if str(name) in self.not_below]
+        below = (forecast.drop(columns=["unique_id", "ds"]).to_numpy() < 0).any(axis=1)
+        names = [name for name in map(str, pd.unique(forecast["unique_id"].array[below])) if name in self.not_below]
         windows = self.within.memory.windows
         until = np.datetime64(self.within.memory.manifest.fitted_until, "ns")
         found = []

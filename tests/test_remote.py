@@ -106,7 +106,9 @@ def test_a_forked_process_has_connections_of_its_own(service, local):
 def test_an_answer_from_a_part_of_the_key_spaces_is_not_believed(folder, monkeypatch, asked):
     """Though nobody has named any: what there is to answer from, the client knows itself."""
     search = App._found
-    monkeypatch.setattr(App, "_found", lambda self, memory, each: search(self, memory, each._replace(**asked)))
+    monkeypatch.setattr(
+        App, "_found", lambda self, memory, question, write: search(self, memory, question._replace(**asked), write)
+    )
     with served(folder, ["small"]) as service, pytest.raises(ServiceError, match="an answer to another question"):
         RemoteMemory(f"{service}/small").search(some(), 4)
 

@@ -150,11 +150,11 @@ def held(monkeypatch) -> Held:
     """Every search waits until it is let go."""
     held, search = Held([], threading.Event(), threading.Event()), App._found
 
-    def slow(self, memory, asked):
-        held.asked.append(asked.k)
+    def slow(self, memory, question, write):
+        held.asked.append(question.k)
         held.inside.set()
         held.go_on.wait(PATIENCE_S)
-        return search(self, memory, asked)
+        return search(self, memory, question, write)
 
     monkeypatch.setattr(App, "_found", slow)
     return held
@@ -237,9 +237,9 @@ def test_a_large_batch_is_asked_in_parts(folder, local, monkeypatch):
 def _recording(asked: list[int]) -> Callable[..., object]:
     original = App._found
 
-    def search(self, memory, question):
+    def search(self, memory, question, write):
         asked.append(len(question.queries))
-        return original(self, memory, question)
+        return original(self, memory, question, write)
 
     return search
 
@@ -947,11 +947,11 @@ def test_a_few_windows_may_be_asked_in_json(address, local):
 def test_a_busy_service_is_asked_again(folder, local, monkeypatch):
     answer, calls = App._found, []
 
-    def busy(self, memory, asked):
+    def busy(self, memory, question, write):
         calls.append(1)
         if len(calls) < 4:
             raise BusyError("the service is busy", hint="ask later")
-        return answer(self, memory, asked)
+        return answer(self, memory, question, write)
 
     monkeypatch.setattr(App, "_found", busy)
     with served(folder, ["small"]) as service:
@@ -966,7 +966,7 @@ def test_a_busy_service_is_asked_again(folder, local, monkeypatch):
 
 
 def _raising(error: Exception, calls: list[int] | None = None) -> Callable[..., object]:
-    def refuse(self, memory, asked):
+    def refuse(self, memory, question, write):
         if calls is not None:
             calls.append(1)
         raise error

@@ -77,10 +77,10 @@ def _print_report(report: TableReport) -> None:
     _print_covariates(report)
     if report.problems:
         title = f"{report.file}: {layout}{rows}{step}" if not summary else "Findings"
-        shown = _shown(report.problems)
-        problems = [[p.severity, p.kind, p.series_id, p.at, p.row, p.message, p.fix] for p in shown]
+        findings = _shown(report.problems)
+        problems = [[p.severity, p.kind, p.series_id, p.at, p.row, p.message, p.fix] for p in findings]
         print_table(["", "kind", "series", "at", "row", "what", "what to do"], problems, title=title)
-        for line in _of_kinds(report, shown):
+        for line in _of_kinds(report, findings):
             note(line)
     num_faults = sum(problem.severity == "fault" for problem in report.problems)
     hidden = sum(report.unlisted.get(kind, 0) for kind in {p.kind for p in report.problems if p.severity == "fault"})

@@ -182,12 +182,9 @@ class App(Calls):
                 hint="a training asks so with --set num_folds=1 only; by default it asks its own table",
             )
         take(3 * wire.answer_bytes(call.moments * call.num_series, len(manifest.spaces), question.k))
-        write = wire.write_answer if kind == ARROW else wire.write_json_answer
-
-        def answered(memory: Memory) -> bytes:
-            return write(self._found(memory, question))
-
-        return Reply(kind, await self._in_turn(request, call, hosted, answered, question.wait_s))
+        write, wait_s = wire.write_answer if kind == ARROW else wire.write_json_answer, question.wait_s
+        work = partial(self._found, question=question, write=write)
+        return Reply(kind, await self._in_turn(request, call, hosted, work, wait_s))
 
     async def _forecast(self, request: Request, call: Call, take: Take) -> Reply:
         name, query = request.path_params["run"], dict(request.query_params)
@@ -199,12 +196,8 @@ class App(Calls):
         kind, body = await self.body(request, call, take, (JSON, ARROW, CSV))
         take(TIMES_AS_LARGE * len(body))
         accept, limits = request.headers.get("accept", ""), self.settings.limits
-        question = RunQuestion(call.method, kind, body, query, accept, limits)
-
-        def answered(memory: Memory) -> tuple[str, bytes]:
-            return run.answer(question, memory, hosted.ref)
-
-        return Reply(*await self._in_turn(request, call, hosted, answered, limits.max_seconds))
+        work = partial(run.answer, RunQuestion(call.method, kind, body, query, accept, limits), ref=hosted.ref)
+        return Reply(*await self._in_turn(request, call, hosted, work, limits.max_seconds))
 
     _explain = _forecast
 
@@ -237,11 +230,11 @@ class App(Calls):
         with self.hosting.using(hosted):
             return await self.turns.take(begun, min(max(wait_s, 0), max_seconds), request.is_disconnected)
 
-    def _found(self, memory: Memory, question: Question) -> Neighbours:
+    def _found(self, memory: Memory, question: Question, write: Callable[[Neighbours], bytes]) -> bytes:
         """In blocks of moments, between which the time is looked at."""
         parts = []
         for start in range(0, max(len(question.queries), 1), BLOCK):
             some = wire.some_of(question.queries, slice(start, start + BLOCK))
             options: dict[str, Any] = {"scopes": question.scopes, "views": question.views, "where": question.where}
             parts.append(memory.search(some, question.k, min_gap=question.min_gap, **options))
-        return wire.joined(parts, question.queries)
+        return write(wire.joined(parts, question.queries))

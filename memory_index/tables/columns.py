@@ -285,7 +285,7 @@ def find_time(raw: RawTable, names: list[str], options: ReadOptions, log: Proble
         log.stop(Problem(kind="time", message=message, fix=fix, guess=guess))
     if not candidates:
         message = f"there is no time column among {', '.join(list(raw.columns)[:6])}"
-        fix, guess = "name it with --time-column", dict[str, object]()
+        fix, told = "name it with --time-column", dict[str, object]()
         if len(across := [name for name in raw.columns if looks_like_times(pa.chunked_array([[name]]))]) >= ACROSS:
             message = f"times stand in the first line, from {across[0]} to {across[-1]}: each series is a row"
             fix = "turn the table round, so that each time is a row and each series a column"
@@ -293,8 +293,8 @@ def find_time(raw: RawTable, names: list[str], options: ReadOptions, log: Proble
             fix = f"the names of the columns seem to stand in row {line}: remove the rows above it"
         elif numeric and (said := told_by_size(raw.columns[numeric[0]])):
             fix += f'; {said[0]}: --time-column "{numeric[0]}" {said[1]}'
-            guess = {"time_column": numeric[0], **dict(said[2])}
-        log.stop(Problem(kind="time", message=message, fix=fix, guess=tuple(guess.items())))
+            told = {"time_column": numeric[0], **dict(said[2])}
+        log.stop(Problem(kind="time", message=message, fix=fix, guess=tuple(told.items())))
     return candidates[0]
 
 
@@ -313,8 +313,10 @@ def _is_long(raw: RawTable, time: str, names: list[str], options: ReadOptions) -
         return options.layout != "wide"
     if any(name in ID_NAMES for name in names):
         return True
+    if options.columns is not None or len(names) != 2:
+        return False
     text = [name for name in names if not _starts_numeric(raw.columns[name])]
-    if options.columns is not None or len(names) != 2 or len(text) != 1:
+    if len(text) != 1:
         return False
     # One text and one numeric column: long if times repeat because few names share them, else a column of remarks.
     num_ids = pc.count_distinct(raw.columns[text[0]]).as_py()

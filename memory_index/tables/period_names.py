@@ -12,6 +12,9 @@ YEAR_FIRST = re.compile(r"(?P<year>\d{4})[- ]?(?P<kind>[QMW])(?P<number>\d{1,2})
 YEAR_LAST = re.compile(r"(?P<kind>[QMW])(?P<number>\d{1,2})[-/ ]?(?P<year>\d{4})(?P<day>)")
 
 
+ANY = "[QMW]"  # a letter without which a text names no period
+
+
 def first_day(text: str) -> str:
     """The first day of a period as ISO 8601, or the text itself if it names none."""
     found = YEAR_FIRST.fullmatch(text) or YEAR_LAST.fullmatch(text)

@@ -19,7 +19,7 @@ from memory_index.errors import UsageError
 from memory_index.tables.local_times import localized
 from memory_index.tables.number_times import TimeOptions, are_numbers, calendar_text, number_times
 from memory_index.tables.offsets import DIRECTIVE, offset_length, split_offsets, without_offset, zone_name
-from memory_index.tables.period_names import first_day
+from memory_index.tables.period_names import ANY, first_day
 from memory_index.tables.problems import Problem, ProblemLog
 
 DATE_FORMATS = (
@@ -175,7 +175,7 @@ def _parse_text(column: pa.ChunkedArray, log: ProblemLog, time_format: str | Non
             fix = "nothing to do for steps below a day; for longer ones, name their zone with --time-zone"
             log.add(Problem(kind="mixed-offsets", message=message, fix=fix, severity="note"))
     cells = pc.replace_substring_regex(texts, r"(:\d\d),(\d+)$", r"\1.\2").to_pandas()
-    if time_format is None:
+    if time_format is None and pc.any(pc.match_substring_regex(texts, ANY)).as_py():
         cells = cells.map(first_day)
     local = _ns_or_nat(_parse(cells, time_format or _find_format(cells, log)))
     return Wall(np.append(local, np.datetime64("NaT", "ns"))[codes], zone, offsets)

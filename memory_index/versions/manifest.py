@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ class BudgetRecord:
     choices: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything that a version is. Equal data and settings give equal fingerprints.
 
@@ -116,7 +117,7 @@ class Manifest:
     covariates: tuple[CovariateColumn, ...] = ()
     shared_covariates: bool = False  # whether all series have the same ones, which are stored once
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON of everything but `built`."""
         document = self.to_document()
