@@ -118,9 +118,9 @@ class Sums:
 @dataclass(frozen=True, kw_only=True)
 class FittedView:
     """ridge: [D, H]. folds: [F, D, H], of each block of time the map of the others; none where the table is too short.
-    total: what ridge was solved from. root: [D, r], whose product with a difference of two x has the length of the forecast-aware
-    distance. weights: float64 [C], of each column in the condition part. condition: [horizon numbers, condition_width],
-    from those of a window to the condition part of its key.
+    total: what ridge was solved from. root: [D, r], whose product with a difference of two x has the length of the
+    forecast-aware distance. weights: float64 [C], of each column in the condition part. condition: [horizon numbers,
+    condition_width], from those of a window to the condition part of its key.
     """
 
     ridge: np.ndarray

@@ -26,6 +26,7 @@ from forecaster.growth.updates import begin as begin_growth
 from forecaster.language_models.backbone import Backbone
 from forecaster.language_models.placement import hardware, place_backbone
 from forecaster.model.model import ForecastModel
+from forecaster.retrieval.beside import num_beside
 from forecaster.runs.intervals import read_intervals, write_intervals
 from forecaster.runs.run import Run, begun_run, finish_run, open_run
 from forecaster.runs.run_record import DataFacts, IndexFacts, RunRecord
@@ -104,8 +105,8 @@ def train_run(
     if not accelerator.is_main_process:
         note = _unsaid
     table = trained_series(table, memory.manifest, note)
-    if memory.manifest.covariates and not config.model.use_gram:
-        note("covariates are not read: without the memory (--no-gram) a run reads the target alone")
+    for said in covariate_notes(memory.manifest, config):
+        note(said)
     record = run_record(table, memory, ref, config, backbone, device)
     # Before there is a run: settings that make no model must not leave a folder behind.
     with rng.preserved(accelerator.device):
@@ -116,6 +117,7 @@ def train_run(
             num_spaces=len(memory.manifest.spaces),
             backbone=backbone,
             num_networks=plan.num_networks(config.model),
+            num_beside=num_beside(memory.manifest, config.model),
         )
     with ExitStack() as until_done:
         if accelerator.is_main_process:
@@ -183,6 +185,16 @@ def train_run(
         if accelerator.is_main_process:
             run = finish_run(run, figures)
         return _trained(run, figures, is_main=accelerator.is_main_process, is_new=True)
+
+
+def covariate_notes(manifest: Manifest, config: Config) -> list[str]:
+    """Which parts of a run do not read the covariates of its version."""
+    model = config.model
+    if not manifest.covariates:
+        return []
+    if not (model.use_gram or model.reads_covariates):
+        return ["covariates are not read: without memory and linear map a run reads the target alone"]
+    return ["covariates are read by linear map and memory: the networks read the target"] if model.use_network else []
 
 
 def _unsaid(text: str) -> None:
