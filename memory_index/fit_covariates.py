@@ -95,7 +95,7 @@ class Sums:
     gram: np.ndarray
     cross: np.ndarray
     square: float
-    num: int
+    num: float
 
     @classmethod
     def zero(cls, width: int, horizon: int) -> Sums:
@@ -110,6 +110,12 @@ class Sums:
             num=self.num + other.num,
         )
 
+    def scaled(self, factor: float) -> Sums:
+        """As if each window counted so many times as much."""
+        return Sums(
+            gram=factor * self.gram, cross=factor * self.cross, square=factor * self.square, num=factor * self.num
+        )
+
     def of(self, chosen: np.ndarray) -> Sums:
         """With some of the numbers x only. chosen: int64 [d]."""
         return replace(self, gram=self.gram[np.ix_(chosen, chosen)], cross=self.cross[chosen])
@@ -118,7 +124,8 @@ class Sums:
 @dataclass(frozen=True, kw_only=True)
 class FittedView:
     """ridge: [D, H]. folds: [F, D, H], of each block of time the map of the others; none where the table is too short.
-    total: what ridge was solved from. root: [D, r], whose product with a difference of two x has the length of the
+    total: what ridge was solved from. recent: the same with the weight of a window halved for each block of time that
+    it lies back. root: [D, r], whose product with a difference of two x has the length of the
     forecast-aware distance. weights: float64 [C], of each column in the condition part. condition: [horizon numbers,
     condition_width], from those of a window to the condition part of its key.
     """
@@ -126,6 +133,7 @@ class FittedView:
     ridge: np.ndarray
     folds: np.ndarray
     total: Sums
+    recent: Sums
     root: np.ndarray
     weights: np.ndarray
     condition: np.ndarray
@@ -176,6 +184,7 @@ class CovariateFit:
             ridge=ridge,
             folds=folds,
             total=total,
+            recent=_recent(by_fold),
             root=root,
             weights=weights,
             condition=self._condition(horizon, weights),
@@ -189,7 +198,7 @@ class CovariateFit:
         arrays = {GROWS_FROM: self.penalties, "strides": np.array(self.strides, dtype=np.int64)}
         for view, each in fitted.items():
             arrays |= {f"folds-{view}": each.folds, f"gram-{view}": each.total.gram, f"cross-{view}": each.total.cross}
-            arrays["num-windows"] = np.array([each.total.num], dtype=np.int64)
+            arrays |= {f"recent-gram-{view}": each.recent.gram, f"recent-cross-{view}": each.recent.cross}
         arrays = {name: a.astype(np.float32) if a.ndim > 1 else a for name, a in arrays.items()}
         num_folds = len(arrays[f"folds-{min(fitted)}"])
         every = np.unique(np.concatenate([s.times[r] for s, r in zip(self.table.series, self.origins, strict=True)]))
@@ -204,6 +213,7 @@ class CovariateFit:
             starts += [every[gap] + 1, every[gap + 1]]
             numbers += [num_folds, fold]
         order = np.argsort(np.array(starts), kind="stable")
+        arrays["half-life"] = np.array([max(1, int((every[-1] - every[0]) // np.timedelta64(NUM_FOLDS, "ns")))])
         arrays["map-starts"] = np.array(starts)[order].astype("datetime64[ns]").view(np.int64)
         arrays["map-numbers"] = np.array(numbers, dtype=np.int64)[order]
         return arrays
@@ -328,6 +338,16 @@ def _of_folds(by_fold: list[Sums], penalties: np.ndarray, block: np.ndarray) -> 
     if not all(fold.num for fold in folds):
         return np.empty((0, len(block), folds[0].cross.shape[1]))
     return np.stack([solve(_others(fold, folds), penalties, block) for fold in folds])
+
+
+def _recent(by_fold: list[Sums]) -> Sums:
+    """Of all windows, each block of time with half the weight of the next: its windows are half a block back on
+    average. Those that reach over an edge, a few, count as the middle block.
+    """
+    total = by_fold[NUM_FOLDS].scaled(0.5 ** (NUM_FOLDS / 2))
+    for number, fold in enumerate(by_fold[:NUM_FOLDS]):
+        total = total + fold.scaled(0.5 ** (NUM_FOLDS - number - 0.5))
+    return total
 
 
 def _others(held_out: Sums, folds: list[Sums]) -> Sums:
