@@ -10,7 +10,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY memory_index memory_index
 COPY forecaster forecaster
 COPY cli cli
-COPY datasets/sample.csv datasets/catalog.toml datasets/
+COPY datasets/sample.csv datasets/demand.csv datasets/tomorrow.csv datasets/catalog.toml datasets/
 # The build without CUDA: torch of the plain index is several gigabytes larger.
 RUN pip install -c constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu '.[serve]' \
     && useradd --create-home --uid 1000 gram \

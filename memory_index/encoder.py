@@ -177,7 +177,7 @@ class DualKeyEncoder:
         """sha256, hexadecimal, of the settings, every array, the training scale and the units of covariates."""
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         if self.covariates is not None:
-            digest.update(json.dumps([asdict(column) for column in self.covariates.columns]).encode())
+            digest.update(json.dumps([column.to_document() for column in self.covariates.columns]).encode())
         for name in sorted(self.arrays):
             digest.update(name.encode() + np.ascontiguousarray(self.arrays[name]).tobytes())
         digest.update(np.stack(self.scale).tobytes())

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from memory_index.covariate_map import MAX_CLASSES, CovariateColumn, CovariateLayout, StoredCovariates
-from memory_index.covariate_tables import aligned_values
+from memory_index.covariate_map import MAX_CLASSES, CovariateColumn, CovariateLayout
+from memory_index.covariate_ridge import NUM_FOLDS, Sums, choose, of_folds, recent, solve
+from memory_index.covariate_tables import aligned_values, stored_in
 from memory_index.covariates import Covariate
 from memory_index.encoder import DualKeyEncoder
 from memory_index.errors import DataError
 from memory_index.missing import filled
+from memory_index.step_vintages import StepVintages
 from memory_index.tables.series import SeriesTable
 from memory_index.threads import one_blas_thread
 from memory_index.windows import cut
@@ -25,39 +27,62 @@ from memory_index.windows import cut
 MAX_WINDOWS = 8192  # that is fitted on, spread evenly: windows overlap, so that more change little
 LEAST_WINDOWS = 512  # of a series, if it has so many
 CHUNK = 1024  # windows handled at once
-NUM_FOLDS = 3  # blocks of time
-OFF = math.inf  # the penalty of a column that takes no part
-COLUMN_PENALTIES = (0.03, 0.3, 3.0, OFF)  # relative to the mean square of the column's numbers
-WINDOW_PENALTIES = (0.01, 0.03, 0.1)  # likewise of the window itself
-SWEEPS = 1  # over all columns
-LEAST_GAIN = 0.001  # of the squared error: what a column must be worth to take part
 GROWS_FROM = "penalties"  # the array without which a version's maps stand still (`growing_maps.py`)
 MAX_FORECAST_PARTS = 32  # principal parts of the map's forecast that keys are made of
 
 
-def fit_units(table: SeriesTable) -> tuple[CovariateColumn, ...]:
+def fit_units(table: SeriesTable, origins: list[np.ndarray], horizon: int) -> tuple[CovariateColumn, ...]:
     """Columns with their training units; table: the training part, whose rows alone are looked at.
 
-    Raises `DataError` for a column without any value there.
+    origins: origin rows of its windows, per series. Of a column with vintages those values count which some of them
+    (`spread_out`) see in their horizon, each once. Raises `DataError` for a column without any value there.
     """
     if table.covariates is None:
         return ()
     named = table.covariates.columns
     plain = tuple(
         CovariateColumn(
-            name=c.name, role=c.role, kind=c.kind, categories=c.categories, center=(0.0,), unit=1.0, low=0.0, high=0.0
+            name=c.name,
+            role=c.role,
+            kind=c.kind,
+            categories=c.categories,
+            center=(0.0,),
+            unit=1.0,
+            low=0.0,
+            high=0.0,
+            vintages=c.vintages,
         )
         for c in named
     )
-    values = aligned_values(table, plain).values
-    return tuple(_units(column, values[number], table.source) for number, column in enumerate(named))
+    found = aligned_values(table, plain)
+    sampled = spread_out(origins, table.step.season) if any(found.vintages) else []
+    return tuple(
+        _units(column, found.values[number] if issued is None else _seen(issued, found.first, sampled, horizon), table)
+        for number, (column, issued) in enumerate(zip(named, found.vintages, strict=True))
+    )
 
 
-def _units(column: Covariate, values: np.ndarray, source: str) -> CovariateColumn:
+def _seen(vintages: StepVintages, first: np.ndarray, origins: list[np.ndarray], horizon: int) -> np.ndarray:
+    """float32: the values that windows see in their horizon, each once."""
+    seen = np.zeros(len(vintages.value) + 1, dtype=bool)  # the last one is of steps of which nothing was issued
+    for start, rows in zip(first, origins, strict=True):
+        for part in range(0, len(rows), CHUNK):
+            origin = start + rows[part : part + CHUNK, None]
+            seen[vintages.rows(origin + np.arange(1, horizon + 1), origin)] = True
+    return vintages.value[seen[:-1]]
+
+
+def _units(column: Covariate, values: np.ndarray, table: SeriesTable) -> CovariateColumn:
     values = values[np.isfinite(values)].astype(np.float64)
+    if not len(values) and column.vintages:
+        raise DataError(
+            f"{table.source}: no value of '{column.name}' was issued by the origin of any training window that it is "
+            "in the horizon of",
+            hint="give vintages that were issued before the times that they are of, or leave out --vintages",
+        )
     if not len(values):
         raise DataError(
-            f"{source}: covariate '{column.name}' has no value in the training part",
+            f"{table.source}: covariate '{column.name}' has no value in the training part",
             hint=f"leave out --{column.role} {column.name}, or choose a later end of the training part",
         )
     categories: tuple[str, ...] = ()
@@ -83,42 +108,8 @@ def _units(column: Covariate, values: np.ndarray, source: str) -> CovariateColum
         low=float(values.min()),
         high=float(values.max()),
         source=column.source,
+        vintages=column.vintages,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sums:
-    """Over some windows: of x x^T [D, D] and x f^T [D, H], x the window and what stands beside it, f its future, both
-    in the window's own location and spread; of f^2, and how many windows.
-    """
-
-    gram: np.ndarray
-    cross: np.ndarray
-    square: float
-    num: float
-
-    @classmethod
-    def zero(cls, width: int, horizon: int) -> Sums:
-        """Of no windows."""
-        return cls(gram=np.zeros((width, width)), cross=np.zeros((width, horizon)), square=0.0, num=0)
-
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(
-            gram=self.gram + other.gram,
-            cross=self.cross + other.cross,
-            square=self.square + other.square,
-            num=self.num + other.num,
-        )
-
-    def scaled(self, factor: float) -> Sums:
-        """As if each window counted so many times as much."""
-        return Sums(
-            gram=factor * self.gram, cross=factor * self.cross, square=factor * self.square, num=factor * self.num
-        )
-
-    def of(self, chosen: np.ndarray) -> Sums:
-        """With some of the numbers x only. chosen: int64 [d]."""
-        return replace(self, gram=self.gram[np.ix_(chosen, chosen)], cross=self.cross[chosen])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +144,9 @@ class CovariateFit:
         self.table, self.encoder, self.lookback = table, encoder, lookback
         self.layout: CovariateLayout = encoder.covariates
         found = aligned_values(table, self.layout.columns)
-        self.stored = StoredCovariates(
-            layout=self.layout, values=found.values, first=found.first, unit=encoder.scale.std
-        )
         self.strides = strides(origins, table.step.season)
         self.origins = spread_out(origins, table.step.season)
+        self.stored = stored_in(found, self.layout, encoder.scale.std, self.origins)
         self.edges = _edges([series.times[rows] for series, rows in zip(table.series, self.origins, strict=True)])
         self.penalties: np.ndarray | None = None  # of the window, then of each column
 
@@ -170,8 +159,8 @@ class CovariateFit:
             total = total + each
         block = numbers_blocks(self.layout, view)
         if self.penalties is None:
-            self.penalties = _choose(by_fold, total, block, 1 + len(self.layout.columns))
-        ridge, folds = solve(total, self.penalties, block), _of_folds(by_fold, self.penalties, block)
+            self.penalties = choose(by_fold, total, block, 1 + len(self.layout.columns))
+        ridge, folds = solve(total, self.penalties, block), of_folds(by_fold, self.penalties, block)
         forecast_weight, config = self.encoder.config.forecast_weight, self.encoder.config
         _, vectors = np.linalg.eigh(ridge.T @ (total.gram / max(total.num, 1)) @ ridge)
         parts = ridge @ vectors[:, ::-1][:, :MAX_FORECAST_PARTS]
@@ -184,7 +173,7 @@ class CovariateFit:
             ridge=ridge,
             folds=folds,
             total=total,
-            recent=_recent(by_fold),
+            recent=recent(by_fold),
             root=root,
             weights=weights,
             condition=self._condition(horizon, weights),
@@ -300,78 +289,3 @@ def _folds(times: np.ndarray, rows: np.ndarray, edges: np.ndarray, lookback: int
     first = np.searchsorted(edges, times[rows - lookback + 1], side="right")
     last = np.searchsorted(edges, times[rows + horizon], side="right")
     return np.where(first == last, first, NUM_FOLDS)
-
-
-def _choose(by_fold: list[Sums], total: Sums, block: np.ndarray, num_blocks: int) -> np.ndarray:
-    """The penalty of the window and of each column with the least error on blocks of time that were left out.
-
-    One after the other, from all columns at a middle one; a column that is worth less than `LEAST_GAIN` is off. Tables
-    that are too short for blocks of their own keep the middle ones.
-    """
-    penalties = np.full(num_blocks, COLUMN_PENALTIES[1])
-    penalties[0] = WINDOW_PENALTIES[0]
-    folds = [fold for fold in by_fold[:NUM_FOLDS] if fold.num]
-    if len(folds) < 2:
-        return penalties
-    known: dict[tuple[float, ...], float] = {}
-
-    def error(trial: np.ndarray) -> float:
-        name = tuple(trial.tolist())
-        if name not in known:
-            known[name] = sum(_error(fold, folds, trial, block) for fold in folds)
-        return known[name]
-
-    for _ in range(SWEEPS):
-        for number in (*range(1, num_blocks), 0):
-            found = []
-            for value in COLUMN_PENALTIES if number else WINDOW_PENALTIES:
-                trial = penalties.copy()
-                trial[number] = value
-                found.append((error(trial) * (1 + LEAST_GAIN * (number > 0 and value != OFF)), value))
-            penalties[number] = min(found)[1]
-    return penalties
-
-
-def _of_folds(by_fold: list[Sums], penalties: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """[F, D, H]: of each block of time the map of the others; none where there are fewer than two."""
-    folds = by_fold[:NUM_FOLDS]
-    if not all(fold.num for fold in folds):
-        return np.empty((0, len(block), folds[0].cross.shape[1]))
-    return np.stack([solve(_others(fold, folds), penalties, block) for fold in folds])
-
-
-def _recent(by_fold: list[Sums]) -> Sums:
-    """Of all windows, each block of time with half the weight of the next: its windows are half a block back on
-    average. Those that reach over an edge, a few, count as the middle block.
-    """
-    total = by_fold[NUM_FOLDS].scaled(0.5 ** (NUM_FOLDS / 2))
-    for number, fold in enumerate(by_fold[:NUM_FOLDS]):
-        total = total + fold.scaled(0.5 ** (NUM_FOLDS - number - 0.5))
-    return total
-
-
-def _others(held_out: Sums, folds: list[Sums]) -> Sums:
-    total = Sums.zero(*held_out.cross.shape)
-    for fold in folds:
-        if fold is not held_out:
-            total = total + fold
-    return total
-
-
-def _error(held_out: Sums, folds: list[Sums], penalties: np.ndarray, block: np.ndarray) -> float:
-    """The squared error on a block of time of the map that is fitted on the others."""
-    ridge = solve(_others(held_out, folds), penalties, block)
-    return held_out.square + float(np.sum(ridge * (held_out.gram @ ridge - 2 * held_out.cross)))
-
-
-def solve(sums: Sums, penalties: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """[D, H]: the ridge with a penalty for each block of numbers, relative to their mean square; 0 where it is off."""
-    used = np.flatnonzero(np.isfinite(penalties[block]))
-    part, of = sums.of(used), block[used]
-    square = np.bincount(of, weights=np.diagonal(part.gram), minlength=len(penalties))
-    mean_square = square / np.maximum(np.bincount(of, minlength=len(penalties)), 1)
-    floor = 1e-9 * max(float(mean_square.max(initial=0)), 1e-300)  # a column that never changes has no mean square
-    penalty = penalties[of] * np.maximum(mean_square[of], floor)
-    ridge = np.zeros((len(block), part.cross.shape[1]))
-    ridge[used] = np.linalg.solve(part.gram + np.diag(penalty), part.cross)
-    return ridge

@@ -25,7 +25,8 @@ from functools import cached_property
 import numpy as np
 
 from memory_index.covariate_map import CovariateLayout
-from memory_index.fit_covariates import GROWS_FROM, Sums, numbers_blocks, solve
+from memory_index.covariate_ridge import Sums, solve
+from memory_index.fit_covariates import GROWS_FROM, numbers_blocks
 from memory_index.moved_futures import numbers_beside
 from memory_index.products import project
 from memory_index.threads import one_blas_thread

@@ -31,7 +31,7 @@ from memory_index.moved_futures import (
 from memory_index.threads import Workers, one_blas_thread
 from memory_index.transforms import NO_TRANSFORM
 from memory_index.types import KeySpace, Queries
-from memory_index.weighted import mean_of_known, weighted_quantiles
+from memory_index.weighted import as_wide_as_beside, mean_of_known, weighted_quantiles
 from memory_index.windows import StoredWindows
 
 ARRAYS = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
@@ -289,7 +289,8 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
 
     Each key space that has neighbours counts the same. `on_empty` as in `forecast`. A quantile is interpolated linearly
     between the values at the midpoints of the cumulative weights, in units of the transform, which keeps their order. A
-    missing step has no weight; where all miss it, every quantile is what the linear maps make of the query.
+    missing step has no weight; where all miss it, quantiles lie around what the linear maps make of the query as they
+    do at the steps beside it.
     """
     if not all(0 < level < 1 for level in levels):
         raise UsageError(f"quantile levels must lie between 0 and 1, not {list(levels)}")
@@ -305,11 +306,14 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
             [moved_of_space(inside, chunk, number) for number in range(v)], axis=2
         )  # [b, N, V*K, H]
         share = weight[chunk][..., None]
-        if (missing := np.isnan(values)).any():
-            nothing = ~np.any((known := np.where(missing, np.float32(0), share)) > 0, axis=2, keepdims=True)
-            values = np.where(nothing, by_all_maps(inside, chunk)[:, :, None], values)
-            share = np.where(nothing, share, known)
-        result[chunk] = curve.take(chunk).inverse(weighted_quantiles(values, share, levels))
+        if not (missing := np.isnan(values)).any():
+            result[chunk] = curve.take(chunk).inverse(weighted_quantiles(values, share, levels))
+            return
+        nothing = ~np.any((known := np.where(missing, np.float32(0), share)) > 0, axis=2, keepdims=True)
+        of_maps = by_all_maps(inside, chunk)
+        values, share = np.where(nothing, of_maps[:, :, None], values), np.where(nothing, share, known)
+        found = as_wide_as_beside(weighted_quantiles(values, share, levels), of_maps, nothing[:, :, 0])
+        result[chunk] = curve.take(chunk).inverse(found)
 
     _workers().run(run, _chunks(b, n, k * sum(num_values(neighbours, number) for number in range(v))))
     return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)

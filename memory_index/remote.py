@@ -39,6 +39,7 @@ from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest, manifest_from_json
 from memory_index.versions.opening import ENCODER_FILE, read_arrays, stored_windows
 from memory_index.versions.segments import SERIES_FILE, WINDOWS_FILE
+from memory_index.versions.vintage_files import VINTAGES_FILE
 from memory_index.windows import StoredWindows
 from memory_index.wire import Limits, Question
 
@@ -111,7 +112,7 @@ class RemoteMemory:
             windows = _windows.get(self.fingerprint)
             if windows is None:
                 unit = self._fetched_linear().scale.std if self.manifest.covariates else np.empty(0)
-                with self._fetched(SERIES_FILE, WINDOWS_FILE, COVARIATES_FILE) as folder:
+                with self._fetched(SERIES_FILE, WINDOWS_FILE, COVARIATES_FILE, VINTAGES_FILE) as folder:
                     windows = _windows[self.fingerprint] = stored_windows(folder, self.manifest, unit)
             return windows
 

@@ -12,7 +12,8 @@ from memory_fixtures import Store, append, assert_same, between, open_version, p
 from test_covariate_leakage import poison
 from test_covariate_memory import queries_of
 
-from memory_index.fit_covariates import Sums, numbers_blocks, solve
+from memory_index.covariate_ridge import Sums, solve
+from memory_index.fit_covariates import numbers_blocks
 from memory_index.fit_encoder import fit_encoder
 from memory_index.growing_maps import GrowingMaps, growing_maps, normalised
 from memory_index.local import LocalMemory

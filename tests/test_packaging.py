@@ -51,7 +51,7 @@ def test_wheel_holds_the_packages_and_the_data(wheel, repository):
         assert {f"{package}/py.typed" for package in top_level} <= names
         assert "cli/templates/page.html" in names
         assert [name for name in names if name.startswith("cli/explorer/assets/")]
-        for name in ("sample.csv", "catalog.toml"):
+        for name in ("sample.csv", "demand.csv", "tomorrow.csv", "catalog.toml"):
             assert archive.read(f"memory_index/shipped/{name}") == (repository / "datasets" / name).read_bytes()
         assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from memory_index.errors import DataError, NotFoundError, ResourceError, UsageError
 from memory_index.tables.checking import check_table
 from memory_index.tables.columns import ReadOptions
+from memory_index.tables.future import missing_future, read_future
 from memory_index.tables.reading import read_frame, read_table
 from memory_index.tables.steps import grid_positions, infer_step
 from memory_index.windows import Step, to_ns
@@ -785,9 +786,10 @@ def test_a_series_that_begins_after_the_training_part_is_a_note(write):
 # --- the sample
 
 
-def test_the_sample_is_what_its_script_makes(repository):
-    made = runpy.run_path(str(repository / "benchmarks" / "make_sample.py"))["make"]()
-    assert (repository / "datasets" / "sample.csv").read_bytes() == made.encode()
+def test_the_samples_are_what_their_script_makes(repository, tmp_path):
+    runpy.run_path(str(repository / "benchmarks" / "make_sample.py"))["main"](tmp_path)
+    for name in ("sample.csv", "demand.csv", "tomorrow.csv"):
+        assert (repository / "datasets" / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
 def test_the_sample_has_no_fault(repository):
@@ -796,6 +798,23 @@ def test_the_sample_has_no_fault(repository):
     report = check_table(path, lookback=512, horizon=96)
     assert report.problems == ()
     assert (report.layout, report.step, len(report.series)) == ("wide", "h", 5)
+
+
+def test_the_sample_with_covariates_has_no_fault(repository):
+    """Its holidays are those of the calendar, and the day after it is known as far as a forecast needs it."""
+    path, options = repository / "datasets" / "demand.csv", ReadOptions(known=("temperature", "holiday"))
+    assert path.stat().st_size <= 500_000
+    assert check_table(path, options, lookback=168, horizon=24).problems == ()
+    table = read_table(path, options)
+    whole = read_future(path.with_name("tomorrow.csv"), table, options, horizon=24)
+    assert missing_future(whole, 24) == ()
+    assert [column.kind for column in whole.covariates.columns] == ["number", "boolean"]
+    by_country = read_table(path, ReadOptions(known=("temperature",), ignore=("holiday",), holidays="DE-BY"))
+    marked, told = (
+        each.covariates.series[0].values[each.covariates.names.index("holiday")] for each in (table, by_country)
+    )
+    weekday = np.repeat(np.arange(4, 604) % 7, 24)  # it begins on a Friday
+    np.testing.assert_array_equal(marked[weekday != 6], told[weekday != 6])
 
 
 LONG = "unique_id,ds,y\n" + "".join(

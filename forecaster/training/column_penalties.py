@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from forecaster.training.normal_equations import NormalEquations
-from memory_index.fit_covariates import COLUMN_PENALTIES, LEAST_GAIN, OFF
+from memory_index.covariate_ridge import COLUMN_PENALTIES, LEAST_GAIN, OFF
 
 FIRST = 0.3  # of each column, before anything is chosen
 NEARBY = 10.0  # of the window's penalties, those within this factor of the one without covariates are tried

@@ -19,7 +19,7 @@ from forecaster.retrieval.batches import Fill
 from forecaster.retrieval.folds import Folds
 from forecaster.training.column_penalties import FIRST, Beside, choose_columns, of_window, solve_beside
 from forecaster.training.normal_equations import CHUNK, NormalEquations, normalised, ridge_path
-from memory_index.fit_covariates import OFF
+from memory_index.covariate_ridge import OFF
 from memory_index.windows import Step
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # relative to the mean square of z, which is 1

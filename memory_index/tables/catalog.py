@@ -51,7 +51,7 @@ class Fetched:
 
 
 def shipped(name: str) -> Path:
-    """The path of a file that ships with the package: `sample.csv` or `catalog.toml`.
+    """The path of a file that ships with the package: a sample table (datasets/README.md), or `catalog.toml`.
 
     In an installed wheel it lies inside the package, in a checkout in `datasets/` beside it.
     Raises `NotFoundError` if it is in neither place.
