@@ -247,13 +247,17 @@ class StoredCovariates:
         """Of windows with origins at rows of series (int [...] each)."""
         layout, position = self.layout, self.first[series] + row
         steps, width = layout.context_steps + layout.horizon, self.channels.shape[1]
+        if self._num_issued == width:
+            return CovariateWindows(
+                self._near_as_issued(position), {view: self._means_as_issued(view)[position] for view in views}
+            )
         flat = np.lib.stride_tricks.sliding_window_view(self.channels.reshape(-1), steps * width)
         near = flat[(position - layout.context_steps + 1) * width].reshape(*position.shape, steps, width)
         if not layout.ahead.all():
             near[..., layout.context_steps :, ~layout.ahead] = 0
         end = self._sums[position + 1]
         means = {view: ((end - self._sums[position + 1 - view]) / view).astype(np.float32) for view in views}
-        if len(self._issued_channels):
+        if self._num_issued:
             near[..., self._issued_channels] = self._near_as_issued(position)
             for view, mean in means.items():
                 mean[..., self._issued_channels] = self._means_as_issued(view)[position]
@@ -289,9 +293,17 @@ class StoredCovariates:
         return tuple((number, each) for number, each in enumerate(self.vintages) if each is not None)
 
     @cached_property
-    def _issued_channels(self) -> np.ndarray:
-        """int64 [j]: the channels of all columns with vintages."""
-        return np.flatnonzero(np.isin(self.layout.column_of_channel, [number for number, _ in self._issued]))
+    def _issued_channels(self) -> slice | np.ndarray:
+        """The j channels of all columns with vintages: int64, or a slice where they are side by side."""
+        channels = np.flatnonzero(np.isin(self.layout.column_of_channel, [number for number, _ in self._issued]))
+        if len(channels) and channels[-1] - channels[0] + 1 == len(channels):
+            return slice(channels[0], channels[-1] + 1)
+        return channels
+
+    @cached_property
+    def _num_issued(self) -> int:
+        """j."""
+        return sum(len(self.layout.columns[number].center) for number, _ in self._issued)
 
     def _near_as_issued(self, position: np.ndarray) -> np.ndarray:
         """float32 [..., S, j]: the steps near origins at some positions, as of these."""
@@ -309,7 +321,7 @@ class StoredCovariates:
         if self.origins is None:
             return None
         origins = np.unique(self.origins)
-        num = (self.layout.context_steps + self.layout.horizon) * len(self._issued_channels)
+        num = (self.layout.context_steps + self.layout.horizon) * self._num_issued
         if not len(origins) or 4 * num * len(origins) > HELD_BYTES:
             return None
         return origins, self._looked_up(origins)
@@ -317,7 +329,7 @@ class StoredCovariates:
     def _looked_up(self, origins: np.ndarray) -> np.ndarray:
         """float32 [n, S, j] of origins at positions [n]."""
         steps = np.arange(1 - self.layout.context_steps, self.layout.horizon + 1)
-        near = np.empty((len(origins), len(steps), len(self._issued_channels)), dtype=np.float32)
+        near = np.empty((len(origins), len(steps), self._num_issued), dtype=np.float32)
         size = max(1, LOOKED_UP // len(steps))
         for start in range(0, len(origins), size):
             part = origins[start : start + size, None]

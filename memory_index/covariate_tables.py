@@ -166,7 +166,8 @@ def require_vintages(table: SeriesTable, columns: tuple[CovariateColumn, ...]) -
         raise IncompatibleError(
             f"{table.source} does not say when the values of {', '.join(missing)} were issued, but this version was "
             "built with vintages",
-            hint="give the table of vintages too: --vintages FILE, with ds, issued_at and the values",
+            hint="give the table of vintages too: --vintages FILE, with ds, issued_at and the values; a service takes "
+            "none, and answers at the last value of each series",
         )
 
 

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
+from service_fixtures import PATIENCE_S, whole_service
 
+from cli.commands.index_serve import served_runs
 from cli.main import run
 from forecaster import Forecaster
 from memory_index.errors import IncompatibleError
@@ -196,3 +199,19 @@ def test_from_python() -> None:
     assert np.isfinite(explained.forecast).all()
     with pytest.raises(IncompatibleError, match="no column 'temperature'"):
         model.predict(history)
+
+
+def test_a_service_forecasts_from_what_is_known_now(made: Path, call: Any) -> None:
+    history = HISTORY.assign(temperature=now())
+    history["demand"] = history["demand"].where(history.index < NUM_STEPS)
+    _, expected, _ = call("forecast", "FILE", "--run", "RUN", "--vintages", "ISSUED", "--json")
+    runs = served_runs([made / "run"], ["d@1"], "cpu")
+    with (
+        whole_service(made, ("d@1",), runs=runs) as service,
+        httpx.Client(trust_env=False, timeout=PATIENCE_S) as client,
+    ):
+        where, how = f"{service.address}/v1/runs/run", {"headers": {"content-type": "text/csv"}}
+        answer = client.post(f"{where}/forecast", content=history.to_csv(index=False), **how)
+    assert answer.status_code == 200
+    found = [row["yhat"] for row in answer.json()["forecast"]]
+    np.testing.assert_allclose(found, [row["yhat"] for row in expected["forecast"]], rtol=1e-5)

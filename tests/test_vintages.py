@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cli.main import app
-from memory_index import DataError, ReadOptions, UsageError, read_frame, read_vintages
+from memory_index import (
+    DataError,
+    NotFoundError,
+    ReadOptions,
+    UsageError,
+    make_future,
+    missing_future,
+    read_frame,
+    read_vintages,
+)
+from memory_index.tables.known_ahead import read_known_ahead
+from memory_index.tables.vintages import with_vintages
 
 HOURS = pd.date_range("2024-01-01", periods=30, freq="h")
 OPTIONS = ReadOptions(known=("temperature", "sky"))
@@ -145,3 +156,57 @@ def test_the_command_checks_them(tmp_path):
     assert result.exit_code == 3
     [fault] = [each for each in json.loads(result.stdout)["problems"] if each["severity"] == "fault"]
     assert (fault["series_id"], fault["message"]) == ("s7", "issued.csv: load.csv has no such series")
+
+
+@pytest.mark.parametrize("layout", ["long", "wide"])
+def test_a_table_takes_its_vintages_in_place_of_what_it_says(layout):
+    num = 2 if layout == "long" else 1
+    told, given = (frame if num == 2 else frame.drop(columns="unique_id") for frame in (history(num), issued(num)))
+    plain = read_frame(told.drop(columns=["temperature", "sky"]).assign(price=1.5), ReadOptions(known=("price",)))
+    options = ReadOptions(known=("price", "temperature", "sky"), vintages=given)
+    for frame in (told.assign(price=1.5), told.drop(columns=["temperature", "sky"]).assign(price=1.5)):
+        table = read_frame(frame, options)
+        by_name = {column.name: column for column in table.covariates.columns}
+        assert {name for name, column in by_name.items() if column.vintages} == {"temperature", "sky"}
+        assert by_name["sky"].kind == "category"
+        assert table.covariates.vintages.series_ids == (("s0", "s1") if num == 2 else ())
+        for each in table.covariates.series:
+            assert np.isnan(each.values[[table.covariates.names.index(name) for name in ("temperature", "sky")]]).all()
+            assert (each.values[table.covariates.names.index("price")] == 1.5).all()
+        said = [note for note in table.notes if "is not looked at" in note]
+        assert len(said) == (2 if "temperature" in frame else 0)
+        assert table.input_hash != plain.input_hash
+    with pytest.raises(NotFoundError, match="has no column 'wind'"):
+        read_frame(told, ReadOptions(known=("temperature", "sky", "wind"), vintages=given))
+
+
+def test_two_tables_of_vintages_join_unless_they_differ():
+    frame, wide = issued(1).drop(columns="unique_id"), history(1).drop(columns="unique_id")
+    first, second = frame[frame["issued_at"] < HOURS[12]], frame[frame["issued_at"] >= HOURS[8]]
+    table = read_frame(wide, ReadOptions(known=("temperature", "sky"), vintages=first))
+    joined, whole = (
+        with_vintages(each, part, OPTIONS) for each, part in ((table, second), (read_frame(wide, OPTIONS), frame))
+    )
+    for name in ("column", "time", "issued_at", "value"):
+        found, expected = (getattr(each.covariates.vintages, name) for each in (joined, whole))
+        assert np.array_equal(found, expected)
+    with pytest.raises(DataError, match=r"'temperature' at 2024-01-01T09:00:00 was issued twice at 2024-01-01T08"):
+        with_vintages(table, second.assign(temperature=second["temperature"] + 1), OPTIONS)
+
+
+def test_what_is_known_now_is_what_was_issued_by_the_last_target_value():
+    wide, frame = history(1).drop(columns="unique_id").head(20), issued(1).drop(columns="unique_id")
+    table = read_frame(
+        wide.drop(columns=["temperature", "sky"]), ReadOptions(known=("temperature", "sky"), vintages=frame)
+    )
+    future = make_future(table, 4)
+    assert future["temperature"].tolist()[:3] == [16.4, 16.5, 16.6]  # issued at 16:00
+    assert future["sky"].tolist()[:3] == ["fog"] * 3
+    missing = missing_future(table, 4)
+    assert [(each.column, each.num_steps) for each in missing] == [("temperature", 1), ("sky", 1)]
+    plain = read_frame(wide, OPTIONS)
+    ahead = read_known_ahead(frame, plain, OPTIONS, horizon=3, plain=("temperature", "sky"))
+    assert ahead.covariates.vintages is None
+    values = ahead.covariates.series[0].values[ahead.covariates.names.index("temperature")]
+    assert values[:20].tolist() == plain.covariates.series[0].values[0, :20].tolist()
+    assert values[20:23].tolist() == [16.4, 16.5, 16.6]

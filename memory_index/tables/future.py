@@ -23,7 +23,7 @@ from memory_index.tables.covariate_columns import CovariateCells, read_cells
 from memory_index.tables.frames import arrow_table
 from memory_index.tables.numbers import Cells
 from memory_index.tables.problems import Problem, ProblemLog
-from memory_index.tables.reading import raw_table, series_codes, without_blank_rows
+from memory_index.tables.rows import raw_table, series_codes, without_blank_rows
 from memory_index.tables.series import SeriesTable
 from memory_index.tables.steps_ahead import covariates_ahead, missing_future, stretches
 from memory_index.tables.table_files import RawTable

@@ -16,7 +16,7 @@ from memory_index.covariates import CovariateValues
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.future import opened, read_future
 from memory_index.tables.problems import ProblemLog
-from memory_index.tables.reading import raw_table
+from memory_index.tables.rows import raw_table
 from memory_index.tables.series import SeriesTable
 from memory_index.tables.steps_ahead import known_now, stretches
 from memory_index.tables.vintages import ISSUED, with_vintages

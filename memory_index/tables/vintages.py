@@ -24,7 +24,7 @@ from memory_index.tables.covariate_columns import read_cells
 from memory_index.tables.future import opened, require_same_zone
 from memory_index.tables.numbers import Cells, named_series
 from memory_index.tables.problems import Problem, ProblemLog
-from memory_index.tables.reading import raw_table, series_codes, without_blank_rows
+from memory_index.tables.rows import raw_table, series_codes, without_blank_rows
 from memory_index.tables.series import SeriesTable
 from memory_index.tables.table_files import RawTable
 from memory_index.tables.timestamps import TimeColumn, parse_times

@@ -23,9 +23,16 @@ from memory_index.versions.build import (
 )
 from memory_index.versions.covariate_files import COVARIATES_FILE, continued, write_new_covariates
 from memory_index.versions.factories import EXACT
-from memory_index.versions.manifest import FORMAT
+from memory_index.versions.manifest import FORMAT, Manifest, SegmentRecord
 from memory_index.versions.opening import LoadEncoder, plan_of, read_earlier, read_encoder, read_table
-from memory_index.versions.segments import MOMENTS_FILE, SERIES_FILE, WINDOWS_FILE, SegmentPlan, write_segment
+from memory_index.versions.segments import (
+    MOMENTS_FILE,
+    SERIES_FILE,
+    WINDOWS_FILE,
+    SegmentPlan,
+    SegmentWindows,
+    write_segment,
+)
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version, check_files, removal_named
 from memory_index.versions.vintage_files import VINTAGES_FILE, with_new_vintages, write_vintages
@@ -81,26 +88,29 @@ def append(
         record = segment_record(folder, windows, sum(map(len, joined.series)) - sum(new_from))
         num_beside = write_new_covariates(staging.path / folder, stored, joined, manifest, new_from)
         num_vintages = write_vintages(staging.path / folder, new_vintages)
-        known_at = np.append(
-            windows.known_at, [np.datetime64(manifest.first_known_at), np.datetime64(manifest.last_known_at)]
-        )
-        child = dataclasses.replace(
-            manifest,
-            format=FORMAT,
-            num_rows=manifest.num_rows + len(windows),
-            first_known_at=str(known_at.min()),
-            last_known_at=str(known_at.max()),
-            data_sha256=joined.content_hash,
-            segments=(
-                *manifest.segments,
-                dataclasses.replace(record, num_covariates=num_beside, num_vintages=num_vintages),
-            ),
-            parent=manifest.fingerprint,
-        )
+        record = dataclasses.replace(record, num_covariates=num_beside, num_vintages=num_vintages)
+        child = _with_segment(manifest, record, windows, joined)
         if set(plan.factories.values()) != {EXACT}:  # an exact scan has nothing to measure
             child = with_recall(staging.path, child, encoder)
         built = dataclasses.replace(built_since(started, table.source), notes=notes, skipped=skipped)
         return staging.publish(dataclasses.replace(child, built=built))
+
+
+def _with_segment(manifest: Manifest, record: SegmentRecord, windows: SegmentWindows, joined: SeriesTable) -> Manifest:
+    """The manifest with one more segment."""
+    known_at = np.append(
+        windows.known_at, [np.datetime64(manifest.first_known_at), np.datetime64(manifest.last_known_at)]
+    )
+    return dataclasses.replace(
+        manifest,
+        format=FORMAT,
+        num_rows=manifest.num_rows + len(windows),
+        first_known_at=str(known_at.min()),
+        last_known_at=str(known_at.max()),
+        data_sha256=joined.content_hash,
+        segments=(*manifest.segments, record),
+        parent=manifest.fingerprint,
+    )
 
 
 def join_new_rows(
