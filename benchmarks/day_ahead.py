@@ -4,10 +4,11 @@
 
 FOLDER holds DE.csv, NP.csv and the published forecasts published_forecasts_DE.csv, published_forecasts_NP.csv of Lago
 et al., *Forecasting day-ahead electricity prices*, Applied Energy 2021. Versions are built on everything before the
-test years; in these the memory grows with each day. Settings are the defaults but for lookback, view and calendar,
-which suit a week; --choose scores the year before the test years, on which choices are made. Arms: the memory with
-and without covariates, the linear map of each alone, and what is published. MAE in euros; Diebold-Mariano test of the
-mean absolute error of a day against the published models. A market whose arms --out holds already is not made again.
+test years; in these the memory grows with each day, its linear map, where it has covariates, each week. Settings are
+the defaults but for one window a day and the calendar; --choose scores the year before the test years, on which choices
+are made. Arms: the memory with and without covariates, the linear map of each alone, a trained run whose map and gate
+go on each week, and what is published. MAE in euros; Diebold-Mariano test of the mean absolute error of a day against
+the published models. A market whose arms --out holds already is not made again.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ import numpy as np
 import pandas as pd
 import typer
 
+from forecaster.backtest import cross_validation_frame, growing
+from forecaster.config import Config
+from forecaster.predictor import load_predictor
+from forecaster.training.fit import train_run
 from memory_index import memory_only
-from memory_index.encoder import EncoderConfig
+from memory_index.backtest.plan import parse_update, plan_backtest
 from memory_index.evaluation import ForecastBlock
 from memory_index.origins import parse_schedule
 from memory_index.splits import Split
@@ -33,10 +38,13 @@ from memory_index.tables.reading import read_table
 from memory_index.tables.series import SeriesTable
 from memory_index.versions.build import build, steps_until
 from memory_index.versions.grown import grown
+from memory_index.versions.opening import open_version
 from memory_index.versions.store import Store
+from memory_index.versions.version import Version
 from memory_index.windows import WindowSpec
 
-HORIZON, LOOKBACK, VIEW = 24, 336, 168
+HORIZON, LOOKBACK = 24, 336
+UPDATE, HALF_LIFE = "weekly", 8760.0  # of the run's map and gate; steps, a year
 KNOWN = {
     "DE": ("Ampirion Load Forecast", "PV+Wind Forecast"),
     "NP": ("Grid load forecast", "Wind power forecast"),
@@ -65,13 +73,10 @@ def days(
     Built on all before `built_until`, scored until `scored_until`.
     """
     table = steps_until(table, np.datetime64(scored_until, "ns"))
-    split = Split(name="until", train_until=built_until, val_until=None, test_until=scored_until)
-    window = WindowSpec(lookback=LOOKBACK, horizon=HORIZON, stride=HORIZON)
-    encoder = EncoderConfig(views=(VIEW,))
     errors: dict[str, list[np.ndarray]] = {"memory": [], "map": []}
     origins: list[np.ndarray] = []
     with tempfile.TemporaryDirectory() as place:
-        version = build(table, Store(place), "prices", window=window, split=split, encoder=encoder)
+        version = built(table, Path(place), built_until, scored_until)
         part = table if grow else steps_until(table, np.datetime64(built_until, "ns"))
         with grown(version, part) as memory:
 
@@ -86,6 +91,39 @@ def days(
     order = np.argsort(np.concatenate(origins))
     dates = np.concatenate(origins)[order] + np.timedelta64(1, "h")
     return {name: np.concatenate(parts)[order] for name, parts in errors.items()}, [str(d)[:10] for d in dates]
+
+
+def built(table: SeriesTable, folder: Path, built_until: str, scored_until: str) -> Version:
+    """A version of all before `built_until`."""
+    split = Split(name="until", train_until=built_until, val_until=None, test_until=scored_until)
+    window = WindowSpec(lookback=LOOKBACK, horizon=HORIZON, stride=HORIZON)
+    return build(table, Store(folder), "prices", window=window, split=split)
+
+
+def days_of_run(table: SeriesTable, built_until: str, scored_until: str) -> np.ndarray:
+    """Absolute errors [days, 24] of a run that is trained on all before `built_until`, and goes on."""
+    table = steps_until(table, np.datetime64(scored_until, "ns"))
+    config = Config.from_dict({"lookback": LOOKBACK, "horizon": HORIZON, "train_stride": HORIZON})
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        version = built(table, place, built_until, scored_until)
+        memory = open_version(version)
+        trained = train_run(table, memory, version.ref, config, place / "run", neighbours_dir=place / "neighbours")
+        predictor = load_predictor(trained.run)
+        with grown(version, table) as memory:
+            plan = plan_backtest(
+                table,
+                version.manifest,
+                predictor.units,
+                horizon=HORIZON,
+                fitted_at=max(version.manifest.fitted_known_at, predictor.seen_until),
+                schedule=SCHEDULE,
+                update=parse_update(UPDATE),
+            )
+            frame = cross_validation_frame(
+                growing(trained.run, predictor, memory, plan, half_life=HALF_LIFE), table, plan
+            )
+    return np.abs((frame["y"] - frame["yhat"]).to_numpy()).reshape(-1, HORIZON)
 
 
 def published(folder: Path, market: str, dates: list[str]) -> dict[str, np.ndarray]:
@@ -115,7 +153,7 @@ def main(
     """Measure, and print a line for each arm."""
     kept: dict[str, float] = json.loads(out.read_text()) if out is not None and out.exists() else {}
     for name in market or [*KNOWN]:
-        if f"{name} memory with covariates, memory as built" in kept:
+        if f"{name} run without covariates" in kept:
             continue
         before, chosen_until, last = ENDS[name]
         built_until, scored_until = (before, chosen_until) if choose else (chosen_until, last)
@@ -137,15 +175,21 @@ def main(
                 f"({len(dates)} days, {time.perf_counter() - began:.0f} s)",
                 flush=True,
             )
-            if out is not None:
-                out.write_text(json.dumps(kept, indent=1))
+        for label, with_covariates in (("with covariates", True), ("without covariates", False)):
+            began = time.perf_counter()
+            errors = days_of_run(read(folder, name, with_covariates=with_covariates), built_until, scored_until)
+            every[f"run, {label}"] = errors
+            kept[f"{name} run {label}"] = float(errors.mean())
+            print(f"{name} {label}: run {errors.mean():.3f} ({time.perf_counter() - began:.0f} s)", flush=True)
+        if out is not None:
+            out.write_text(json.dumps(kept, indent=1))
         if choose or not dates:
             continue
         for other, errors in published(folder, name, dates).items():
             told = [
                 f"{arm} p={diebold_mariano(every[arm], errors):.3f}"
                 for arm in every
-                if arm.startswith("memory, with c")
+                if arm in ("memory, with covariates", "run, with covariates")
             ]
             print(f"{name} {other}: {errors.mean():.3f}; smaller errors than it: {'; '.join(told)}", flush=True)
 

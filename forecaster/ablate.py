@@ -66,6 +66,7 @@ CONTROLS = (
         settings={"use_llm": True, "llm": "builtin:tiny", "llm_layers": None, "use_gram": True},
     ),
     Arm(name="LLM, without memory", group="controls", settings={"use_llm": True, "use_gram": False}),
+    Arm(name="covariates in the memory alone", group="controls", settings={"use_covariates": False}),
     Arm(name="no linear shortcut", group="controls", settings={"use_shortcut": False}),
     Arm(
         name="network off (value gate only)",
@@ -172,6 +173,8 @@ def ablate(
     """
     out, neighbours_dir = Path(out), Path(neighbours_dir)
     check_fits(config, memory, table)
+    if not memory.manifest.covariates:
+        arms = tuple(arm for arm in arms if "use_covariates" not in arm.settings)
     settings = possible_arms(arms, config, note=watch.note)
     part_windows(memory, table, part, horizon=config.model.horizon)
     trained = list(dict.fromkeys(settings.values()))  # arms of the same settings have the same runs

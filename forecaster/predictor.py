@@ -32,6 +32,7 @@ from memory_index.neighbours import Neighbours, mean_over_spaces
 from memory_index.transforms import Curve
 from memory_index.versions.manifest import Manifest
 
+SHORTCUT_WEIGHT = "shortcut.weight"
 SMEARED_LEVELS = tuple((4 * each + 2) / 100 for each in range(25))  # the middles of 25 equally likely parts
 
 
@@ -152,7 +153,9 @@ def output_of(model: ForecastModel, part: Batch) -> ModelOutput:
     model.eval()
     moved = part.to(next(model.parameters()).device)
     with torch.inference_mode():
-        output: ModelOutput = model(moved.context, moved.neighbours, unit=moved.unit, fold=moved.fold)
+        output: ModelOutput = model(
+            moved.context, moved.neighbours, unit=moved.unit, fold=moved.fold, beside=moved.beside
+        )
     return output
 
 
@@ -176,8 +179,13 @@ def load_predictor(run: Run, *, device: str = "auto", llm: str | None = None, st
         check_reference(backbone, record.backbone, str(run.path))
     weights, _ = run.weights()
     num_networks = num_networks_in(set(weights))
+    read = len(weights[SHORTCUT_WEIGHT]) if SHORTCUT_WEIGHT in weights else config.model.lookback
     model = ForecastModel(
-        config.model, num_spaces=len(record.index.spaces), backbone=backbone, num_networks=num_networks
+        config.model,
+        num_spaces=len(record.index.spaces),
+        backbone=backbone,
+        num_networks=num_networks,
+        num_beside=read - config.model.lookback,
     )
     load_into(model, weights, where=run.path / WEIGHTS)
     used, seen_until = state_of(run, state), record.data.seen_until

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from memory_index.covariate_map import MAX_CLASSES, CovariateColumn, CovariateLayout
+from memory_index.covariate_ridge import NUM_FOLDS, Sums, choose, of_folds, recent, solve
 from memory_index.covariate_tables import aligned_values, stored_in
 from memory_index.covariates import Covariate
 from memory_index.encoder import DualKeyEncoder
@@ -26,12 +27,6 @@ from memory_index.windows import cut
 MAX_WINDOWS = 8192  # that is fitted on, spread evenly: windows overlap, so that more change little
 LEAST_WINDOWS = 512  # of a series, if it has so many
 CHUNK = 1024  # windows handled at once
-NUM_FOLDS = 3  # blocks of time
-OFF = math.inf  # the penalty of a column that takes no part
-COLUMN_PENALTIES = (0.03, 0.3, 3.0, OFF)  # relative to the mean square of the column's numbers
-WINDOW_PENALTIES = (0.01, 0.03, 0.1)  # likewise of the window itself
-SWEEPS = 1  # over all columns
-LEAST_GAIN = 0.001  # of the squared error: what a column must be worth to take part
 GROWS_FROM = "penalties"  # the array without which a version's maps stand still (`growing_maps.py`)
 MAX_FORECAST_PARTS = 32  # principal parts of the map's forecast that keys are made of
 
@@ -118,38 +113,10 @@ def _units(column: Covariate, values: np.ndarray, table: SeriesTable) -> Covaria
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sums:
-    """Over some windows: of x x^T [D, D] and x f^T [D, H], x the window and what stands beside it, f its future, both
-    in the window's own location and spread; of f^2, and how many windows.
-    """
-
-    gram: np.ndarray
-    cross: np.ndarray
-    square: float
-    num: int
-
-    @classmethod
-    def zero(cls, width: int, horizon: int) -> Sums:
-        """Of no windows."""
-        return cls(gram=np.zeros((width, width)), cross=np.zeros((width, horizon)), square=0.0, num=0)
-
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(
-            gram=self.gram + other.gram,
-            cross=self.cross + other.cross,
-            square=self.square + other.square,
-            num=self.num + other.num,
-        )
-
-    def of(self, chosen: np.ndarray) -> Sums:
-        """With some of the numbers x only. chosen: int64 [d]."""
-        return replace(self, gram=self.gram[np.ix_(chosen, chosen)], cross=self.cross[chosen])
-
-
-@dataclass(frozen=True, kw_only=True)
 class FittedView:
     """ridge: [D, H]. folds: [F, D, H], of each block of time the map of the others; none where the table is too short.
-    total: what ridge was solved from. root: [D, r], whose product with a difference of two x has the length of the
+    total: what ridge was solved from. recent: the same with the weight of a window halved for each block of time that
+    it lies back. root: [D, r], whose product with a difference of two x has the length of the
     forecast-aware distance. weights: float64 [C], of each column in the condition part. condition: [horizon numbers,
     condition_width], from those of a window to the condition part of its key.
     """
@@ -157,6 +124,7 @@ class FittedView:
     ridge: np.ndarray
     folds: np.ndarray
     total: Sums
+    recent: Sums
     root: np.ndarray
     weights: np.ndarray
     condition: np.ndarray
@@ -191,8 +159,8 @@ class CovariateFit:
             total = total + each
         block = numbers_blocks(self.layout, view)
         if self.penalties is None:
-            self.penalties = _choose(by_fold, total, block, 1 + len(self.layout.columns))
-        ridge, folds = solve(total, self.penalties, block), _of_folds(by_fold, self.penalties, block)
+            self.penalties = choose(by_fold, total, block, 1 + len(self.layout.columns))
+        ridge, folds = solve(total, self.penalties, block), of_folds(by_fold, self.penalties, block)
         forecast_weight, config = self.encoder.config.forecast_weight, self.encoder.config
         _, vectors = np.linalg.eigh(ridge.T @ (total.gram / max(total.num, 1)) @ ridge)
         parts = ridge @ vectors[:, ::-1][:, :MAX_FORECAST_PARTS]
@@ -205,6 +173,7 @@ class CovariateFit:
             ridge=ridge,
             folds=folds,
             total=total,
+            recent=recent(by_fold),
             root=root,
             weights=weights,
             condition=self._condition(horizon, weights),
@@ -218,7 +187,7 @@ class CovariateFit:
         arrays = {GROWS_FROM: self.penalties, "strides": np.array(self.strides, dtype=np.int64)}
         for view, each in fitted.items():
             arrays |= {f"folds-{view}": each.folds, f"gram-{view}": each.total.gram, f"cross-{view}": each.total.cross}
-            arrays["num-windows"] = np.array([each.total.num], dtype=np.int64)
+            arrays |= {f"recent-gram-{view}": each.recent.gram, f"recent-cross-{view}": each.recent.cross}
         arrays = {name: a.astype(np.float32) if a.ndim > 1 else a for name, a in arrays.items()}
         num_folds = len(arrays[f"folds-{min(fitted)}"])
         every = np.unique(np.concatenate([s.times[r] for s, r in zip(self.table.series, self.origins, strict=True)]))
@@ -233,6 +202,7 @@ class CovariateFit:
             starts += [every[gap] + 1, every[gap + 1]]
             numbers += [num_folds, fold]
         order = np.argsort(np.array(starts), kind="stable")
+        arrays["half-life"] = np.array([max(1, int((every[-1] - every[0]) // np.timedelta64(NUM_FOLDS, "ns")))])
         arrays["map-starts"] = np.array(starts)[order].astype("datetime64[ns]").view(np.int64)
         arrays["map-numbers"] = np.array(numbers, dtype=np.int64)[order]
         return arrays
@@ -319,68 +289,3 @@ def _folds(times: np.ndarray, rows: np.ndarray, edges: np.ndarray, lookback: int
     first = np.searchsorted(edges, times[rows - lookback + 1], side="right")
     last = np.searchsorted(edges, times[rows + horizon], side="right")
     return np.where(first == last, first, NUM_FOLDS)
-
-
-def _choose(by_fold: list[Sums], total: Sums, block: np.ndarray, num_blocks: int) -> np.ndarray:
-    """The penalty of the window and of each column with the least error on blocks of time that were left out.
-
-    One after the other, from all columns at a middle one; a column that is worth less than `LEAST_GAIN` is off. Tables
-    that are too short for blocks of their own keep the middle ones.
-    """
-    penalties = np.full(num_blocks, COLUMN_PENALTIES[1])
-    penalties[0] = WINDOW_PENALTIES[0]
-    folds = [fold for fold in by_fold[:NUM_FOLDS] if fold.num]
-    if len(folds) < 2:
-        return penalties
-    known: dict[tuple[float, ...], float] = {}
-
-    def error(trial: np.ndarray) -> float:
-        name = tuple(trial.tolist())
-        if name not in known:
-            known[name] = sum(_error(fold, folds, trial, block) for fold in folds)
-        return known[name]
-
-    for _ in range(SWEEPS):
-        for number in (*range(1, num_blocks), 0):
-            found = []
-            for value in COLUMN_PENALTIES if number else WINDOW_PENALTIES:
-                trial = penalties.copy()
-                trial[number] = value
-                found.append((error(trial) * (1 + LEAST_GAIN * (number > 0 and value != OFF)), value))
-            penalties[number] = min(found)[1]
-    return penalties
-
-
-def _of_folds(by_fold: list[Sums], penalties: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """[F, D, H]: of each block of time the map of the others; none where there are fewer than two."""
-    folds = by_fold[:NUM_FOLDS]
-    if not all(fold.num for fold in folds):
-        return np.empty((0, len(block), folds[0].cross.shape[1]))
-    return np.stack([solve(_others(fold, folds), penalties, block) for fold in folds])
-
-
-def _others(held_out: Sums, folds: list[Sums]) -> Sums:
-    total = Sums.zero(*held_out.cross.shape)
-    for fold in folds:
-        if fold is not held_out:
-            total = total + fold
-    return total
-
-
-def _error(held_out: Sums, folds: list[Sums], penalties: np.ndarray, block: np.ndarray) -> float:
-    """The squared error on a block of time of the map that is fitted on the others."""
-    ridge = solve(_others(held_out, folds), penalties, block)
-    return held_out.square + float(np.sum(ridge * (held_out.gram @ ridge - 2 * held_out.cross)))
-
-
-def solve(sums: Sums, penalties: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """[D, H]: the ridge with a penalty for each block of numbers, relative to their mean square; 0 where it is off."""
-    used = np.flatnonzero(np.isfinite(penalties[block]))
-    part, of = sums.of(used), block[used]
-    square = np.bincount(of, weights=np.diagonal(part.gram), minlength=len(penalties))
-    mean_square = square / np.maximum(np.bincount(of, minlength=len(penalties)), 1)
-    floor = 1e-9 * max(float(mean_square.max(initial=0)), 1e-300)  # a column that never changes has no mean square
-    penalty = penalties[of] * np.maximum(mean_square[of], floor)
-    ridge = np.zeros((len(block), part.cross.shape[1]))
-    ridge[used] = np.linalg.solve(part.gram + np.diag(penalty), part.cross)
-    return ridge

@@ -6,10 +6,12 @@ of them beside its map of the whole training part, and a time decides which one 
     in the training part    the map of the other blocks of time (`fit_covariates.py`)
     after it                the map as of the last beat before: of the training part, and of all that was known by then
 
-Beats are weeks of a daily season (or whatever seven seasons are), and lie further apart as the history gets longer, so
-that a version that has grown tenfold has some hundred. Maps of beats are made when they are needed, from the sums of
-the training part and the stored windows; nothing of them is stored. What a map as of the origin of a stored window
-missed of its future, its **residual**, is what the window says to a query.
+The map as of a beat is the mean of two, one that forgets nothing and one for which what lies a third of the training
+part back counts half, so that a market which has changed is met half way. The first beat is the end of the training
+part; others are weeks of a daily season (or whatever seven seasons are), and lie further apart as the history gets
+longer, so that a version that has grown tenfold has some hundred. Maps of beats are made when they are needed, from the
+sums of the training part and the stored windows; nothing of them is stored. What a map as of the origin of a stored
+window missed of its future, its **residual**, is what the window says to a query.
 
 D = view + P numbers, see `covariate_map.py`. Cost: 2 D^2 flops for each window known since, 2/3 D^3 for each beat.
 """
@@ -23,7 +25,8 @@ from functools import cached_property
 import numpy as np
 
 from memory_index.covariate_map import CovariateLayout
-from memory_index.fit_covariates import GROWS_FROM, Sums, numbers_blocks, solve
+from memory_index.covariate_ridge import Sums, solve
+from memory_index.fit_covariates import GROWS_FROM, numbers_blocks
 from memory_index.moved_futures import numbers_beside
 from memory_index.products import project
 from memory_index.threads import one_blas_thread
@@ -74,17 +77,15 @@ class GrowingMaps:
     @cached_property
     def beats(self) -> np.ndarray:
         """datetime64[ns] [M], ascending: when the maps go on, as far as windows are known."""
-        windows, last = self.windows, self.windows.known_at.max()
-        if last <= self.fitted_at:
-            return np.empty(0, dtype="datetime64[ns]")
+        windows, last = self.windows, max(self.windows.known_at.max(), self.fitted_at)
         before = len(windows.step.until(windows.times.min(), self.fitted_at))
         grid = windows.step.until(self.fitted_at, last)
         season = windows.step.season
         apart = SEASONS_APART * season if season is not None else windows.spec.horizon
-        places, place = [], 0
+        places, place = [0], 0
         while (place := place + max(apart, (before + place) // SHARE_APART)) < len(grid):
             places.append(place)
-        return grid[places]
+        return np.append(self.fitted_at, grid[places[1:]])
 
 
 class _ViewMaps:
@@ -94,7 +95,7 @@ class _ViewMaps:
         self.whole, self.view, self.lock = whole, view, threading.RLock()
         self.maps = [*whole.arrays[f"folds-{view}"], whole.arrays[f"ridge-{view}"]]
         self.block = numbers_blocks(layout, view)
-        self.sums: Sums | None = None
+        self.sums: list[Sums] = []  # of all, and with forgetting
         horizon = whole.windows.spec.horizon
         is_kept = 4 * len(whole.windows) * horizon <= TABLE_BYTES
         self.table = np.empty((len(whole.windows), horizon), dtype=np.float32) if is_kept else None
@@ -111,17 +112,21 @@ class _ViewMaps:
     def _go_on(self) -> None:
         """Make the map of the next beat."""
         arrays, whole, view = self.whole.arrays, self.whole, self.view
-        if self.sums is None:
-            gram, cross = (arrays[f"{name}-{view}"].astype(np.float64) for name in ("gram", "cross"))
-            self.sums = Sums(gram=gram, cross=cross, square=0.0, num=int(arrays["num-windows"][0]))
+        if not self.sums:
+            names = (("gram", "cross"), ("recent-gram", "recent-cross"))
+            every = ((arrays[f"{name}-{view}"].astype(np.float64) for name in each) for each in names)
+            self.sums = [Sums(gram=gram, cross=cross, square=0.0, num=0.0) for gram, cross in every]
         beat = len(self.maps) - whole.num_folds - 1
-        edges = [whole.fitted_at if beat == 0 else whole.beats[beat - 1], whole.beats[beat]]
+        edges = whole.beats[[max(beat - 1, 0), beat]]
         first, end = np.searchsorted(self._known_at, edges, side="right")
+        self.sums[1] = self.sums[1].scaled(0.5 ** (float(edges[1] - edges[0]) / float(arrays["half-life"][0])))
         for _, x, future in normalised(whole.windows, self._rows[first:end], view):
             known = np.isfinite(future).all(axis=1)
             x, future = x[known], future[known]
-            self.sums += Sums(gram=x.T @ x, cross=x.T @ future, square=0.0, num=len(x))
-        self.maps.append(solve(self.sums, arrays["penalties"], self.block).astype(np.float32))
+            new = Sums(gram=x.T @ x, cross=x.T @ future, square=0.0, num=len(x))
+            self.sums = [each + new for each in self.sums]
+        both = [solve(each, arrays["penalties"], self.block) for each in self.sums]
+        self.maps.append(np.mean(both, axis=0).astype(np.float32))
 
     @cached_property
     def _rows(self) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from service_fixtures import PATIENCE_S, whole_service
 from cli.commands.index_serve import served_runs
 from cli.main import run
 from forecaster import Forecaster
+from forecaster.runs.states import numbers_of
 from memory_index.errors import DataError, UsageError
 from memory_index.versions.store import Store
 
@@ -129,15 +131,16 @@ def test_a_service_forecasts_from_a_history_with_its_future(made: Path, call: An
     assert "'temperature'" in asked[1].json()["error"]["message"]
 
 
-def test_a_run_with_covariates_does_not_go_on_but_its_memory_does(made: Path, call: Any) -> None:
-    asked = ["forecast", str(made / "history.csv"), "--run", str(made / "run"), "--future", str(made / "future.csv")]
-    code, _, err = call(*asked, "--update")
-    assert (code, "cannot go on" in err) == (6, True)
-    assert Store(made).numbers("d") == (1,)  # nothing was appended first
-    code, _, err = call(
-        "backtest", str(made / "history.csv"), "--run", str(made / "run"), "--from", AT, "--at", "05:00"
-    )
-    assert (code, "only the memory grows" in err) == (0, True)
+def test_a_run_with_covariates_goes_on(made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(made, tmp_path / "made")
+    folder, history = tmp_path / "made", str(tmp_path / "made" / "history.csv")
+    where = ["--run", str(folder / "run"), "--indexes-dir", str(folder)]
+    assert run(["forecast", history, *where, "--future", str(folder / "future.csv"), "--update", "--json"]) == 0
+    assert Store(folder).numbers("d") == (1, 2)
+    assert numbers_of(folder / "run") == [0, 1]
+    capfd.readouterr()
+    assert run(["backtest", history, *where, "--from", AT, "--at", "05:00"]) == 0
+    assert "only the memory grows" not in capfd.readouterr().err
 
 
 def test_neighbours_tell_the_condition_part(made: Path, call: Any) -> None:

@@ -288,7 +288,7 @@ def _growing_run(opened: _Opened, memory: Memory, plan: BacktestPlan, half_life:
     assert opened.run is not None, "asked of a run"
     assert opened.predictor is not None, "a run was opened"
     if not has_states(opened.run):
-        note("only the memory grows: this run keeps no normal equations (networks, covariates, or an earlier program)")
+        note("only the memory grows: this run keeps no normal equations (networks, or an earlier program)")
         return None
     with progress("catching up") as report:
         run = open_run(opened.run)

@@ -38,7 +38,7 @@ def show(run: Folder, as_json: AsJson = False) -> None:
         print_json("run-show", document | {"state": used, "states": [_document(each) for each in states]})
         return
     if not states:
-        note(f"{run} cannot go on: it keeps no normal equations (networks, covariates, or an earlier program)")
+        note(f"{run} cannot go on: it keeps no normal equations (networks, or an earlier program)")
         return
     rows = [_row(each, used) for each in states]
     print_table(["state", "", "learned up to", "windows since training", "half-life", "gate", "index", "made"], rows)

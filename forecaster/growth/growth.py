@@ -22,6 +22,8 @@ import torch
 from forecaster.config import Config
 from forecaster.model.model import ForecastModel
 from forecaster.retrieval.batches import LiveBlock, fill_of, units_inside
+from forecaster.retrieval.beside import of_stored
+from forecaster.training.closed_form import beside_of
 from forecaster.training.fit_gate import (
     Evidence,
     GateFit,
@@ -31,9 +33,10 @@ from forecaster.training.fit_gate import (
     horizon_steps,
     part_forecasts,
 )
-from forecaster.training.linear_maps import MapChoice, prior_maps
+from forecaster.training.linear_maps import MapChoice, prior_maps, solve_map
 from forecaster.training.normal_equations import CHUNK, NormalEquations, normalised
 from forecaster.training.quadratics import Quadratic
+from memory_index.covariate_map import CovariateLayout
 from memory_index.memory import Memory
 from memory_index.windows import StoredWindows, cut, origin_rows
 
@@ -48,7 +51,7 @@ class Trained:
     between two training windows of a series: in the sums, each window stands for so many. made_do: whether these asked
     with less of a memory than a forecast has. series_weight: how much the windows of each trained series count
     (`training/weighing.py`). units: their training standard deviations, raw. folds: evidence of the held-out training
-    windows.
+    windows. layout: of the covariates that the map reads, None for none.
     """
 
     began_at: np.datetime64
@@ -60,6 +63,7 @@ class Trained:
     series_weight: Mapping[str, float]
     units: Mapping[str, float]
     folds: tuple[tuple[Quadratic, ...], ...]
+    layout: CovariateLayout | None = None
 
 
 class Waiting(NamedTuple):
@@ -134,7 +138,7 @@ class Growth:
         batch = block.batch.take(np.flatnonzero(flat))
         memory = None if batch.neighbours is None else batch.neighbours.forecasts
         with torch.inference_mode():
-            parts = part_forecasts(model, batch.context, batch.unit, memory, self.steps).numpy()
+            parts = part_forecasts(model, batch.context, batch.unit, memory, self.steps, beside=batch.beside).numpy()
         there = np.ones(parts.shape[:2], dtype=bool)
         if batch.neighbours is not None:
             there[:, self.trained.num_bases :] = batch.neighbours.found.numpy()
@@ -223,14 +227,19 @@ class Growth:
                 floor=model.spread_floor,
                 fill=fill_of(windows),
             )
-            self.equations = self.equations + NormalEquations.of(found.z, found.future, weight[part])
+            x = found.z
+            if self.trained.layout is not None:
+                number = np.searchsorted(windows.offset, position[part], side="right") - 1
+                beside = of_stored(self.trained.layout, windows, number, position[part] - windows.offset[number])
+                x = np.concatenate([x, beside * (unit[part] / found.spread)[:, None]], axis=1)
+            self.equations = self.equations + NormalEquations.of(x, found.future, weight[part])
         self.num_windows += len(position)
 
     def linear_map(self) -> np.ndarray:
-        """float64 [L, H], as of now."""
-        model, choice = self.config.model, self.trained.choice
-        prior = prior_maps(model.lookback, model.horizon, model.season)[choice.prior]
-        return self.equations.solve(choice.penalty, prior, choice.lookback)
+        """float64 [L + P, H], as of now."""
+        model, layout = self.config.model, self.trained.layout
+        priors = prior_maps(model.lookback, model.horizon, model.season)
+        return solve_map(self.equations, self.trained.choice, priors, None if layout is None else beside_of(layout))
 
     def gate(self, hats: torch.Tensor) -> tuple[torch.Tensor, GateFit]:
         """Logits [P, knots] as of now, and how they were chosen. hats: float64 [knots, H]."""

@@ -5,7 +5,9 @@ part. On each beat the gate learns from the forecasts of origins that it knows b
 Origins between two beats are forecast with the map of the first of them. So a state depends on its time alone: seven
 daily updates go through the same beats as one weekly, in the same order.
 
-The gate is told by every few origins (`gate_stride`): a window of H steps looks much like the one a step later.
+The gate is told by every few origins (`gate_stride`): a window of H steps looks much like the one a step later. Behind
+a memory with covariates no origin tells it here: what was known ahead of the last ones is not stored, and a state would
+depend on how often it was updated. There the gate learns in backtests alone, whose tables have it.
 """
 
 from __future__ import annotations
@@ -106,7 +108,9 @@ def _asked(
     """Consecutive beats, and the origins between them that tell the gate, asked at once."""
     settings = growth.config.model
     num = min(len(table.series), GATE_SERIES)
-    origins = [_telling(growth, memory, each, n, stride, beats) for n, each in enumerate(table.series)]
+    origins = [np.empty(0, dtype=np.int64) for _ in table.series]
+    if not memory.manifest.covariates:
+        origins = [_telling(growth, memory, each, n, stride, beats) for n, each in enumerate(table.series)]
     moments = max(1, min(MOMENTS, WINDOWS // num))
     size = max(1, moments * stride // beat_steps(settings.horizon, settings.season))
     for start in range(0, len(beats) - 1, size):

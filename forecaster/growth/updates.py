@@ -14,6 +14,7 @@ from forecaster.growth.growth import Growth, Trained, packed, unpacked
 from forecaster.growth.operation import Report, catch_up, known_until
 from forecaster.model.model import ForecastModel
 from forecaster.retrieval.batches import CachedWindows
+from forecaster.retrieval.beside import layout_of
 from forecaster.runs.records import refusals_named
 from forecaster.runs.run import LOCK, Run
 from forecaster.runs.states import StateRecord, current_number, numbers_of, read_arrays, read_state, write_state
@@ -21,8 +22,10 @@ from forecaster.training.closed_form import ClosedForm
 from forecaster.training.linear_maps import MapChoice
 from forecaster.training.weighing import weights_of
 from memory_index import files
+from memory_index.covariate_map import CovariateLayout
 from memory_index.errors import UsageError
 from memory_index.memory import Memory
+from memory_index.versions.manifest import covariate_column
 
 HalfLife = float | None | Literal["same"]  # steps, None to forget nothing, or that of the state before
 FOLD_ARRAYS = ("fold", "there", "matrix", "num")
@@ -39,10 +42,9 @@ def begin(
 ) -> StateRecord | None:
     """Write state 0 of a run that has just been trained; None for one that cannot go on.
 
-    A run with networks cannot: they would have to be trained again. Nor can one whose index has covariates: what was
-    known ahead of each origin is not stored.
+    A run with networks cannot: they would have to be trained again.
     """
-    if run.config.model.use_network or memory.manifest.covariates:
+    if run.config.model.use_network:
         return None
     if closed_form.equations is None or closed_form.evidence is None:
         return None
@@ -64,6 +66,7 @@ def begin(
         series_weight=dict(zip(names, map(float, counted), strict=True)),
         units=record.data.units,
         folds=evidence.folds,
+        layout=layout_of(memory.manifest, run.config.model),
     )
     growth = Growth(config=run.config, trained=trained, equations=closed_form.equations, until=trained.began_at)
     return write_state(
@@ -89,7 +92,12 @@ def read_growth(run: Run, number: int | None = None) -> tuple[StateRecord, Growt
     every = unpacked(*(arrays[f"trained_{name}"] for name in FOLD_ARRAYS[1:]))
     for fold, each in zip(arrays["trained_fold"], every, strict=True):
         folds.setdefault(int(fold), []).append(each)
-    told = first.trained
+    told, model = first.trained, run.config.model
+    layout = None
+    if (columns := told.get("covariates")) is not None:
+        layout = CovariateLayout(
+            columns=tuple(map(covariate_column, columns)), lookback=model.lookback, horizon=model.horizon
+        )
     trained = Trained(
         began_at=np.datetime64(told["began_at"], "ns"),
         choice=MapChoice(**told["choice"]),
@@ -100,6 +108,7 @@ def read_growth(run: Run, number: int | None = None) -> tuple[StateRecord, Growt
         series_weight={name: told["series_weight"][name] for name in run.record.data.series_ids},
         units=run.record.data.units,
         folds=tuple(tuple(each) for _, each in sorted(folds.items())),
+        layout=layout,
     )
     growth = growth_of(run.config, trained, arrays if record.number == 0 else read_arrays(run.path, record))
     growth.half_life = record.half_life
@@ -178,4 +187,5 @@ def _trained_document(trained: Trained) -> dict[str, Any]:
         "train_stride": trained.train_stride,
         "made_do": trained.made_do,
         "series_weight": dict(trained.series_weight),
+        "covariates": None if trained.layout is None else [asdict(column) for column in trained.layout.columns],
     }

@@ -32,13 +32,20 @@ class ForecastModel(nn.Module):
     `gating` and `retrieval_prompt`, and `value_gate`; the reprogrammed language model = their `llm_path`.
 
     num_spaces: V, the key spaces of the memory that it is trained against; without GRA-M none is used. num_networks: F,
-    one for each fold, or one where the network is the whole forecast; none without `use_network`. A part that is
+    one for each fold, or one where the network is the whole forecast; none without `use_network`. num_beside: P, the
+    numbers of covariates that the linear map reads beside a window. A part that is
     switched off has no module, no token, no loss. `state_dict()` holds what is trained or fitted; the frozen language
     model, which all networks share, is not in it.
     """
 
     def __init__(
-        self, config: ModelConfig, *, num_spaces: int, backbone: Backbone | None, num_networks: int = 1
+        self,
+        config: ModelConfig,
+        *,
+        num_spaces: int,
+        backbone: Backbone | None,
+        num_networks: int = 1,
+        num_beside: int = 0,
     ) -> None:
         super().__init__()
         if (backbone is None) == config.use_llm:
@@ -51,7 +58,7 @@ class ForecastModel(nn.Module):
         )
         self.shortcut = None
         if config.use_shortcut:
-            self.shortcut = LinearShortcut(config.lookback, config.horizon, config.season)
+            self.shortcut = LinearShortcut(config.lookback, config.horizon, config.season, num_beside)
         names = () if self.shortcut is None else self.shortcut.names
         self.base_names = (*names, *((NETWORK,) if len(self.networks) else ())) or NO_BASE
         self.value_gate = ValueGate(len(self.base_names), self.num_mixed, config.horizon)
@@ -68,17 +75,23 @@ class ForecastModel(nn.Module):
         return [network for network in self.networks if isinstance(network, Network)]
 
     def forward(
-        self, context: Tensor, neighbours: NeighbourTensors | None, *, unit: Tensor, fold: Tensor | None = None
+        self,
+        context: Tensor,
+        neighbours: NeighbourTensors | None,
+        *,
+        unit: Tensor,
+        fold: Tensor | None = None,
+        beside: Tensor | None = None,
     ) -> ModelOutput:
         """One forecast of B windows.
 
         context: float32 [B, L], raw units. neighbours: required with GRA-M, and None without. unit: [B], the training
-        standard deviation of each window's series. fold: see `Batch.fold`.
+        standard deviation of each window's series. fold, beside: see `Batch`.
         """
         location, spread, z = self._normalised(context, neighbours, unit)
         memory, found = self._memory(neighbours, location, spread)
         networks, trend, gating = self._networks(z, neighbours, memory, found, fold)
-        bases = self.bases(z, fold)
+        bases = self.bases(z, fold, scaled_beside(beside, unit, spread))
         if len(self.networks):
             bases = torch.cat([bases, networks.mean(dim=1, keepdim=True)], dim=1)
         mixed = self.value_gate(bases, memory, found)
@@ -146,12 +159,17 @@ class ForecastModel(nn.Module):
             forecast = forecast.index_copy(0, rows, output.forecast[:, None])
         return forecast, None, None
 
-    def bases(self, z: Tensor, fold: Tensor | None) -> Tensor:
-        """The bases that need no network, [B, M, H]; a zero where there is no base at all."""
+    def bases(self, z: Tensor, fold: Tensor | None, beside: Tensor | None = None) -> Tensor:
+        """The bases that need no network, [B, M, H]; a zero where there is no base at all. beside: scaled."""
         if self.shortcut is None:
             return z.new_zeros(len(z), 0 if len(self.networks) else len(NO_BASE), self.config.horizon)
-        bases: Tensor = self.shortcut(z, fold)
+        bases: Tensor = self.shortcut(z, fold, beside)
         return bases
+
+
+def scaled_beside(beside: Tensor | None, unit: Tensor, spread: Tensor) -> Tensor | None:
+    """Numbers of covariates [B, P] as a window is scaled: their effect is in the target's units."""
+    return None if beside is None else beside * (unit / spread)[:, None]
 
 
 def num_networks_in(names: set[str]) -> int:

@@ -50,7 +50,9 @@ class Batch:
     training standard deviation of each window's series, in which errors are counted. neighbours: None where the model
     has no memory. fold: int64 [B], in training only: the block of time that each window lies in, whose linear
     shortcut was fitted on the other blocks, and whose network was trained on them; None uses the fit on all and the
-    mean of the networks. admitted: bool [B, F], in training only: which network may be trained on which window.
+    mean of the networks. admitted: bool [B, F], in training only: which network may be trained on which window. beside:
+    float32 [B, P], the numbers of covariates in training units (`retrieval/beside.py`), None for a model that reads
+    none.
     """
 
     context: Tensor
@@ -59,6 +61,7 @@ class Batch:
     neighbours: NeighbourTensors | None
     fold: Tensor | None = None
     admitted: Tensor | None = None
+    beside: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.context)

@@ -15,6 +15,7 @@ import torch
 
 from forecaster.config import ModelConfig
 from forecaster.model.types import Batch
+from forecaster.retrieval.beside import TableCovariates, layout_of, of_queries
 from forecaster.retrieval.folds import NO_FOLDS, FoldPlan
 from forecaster.retrieval.neighbours import Condensed, Fans, condense, neighbour_tensors
 from memory_index.leakage import Policy
@@ -54,7 +55,8 @@ class CachedWindows:
     All in units of the memory's transform. values: float32 [T], all series of the table end to end. position: int64
     [n], where each window's last context step is in `values`. series: int [n], numbers in the table. unit: float32
     [n]. fold: int64 [n] or None, admitted: bool [n, F] or None, see `Batch`. folds: how they were made. condensed,
-    fans: memory-mapped, of the `windows` of the memory that answered; None without GRA-M.
+    fans: memory-mapped, of the `windows` of the memory that answered; None without GRA-M. covariates: of the table, for
+    a model that reads them. first: int64 [N], where each series of the table begins in `values`.
     """
 
     config: ModelConfig
@@ -69,6 +71,8 @@ class CachedWindows:
     fans: Fans | None = None
     windows: StoredWindows | None = None
     spaces: Sequence[KeySpace] = ()
+    covariates: TableCovariates | None = None
+    first: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.position)
@@ -86,6 +90,13 @@ class CachedWindows:
     def futures(self, indices: np.ndarray | slice) -> np.ndarray:
         """float32 [n, H], NaN where a cell is missing."""
         return cut(self.values, self.position[indices] + 1, self.config.horizon)
+
+    def beside(self, indices: np.ndarray | slice) -> torch.Tensor | None:
+        """See `Batch.beside`."""
+        if self.covariates is None or self.first is None:
+            return None
+        series = self.series[indices]
+        return torch.from_numpy(self.covariates.at(series, self.position[indices] - self.first[series]))
 
     def last(self, num: int) -> Self:
         """The last so many windows; they are in time order."""
@@ -125,6 +136,7 @@ class CachedWindows:
             neighbours=neighbours,
             fold=None if self.fold is None else torch.from_numpy(self.fold[indices]),
             admitted=None if self.admitted is None else torch.from_numpy(self.admitted[indices]),
+            beside=self.beside(indices),
         )
 
 
@@ -186,6 +198,7 @@ def live_blocks(
     spec, manifest = memory.windows.spec, memory.manifest
     spaces = manifest.key_spaces
     whole, views = spec.scored(config.horizon), memory.windows.views
+    layout = layout_of(manifest, config)
     known_ids, units = manifest.series_ids, units_inside(memory, units)
     for asked in query_blocks(
         table,
@@ -218,6 +231,7 @@ def live_blocks(
             future=torch.empty(len(flat), 0),
             unit=torch.from_numpy(unit.ravel()),
             neighbours=neighbours,
+            beside=None if layout is None else torch.from_numpy(of_queries(layout, asked.queries)),
         )
         curve = memory.windows.curve(asked.queries)
         yield LiveBlock(asked, batch, condensed, found, Curve(curve.kind, *(part.ravel() for part in curve[1:])))

@@ -81,8 +81,7 @@ def read_state(run: Path, number: int | None = None) -> StateRecord:
     """
     if not has_states(run):
         raise RunIncompatibleError(
-            f"{run} cannot go on: it keeps no normal equations, as runs with networks, with covariates or of an "
-            "earlier program do not",
+            f"{run} cannot go on: it keeps no normal equations, as runs with networks or of an earlier program do not",
             hint="its memory can grow (--update-index); train again for a run that goes on",
         )
     number = current_number(run) if number is None else number

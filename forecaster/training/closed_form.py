@@ -5,6 +5,7 @@ Between the two the networks are trained, if there are any: the gate judges thei
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,12 @@ from forecaster.model.shortcut import LinearShortcut
 from forecaster.model.tapr import fit_thresholds, trend_change
 from forecaster.retrieval.batches import CachedWindows
 from forecaster.retrieval.folds import lay_folds
+from forecaster.training.column_penalties import Beside
 from forecaster.training.fit_gate import Evidence, GateFit, fit_value_gate
 from forecaster.training.linear_maps import FittedMaps, MapChoice, Windows, fit_maps
 from forecaster.training.normal_equations import NormalEquations
 from forecaster.training.weighing import weights_of
+from memory_index.covariate_map import CovariateLayout
 from memory_index.tables.series import SeriesTable
 
 CHUNK = 4096  # windows handled at once where thresholds are fitted
@@ -99,6 +102,7 @@ def _fit_shortcut(
             weight=weights_of(training),
             folds=lay_folds(training.folds, times, training.series),
             fill=training.fill,
+            covariates=_covariates_of(training),
             step=table.step,
         ),
         lookback=settings.lookback,
@@ -109,6 +113,24 @@ def _fit_shortcut(
     )
     shortcut.set_weights(fitted.weight, fitted.fold_weights)
     return fitted
+
+
+def _covariates_of(training: CachedWindows) -> tuple[Callable[[np.ndarray], np.ndarray], Beside] | None:
+    """See `linear_maps.Windows`."""
+    if training.covariates is None:
+        return None
+
+    def at(chosen: np.ndarray) -> np.ndarray:
+        found = training.beside(chosen)
+        assert found is not None, "there are covariates"
+        return found.numpy()
+
+    return at, beside_of(training.covariates.layout)
+
+
+def beside_of(layout: CovariateLayout) -> Beside:
+    """What the numbers of covariates are of."""
+    return Beside(names=tuple(column.name for column in layout.columns), block=layout.column_of_number)
 
 
 def _change(training: CachedWindows, start: int, config: Config) -> Tensor:

@@ -28,6 +28,7 @@ from forecaster.language_models.backbone import Backbone
 from forecaster.language_models.placement import hardware, place_backbone
 from forecaster.model.model import ForecastModel
 from forecaster.retrieval.batches import CachedWindows
+from forecaster.retrieval.beside import num_beside
 from forecaster.runs.intervals import Intervals, read_intervals, write_intervals
 from forecaster.runs.run import Run, begun_run, finish_run, open_run
 from forecaster.runs.run_record import DataFacts, IndexFacts, RunRecord
@@ -226,8 +227,8 @@ def _job(table: SeriesTable, memory: Memory, ref: str, config: Config, out: Path
     if not accelerator.is_main_process:
         note = _unsaid
     table = trained_series(table, memory.manifest, note)
-    if memory.manifest.covariates and not config.model.use_gram:
-        note("covariates are not read: without the memory (--no-gram) a run reads the target alone")
+    for said in covariate_notes(memory.manifest, config):
+        note(said)
     record = run_record(table, memory, ref, config, backbone, device)
     with rng.preserved(accelerator.device):
         torch.manual_seed(config.train.seed)
@@ -237,6 +238,7 @@ def _job(table: SeriesTable, memory: Memory, ref: str, config: Config, out: Path
             num_spaces=len(memory.manifest.spaces),
             backbone=backbone,
             num_networks=plan.num_networks(config.model),
+            num_beside=num_beside(memory.manifest, config.model),
         )
     return _Job(
         table=table,
@@ -251,6 +253,16 @@ def _job(table: SeriesTable, memory: Memory, ref: str, config: Config, out: Path
         llm_width=llm_width,
         note=note,
     )
+
+
+def covariate_notes(manifest: Manifest, config: Config) -> list[str]:
+    """Which parts of a run do not read the covariates of its version."""
+    model = config.model
+    if not manifest.covariates:
+        return []
+    if not (model.use_gram or model.reads_covariates):
+        return ["covariates are not read: without memory and linear map a run reads the target alone"]
+    return ["covariates are read by linear map and memory: the networks read the target"] if model.use_network else []
 
 
 def _unsaid(text: str) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forecaster.model.model import NETWORK, ForecastModel
+from forecaster.model.model import NETWORK, ForecastModel, scaled_beside
 from forecaster.model.patching import instance_norm
 from forecaster.retrieval.batches import CachedWindows, parts_of
 from forecaster.training.network_verdict import NetworkVerdict, judge
@@ -332,7 +332,7 @@ def part_errors(
         memory = torch.from_numpy(np.asarray(training.condensed.forecasts[chosen]))
     if len(model.networks):
         network = network_forecasts(model, training, chosen)
-    parts = part_forecasts(model, context, unit, memory, steps, fold, network=network)
+    parts = part_forecasts(model, context, unit, memory, steps, fold, network=network, beside=training.beside(chosen))
     return errors_of_parts(parts, torch.from_numpy(training.futures(chosen)[:, steps]), unit, there)
 
 
@@ -345,14 +345,16 @@ def part_forecasts(
     fold: Tensor | None = None,
     *,
     network: Tensor | None = None,
+    beside: Tensor | None = None,
 ) -> Tensor:
     """What each part says by itself, [n, P, S], in units of the contexts [n, L].
 
     unit: [n]. memory: forecasts of the key spaces, [n, V, H], None without a memory. network: of the networks,
-    [n, H], None without any. fold: see `Batch.fold`.
+    [n, H], None without any. fold, beside: see `Batch`.
     """
     location, spread = instance_norm(context, unit, model.config.spread_floor)
-    parts = model.bases((context - location[:, None]) / spread[:, None], fold)[:, :, steps]
+    z = (context - location[:, None]) / spread[:, None]
+    parts = model.bases(z, fold, scaled_beside(beside, unit, spread))[:, :, steps]
     parts = parts * spread[:, None, None] + location[:, None, None]
     others = [] if network is None else [network[:, None, steps]]
     others += [] if memory is None else [memory[..., steps]]
@@ -375,6 +377,6 @@ def network_forecasts(model: ForecastModel, training: CachedWindows, chosen: np.
     found = []
     for part in parts_of(training.batch(chosen)):
         moved = part.to(device)
-        output = model(moved.context, moved.neighbours, unit=moved.unit, fold=moved.fold)
+        output = model(moved.context, moved.neighbours, unit=moved.unit, fold=moved.fold, beside=moved.beside)
         found.append(output.networks.mean(dim=1).cpu())
     return torch.cat(found)

@@ -30,7 +30,7 @@ def batch_loss(model: ForecastModel, batch: Batch, config: Config, aux_weight: f
     forecast, or of the networks' mean where the gate that mixes it is not fitted yet.
     """
     if not (model.training and len(model.networks)):
-        output = model(batch.context, batch.neighbours, unit=batch.unit, fold=batch.fold)
+        output = model(batch.context, batch.neighbours, unit=batch.unit, fold=batch.fold, beside=batch.beside)
         forecast = output.networks.mean(dim=1) if len(model.networks) else output.forecast
         mse = forecast_error(forecast, batch.future, batch.unit)
         return LossParts(total=mse, mse=mse, trend=torch.zeros_like(mse), retrieval=torch.zeros_like(mse))
@@ -80,6 +80,6 @@ def mean_error(model: ForecastModel, windows: CachedWindows, config: Config) -> 
     for start in range(0, len(windows), config.train.batch_size):
         rows = np.arange(start, min(len(windows), start + config.train.batch_size))
         batch = windows.batch(rows).to(device)
-        output = model(batch.context, batch.neighbours, unit=batch.unit, fold=batch.fold)
+        output = model(batch.context, batch.neighbours, unit=batch.unit, fold=batch.fold, beside=batch.beside)
         total += float(forecast_error(output.forecast, batch.future, batch.unit)) * len(rows)
     return total / len(windows)

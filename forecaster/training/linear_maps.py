@@ -9,15 +9,17 @@ candidate is scored on each fold in closed form, from the fold's normal equation
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from forecaster.retrieval.batches import Fill
 from forecaster.retrieval.folds import Folds
+from forecaster.training.column_penalties import FIRST, Beside, choose_columns, of_window, solve_beside
 from forecaster.training.normal_equations import CHUNK, NormalEquations, normalised, ridge_path
+from memory_index.covariate_ridge import OFF
 from memory_index.windows import Step
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # relative to the mean square of z, which is 1
@@ -32,13 +34,14 @@ class MapChoice:
     """A candidate. prior: what it shrinks to, see `prior_maps`. lookback: steps that it reads. penalty: of the ridge.
 
     error: its cross-validated mean squared error, standardised and weighed by series (`weighing.py`), None where it
-    was not measured.
+    was not measured. columns: penalty of each covariate by name (`column_penalties.py`), None where it takes no part.
     """
 
     prior: str
     lookback: int
     penalty: float
     error: float | None = None
+    columns: Mapping[str, float | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """In terms of JSON."""
@@ -47,7 +50,8 @@ class MapChoice:
 
 class Windows(NamedTuple):
     """Training windows as maps are fitted on them: see `normal_equations.normalised`, with the fill of
-    missing cells. folds: over them.
+    missing cells. folds: over them. covariates: numbers beside windows, [n, P] of some of them by their numbers in
+    training units (`retrieval/beside.py`), and which columns they are of; None where the map reads none.
 
     times, series: origin and series number of each, [n]. weight: how much each counts, float64 [n].
     """
@@ -61,11 +65,18 @@ class Windows(NamedTuple):
     folds: Folds
     step: Step
     fill: Fill | None = None
+    covariates: tuple[Callable[[np.ndarray], np.ndarray], Beside] | None = None
+
+    @property
+    def beside(self) -> Beside | None:
+        """What the numbers of covariates are of."""
+        return None if self.covariates is None else self.covariates[1]
 
 
 class FittedMaps(NamedTuple):
-    """The map of the whole training part and one per fold, fitted without it: float64 [L, H] each. equations: of all
-    training windows, from which it can go on.
+    """The map of the whole training part and one per fold, fitted without it: float64 [L + P, H] each.
+
+    equations: of all training windows, from which it can go on.
     """
 
     choice: MapChoice
@@ -117,16 +128,59 @@ def fit_maps(
     """
     rest, scored, total = fold_equations(windows, lookback, horizon, floor)
     priors = prior_maps(lookback, horizon, season)
+    beside, penalties = windows.beside, PENALTIES if penalty is None else (penalty,)
     if not rest:
-        choice = MapChoice(prior=f"mean of {lookback}", lookback=lookback, penalty=penalty or DEFAULT_PENALTY)
+        columns = {} if beside is None else dict.fromkeys(beside.names, FIRST)
+        held = penalty or DEFAULT_PENALTY
+        choice = MapChoice(prior=f"mean of {lookback}", lookback=lookback, penalty=held, columns=columns)
     else:
-        choice = choose_map(rest, scored, priors, PENALTIES if penalty is None else (penalty,))
-    prior = priors[choice.prior]
+        alone, scored_alone = ([of_window(each, lookback) for each in every] for every in (rest, scored))
+        choice = choose_map(alone, scored_alone, priors, penalties)
+        if beside is not None:
+            choice = with_columns(choice, rest, scored, priors, beside, penalties)
 
     def fitted(equations: NormalEquations) -> np.ndarray:
-        return equations.solve(choice.penalty, prior, choice.lookback)
+        return solve_map(equations, choice, priors, beside)
 
     return FittedMaps(choice, fitted(total), [fitted(each) for each in rest], total)
+
+
+def solve_map(
+    equations: NormalEquations, choice: MapChoice, priors: dict[str, np.ndarray], beside: Beside | None
+) -> np.ndarray:
+    """The map that a choice makes of normal equations, float64 [L + P, H]."""
+    prior = priors[choice.prior]
+    if beside is None:
+        return equations.solve(choice.penalty, prior, choice.lookback)
+    columns = [OFF if (held := choice.columns[name]) is None else held for name in beside.names]
+    return solve_beside(
+        equations, beside, penalty=choice.penalty, prior=prior, lookback=choice.lookback, columns=columns
+    )
+
+
+def with_columns(
+    choice: MapChoice,
+    rest: Sequence[NormalEquations],
+    scored: Sequence[NormalEquations],
+    priors: dict[str, np.ndarray],
+    beside: Beside,
+    penalties: Sequence[float],
+) -> MapChoice:
+    """What was chosen for the window alone, with the penalties of columns beside it."""
+    prior = priors[choice.prior]
+    steps = _scored_steps(prior.shape[1])
+    penalty, columns, error = choose_columns(
+        [_at_steps(each, steps) for each in rest],
+        [_at_steps(each, steps) for each in scored],
+        beside,
+        prior[:, steps],
+        choice.lookback,
+        choice.penalty,
+        penalties,
+    )
+    num = sum(each.num for each in scored) * len(steps)
+    told = {name: None if held == OFF else held for name, held in zip(beside.names, columns, strict=True)}
+    return replace(choice, penalty=penalty, error=error / max(num, 1), columns=told)
 
 
 def choose_map(
@@ -140,7 +194,7 @@ def choose_map(
     rest: of each fold, what its maps are fitted on. scored: of each fold, its own windows, weighted as they are scored.
     """
     lookback, horizon = rest[0].cross.shape
-    steps = np.unique(np.linspace(0, horizon - 1, SCORED_STEPS).round().astype(np.int64))
+    steps = _scored_steps(horizon)
     kept = {name: prior[:, steps] for name, prior in priors.items()}
     errors: dict[tuple[str, int, float], float] = {}
     for fitted_on, scored_on in zip(rest, scored, strict=True):
@@ -152,6 +206,10 @@ def choose_map(
     (prior, length, penalty), error = min(errors.items(), key=lambda item: item[1])
     num = sum(each.num for each in scored) * len(steps)
     return MapChoice(prior=prior, lookback=length, penalty=penalty, error=error / max(num, 1))
+
+
+def _scored_steps(horizon: int) -> np.ndarray:
+    return np.unique(np.linspace(0, horizon - 1, SCORED_STEPS).round().astype(np.int64))
 
 
 def _at_steps(equations: NormalEquations, steps: np.ndarray) -> NormalEquations:
@@ -170,7 +228,8 @@ def fold_equations(
     num_folds = folds.plan.num
 
     def summed(chosen: np.ndarray, *, as_scored: bool = False) -> NormalEquations:
-        equations, numbers = NormalEquations.empty(lookback, horizon), np.flatnonzero(chosen)
+        width = lookback + (0 if windows.beside is None else len(windows.beside.block))
+        equations, numbers = NormalEquations.empty(width, horizon), np.flatnonzero(chosen)
         for start in range(0, len(numbers), CHUNK):
             part = numbers[start : start + CHUNK]
             unit, weight = windows.unit[part], windows.weight[part]
@@ -183,9 +242,12 @@ def fold_equations(
                 floor=floor,
                 fill=windows.fill,
             )
+            x = found.z
+            if windows.covariates is not None:
+                x = np.concatenate([x, windows.covariates[0](part) * (unit / found.spread)[:, None]], axis=1)
             if as_scored:  # errors in units of the series: those of z, times the window's spread in such units
                 weight = weight * np.square(found.spread / unit)
-            equations = equations + NormalEquations.of(found.z, found.future, weight)
+            equations = equations + NormalEquations.of(x, found.future, weight)
         return equations if not as_scored else _counted(equations, len(numbers))
 
     if not num_folds:

@@ -10,6 +10,7 @@ import numpy as np
 from forecaster.config import Config
 from forecaster.retrieval.asked import AskedWindows, part_windows
 from forecaster.retrieval.batches import CachedWindows, flat_values, units_inside
+from forecaster.retrieval.beside import TableCovariates, layout_of
 from forecaster.retrieval.folds import NO_FOLDS
 from forecaster.retrieval.neighbour_cache import NeighbourCache, part_neighbours, training_neighbours
 from forecaster.runs.run_record import RunRecord
@@ -53,8 +54,11 @@ def windows_of(
     series = np.asarray(found.series)
     of_series = units_inside(memory, record.data.units)
     units = np.array([of_series[name] for name in table.series_ids], dtype=np.float32)
+    layout = layout_of(memory.manifest, config.model)
     return CachedWindows(
         config=config.model,
+        covariates=None if layout is None else TableCovariates(table, layout),
+        first=offset,
         values=values,
         position=offset[series] + np.asarray(found.origin_row),
         series=series,

@@ -283,7 +283,7 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
                 "built": _build_record(document["built"]),
                 "budget": _budget_record(document.get("budget")),
                 "transform": transform_from_json(document.get("transform", {})),
-                "covariates": tuple(_covariate(each) for each in document.get("covariates", ())),
+                "covariates": tuple(covariate_column(each) for each in document.get("covariates", ())),
             }
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # a UsageError of WindowSpec is a ValueError
@@ -292,7 +292,8 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
         ) from error
 
 
-def _covariate(document: dict[str, Any]) -> CovariateColumn:
+def covariate_column(document: dict[str, Any]) -> CovariateColumn:
+    """A column of what `dataclasses.asdict` made of it."""
     listed = ("categories", "center", "weight")
     return CovariateColumn(**document | {name: tuple(document[name]) for name in listed})
 
