@@ -59,7 +59,8 @@ milvus-server: install .venv-milvus/.installed  ## test against a real Milvus se
 # Peers need other versions of libraries than the project, so they get an environment of their own.
 .venv-peers/.installed: Makefile
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' 'neuralforecast==3.3.0' 'stumpy==1.14.1'
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' 'neuralforecast==3.3.0' 'stumpy==1.14.1' \
+		'statsforecast==2.1.1' 'mlforecast==1.1.0' 'lightgbm==4.7.0' 'flaircast==0.6.1'
 	@touch $@
 
 peers: .venv-peers/.installed  ## install what ours is compared with (forecasters, stumpy), into .venv-peers

@@ -222,12 +222,14 @@ def tell_few(memory: Memory, ref: str) -> None:
 
 def with_known_ahead(table: SeriesTable, memory: Memory, options: ReadOptions, ahead: KnownAhead) -> SeriesTable:
     """The table with the known covariates of a table of the future, and a scenario over the horizon; said aloud."""
-    from memory_index.tables.future import read_future
+    from memory_index.tables.known_ahead import read_known_ahead
 
     if ahead.future is not None:
         notes = len(table.notes)
-        like = options_like(memory.manifest, options)
-        table = read_future(ahead.future, table, like)
+        like, columns = options_like(memory.manifest, options), memory.manifest.covariates
+        plain = [column.name for column in columns if not column.vintages]
+        horizon = memory.windows.spec.horizon
+        table = read_known_ahead(ahead.future, table, like, horizon=horizon, plain=plain)
         for done in table.notes[notes:]:
             note(done)
     return with_scenario(table, memory, ahead.set_known)

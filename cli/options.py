@@ -277,6 +277,13 @@ TABLE_OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "vintages": (
+        Annotated[
+            str | None,
+            _text("--vintages", "Known covariates as they were issued: a file with ds, issued_at and the values."),
+        ],
+        None,
+    ),
     "holidays": (
         Annotated[str | None, _text("--holidays", "A known covariate 'holiday': of a country (DE) or part (DE-BY).")],
         None,
@@ -315,7 +322,9 @@ AHEAD_OPTIONS = {
     "future": (
         Annotated[
             Path | None,
-            typer.Option(help="Table of the known covariates of the next steps ('cli data future' makes one)."),
+            typer.Option(
+                help="Table of the known covariates of the next steps ('cli data future' makes one), or of vintages."
+            ),
         ],
         None,
     ),

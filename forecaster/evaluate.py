@@ -108,8 +108,7 @@ def evaluate(
         quantiles = within.kept(
             block.asked.queries, quantiles.reshape(*wanted.shape, config.model.horizon, len(levels))
         )
-        forecasts = forecasts_of(predictor, memory, table, block, predicted)
-        forecasts = {name: within.kept(block.asked.queries, values) for name, values in forecasts.items()}
+        forecasts = within.kept_arms(block.asked.queries, forecasts_of(predictor, memory, table, block, predicted))
         scored = counted.add(block.asked, forecasts, quantiles if levels else None)
         each(scored)
         if block.condensed is not None:

@@ -45,11 +45,12 @@ from memory_index.queries import require_no_longer_step, require_same_data
 from memory_index.scenarios import parse_changes, with_changes
 from memory_index.splits import split_by_name
 from memory_index.tables.columns import ReadOptions
-from memory_index.tables.future import read_future
+from memory_index.tables.known_ahead import read_known_ahead
 from memory_index.tables.reading import read_frame
 from memory_index.tables.recorded_roles import with_recorded
 from memory_index.tables.series import SeriesTable
 from memory_index.tables.steps_ahead import make_future as future_table
+from memory_index.tables.vintages import with_vintages
 from memory_index.versions.append import append
 from memory_index.versions.archive import export, import_version
 from memory_index.versions.build import build, steps_until
@@ -73,7 +74,9 @@ class Forecaster:
     or `auto` (`memory_index.transforms`). settings: any setting of `forecaster.config` by name.
 
     Tables are DataFrames, long (`unique_id, ds, y`) or wide (a time column and one column per series); without a time
-    column, an index of times is it. Raises `ConfigError` for a setting that does not exist.
+    column, an index of times is it. vintages, of any method: known covariates as they were issued, of which each window
+    and each forecast sees those that were issued by its origin (`memory_index.read_vintages`). Raises `ConfigError` for
+    a setting that does not exist.
     """
 
     def __init__(
@@ -119,12 +122,12 @@ class Forecaster:
         self._require_fitted()
         return self._open(self._ref)
 
-    def fit(self, frame: pd.DataFrame) -> Self:
+    def fit(self, frame: pd.DataFrame, *, vintages: pd.DataFrame | None = None) -> Self:
         """Build a memory of the training part of a table and train a model against it.
 
         Raises `UsageError` if this has been done in the folder before, and what `build` and `train_run` raise.
         """
-        return self._fit(read_frame(frame, self.options))
+        return self._fit(read_frame(frame, self._with(vintages, self.options)))
 
     def _fit(self, table: SeriesTable) -> Self:
         if run_exists(self.folder / RUN):  # before a version is built that would not belong to that run
@@ -153,6 +156,7 @@ class Forecaster:
         frame: pd.DataFrame | None = None,
         future: pd.DataFrame | None = None,
         *,
+        vintages: pd.DataFrame | None = None,
         quantiles: tuple[float, ...] = (),
         set_known: Sequence[str] = (),
         lower: float | None = None,
@@ -162,7 +166,7 @@ class Forecaster:
         """The next steps of every series: `unique_id, ds, yhat` and one column per quantile asked for (`q0.1`).
 
         frame: the history to go on from, default that of `fit`; rows after the last target value are the future.
-        future: the known covariates of the next steps, such as `make_future` lays out. set_known: a scenario,
+        future: the known covariates of the next steps, as `make_future` lays out, or vintages. set_known: a scenario,
         `temperature=5` or `temperature+=5` over the whole horizon (`memory_index.scenarios`). update_memory: append
         what it holds that the memory does not yet; nothing is trained again. A table with series that the memory does
         not know needs False. lower, upper: bounds that no forecast and no quantile leaves; without `lower`, counts are
@@ -173,39 +177,48 @@ class Forecaster:
         predictor, bounds = self._require_fitted(), Bounds(lower=lower, upper=upper)
         if frame is None and self._history is None:
             raise UsageError("a loaded forecaster has no history", hint="give predict the table to go on from")
-        table = self._history if frame is None else self._read(frame)
+        table = self._history if frame is None else self._read(frame, vintages)
         assert table is not None, "one of the two is given"
+        if frame is None and vintages is not None:
+            table = with_vintages(table, vintages, self._options_like())
         if update_memory:
             with suppress(NothingNewError):
                 self._grow(table)
         memory = self.memory
         require_same_data(table, memory.windows, self._ref)
+        columns, horizon = memory.manifest.covariates, memory.windows.spec.horizon
         if future is not None:
-            table = read_future(future, table, self._options_like())
-        changes, columns = parse_changes(set_known), memory.manifest.covariates
-        table = with_changes(table, changes, columns, memory.windows.spec.horizon)
+            plain = [column.name for column in columns if not column.vintages]
+            table = read_known_ahead(future, table, self._options_like(), horizon=horizon, plain=plain)
+        table = with_changes(table, parse_changes(set_known), columns, horizon)
         return forecast(predictor, memory, table, quantiles=quantiles, bounds=bounds)
 
-    def make_future(self, history: pd.DataFrame | None = None) -> pd.DataFrame:
+    def make_future(self, history: pd.DataFrame | None = None, *, vintages: pd.DataFrame | None = None) -> pd.DataFrame:
         """The table of the next steps of every series, to be filled in and given to `predict`: one column for each
         known covariate, with what is known already. history: as for `predict`.
 
         Raises `UsageError` without a known covariate.
         """
-        table = self._history if history is None else self._read(history)
+        table = self._history if history is None else self._read(history, vintages)
         if table is None:
             raise UsageError("a loaded forecaster has no history", hint="give make_future the table to go on from")
         return future_table(table, self.memory.windows.spec.horizon, like=self._options_like())
 
     def evaluate(
-        self, frame: pd.DataFrame, part: str = "test", *, every: str | None = None, at: str | None = None
+        self,
+        frame: pd.DataFrame,
+        part: str = "test",
+        *,
+        every: str | None = None,
+        at: str | None = None,
+        vintages: pd.DataFrame | None = None,
     ) -> Evaluation:
         """Score every window of a part (`train`, `val`, `test`), with the memory that was trained against.
 
         every, at: only the origins that operation has, such as `24h` and `23:00` (`memory_index.parse_schedule`).
         """
         predictor, trained = self._require_fitted(), self._trained_ref()
-        table, memory = self._read(frame), self._open(trained)
+        table, memory = self._read(frame, vintages), self._open(trained)
         require_same_data(table, memory.windows, trained)
         return evaluate_run(predictor, memory, table, part, schedule=parse_schedule(every, at))
 
@@ -217,6 +230,7 @@ class Forecaster:
         *,
         refit: bool = True,
         quantiles: tuple[float, ...] = (),
+        vintages: pd.DataFrame | None = None,
     ) -> pd.DataFrame:
         """Forecasts from the last `n_windows` origins beside what came: `unique_id, ds, cutoff, y, yhat` and one column
         per quantile asked for (`q0.1`). `cutoff` is the origin, the last step that a forecast knows.
@@ -230,7 +244,8 @@ class Forecaster:
         series has, and what `fit` raises.
         """
         fitted = self._predictor is not None
-        table = self._read(history) if fitted else read_frame(history, self.options)
+        like = self._options_like() if fitted else self.options
+        table = read_frame(history, self._with(vintages, like))
         spec = WindowSpec(lookback=self.config.model.lookback, horizon=self.config.model.horizon)
         views: tuple[int, ...] = ()
         if fitted:
@@ -262,7 +277,9 @@ class Forecaster:
                 subject = growing(self.run, predictor, memory, plan)
             return cross_validation_frame(subject, table, plan, levels=quantiles)
 
-    def update(self, frame: pd.DataFrame, *, half_life: HalfLife = "same") -> Self:
+    def update(
+        self, frame: pd.DataFrame, *, vintages: pd.DataFrame | None = None, half_life: HalfLife = "same"
+    ) -> Self:
         """Learn what has become known, without training: the memory stores it, and linear map and value gate go on from
         their normal equations, as the run's next state (`cli forecast --update`).
 
@@ -275,7 +292,7 @@ class Forecaster:
         predictor, nothing = self._require_fitted(), None
         read_state(self.folder / RUN)
         try:
-            self._grow(self._read(frame))
+            self._grow(self._read(frame, vintages))
         except NothingNewError as error:  # an update that was stopped half way has stored it
             nothing = error
         if update_run(self.run, predictor.model, self.memory, self._ref, half_life=half_life) is None and nothing:
@@ -283,7 +300,14 @@ class Forecaster:
         self._predictor = load_predictor(self.run, device=self.device)
         return self
 
-    def explain(self, frame: pd.DataFrame, series_id: str, at: str | datetime | np.datetime64) -> Explanation:
+    def explain(
+        self,
+        frame: pd.DataFrame,
+        series_id: str,
+        at: str | datetime | np.datetime64,
+        *,
+        vintages: pd.DataFrame | None = None,
+    ) -> Explanation:
         """The forecast of one series at one time, taken apart, by the memory that answers now.
 
         frame: a table that holds the window. at: the last step that the forecast knows, such as `2024-09-25 23:00`
@@ -292,7 +316,7 @@ class Forecaster:
         Raises `NotFoundError` (series, time, no neighbour), `UsageError` (not a time), `RunIncompatibleError` (a model
         without the memory), `IncompatibleError` (another table).
         """
-        predictor, table, memory = self._require_fitted(), self._read(frame), self.memory
+        predictor, table, memory = self._require_fitted(), self._read(frame, vintages), self.memory
         require_same_data(table, memory.windows, self._ref)
         if self._usual is None or self._usual[0] != self._ref:
             self._usual = self._ref, usual_distances(memory)
@@ -350,8 +374,12 @@ class Forecaster:
             f"{self.folder / INDEXES} does not hold the version that was trained against", hint="fit again"
         )
 
-    def _read(self, frame: pd.DataFrame) -> SeriesTable:
-        table = read_frame(frame, self._options_like())
+    @staticmethod
+    def _with(vintages: pd.DataFrame | None, options: ReadOptions) -> ReadOptions:
+        return options if vintages is None else replace(options, vintages=vintages)
+
+    def _read(self, frame: pd.DataFrame, vintages: pd.DataFrame | None = None) -> SeriesTable:
+        table = read_frame(frame, self._with(vintages, self._options_like()))
         if self.options.step is None:
             require_no_longer_step(table, "this forecaster")
         return table

@@ -10,6 +10,8 @@ import numpy as np
 from memory_index.missing import filled, last_known
 from memory_index.windows import Step
 
+PLAIN = ("last_value", "seasonal_naive", "linear")  # arms that others are compared with
+
 
 def last_value(context: np.ndarray, horizon: int) -> np.ndarray:
     """Repeat the last observed value: [B, N, L], NaN where missing -> [B, N, H]."""

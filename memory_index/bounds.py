@@ -1,17 +1,21 @@
 """Bounds of forecasts: no forecast and no quantile leaves them.
 
 Those that somebody gives, and 0 for counts: series whose training values are whole numbers not below zero. That these
-are counts is told by the training part and by the window that a forecast is made from, by nothing later.
+are counts is told by the training part and by the window that a forecast is made from, by nothing later. A step of the
+season at which a series is always 0 stays at 0 (`closed.py`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from memory_index.baselines import PLAIN
+from memory_index.closed import Closed, closed_steps
 from memory_index.errors import UsageError
 from memory_index.memory import Memory
 from memory_index.tables.series import SeriesTable
@@ -23,7 +27,8 @@ BLOCK = 1 << 22  # values looked at at once
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bounds:
-    """What no value can be below or above, raw units. lower None: 0 for counts, nothing for others; `-inf`: nothing.
+    """What no value can be below or above, raw units. lower None: 0 for counts, nothing for others; `-inf`: nothing,
+    and no step is held at 0 because it always was.
 
     Raises `UsageError` for bounds that leave nothing.
     """
@@ -61,6 +66,18 @@ class BoundsOf:
 
     def kept(self, queries: Queries, values: np.ndarray) -> np.ndarray:
         """Forecasts [B, N, H] or quantiles [B, N, H, Q] of queries, raw units, within the bounds of each."""
+        if (closed := self.closed(queries)) is not None:
+            at_zero = closed.zero.reshape(*closed.zero.shape, *(1,) * (values.ndim - 3))
+            values = np.where(at_zero, np.zeros((), values.dtype), values)
+        return self._clipped(queries, values)
+
+    def kept_arms(self, queries: Queries, by_arm: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Forecasts [B, N, H] by name; no step of plain ones, which others are compared with, is held at 0."""
+        return {
+            name: (self._clipped if name in PLAIN else self.kept)(queries, values) for name, values in by_arm.items()
+        }
+
+    def _clipped(self, queries: Queries, values: np.ndarray) -> np.ndarray:
         upper = math.inf if self.bounds.upper is None else self.bounds.upper
         if self.bounds.lower is not None:
             lower: np.ndarray | float = self.bounds.lower
@@ -71,6 +88,14 @@ class BoundsOf:
         if np.ndim(lower) == 0 and lower == -math.inf and upper == math.inf:
             return values
         return np.clip(values, lower, upper).astype(values.dtype)
+
+    def closed(self, queries: Queries) -> Closed | None:
+        """Steps at which the series of queries are always 0, or never observed; None where there are none."""
+        if self.bounds.lower == -math.inf:
+            return None
+        known = tuple(n for n, each in enumerate(self.memory.manifest.covariates) if each.role == "known")
+        windows = self.memory.windows
+        return closed_steps(queries, windows.step.season, windows.spec.horizon, known)
 
     def said(self, table: SeriesTable) -> str:
         """What a person should know: which series of a table are kept at 0 or above without being asked; or empty."""

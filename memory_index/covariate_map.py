@@ -8,16 +8,19 @@ weights are fitted is `fit_covariates.py`; how tables have the values `covariate
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from memory_index.covariates import Covariate, Kind, Role
+from memory_index.step_vintages import StepVintages
 
 MAX_NUMBERS = 512  # beside a window, at most: the cost of a fit grows with the square, of a key in proportion
 CONDITION_WIDTH = 24  # numbers of the condition part of a key, at most
+HELD_BYTES = 256 << 20  # of vintages near the origins of windows, at most
+LOOKED_UP = 1 << 19  # steps of vintages at once
 MAX_CLASSES = 31  # words of a category by themselves, the most frequent ones; all others are one more, "other"
 
 
@@ -28,7 +31,7 @@ class CovariateColumn:
     categories: its words, of which a code is the place; -1 is any other word. center: mean of each channel over the
     training part. unit: of a number its training standard deviation, 1 for a constant one; of a boolean 1; of a
     category the square root of 2, so that two different words lie 1 apart. low, high: training range of a number.
-    weight: its weight in the condition part of a distance, by view (docs/method.md). source: see `Covariate`.
+    weight: its weight in the condition part of a distance, by view (docs/method.md). source, vintages: see `Covariate`.
     """
 
     name: str
@@ -41,6 +44,7 @@ class CovariateColumn:
     high: float
     weight: tuple[float, ...] = ()
     source: str = ""
+    vintages: bool = False
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -49,7 +53,21 @@ class CovariateColumn:
 
     def as_covariate(self) -> Covariate:
         """The column as tables have it."""
-        return Covariate(name=self.name, role=self.role, kind=self.kind, categories=self.categories, source=self.source)
+        return Covariate(
+            name=self.name,
+            role=self.role,
+            kind=self.kind,
+            categories=self.categories,
+            source=self.source,
+            vintages=self.vintages,
+        )
+
+    def to_document(self) -> dict[str, Any]:
+        """As it is stored and hashed: `vintages` only where there are any, so that older versions keep their hashes."""
+        document = asdict(self)
+        if not self.vintages:
+            del document["vintages"]
+        return document
 
     def channels(self, values: np.ndarray) -> np.ndarray:
         """values: [..., S], raw, NaN where missing -> float32 [..., S, channels], 0 (the training mean) where missing.
@@ -199,17 +217,23 @@ class StoredCovariates:
 
     values: float32 [C, T'], raw, NaN where missing: of all series end to end, or of one stretch that all share. first:
     int64 [N], where each series begins in them. unit: float64 [N], its training standard deviation in units of the
-    version's transform.
+    version's transform. vintages: of each column that has any; each window sees what was issued by its origin.
+    origins: int64, positions of the windows that are asked for most, whose vintages are looked up once.
+
+    Of the vintages of a column with j channels, the steps near all n distinct origins are held, 4 j S bytes each, for
+    S = context_steps + H, where they fit into `HELD_BYTES`; else they are looked up whenever they are asked for.
     """
 
     layout: CovariateLayout
     values: np.ndarray
     first: np.ndarray
     unit: np.ndarray
+    vintages: tuple[StepVintages | None, ...] = ()
+    origins: np.ndarray | None = field(default=None, repr=False)
 
     @cached_property
     def channels(self) -> np.ndarray:
-        """float32 [T', J]."""
+        """float32 [T', J]; 0 in the channels of columns with vintages."""
         return np.ascontiguousarray(self.layout.channels(self.values))
 
     @cached_property
@@ -229,6 +253,10 @@ class StoredCovariates:
             near[..., layout.context_steps :, ~layout.ahead] = 0
         end = self._sums[position + 1]
         means = {view: ((end - self._sums[position + 1 - view]) / view).astype(np.float32) for view in views}
+        if len(self._issued_channels):
+            near[..., self._issued_channels] = self._near_as_issued(position)
+            for view, mean in means.items():
+                mean[..., self._issued_channels] = self._means_as_issued(view)[position]
         return CovariateWindows(near, means)
 
     def raw(self, series: np.ndarray, row: np.ndarray) -> np.ndarray:
@@ -238,4 +266,78 @@ class StoredCovariates:
         values = np.moveaxis(self.values[:, cells], 0, -2)
         observed = [number for number, column in enumerate(layout.columns) if column.role == "observed"]
         values[..., observed, layout.lookback :] = np.nan
+        for number, vintages in self._issued:
+            values[..., number, :] = vintages.as_of(cells, position[..., None])
         return values
+
+    def num_unissued(self) -> dict[str, int]:
+        """Of each column with vintages, how many of the windows at `origins` miss a value over their horizon."""
+        origins, counts = np.unique(self.origins if self.origins is not None else [], return_counts=True)
+        ahead, found = np.arange(1, self.layout.horizon + 1), {}
+        size = max(1, LOOKED_UP // len(ahead))
+        for number, vintages in self._issued:
+            missing = np.zeros(len(origins), dtype=bool)
+            for start in range(0, len(origins), size):
+                part = origins[start : start + size, None].astype(np.int64)
+                missing[start : start + size] = (vintages.rows(part + ahead, part) < 0).any(axis=1)
+            found[self.layout.columns[number].name] = int(counts[missing].sum())
+        return found
+
+    @cached_property
+    def _issued(self) -> tuple[tuple[int, StepVintages], ...]:
+        """The columns with vintages: their number, and these."""
+        return tuple((number, each) for number, each in enumerate(self.vintages) if each is not None)
+
+    @cached_property
+    def _issued_channels(self) -> np.ndarray:
+        """int64 [j]: the channels of all columns with vintages."""
+        return np.flatnonzero(np.isin(self.layout.column_of_channel, [number for number, _ in self._issued]))
+
+    def _near_as_issued(self, position: np.ndarray) -> np.ndarray:
+        """float32 [..., S, j]: the steps near origins at some positions, as of these."""
+        if self._held is not None:
+            origins, near = self._held
+            place = np.minimum(np.searchsorted(origins, position), len(origins) - 1)
+            if (origins[place] == position).all():
+                return near[place]
+        distinct, place = np.unique(position, return_inverse=True)
+        return self._looked_up(distinct)[place.reshape(position.shape)]
+
+    @cached_property
+    def _held(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The distinct origins, and what they see near them; None where that would take too much."""
+        if self.origins is None:
+            return None
+        origins = np.unique(self.origins)
+        num = (self.layout.context_steps + self.layout.horizon) * len(self._issued_channels)
+        if not len(origins) or 4 * num * len(origins) > HELD_BYTES:
+            return None
+        return origins, self._looked_up(origins)
+
+    def _looked_up(self, origins: np.ndarray) -> np.ndarray:
+        """float32 [n, S, j] of origins at positions [n]."""
+        steps = np.arange(1 - self.layout.context_steps, self.layout.horizon + 1)
+        near = np.empty((len(origins), len(steps), len(self._issued_channels)), dtype=np.float32)
+        size = max(1, LOOKED_UP // len(steps))
+        for start in range(0, len(origins), size):
+            part = origins[start : start + size, None]
+            found = [
+                self.layout.columns[number].channels(vintages.as_of(part + steps, part))
+                for number, vintages in self._issued
+            ]
+            near[start : start + size] = np.concatenate(found, axis=-1)
+        return near
+
+    def _means_as_issued(self, view: int) -> np.ndarray:
+        """float32 [T', j]: at each origin, the mean over its view."""
+        if view not in self._means_of_view:
+            found = [
+                vintages.means(self.layout.columns[number].channels(vintages.value), view)
+                for number, vintages in self._issued
+            ]
+            self._means_of_view[view] = np.concatenate(found, axis=-1)
+        return self._means_of_view[view]
+
+    @cached_property
+    def _means_of_view(self) -> dict[int, np.ndarray]:
+        return {}

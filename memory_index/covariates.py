@@ -7,6 +7,8 @@ A column is **known** (values over context *and* horizon are known at the origin
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -23,7 +25,7 @@ class Covariate:
 
     categories: the words of a category, sorted; a code is the place of a word in them. Empty for other kinds. source:
     what makes the values, `calendar` or `holidays DE`: a function of the time alone, known at any time; empty for a
-    column of the user's table.
+    column of the user's table. vintages: whether its values are known as of their issue (`Vintages`), not at any time.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Covariate:
     kind: Kind
     categories: tuple[str, ...] = ()
     source: str = ""
+    vintages: bool = field(default=False, repr=False)  # hashes of tables are made of what is shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,10 +52,15 @@ class CovariateValues:
 
 @dataclass(frozen=True, kw_only=True)
 class Covariates:
-    """The covariates of a table: `columns`, and the values of each series in the table's order."""
+    """The covariates of a table: `columns`, and the values of each series in the table's order.
+
+    vintages: what was issued of the columns that have vintages. The values of such a column in `series` are missing,
+    but for what a table of the future or a scenario says: that counts as known at the latest origin.
+    """
 
     columns: tuple[Covariate, ...]
     series: tuple[CovariateValues, ...] = field(repr=False)
+    vintages: Vintages | None = field(default=None, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,9 +112,61 @@ class Vintages:
         found = there & (key[place] < wanted) & (key[place] >= wanted - issue)
         return np.where(found, self.value[first:end][place], np.nan)
 
+    def of_series(self, column: str, series_id: str, times: np.ndarray, issued_by: np.datetime64) -> np.ndarray:
+        """`as_of` of a series by its name; NaN where it has none."""
+        if self.series_ids and series_id not in self.series_ids:
+            return np.full(len(times), np.nan)
+        number = self.series_ids.index(series_id) if self.series_ids else 0
+        return self.as_of(column, number, times, issued_by)
+
+    def content_of(self, issued_by: np.datetime64) -> bytes:
+        """sha256 of what was issued by then."""
+        part = self.cut(issued_by)
+        digest = hashlib.sha256(repr((part.columns, part.series_ids)).encode())
+        for each in (part.column, part.series, part.time.view(np.int64), part.issued_at.view(np.int64), part.value):
+            digest.update(np.ascontiguousarray(each).tobytes())
+        return digest.digest()
+
     def cut(self, issued_by: np.datetime64) -> Vintages:
         """Those that were issued by then."""
-        keep = self.issued_at <= issued_by
+        return self.take(self.issued_at <= issued_by)
+
+    def of_columns(self, names: Iterable[str]) -> Vintages:
+        """Those of some columns, which must be among its own; in the order given."""
+        names = tuple(names)
+        place = np.array([names.index(name) if name in names else -1 for name in self.columns], dtype=np.int32)
+        column = place[self.column]
+        order = np.flatnonzero(column >= 0)
+        order = order[np.argsort(column[order], kind="stable")]
+        return replace(self, columns=names, column=column).take(order)
+
+    @cached_property
+    def with_rows(self) -> tuple[str, ...]:
+        """The columns of which anything was ever issued."""
+        return tuple(self.columns[number] for number in np.unique(self.column))
+
+    def rows_of(self, column: str, series: str | None) -> slice:
+        """The rows of a column, and of a series of this name where they have any; None where all share them."""
+        number = self.columns.index(column)
+        first, end = np.searchsorted(self.column, [number, number + 1])
+        if series is None or not self.series_ids:
+            return slice(first, end)
+        if series not in self.series_ids:
+            return slice(first, first)
+        low, high = np.searchsorted(self.series[first:end], [place := self.series_ids.index(series), place + 1])
+        return slice(first + low, first + high)
+
+    def and_of(self, other: Vintages) -> Vintages:
+        """Both, of the same columns and series, in ascending order."""
+        column, series, time, issued_at, value = (
+            np.concatenate([getattr(each, name) for each in (self, other)])
+            for name in ("column", "series", "time", "issued_at", "value")
+        )
+        whole = replace(self, column=column, series=series, time=time, issued_at=issued_at, value=value)
+        return whole.take(np.lexsort((issued_at, time, series, column)))
+
+    def take(self, keep: np.ndarray) -> Vintages:
+        """Some of the rows, in ascending order. keep: bool [n] or int64 [m]."""
         return replace(
             self,
             column=self.column[keep],

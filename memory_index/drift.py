@@ -10,13 +10,12 @@ over four blocks of time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from memory_index.growing_maps import normalised
 from memory_index.local import LocalMemory
-from memory_index.moved_futures import numbers_beside
 from memory_index.windows import StoredWindows
 
 TODAY = 2  # the later half of what is known since fitting
@@ -24,7 +23,6 @@ FITTED_ON, COMPARED = 8192, 2048  # windows that are looked at, at most
 BLOCKS = 4
 LEAST_GAIN = 0.02
 LEAST_WINDOWS = 64  # today's windows with fewer say nothing
-CHUNK = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +114,7 @@ def _fitted(windows: StoredWindows, rows: np.ndarray, view: int, ridge: float) -
     """float64 [view + P, H]: see `fit_encoder`."""
     width = view + (0 if windows.covariates is None else windows.covariates.layout.width)
     gram, cross = np.zeros((width, width)), np.zeros((width, windows.spec.horizon))
-    for _, z, future in _normalised(windows, rows, view):
+    for _, z, future in normalised(windows, rows, view):
         gram += z.T @ z
         cross += z.T @ np.nan_to_num(future)
     return np.linalg.solve(gram / len(rows) + ridge * np.eye(width), cross / len(rows))
@@ -125,25 +123,11 @@ def _fitted(windows: StoredWindows, rows: np.ndarray, view: int, ridge: float) -
 def _errors(windows: StoredWindows, rows: np.ndarray, view: int, weight: np.ndarray, unit: np.ndarray) -> np.ndarray:
     """float64 [n]: of each window, in training deviations; missing steps do not count."""
     errors = []
-    for part, z, future in _normalised(windows, rows, view):
+    for part, z, future in normalised(windows, rows, view):
         missed = (future - z @ weight) * (windows.spread[part, windows.views.index(view)] / unit[part])[:, None]
         known = ~np.isnan(missed)
         errors.append(np.square(np.where(known, missed, 0)).sum(axis=1) / np.maximum(known.sum(axis=1), 1))
     return np.concatenate(errors)
-
-
-def _normalised(
-    windows: StoredWindows, rows: np.ndarray, view: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(rows [n], z [n, view + P], future [n, H]) in the windows' own location and spread under the view, with what
-    stands beside them (`moved_futures.numbers_beside`).
-    """
-    number = windows.views.index(view)
-    for start in range(0, len(rows), CHUNK):
-        part = rows[start : start + CHUNK]
-        whole = windows.filled_windows(part, view, windows.spec.horizon).astype(np.float64)
-        whole = (whole - windows.location[part, number][:, None]) / windows.spread[part, number][:, None]
-        yield part, np.concatenate([whole[:, :view], numbers_beside(windows, part, view)], axis=1), whole[:, view:]
 
 
 def _even(rows: np.ndarray, at_most: int) -> np.ndarray:

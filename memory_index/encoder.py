@@ -162,7 +162,8 @@ class DualKeyEncoder:
 
     arrays (float32), by name: `own-VIEW` [N_v, view + P, D], `pooled-VIEW` [view + P, D], `joint-VIEW`
     [N_j * D, E_shape], `joint-value-VIEW` [N_j * 5, E_value], `ridge-VIEW` [view + P, H], `condition-VIEW`
-    [numbers of the horizon, condition width]; a scope that the version does not have has no arrays.
+    [numbers of the horizon, condition width]; a scope that the version does not have has no arrays. With covariates
+    also what its maps go on from (`growing_maps.py`), some of it in whole numbers.
     """
 
     config: EncoderConfig
@@ -176,7 +177,7 @@ class DualKeyEncoder:
         """sha256, hexadecimal, of the settings, every array, the training scale and the units of covariates."""
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         if self.covariates is not None:
-            digest.update(json.dumps([asdict(column) for column in self.covariates.columns]).encode())
+            digest.update(json.dumps([column.to_document() for column in self.covariates.columns]).encode())
         for name in sorted(self.arrays):
             digest.update(name.encode() + np.ascontiguousarray(self.arrays[name]).tobytes())
         digest.update(np.stack(self.scale).tobytes())
@@ -271,7 +272,8 @@ class DualKeyEncoder:
 
     def without_keys(self) -> DualKeyEncoder:
         """Scale and linear maps alone, which are small: it makes linear forecasts, and no key."""
-        return replace(self, arrays={f"ridge-{view}": self.linear_map(view) for view in self.config.views})
+        makes_keys = ("own-", "pooled-", "joint-", "condition-")
+        return replace(self, arrays={name: a for name, a in self.arrays.items() if not name.startswith(makes_keys)})
 
     def linear_map(self, view: int) -> np.ndarray:
         """See `KeyEncoder.linear_map`."""

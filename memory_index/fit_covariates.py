@@ -7,17 +7,18 @@ V views: the sums cost 2 n D^2 flops for each view, of at most `MAX_WINDOWS` win
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from memory_index.covariate_map import MAX_CLASSES, CovariateColumn, CovariateLayout, StoredCovariates
-from memory_index.covariate_tables import aligned_values
+from memory_index.covariate_map import MAX_CLASSES, CovariateColumn, CovariateLayout
+from memory_index.covariate_tables import aligned_values, stored_in
 from memory_index.covariates import Covariate
 from memory_index.encoder import DualKeyEncoder
 from memory_index.errors import DataError
 from memory_index.missing import filled
+from memory_index.step_vintages import StepVintages
 from memory_index.tables.series import SeriesTable
 from memory_index.threads import one_blas_thread
 from memory_index.windows import cut
@@ -31,32 +32,62 @@ COLUMN_PENALTIES = (0.03, 0.3, 3.0, OFF)  # relative to the mean square of the c
 WINDOW_PENALTIES = (0.01, 0.03, 0.1)  # likewise of the window itself
 SWEEPS = 1  # over all columns
 LEAST_GAIN = 0.001  # of the squared error: what a column must be worth to take part
+GROWS_FROM = "penalties"  # the array without which a version's maps stand still (`growing_maps.py`)
 MAX_FORECAST_PARTS = 32  # principal parts of the map's forecast that keys are made of
 
 
-def fit_units(table: SeriesTable) -> tuple[CovariateColumn, ...]:
+def fit_units(table: SeriesTable, origins: list[np.ndarray], horizon: int) -> tuple[CovariateColumn, ...]:
     """Columns with their training units; table: the training part, whose rows alone are looked at.
 
-    Raises `DataError` for a column without any value there.
+    origins: origin rows of its windows, per series. Of a column with vintages those values count which some of them
+    (`spread_out`) see in their horizon, each once. Raises `DataError` for a column without any value there.
     """
     if table.covariates is None:
         return ()
     named = table.covariates.columns
     plain = tuple(
         CovariateColumn(
-            name=c.name, role=c.role, kind=c.kind, categories=c.categories, center=(0.0,), unit=1.0, low=0.0, high=0.0
+            name=c.name,
+            role=c.role,
+            kind=c.kind,
+            categories=c.categories,
+            center=(0.0,),
+            unit=1.0,
+            low=0.0,
+            high=0.0,
+            vintages=c.vintages,
         )
         for c in named
     )
-    values = aligned_values(table, plain).values
-    return tuple(_units(column, values[number], table.source) for number, column in enumerate(named))
+    found = aligned_values(table, plain)
+    sampled = spread_out(origins, table.step.season) if any(found.vintages) else []
+    return tuple(
+        _units(column, found.values[number] if issued is None else _seen(issued, found.first, sampled, horizon), table)
+        for number, (column, issued) in enumerate(zip(named, found.vintages, strict=True))
+    )
 
 
-def _units(column: Covariate, values: np.ndarray, source: str) -> CovariateColumn:
+def _seen(vintages: StepVintages, first: np.ndarray, origins: list[np.ndarray], horizon: int) -> np.ndarray:
+    """float32: the values that windows see in their horizon, each once."""
+    seen = np.zeros(len(vintages.value) + 1, dtype=bool)  # the last one is of steps of which nothing was issued
+    for start, rows in zip(first, origins, strict=True):
+        for part in range(0, len(rows), CHUNK):
+            origin = start + rows[part : part + CHUNK, None]
+            seen[vintages.rows(origin + np.arange(1, horizon + 1), origin)] = True
+    return vintages.value[seen[:-1]]
+
+
+def _units(column: Covariate, values: np.ndarray, table: SeriesTable) -> CovariateColumn:
     values = values[np.isfinite(values)].astype(np.float64)
+    if not len(values) and column.vintages:
+        raise DataError(
+            f"{table.source}: no value of '{column.name}' was issued by the origin of any training window that it is "
+            "in the horizon of",
+            hint="give vintages that were issued before the times that they are of, or leave out --vintages",
+        )
     if not len(values):
         raise DataError(
-            f"{source}: covariate '{column.name}' has no value in the training part",
+            f"{table.source}: covariate '{column.name}' has no value in the training part",
             hint=f"leave out --{column.role} {column.name}, or choose a later end of the training part",
         )
     categories: tuple[str, ...] = ()
@@ -82,6 +113,7 @@ def _units(column: Covariate, values: np.ndarray, source: str) -> CovariateColum
         low=float(values.min()),
         high=float(values.max()),
         source=column.source,
+        vintages=column.vintages,
     )
 
 
@@ -116,12 +148,15 @@ class Sums:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedView:
-    """ridge: [D, H]. root: [D, r], whose product with a difference of two x has the length of the forecast-aware
+    """ridge: [D, H]. folds: [F, D, H], of each block of time the map of the others; none where the table is too short.
+    total: what ridge was solved from. root: [D, r], whose product with a difference of two x has the length of the forecast-aware
     distance. weights: float64 [C], of each column in the condition part. condition: [horizon numbers, condition_width],
     from those of a window to the condition part of its key.
     """
 
     ridge: np.ndarray
+    folds: np.ndarray
+    total: Sums
     root: np.ndarray
     weights: np.ndarray
     condition: np.ndarray
@@ -141,10 +176,9 @@ class CovariateFit:
         self.table, self.encoder, self.lookback = table, encoder, lookback
         self.layout: CovariateLayout = encoder.covariates
         found = aligned_values(table, self.layout.columns)
-        self.stored = StoredCovariates(
-            layout=self.layout, values=found.values, first=found.first, unit=encoder.scale.std
-        )
+        self.strides = strides(origins, table.step.season)
         self.origins = spread_out(origins, table.step.season)
+        self.stored = stored_in(found, self.layout, encoder.scale.std, self.origins)
         self.edges = _edges([series.times[rows] for series, rows in zip(table.series, self.origins, strict=True)])
         self.penalties: np.ndarray | None = None  # of the window, then of each column
 
@@ -155,10 +189,10 @@ class CovariateFit:
         total = by_fold[0]
         for each in by_fold[1:]:
             total = total + each
-        block = np.concatenate([np.zeros(view, dtype=np.int64), 1 + self.layout.column_of_number])
+        block = numbers_blocks(self.layout, view)
         if self.penalties is None:
             self.penalties = _choose(by_fold, total, block, 1 + len(self.layout.columns))
-        ridge = _solve(total, self.penalties, block)
+        ridge, folds = solve(total, self.penalties, block), _of_folds(by_fold, self.penalties, block)
         forecast_weight, config = self.encoder.config.forecast_weight, self.encoder.config
         _, vectors = np.linalg.eigh(ridge.T @ (total.gram / max(total.num, 1)) @ ridge)
         parts = ridge @ vectors[:, ::-1][:, :MAX_FORECAST_PARTS]
@@ -167,7 +201,41 @@ class CovariateFit:
         root[:, view:] = forecast_weight / math.sqrt(self.encoder.horizon) * parts
         worth = self._worth(ridge, total)
         weights = config.condition_weight**2 * worth
-        return FittedView(ridge=ridge, root=root, weights=weights, condition=self._condition(horizon, weights))
+        return FittedView(
+            ridge=ridge,
+            folds=folds,
+            total=total,
+            root=root,
+            weights=weights,
+            condition=self._condition(horizon, weights),
+        )
+
+    def grows_from(self, fitted: Mapping[int, FittedView]) -> dict[str, np.ndarray]:
+        """What the maps of the views go on from, by name (`growing_maps.py`): of each view the maps of blocks of time
+        and the sums, and which map is asked at what time of the training part.
+        """
+        assert self.penalties is not None, "the views have been fitted"
+        arrays = {GROWS_FROM: self.penalties, "strides": np.array(self.strides, dtype=np.int64)}
+        for view, each in fitted.items():
+            arrays |= {f"folds-{view}": each.folds, f"gram-{view}": each.total.gram, f"cross-{view}": each.total.cross}
+            arrays["num-windows"] = np.array([each.total.num], dtype=np.int64)
+        arrays = {name: a.astype(np.float32) if a.ndim > 1 else a for name, a in arrays.items()}
+        num_folds = len(arrays[f"folds-{min(fitted)}"])
+        every = np.unique(np.concatenate([s.times[r] for s, r in zip(self.table.series, self.origins, strict=True)]))
+        starts, numbers = [every[0], *self.edges], [*range(NUM_FOLDS)]
+        if not num_folds:
+            starts, numbers = starts[:1], [0]
+        # A stretch that was left out, windows on both sides of it aside: it is new to the map of all others.
+        after = self.table.step.add(every[:-1], self.lookback + self.encoder.horizon)
+        apart = np.diff(every)
+        for gap in np.flatnonzero((every[1:] > after) & (apart > 3 * np.median(apart) if len(apart) else False)):
+            fold = int(np.searchsorted(self.edges, every[gap + 1], side="right")) if num_folds else 0
+            starts += [every[gap] + 1, every[gap + 1]]
+            numbers += [num_folds, fold]
+        order = np.argsort(np.array(starts), kind="stable")
+        arrays["map-starts"] = np.array(starts)[order].astype("datetime64[ns]").view(np.int64)
+        arrays["map-numbers"] = np.array(numbers, dtype=np.int64)[order]
+        return arrays
 
     def windows(self, number: int, rows: np.ndarray, view: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """x [n, D], futures [n, H] in the windows' own units, and the numbers of the horizon, in training units."""
@@ -222,12 +290,22 @@ class CovariateFit:
         return np.asarray(scale[:, None] * vectors[:, ::-1][:, : self.layout.condition_width])
 
 
+def numbers_blocks(layout: CovariateLayout, view: int) -> np.ndarray:
+    """int64 [D]: the block that each number a map reads is of: 0 is the window, then the columns."""
+    return np.concatenate([np.zeros(view, dtype=np.int64), 1 + layout.column_of_number])
+
+
 def spread_out(origins: list[np.ndarray], season: int | None) -> list[np.ndarray]:
     """Some `MAX_WINDOWS` of the windows, at every phase of the season; of each series as many as suffice for a PCA."""
+    return [rows[::stride] for rows, stride in zip(origins, strides(origins, season), strict=True)]
+
+
+def strides(origins: list[np.ndarray], season: int | None) -> list[int]:
+    """Of each series, every how many windows are looked at."""
     stride = -(-sum(len(rows) for rows in origins) // MAX_WINDOWS)
     while stride > 1 and math.gcd(stride, season or 1) > 1:
         stride += 1
-    return [rows[:: max(1, min(stride, len(rows) // LEAST_WINDOWS))] for rows in origins]
+    return [max(1, min(stride, len(rows) // LEAST_WINDOWS)) for rows in origins]
 
 
 def _edges(times: list[np.ndarray]) -> np.ndarray:
@@ -273,17 +351,29 @@ def _choose(by_fold: list[Sums], total: Sums, block: np.ndarray, num_blocks: int
     return penalties
 
 
-def _error(held_out: Sums, folds: list[Sums], penalties: np.ndarray, block: np.ndarray) -> float:
-    """The squared error on a block of time of the map that is fitted on the others."""
-    others = Sums.zero(len(block), held_out.cross.shape[1])
+def _of_folds(by_fold: list[Sums], penalties: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """[F, D, H]: of each block of time the map of the others; none where there are fewer than two."""
+    folds = by_fold[:NUM_FOLDS]
+    if not all(fold.num for fold in folds):
+        return np.empty((0, len(block), folds[0].cross.shape[1]))
+    return np.stack([solve(_others(fold, folds), penalties, block) for fold in folds])
+
+
+def _others(held_out: Sums, folds: list[Sums]) -> Sums:
+    total = Sums.zero(*held_out.cross.shape)
     for fold in folds:
         if fold is not held_out:
-            others = others + fold
-    ridge = _solve(others, penalties, block)
+            total = total + fold
+    return total
+
+
+def _error(held_out: Sums, folds: list[Sums], penalties: np.ndarray, block: np.ndarray) -> float:
+    """The squared error on a block of time of the map that is fitted on the others."""
+    ridge = solve(_others(held_out, folds), penalties, block)
     return held_out.square + float(np.sum(ridge * (held_out.gram @ ridge - 2 * held_out.cross)))
 
 
-def _solve(sums: Sums, penalties: np.ndarray, block: np.ndarray) -> np.ndarray:
+def solve(sums: Sums, penalties: np.ndarray, block: np.ndarray) -> np.ndarray:
     """[D, H]: the ridge with a penalty for each block of numbers, relative to their mean square; 0 where it is off."""
     used = np.flatnonzero(np.isfinite(penalties[block]))
     part, of = sums.of(used), block[used]

@@ -17,7 +17,7 @@ from memory_index.cores import num_cores
 from memory_index.covariate_map import CovariateLayout, CovariateWindows, StoredCovariates
 from memory_index.encoder import NUM_VALUES, DualKeyEncoder, EncoderConfig
 from memory_index.fit_covariates import CovariateFit, FittedView, fit_units, spread_out
-from memory_index.missing import filled
+from memory_index.missing import filled, has_missing
 from memory_index.scaling import WindowStatistics, fit_scale
 from memory_index.tables.series import SeriesTable
 from memory_index.threads import Workers, one_blas_thread
@@ -74,16 +74,18 @@ def fit_encoder(
     scale = fit_scale([series.values for series in table.series])
     encoder = DualKeyEncoder(config=config, horizon=horizon, scale=scale, arrays={})
     if table.covariates is not None and table.covariates.columns:
-        layout = CovariateLayout(columns=fit_units(table), lookback=lookback, horizon=horizon)
+        columns = fit_units(table, origins, horizon)
+        layout = CovariateLayout(columns=columns, lookback=lookback, horizon=horizon)
         encoder = replace(encoder, covariates=layout)
         return _fit_with_covariates(
             table, origins, encoder, lookback=lookback, scopes=scopes, target_origins=target_origins or origins
         )
     for view in config.views:
-        moments = _second_moments(table, origins, encoder, view=view, lookback=lookback)
-        targets = moments
-        if target_origins is not None:
-            targets = _second_moments(table, target_origins, encoder, view=view, lookback=lookback)
+        second_moments = functools.partial(_second_moments, table, encoder=encoder, view=view, lookback=lookback)
+        if target_origins is None:
+            moments = targets = second_moments(origins)
+        else:
+            moments, targets = second_moments(origins, with_futures=False), second_moments(target_origins)
         ridge = _ridge(targets, config.ridge)
         root = _metric_root(ridge, view=view, horizon=horizon, forecast_weight=config.forecast_weight)
         width = min(config.shape_width, view)
@@ -116,9 +118,10 @@ def _fit_with_covariates(
         encoder.config,
         encoder.arrays,
     )
-    weights, sampled = {}, spread_out(origins, table.step.season)
+    weights, sampled, of_views = {}, spread_out(origins, table.step.season), {}
     for view in sorted(config.views, reverse=True):
         fitted, width = fit.view(view), min(config.shape_width, view)
+        of_views[view] = fitted
         weights[view] = fitted.weights
         arrays[f"ridge-{view}"] = fitted.ridge.astype(np.float32)
         arrays[f"condition-{view}"] = fitted.condition.astype(np.float32)
@@ -135,6 +138,7 @@ def _fit_with_covariates(
                 lookback=lookback,
                 stored=fit.stored,
             )
+    arrays |= fit.grows_from(of_views)
     assert encoder.covariates is not None, "it has a layout"
     columns = tuple(
         replace(column, weight=tuple(float(weights[view][number]) for view in config.views))
@@ -186,12 +190,18 @@ def joint_arrays(
     """
     series = np.arange(len(table.series))
     rows = rows[:: max(1, -(-len(rows) // MAX_JOINT_MOMENTS))]
-    grams: list[np.ndarray] = []
-    for chunk in _chunks(rows):
+
+    def parts_of(chunk: np.ndarray) -> list[np.ndarray]:
         context = np.stack([cut(series.values, chunk - lookback + 1, lookback) for series in table.series], axis=1)
         beside = None if stored is None else stored.windows(series, np.repeat(chunk[:, None], len(series), 1), (view,))
-        flat = [part.reshape(len(chunk), -1) for part in parts(filled(context, table.step.season), beside)]
-        grams = [part.T @ part + (grams[number] if grams else 0) for number, part in enumerate(flat)]
+        return [part.reshape(len(chunk), -1) for part in parts(filled(context, table.step.season), beside)]
+
+    grams, workers, chunks = [np.zeros(()), np.zeros(())], Workers(num_cores()), list(_chunks(rows))
+    for start in range(0, len(chunks), workers.num):
+        with one_blas_thread():
+            of_chunks = workers.run(parts_of, chunks[start : start + workers.num])
+        for flat in of_chunks:
+            grams = [gram + part.T @ part for gram, part in zip(grams, flat, strict=True)]
     value_width = min(config.joint_width // 8, NUM_VALUES * len(table.series))
     arrays = {}
     for name, gram, width in (
@@ -209,14 +219,22 @@ def shared_origins(origins: list[np.ndarray]) -> np.ndarray:
 
 
 def _second_moments(
-    table: SeriesTable, origins: list[np.ndarray], encoder: DualKeyEncoder, *, view: int, lookback: int
+    table: SeriesTable,
+    origins: list[np.ndarray],
+    encoder: DualKeyEncoder,
+    *,
+    view: int,
+    lookback: int,
+    with_futures: bool = True,
 ) -> Moments:
-    """Sums over all series, in their order, whoever is done first."""
+    """Sums over all series, in their order, whoever is done first. with_futures: without, `cross` stays 0."""
     horizon, total = encoder.horizon, max(sum(len(rows) for rows in origins), 1)
     gram, cross, num_known = np.zeros((view, view)), np.zeros((view, horizon)), np.zeros(horizon)
     own: dict[int, np.ndarray] = {}
     workers = Workers(num_cores())
-    of_series = functools.partial(_moments_of, table, origins, encoder, view=view, lookback=lookback)
+    of_series = functools.partial(
+        _moments_of, table, origins, encoder, view=view, lookback=lookback, with_futures=with_futures
+    )
     with one_blas_thread():
         for start in range(0, len(origins), AT_ONCE):
             numbers = range(start, min(start + AT_ONCE, len(origins)))
@@ -230,21 +248,35 @@ def _second_moments(
 
 
 def _moments_of(
-    table: SeriesTable, origins: list[np.ndarray], encoder: DualKeyEncoder, number: int, *, view: int, lookback: int
+    table: SeriesTable,
+    origins: list[np.ndarray],
+    encoder: DualKeyEncoder,
+    number: int,
+    *,
+    view: int,
+    lookback: int,
+    with_futures: bool,
 ) -> _OfSeries:
     """Of one series."""
     horizon = encoder.horizon
     gram, cross, num_known = np.zeros((view, view)), np.zeros((view, horizon)), np.zeros(horizon)
     values, rows = table.series[number].values, origins[number]
+    has_holes = has_missing(values)
     for chunk in _chunks(rows):
         context = filled(cut(values, chunk - lookback + 1, lookback), table.step.season)[:, None]
         z, statistics = _normalise(encoder, context, view, np.array([number]))
-        future = (cut(values, chunk + 1, horizon) - statistics.location) / statistics.spread
-        known = ~np.isnan(future)
-        num_known += known.sum(axis=0)
-        if not known.all():
-            future = np.where(known, future, 0.0)
         gram += z[:, 0].T @ z[:, 0]
+        if not with_futures:
+            continue
+        future = cut(values, chunk + 1, horizon).astype(np.float64)
+        future -= statistics.location
+        future /= statistics.spread
+        if has_holes:
+            known = ~np.isnan(future)
+            num_known += known.sum(axis=0)
+            future[~known] = 0.0
+        else:
+            num_known += len(chunk)
         cross += z[:, 0].T @ future
     return _OfSeries(gram, cross, len(rows), num_known)
 
@@ -267,7 +299,7 @@ def _own_principal(
         for number in range(start, min(start + AT_ONCE, len(origins))):
             gram = moments.own.get(number)
             if gram is None:
-                found = _moments_of(table, origins, encoder, number, view=view, lookback=lookback)
+                found = _moments_of(table, origins, encoder, number, view=view, lookback=lookback, with_futures=False)
                 gram = found.gram / max(found.num_windows, 1)
             result[number] = _principal(gram, root, width)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from memory_index.cores import num_cores
 from memory_index.encoder import Encoded, KeyEncoder
+from memory_index.growing_maps import growing_maps
 from memory_index.key_spaces import BLOCK, UNUSED, Found, KeySpaceSearch, Segment
 from memory_index.memory import (
     linear_forecast,
@@ -55,6 +56,7 @@ class LocalMemory:
         self.fingerprint = manifest.fingerprint
         self._records = {record.space: record for record in manifest.spaces}
         widths = {space: (record.value_width, record.condition_width) for space, record in self._records.items()}
+        self.growing = growing_maps(windows, encoder.arrays, manifest.fitted_known_at)
         self._workers = Workers(self.threads)
         self._key_spaces = KeySpaceSearch(windows, self.segments, widths, self._workers)
 
@@ -81,7 +83,7 @@ class LocalMemory:
         """See `Memory.linear_forecast`."""
         require_lookback(queries, self.windows)
         require_covariates(queries, self.manifest)
-        return linear_forecast(self.encoder, self.windows, queries)
+        return linear_forecast(self.encoder, self.windows, queries, self.growing)
 
     def search(
         self,
@@ -177,4 +179,5 @@ class LocalMemory:
             linear_maps={space.view: self.encoder.linear_map(space.view) for space in spaces},
             windows=self.windows,
             fingerprint=self.fingerprint,
+            growing=self.growing,
         )

@@ -10,8 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from memory_index.covariate_tables import require_columns
-from memory_index.encoder import KeyEncoder
+from memory_index.encoder import DualKeyEncoder, KeyEncoder
 from memory_index.errors import IncompatibleError, NotFoundError, UsageError
+from memory_index.growing_maps import GrowingMaps
 from memory_index.missing import filled
 from memory_index.neighbours import Neighbours
 from memory_index.scaling import SeriesScale
@@ -52,7 +53,8 @@ class Memory(Protocol):
         ...
 
     def linear_forecast(self, queries: Queries) -> np.ndarray:
-        """A baseline: what the closed-form linear map behind the widest view forecasts, float32 [B, N, H], raw units.
+        """A baseline: what the closed-form linear map behind the widest view forecasts, float32 [B, N, H], raw units;
+        of a version with covariates, the map as of each origin (`growing_maps.py`).
 
         Raises `IncompatibleError` for another lookback.
         """
@@ -90,14 +92,20 @@ def raw_units(memory: Memory) -> np.ndarray:
     return np.array(transform.unit) if transform else memory.scale.std
 
 
-def linear_forecast(encoder: KeyEncoder, windows: StoredWindows, queries: Queries) -> np.ndarray:
+def linear_forecast(
+    encoder: KeyEncoder, windows: StoredWindows, queries: Queries, growing: GrowingMaps | None
+) -> np.ndarray:
     """See `Memory.linear_forecast`. Out of a transform it comes by its inverse alone, so it is rather a median."""
     context = filled(windows.queries_inside(queries).context, windows.step.season)
-    view, beside = max(windows.views), None
+    view, beside, series = max(windows.views), None, windows.numbers_of(queries.series_id)
     if encoder.covariates is not None and queries.covariates is not None:
         beside = encoder.covariates.of_values(queries.covariates, (view,))
-    inside = encoder.linear_forecast(view, context, windows.numbers_of(queries.series_id), beside)
-    return windows.curve(queries).inverse(inside)
+    if growing is None or not isinstance(encoder, DualKeyEncoder):
+        return windows.curve(queries).inverse(encoder.linear_forecast(view, context, series, beside))
+    x, _, statistics = encoder.explanatory(view, context, series, beside)
+    own = growing.of_queries(view, queries.origin, x)
+    inside = own * statistics.spread[..., None] + statistics.location[..., None]
+    return windows.curve(queries).inverse(inside.astype(np.float32))
 
 
 def spaces_asked(

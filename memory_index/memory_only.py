@@ -13,6 +13,7 @@ from memory_index.bounds import Bounds, BoundsOf
 from memory_index.calibration import UsualErrors, calibrated, usual_errors
 from memory_index.errors import UsageError
 from memory_index.evaluation import MEMORY_ONLY, Evaluation, ForecastBlock, Report, scored_origins, tally
+from memory_index.forecast_notes import ForecastNotes
 from memory_index.leakage import Policy
 from memory_index.long_tables import forecast_frame
 from memory_index.memory import Memory, raw_units
@@ -98,7 +99,7 @@ def evaluate(
         forecasts = block_forecasts(neighbours)
         forecasts |= baseline_forecasts(asked.queries.context, spec.horizon, table.step)
         forecasts["linear"] = memory.linear_forecast(asked.queries)
-        forecasts = {name: within.kept(asked.queries, values) for name, values in forecasts.items()}
+        forecasts = within.kept_arms(asked.queries, forecasts)
         quantiles = within.kept(asked.queries, calibrated(neighbours, forecasts[MEMORY_ONLY], levels, usual))
         counted.num_without += empty
         each(counted.add(asked, forecasts, quantiles if levels else None))
@@ -148,9 +149,9 @@ def forecast(
     Original units; times in the table's own time zone. Asked under `causal` at the last value of each series: one that
     ends earlier than the others is forecast from where it ends. Series that cannot be forecast are named in
     `attrs["skipped"]`, a list of `{"series_id", "reason"}`; known covariates that lie far outside what the version was
-    fitted on in `attrs["warnings"]`. Quantiles are calibrated on what the memory would have said
-    of its own windows (`calibration.py`). bounds: that no forecast and no quantile leaves; without, those of counts are
-    kept at 0 or above (`bounds.py`).
+    fitted on in `attrs["warnings"]`, what is to be known of the numbers in `attrs["notes"]` (`forecast_notes.py`).
+    Quantiles are calibrated on what the memory would have said of its own windows (`calibration.py`). bounds: that no
+    forecast and no quantile leaves; without, those of counts are kept at 0 or above (`bounds.py`).
 
     Raises `DataError` (every history too short), `NotFoundError` (no neighbours for any series).
     """
@@ -158,7 +159,7 @@ def forecast(
     spec, views = memory.windows.spec, memory.windows.views
     origins, skipped = latest_origins(table, spec, views=views)
     parts, alone, asked, within = [], [], [], BoundsOf(memory, bounds)
-    usual = _usual(memory, options, quantiles)
+    noted, usual = ForecastNotes(within), _usual(memory, options, quantiles)
     known, layout = memory.manifest.series_ids, memory.manifest.covariate_layout
     for block in query_blocks(table, origins, spec, Policy.CAUSAL, known=known, views=views, layout=layout):
         require_known_ahead(block.queries, block.wanted, memory.manifest.covariates, table.step, table.source)
@@ -173,6 +174,7 @@ def forecast(
         values = neighbours.forecast(on_empty="last-value")
         levels = calibrated(neighbours, values, quantiles, usual)
         values, levels = (within.kept(block.queries, each) for each in (values, levels))
+        noted.add(block)
         parts.append(forecast_frame(table, block, values, quantiles, levels))
     if not parts:
         require_neighbours(*alone[0])
@@ -183,7 +185,7 @@ def forecast(
     )
     result = pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
     result.attrs["skipped"] = [asdict(each) for each in skipped]
-    result.attrs |= warnings_of(asked, memory)
+    result.attrs |= warnings_of(asked, memory) | {"notes": noted.said(result)}
     return result
 
 

@@ -42,12 +42,27 @@ class Answer(Protocol):
     @property
     def windows(self) -> StoredWindows: ...
 
+    @property
+    def growing(self) -> GrowingForecasts | None: ...
+
+
+class GrowingForecasts(Protocol):
+    """Maps that go on: `growing_maps.GrowingMaps`, which is made of what is here."""
+
+    def of_queries(self, view: int, origin: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """See `GrowingMaps.of_queries`."""
+        ...
+
+    def residuals(self, view: int, rows: np.ndarray) -> np.ndarray:
+        """See `GrowingMaps.residuals`."""
+        ...
+
 
 class StandardQuery(NamedTuple):
     """Queries in their own location and spread under one view, and their covariates as the linear map reads them:
     z [..., 1, view + P], location and spread [..., 1, 1].
 
-    z is NaN where a cell is missing.
+    z is NaN where a cell is missing, but for a memory whose maps grow: these read filled contexts, as they were fitted.
     """
 
     z: np.ndarray
@@ -65,10 +80,13 @@ def standard_query(neighbours: Answer, chunk: Chunk, number: int) -> StandardQue
         part[*chunk, number, None, None] for part in (neighbours.query_location, neighbours.query_spread)
     )
     queries, windows, view = neighbours.queries, neighbours.windows, neighbours.spaces[number].view
-    window = queries.context[*chunk, None, -view:]
+    context = queries.context[chunk]
+    if neighbours.growing is not None:
+        context = filled(context, windows.step.season)
+    window = context[..., None, -view:]
     z = (window - location) / spread
     if windows.covariates is not None and queries.covariates is not None:
-        layout, context = windows.covariates.layout, queries.context[chunk]
+        layout = windows.covariates.layout
         series = windows.numbers_of(queries.series_id[chunk[1]])
         unit = units_of(windows.covariates.unit, series, filled(context, windows.step.season))[..., None, None]
         x = np.empty((*z.shape[:-1], view + layout.width))
@@ -81,11 +99,19 @@ def standard_query(neighbours: Answer, chunk: Chunk, number: int) -> StandardQue
 
 def moved_of_space(neighbours: Answer, chunk: Chunk, number: int) -> np.ndarray:
     """See `aligned_futures`: of one key space, float64 [b, N, K, H]; anything in unused slots."""
-    query, linear_map = (
-        standard_query(neighbours, chunk, number),
-        neighbours.linear_maps[neighbours.spaces[number].view],
-    )
-    return moved(query, standard_windows(neighbours, chunk, number), linear_map)
+    query, view = standard_query(neighbours, chunk, number), neighbours.spaces[number].view
+    if neighbours.growing is not None:
+        own = of_growing(query, neighbours, chunk, view)[..., None, :]
+        missed = neighbours.growing.residuals(view, np.maximum(neighbours.row[*chunk, number], 0))
+        return query.location + query.spread * (own + missed)
+    return moved(query, standard_windows(neighbours, chunk, number), neighbours.linear_maps[view])
+
+
+def of_growing(query: StandardQuery, neighbours: Answer, chunk: Chunk, view: int) -> np.ndarray:
+    """What the maps as of the queries' origins make of them, float64 [b, N, H], in their own location and spread."""
+    assert neighbours.growing is not None, "its maps grow"
+    z = np.where(np.isnan(query.z), 0.0, query.z)[..., 0, :]
+    return neighbours.growing.of_queries(view, neighbours.queries.origin[chunk[0]], z)
 
 
 def moved(query: StandardQuery, standard: np.ndarray, linear_map: np.ndarray) -> np.ndarray:
@@ -103,15 +129,20 @@ def moved(query: StandardQuery, standard: np.ndarray, linear_map: np.ndarray) ->
 
 def by_all_maps(neighbours: Answer, chunk: Chunk) -> np.ndarray:
     """What the linear maps of all key spaces make of the queries of a chunk, on average: float64 [b, N, H]."""
-    of_maps = [by_map(standard_query(neighbours, chunk, n), neighbours, n) for n in range(len(neighbours.spaces))]
+    of_maps = [
+        by_map(standard_query(neighbours, chunk, n), neighbours, chunk, n) for n in range(len(neighbours.spaces))
+    ]
     return np.mean(of_maps, axis=0)
 
 
-def by_map(query: StandardQuery, neighbours: Answer, number: int) -> np.ndarray:
-    """What the linear map of one key space makes of queries, float64 [..., H], in their units."""
-    linear_map = neighbours.linear_maps[neighbours.spaces[number].view]
-    z = np.where(np.isnan(query.z), 0.0, query.z)
-    return (query.location + query.spread * project(z, linear_map))[..., 0, :]
+def by_map(query: StandardQuery, neighbours: Answer, chunk: Chunk, number: int) -> np.ndarray:
+    """What the linear map of one key space makes of the queries of a chunk, float64 [b, N, H], in their units."""
+    view = neighbours.spaces[number].view
+    if neighbours.growing is not None:
+        own = of_growing(query, neighbours, chunk, view)
+    else:
+        own = project(np.where(np.isnan(query.z), 0.0, query.z), neighbours.linear_maps[view])[..., 0, :]
+    return query.location[..., 0, :] + query.spread[..., 0, :] * own
 
 
 def standard_windows(neighbours: Answer, chunk: Chunk, number: int) -> np.ndarray:

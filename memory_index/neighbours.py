@@ -19,6 +19,7 @@ from memory_index.leakage import TimeSpans, require_admissible
 from memory_index.missing import last_known
 from memory_index.moved_futures import (
     Chunk,
+    GrowingForecasts,
     by_all_maps,
     by_map,
     moved,
@@ -30,7 +31,7 @@ from memory_index.moved_futures import (
 from memory_index.threads import Workers, one_blas_thread
 from memory_index.transforms import NO_TRANSFORM
 from memory_index.types import KeySpace, Queries
-from memory_index.weighted import mean_of_known, weighted_quantiles
+from memory_index.weighted import as_wide_as_beside, mean_of_known, weighted_quantiles
 from memory_index.windows import StoredWindows
 
 ARRAYS = ("row", "distance", "shape_distance", "value_distance", "query_location", "query_spread")
@@ -49,6 +50,7 @@ class Neighbours:
     without covariates. query_location, query_spread: float64 [B, N, V], the
     query's own statistics under each view, in units of the version's transform. temperature: float32 [V], stored with
     the version. linear_maps: of each view, float32 [view + P, H], stored with it too (`KeyEncoder.linear_map`).
+    growing: what forecasts in their place as of each origin, where the version has covariates (`growing_maps.py`).
 
     Constructing it raises `LeakError` if any row is not admissible for its query.
     """
@@ -66,6 +68,7 @@ class Neighbours:
     windows: StoredWindows
     fingerprint: str
     condition_distance: np.ndarray | None = None
+    growing: GrowingForecasts | None = None
 
     def __post_init__(self) -> None:
         b, n, _ = self.queries.context.shape
@@ -223,6 +226,16 @@ def space_forecasts(neighbours: Neighbours) -> np.ndarray:
     weight, curve, inside = weights(neighbours), neighbours.windows.curve(neighbours.queries), neighbours.inside()
     result = np.empty((b, n, v, neighbours.windows.spec.horizon), dtype=np.float32)
 
+    def of_growing(task: tuple[int, Chunk]) -> None:
+        number, chunk = task
+        back, flat = curve.take(chunk), result[*chunk, number].shape
+        each = back.inverse(moved_of_space(inside, chunk, number)).reshape(-1, k, flat[-1])
+        known = mean_of_known(each, weight[*chunk, number].reshape(-1, k)).reshape(flat)
+        of_map = np.empty(flat)
+        if (nothing := np.isnan(known)).any():
+            of_map = back.inverse(by_map(standard_query(inside, chunk, number), inside, chunk, number))
+        result[*chunk, number] = np.where(nothing, of_map, known)
+
     def run(task: tuple[int, Chunk]) -> None:
         number, (moments, series) = task
         num_moments, num_series = moments.stop - moments.start, series.stop - series.start
@@ -238,7 +251,7 @@ def space_forecasts(neighbours: Neighbours) -> np.ndarray:
                 back, asked = curve.take(chunk).take(each), standard_query(inside, chunk, number).take(each)
                 each_moved = back.inverse(moved(asked, standard[each], linear_map))
                 known = mean_of_known(each_moved, weight[*chunk, number][each])
-                of_map = back.inverse(by_map(asked, neighbours, number))
+                of_map = back.inverse(by_map(asked, neighbours, chunk, number))
                 apart.append((inner, each, np.where(np.isnan(known), of_map, known)))
         part = moved(standard_query(inside, (moments, series), number), mean[:, :, None], linear_map)[:, :, 0]
         for inner, each, forecasts in apart:
@@ -246,8 +259,10 @@ def space_forecasts(neighbours: Neighbours) -> np.ndarray:
         result[moments, series, number] = part
 
     # The map multiplies whole blocks of rows (`products.project`), so many means are moved at once.
-    tasks = [(number, chunk) for number in range(v) for chunk in _chunks(b, n, num_values(inside, number))]
-    _workers().run(run, tasks)
+    grows = inside.growing is not None
+    size = [k * neighbours.windows.spec.horizon if grows else num_values(inside, number) for number in range(v)]
+    tasks = [(number, chunk) for number in range(v) for chunk in _chunks(b, n, size[number])]
+    _workers().run(of_growing if grows else run, tasks)
     return np.where(np.any(neighbours.valid, axis=3)[..., None], result, np.float32(np.nan))
 
 
@@ -274,7 +289,8 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
 
     Each key space that has neighbours counts the same. `on_empty` as in `forecast`. A quantile is interpolated linearly
     between the values at the midpoints of the cumulative weights, in units of the transform, which keeps their order. A
-    missing step has no weight; where all miss it, every quantile is what the linear maps make of the query.
+    missing step has no weight; where all miss it, quantiles lie around what the linear maps make of the query as they
+    do at the steps beside it.
     """
     if not all(0 < level < 1 for level in levels):
         raise UsageError(f"quantile levels must lie between 0 and 1, not {list(levels)}")
@@ -290,11 +306,14 @@ def quantiles(neighbours: Neighbours, levels: tuple[float, ...], on_empty: OnEmp
             [moved_of_space(inside, chunk, number) for number in range(v)], axis=2
         )  # [b, N, V*K, H]
         share = weight[chunk][..., None]
-        if (missing := np.isnan(values)).any():
-            nothing = ~np.any((known := np.where(missing, np.float32(0), share)) > 0, axis=2, keepdims=True)
-            values = np.where(nothing, by_all_maps(inside, chunk)[:, :, None], values)
-            share = np.where(nothing, share, known)
-        result[chunk] = curve.take(chunk).inverse(weighted_quantiles(values, share, levels))
+        if not (missing := np.isnan(values)).any():
+            result[chunk] = curve.take(chunk).inverse(weighted_quantiles(values, share, levels))
+            return
+        nothing = ~np.any((known := np.where(missing, np.float32(0), share)) > 0, axis=2, keepdims=True)
+        of_maps = by_all_maps(inside, chunk)
+        values, share = np.where(nothing, of_maps[:, :, None], values), np.where(nothing, share, known)
+        found = as_wide_as_beside(weighted_quantiles(values, share, levels), of_maps, nothing[:, :, 0])
+        result[chunk] = curve.take(chunk).inverse(found)
 
     _workers().run(run, _chunks(b, n, k * sum(num_values(neighbours, number) for number in range(v))))
     return np.stack([with_last_value(neighbours, result[..., q], on_empty) for q in range(len(levels))], axis=-1)

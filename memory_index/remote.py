@@ -28,6 +28,7 @@ from memory_index import files, wire
 from memory_index.access import Access
 from memory_index.encoder import DualKeyEncoder
 from memory_index.errors import IncompatibleError, MemoryIndexError, ServiceError, UsageError, VerificationError
+from memory_index.growing_maps import GrowingMaps, growing_maps
 from memory_index.http_client import IS_IT_OURS, HttpClient
 from memory_index.memory import linear_forecast, require_counts, require_covariates, require_lookback, spaces_asked
 from memory_index.neighbours import Neighbours
@@ -38,6 +39,7 @@ from memory_index.versions.layout import parse_ref
 from memory_index.versions.manifest import Manifest, manifest_from_json
 from memory_index.versions.opening import ENCODER_FILE, read_arrays, stored_windows
 from memory_index.versions.segments import SERIES_FILE, WINDOWS_FILE
+from memory_index.versions.vintage_files import VINTAGES_FILE
 from memory_index.windows import StoredWindows
 from memory_index.wire import Limits, Question
 
@@ -110,9 +112,13 @@ class RemoteMemory:
             windows = _windows.get(self.fingerprint)
             if windows is None:
                 unit = self._fetched_linear().scale.std if self.manifest.covariates else np.empty(0)
-                with self._fetched(SERIES_FILE, WINDOWS_FILE, COVARIATES_FILE) as folder:
+                with self._fetched(SERIES_FILE, WINDOWS_FILE, COVARIATES_FILE, VINTAGES_FILE) as folder:
                     windows = _windows[self.fingerprint] = stored_windows(folder, self.manifest, unit)
             return windows
+
+    @cached_property
+    def _growing(self) -> GrowingMaps | None:
+        return growing_maps(self.windows, self._linear.arrays, self.manifest.fitted_known_at)
 
     @property
     def scale(self) -> SeriesScale:
@@ -123,7 +129,7 @@ class RemoteMemory:
         """See `Memory.linear_forecast`."""
         require_lookback(queries, self.windows)
         require_covariates(queries, self.manifest)
-        return linear_forecast(self._linear, self.windows, queries)
+        return linear_forecast(self._linear, self.windows, queries, self._growing)
 
     def search(
         self,
@@ -191,6 +197,7 @@ class RemoteMemory:
             linear_maps=linear_maps,
             windows=self.windows,
             fingerprint=self.fingerprint,
+            growing=self._growing,
             **self._columns(answer, question, spaces),
         )
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from memory_index.covariate_map import CovariateColumn
-from memory_index.covariates import Covariate, Covariates, CovariateValues
+from memory_index.covariates import Covariate, CovariateValues
 from memory_index.errors import UsageError
 from memory_index.tables.series import SeriesTable
 from memory_index.tables.steps_ahead import covariates_ahead
@@ -68,16 +68,17 @@ def with_changes(
     names = [] if given is None else list(given.names)
     settings = [(names.index(change.name), change) for change in changes if _require_known(change, columns, names)]
     assert given is not None, "it has the columns"
-    made: dict[tuple[int, np.datetime64], CovariateValues] = {}
+    of_each = given.vintages is not None and bool(given.vintages.series_ids)
+    made: dict[tuple[int, str, np.datetime64], CovariateValues] = {}
     series = []
     for each, values in zip(table.series, given.series, strict=True):
         known = np.flatnonzero(np.isfinite(each.values))
         origin = at if at is not None else each.times[known[-1] if len(known) else 0]
-        key = (id(values), origin)
+        key = (id(values), each.series_id if of_each else "", origin)
         if key not in made:
-            made[key] = _changed(table, given.columns, values, settings, origin, horizon)
+            made[key] = _changed(table, each.series_id, values, settings, origin, horizon)
         series.append(made[key])
-    return replace(table, covariates=Covariates(columns=given.columns, series=tuple(series)))
+    return replace(table, covariates=replace(given, series=tuple(series)))
 
 
 def _require_known(change: Change, columns: tuple[CovariateColumn, ...], names: list[str]) -> bool:
@@ -95,19 +96,24 @@ def _require_known(change: Change, columns: tuple[CovariateColumn, ...], names: 
 
 def _changed(
     table: SeriesTable,
-    columns: tuple[Covariate, ...],
+    series_id: str,
     given: CovariateValues,
     settings: list[tuple[int, Change]],
     origin: np.datetime64,
     horizon: int,
 ) -> CovariateValues:
     """The values of one series with the changes after an origin; longer where the horizon reaches beyond them."""
+    assert table.covariates is not None, "it has the columns"
+    columns, vintages = table.covariates.columns, table.covariates.vintages
     ahead = table.step.range(origin, horizon + 1)[1:]
     beyond = ahead[ahead > given.times[-1]]
     times = np.concatenate([given.times, beyond])
     values = np.concatenate([given.values, np.full((len(columns), len(beyond)), np.nan)], axis=1)
     place = np.searchsorted(times, ahead)
     for number, change in settings:
+        if vintages is not None and columns[number].name in vintages.columns:
+            issued = vintages.of_series(columns[number].name, series_id, ahead, origin)
+            values[number, place] = np.where(np.isnan(values[number, place]), issued, values[number, place])
         value = _number(change, columns[number])
         values[number, place] = value if change.how == "=" else values[number, place] + value
     return CovariateValues(times=times, values=values)

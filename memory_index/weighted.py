@@ -33,6 +33,25 @@ def weighted_quantiles(values: np.ndarray, weight: np.ndarray, levels: tuple[flo
     return np.concatenate(parts).reshape(b, n, horizon, len(levels))
 
 
+def as_wide_as_beside(quantiles: np.ndarray, center: np.ndarray, unknown: np.ndarray) -> np.ndarray:
+    """Quantiles [b, N, H, Q] that lie as far from `center` [b, N, H] at unknown steps (bool [b, N, H]) as at the steps
+    beside them, in proportion to how near these are. Unchanged where no step is known.
+    """
+    if not unknown.any():
+        return quantiles
+    horizon = unknown.shape[-1]
+    step = np.arange(horizon)
+    before = np.maximum.accumulate(np.where(unknown, -1, step), axis=-1)
+    after = np.minimum.accumulate(np.where(unknown, horizon, step)[..., ::-1], axis=-1)[..., ::-1]
+    first, last = np.where(before < 0, after, before), np.where(after == horizon, before, after)
+    first, last = (np.clip(each, 0, horizon - 1)[..., None] for each in (first, last))
+    part = (step[:, None] - first) / np.maximum(last - first, 1)
+    apart = quantiles - center[..., None]
+    mixed = (1 - part) * np.take_along_axis(apart, first, axis=2) + part * np.take_along_axis(apart, last, axis=2)
+    inside = unknown & ~unknown.all(axis=-1, keepdims=True)
+    return np.asarray(np.where(inside[..., None], center[..., None] + mixed, quantiles))
+
+
 def _quantiles(values: np.ndarray, weight: np.ndarray, levels: tuple[float, ...]) -> np.ndarray:
     """values [n, M, H], weight [n, M, H] or [n, M, 1] -> [n, H, Q]."""
     there = weight > 0

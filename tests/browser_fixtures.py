@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
@@ -37,32 +37,48 @@ def launched(path: str) -> Iterator[Browser]:
 
 
 @contextmanager
-def watched(
-    browser: Browser, *, origin: str, size: tuple[int, int] = WIDE, dark: bool = False
-) -> Iterator[tuple[Page, list[str]]]:
-    """An empty page and the list of what it will have asked for, without `data:` and `blob:`.
-
-    On the way out: it said nothing on its console, and asked for nothing but what begins with `origin`.
-    """
+def screen(browser: Browser, *, size: tuple[int, int] = WIDE, dark: bool = False) -> Iterator[BrowserContext]:
+    """A screen of a size, whose pages share what they have loaded."""
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light", accept_downloads=True
     )
     context.set_default_timeout(PATIENCE)
+    try:
+        yield context
+    finally:
+        context.close()
+
+
+@contextmanager
+def watched_page(context: BrowserContext, *, origin: str) -> Iterator[tuple[Page, list[str]]]:
+    """An empty page and the list of what it will have asked for, without `data:` and `blob:`.
+
+    On the way out: it said nothing on its console, and asked for nothing but what begins with `origin`.
+    """
     page = context.new_page()
     said: list[str] = []
     asked: list[str] = []
     page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: said.append(f"error: {error}"))
-    context.on(
+    page.on(
         "request", lambda request: asked.append(request.url) if not request.url.startswith(("data:", "blob:")) else None
     )
     try:
         yield page, asked
     finally:
-        context.close()
+        page.close()
     complaints = [line for line in said if line.startswith(("error", "warning"))]
     complaints += [f"asked for {url}" for url in asked if not url.startswith(origin)]
     assert not complaints, complaints
+
+
+@contextmanager
+def watched(
+    browser: Browser, *, origin: str, size: tuple[int, int] = WIDE, dark: bool = False
+) -> Iterator[tuple[Page, list[str]]]:
+    """`watched_page` on a screen of its own."""
+    with screen(browser, size=size, dark=dark) as context, watched_page(context, origin=origin) as found:
+        yield found
 
 
 def overflow(page: Page) -> int:

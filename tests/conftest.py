@@ -23,6 +23,9 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 # A test that would reach for a model hub fails at once, on every machine alike.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# No test cuts the power, so none waits for the disk. Processes that are killed lose nothing that was written.
+os.fsync = lambda descriptor: None
+
 # Started in the background (`nohup make test &`), a process ignores SIGINT, and so would all that tests start and
 # interrupt.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

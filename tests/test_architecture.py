@@ -33,9 +33,8 @@ HEAVY |= {"dash", "plotly", "flask"}
 
 
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
-# Longer for a reason: rooms that are rebuilt on their own, tables of options, and what is being taken apart.
+# Longer for a reason: rooms that are rebuilt on their own, and tables of options.
 MAY_BE_LONG = ("memory_index/service/", "memory_index/milvus/", "cli/options.py")
-MAY_BE_LONG += ("forecaster/training/fit.py", "forecaster/training/train.py")
 
 
 def _name(path: Path) -> str:

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from covariate_fixtures import built_with, covariate_table, without
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_fixtures import WINDOW, Store, build, open_version, wide_table
+from vintage_fixtures import vintage_table
 
 from cli.main import run
 from memory_index.encoder import EncoderConfig
@@ -17,11 +19,12 @@ from memory_index.errors import ResourceError, UsageError
 from memory_index.splits import split_by_name
 from memory_index.types import KeySpace
 from memory_index.versions import budget as budgets
-from memory_index.versions.budget import BASE_BYTES, Asked, Budget, parse_budget, peak_bytes, within_budget
+from memory_index.versions.budget import BASE_BYTES, Asked, Beside, Budget, parse_budget, peak_bytes, within_budget
 from memory_index.versions.factories import MAX_EXACT_ROWS
 from memory_index.versions.manifest import manifest_from_json
 
 GB = 10**9
+WEATHER = Beside(num_columns=2, num_channels=2, num_steps=10**5, width=100, condition_width=24)
 
 
 def asked(*, num_series: int = 3000, num_windows: int = 2000, **changes: object) -> Asked:
@@ -97,8 +100,41 @@ def test_more_of_anything_never_takes_less(num_windows, num_steps, more, series)
     for name in sizes:
         larger = sizes | {name: sizes[name] + more}
         assert peak_bytes(**larger, encoder=EncoderConfig(views=(48,)), factories=factories) >= takes
+        assert peak_bytes(**larger, encoder=EncoderConfig(views=(48,)), factories=factories, beside=WEATHER) > takes
     fewer = {KeySpace("own", 48): "Flat"}
     assert peak_bytes(**sizes, encoder=EncoderConfig(views=(48,)), factories=fewer) <= takes
+
+
+@given(
+    name=st.sampled_from(
+        ["num_columns", "num_channels", "num_steps", "width", "num_vintages", "num_issued", "num_near"]
+    ),
+    more=st.integers(1, 10**6),
+    num_windows=st.integers(1, 10**7),
+)
+def test_more_covariates_or_vintages_never_take_less(name, more, num_windows):
+    issued = replace(WEATHER, num_vintages=10**6, num_issued=2, num_near=192)
+    takes = [
+        peak_bytes(
+            num_series=3,
+            num_steps=10**5,
+            num_windows=num_windows,
+            encoder=EncoderConfig(views=(48,)),
+            factories={KeySpace("own", 48): "Flat"},
+            beside=each,
+        )
+        for each in (issued, replace(issued, **{name: getattr(issued, name) + more}))
+    ]
+    assert takes[0] <= takes[1]
+
+
+def test_a_build_counts_its_covariates_and_vintages(tmp_path):
+    made = []
+    for number, table in enumerate((without(vintage_table()), vintage_table(), covariate_table())):
+        budget = Budget(num_bytes=2 * GB)
+        version = built_with(tmp_path, table, name=f"v{number}", budget=budget)
+        made.append(version.manifest.budget.estimated_bytes)
+    assert made[0] < made[2] < made[1]
 
 
 def test_what_was_asked_for_by_name_stays():

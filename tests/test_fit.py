@@ -140,7 +140,7 @@ def test_a_blend_is_never_worse_than_the_memory_alone_on_what_it_was_chosen_on(s
     with_none = fit_intervals.fit_intervals(
         model, replace(parts[0], fold=None), parts[1], TABLE.series_ids, validates=False
     )
-    assert (with_none.blend, with_none.num) == (intervals.MEMORY_MOVED, 0)
+    assert (with_none.blend, with_none.num) == (intervals.MEMORY_ALONE, 0)
 
 
 # What a training makes

@@ -253,6 +253,15 @@ def test_a_difference_within_its_error_does_not_change_the_mix():
     assert best_of({MIX: mixed, "linear": mixed + 0.05}, num) == MIX
 
 
+def test_windows_that_asked_with_less_of_a_memory_put_no_part_in_the_place_of_the_mix():
+    """However bad they make the memory look, it keeps some weight; the more they say, the more."""
+    evidence = evidence_of([0.5, 3.0, 4.0, 4.0])
+    assert choose_gate(evidence, 2, HATS, HORIZON)[1].shares["own-96"] < 0.02
+    _, found = choose_gate(evidence, 2, HATS, HORIZON, made_do=True)
+    assert (found.kept, found.setting) == (MIX, GateSetting(penalty=fit_gate.MADE_DO, hold_last=True))
+    assert 0.02 < found.shares["own-96"] < 0.25  # its share before anything was fitted
+
+
 def test_where_nothing_is_held_out_the_prior_stays_unless_a_penalty_is_stated():
     one_fold = evidence_of([1.0, 3.0, 1.0, 1.0], folds=1)
     logits, found = choose_gate(one_fold, 2, HATS, HORIZON)

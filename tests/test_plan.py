@@ -103,6 +103,9 @@ def test_windows_that_would_find_nothing_ask_under_the_other_policy(tmp_path):
     assert plan.policy is Policy.CAUSAL
     assert any("they ask under 'causal'" in note for note in plan.notes)
     assert plan_training(short, table, config_of(policy="causal")).policy is Policy.CAUSAL
+    assert plan.made_do(config_of(num_folds=None))
+    assert not plan.made_do(config_of(policy="causal"))
+    assert not plan.made_do(config_of(num_folds=None, use_gram=False))
 
 
 def test_without_a_validation_window_the_plan_says_what_stands_in(tmp_path):

@@ -37,9 +37,6 @@ def check(
     future: Annotated[
         Path | None, typer.Option(help="Table with the known covariates of the next steps, to be checked too.")
     ] = None,
-    vintages: Annotated[
-        Path | None, typer.Option(help="Table of known covariates as they were issued, to be checked too.")
-    ] = None,
     as_json: AsJson = False,
     *,
     table_options: ReadOptions,
@@ -52,7 +49,7 @@ def check(
     """
     from memory_index.tables.checking import check_table
 
-    report = check_table(file, table_options, lookback=lookback, horizon=horizon, future=future, vintages=vintages)
+    report = check_table(file, table_options, lookback=lookback, horizon=horizon, future=future)
     if as_json:
         print_json("data-check", report.to_dict())
     else:

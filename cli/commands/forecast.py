@@ -191,6 +191,8 @@ def _tell(result: pd.DataFrame, table: SeriesTable, memory: Memory, bounds: Boun
     tell_skipped(skipped, "not forecast", source=table.source, strict=strict)
     for warning in result.attrs.get("warnings", ()):
         note(f"warning: {warning}")
+    for line in result.attrs["notes"]:
+        note(f"note: {line}")
     tell_ends(table, memory)
     tell_bounds(table, memory, bounds)
 

@@ -165,7 +165,7 @@ def _page_of(subject: Subject, shown: Shown, values: dict[str, Any], *, dark: bo
     """Every output of a move. Where something was refused, the field keeps what was typed into it."""
     state, series = shown.state, subject.table[shown.state.series_id]
     row, address = subject.row(state), to_address(state)
-    page = {
+    page: dict[str, Any] = {
         "address": no_update if address == values["address"] else address,
         "history": history_figure(subject.table, state, row, shown.answers, dark=dark),
         "clicked": None,  # or a second click at the same place would be none

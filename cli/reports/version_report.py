@@ -56,6 +56,7 @@ def version_document(version: Version | FoundVersion) -> dict[str, Any]:
         "max_missing": window.max_missing,
         "transform": manifest.transform.kind,
         **({"covariates": [asdict(column) for column in manifest.covariates]} if manifest.covariates else {}),
+        **({"num_vintages": num_vintages} if (num_vintages := _num_vintages(manifest)) else {}),
         "skipped": manifest.built.skipped,
         "known_delay": window.known_delay,
         "step": manifest.step.frequency,
@@ -95,7 +96,12 @@ def print_version(version: Version | FoundVersion, *more: tuple[str, str]) -> No
 def _covariate(column: CovariateColumn) -> str:
     """A column, its role, and whether it has a say in the distance."""
     unused = column.role == "known" and not any(column.weight)
-    return f"{column.name} ({column.role}{', of no use' if unused else ''})"
+    issued = " as of its issue" if column.vintages else ""
+    return f"{column.name} ({column.role}{issued}{', of no use' if unused else ''})"
+
+
+def _num_vintages(manifest: Manifest) -> int:
+    return sum(segment.num_vintages or 0 for segment in manifest.segments)
 
 
 def parent_ref(store: Store, version: Version) -> str:
@@ -127,7 +133,7 @@ def _lines(version: Version | FoundVersion) -> list[tuple[str, str]]:
     window, split, built = manifest.window, manifest.split, manifest.built
     names = ", ".join(manifest.series_ids) if len(manifest.series_ids) <= MANY_SERIES else ""
     num_segments = len(manifest.segments)
-    last = _at(manifest, manifest.last_known_at)
+    last, num_vintages = _at(manifest, manifest.last_known_at), _num_vintages(manifest)
     grown = last is not None and manifest.last_known_at > manifest.split.train_until
     return [
         ("windows", f"{manifest.num_rows:,}, known {_at(manifest, manifest.first_known_at)} to {last}"),
@@ -139,6 +145,7 @@ def _lines(version: Version | FoundVersion) -> list[tuple[str, str]]:
         ("known delay", f"{window.known_delay} steps" if window.known_delay else ""),
         ("transform", manifest.transform.kind if manifest.transform else ""),
         ("covariates", ", ".join(_covariate(column) for column in manifest.covariates)),
+        ("vintages", f"{num_vintages:,} issued values" if num_vintages else ""),
         ("split", split.name),
         ("  train until", f"{_at(manifest, split.train_until)}" + (" (appended to since)" if grown else "")),
         ("  val until", _at(manifest, split.val_until) or ""),

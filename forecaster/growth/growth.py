@@ -45,9 +45,10 @@ class Trained:
     """What training decided, and every state has. began_at: datetime64[ns], the end of the training part.
 
     choice: of the linear map. names: of the P parts, the first num_bases of which are bases. train_stride: steps
-    between two training windows of a series: in the sums, each window stands for so many. series_weight: how much the
-    windows of each trained series count (`training/weighing.py`). units: their training standard deviations, raw.
-    folds: evidence of the held-out training windows.
+    between two training windows of a series: in the sums, each window stands for so many. made_do: whether these asked
+    with less of a memory than a forecast has. series_weight: how much the windows of each trained series count
+    (`training/weighing.py`). units: their training standard deviations, raw. folds: evidence of the held-out training
+    windows.
     """
 
     began_at: np.datetime64
@@ -55,6 +56,7 @@ class Trained:
     names: tuple[str, ...]
     num_bases: int
     train_stride: int
+    made_do: bool
     series_weight: Mapping[str, float]
     units: Mapping[str, float]
     folds: tuple[tuple[Quadratic, ...], ...]
@@ -238,7 +240,10 @@ class Growth:
         since = [tuple(self.since.values())] if self.since else []
         evidence = Evidence(names=self.trained.names, steps=self.steps, folds=(*folds, *since))
         penalty = self.config.train.gate_shrinkage
-        return choose_gate(evidence, self.trained.num_bases, hats, self.config.model.horizon, penalty)
+        num_since, num_trained = (sum(each.num for fold in part for each in fold) for part in (since, folds))
+        made_do = self.trained.made_do and num_since < num_trained  # what was forecast since had all of the memory
+        num_bases, horizon = self.trained.num_bases, self.config.model.horizon
+        return choose_gate(evidence, num_bases, hats, horizon, penalty, made_do=made_do)
 
     def take_over(self, model: ForecastModel, *, gate: bool = True) -> GateFit | None:
         """Give a model the map, and the gate, as of now."""

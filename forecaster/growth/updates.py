@@ -29,7 +29,13 @@ FOLD_ARRAYS = ("fold", "there", "matrix", "num")
 
 
 def begin(
-    run: Run, closed_form: ClosedForm, training: CachedWindows, memory: Memory, *, train_stride: int
+    run: Run,
+    closed_form: ClosedForm,
+    training: CachedWindows,
+    memory: Memory,
+    *,
+    train_stride: int,
+    made_do: bool = False,
 ) -> StateRecord | None:
     """Write state 0 of a run that has just been trained; None for one that cannot go on.
 
@@ -54,6 +60,7 @@ def begin(
         names=evidence.names,
         num_bases=len(evidence.names) - (len(training.spaces) if training.condensed is not None else 0),
         train_stride=train_stride,
+        made_do=made_do,
         series_weight=dict(zip(names, map(float, counted), strict=True)),
         units=record.data.units,
         folds=evidence.folds,
@@ -89,6 +96,7 @@ def read_growth(run: Run, number: int | None = None) -> tuple[StateRecord, Growt
         names=tuple(told["names"]),
         num_bases=told["num_bases"],
         train_stride=told["train_stride"],
+        made_do=told.get("made_do", False),  # runs of before have none
         series_weight={name: told["series_weight"][name] for name in run.record.data.series_ids},
         units=run.record.data.units,
         folds=tuple(tuple(each) for _, each in sorted(folds.items())),
@@ -168,5 +176,6 @@ def _trained_document(trained: Trained) -> dict[str, Any]:
         "names": list(trained.names),
         "num_bases": trained.num_bases,
         "train_stride": trained.train_stride,
+        "made_do": trained.made_do,
         "series_weight": dict(trained.series_weight),
     }

@@ -118,8 +118,7 @@ class Blend:
         return np.asarray(mixed if self.stretch == 1 else center + self.stretch * (mixed - center))
 
 
-MEMORY_ALONE = Blend(share=1.0, moved=False)
-MEMORY_MOVED = Blend(share=1.0, moved=True)  # where nothing could be calibrated: around the run's own forecast
+MEMORY_ALONE = Blend(share=1.0, moved=False)  # also where nothing could be calibrated
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,7 +159,7 @@ def no_errors(horizon: int) -> Intervals:
     """Those of a run that no error is known of: the memory's own, and as wide as is expected where it has none."""
     normal = [NormalDist().inv_cdf(float(level)) for level in LEVELS]
     residual = np.repeat(np.array(normal, dtype=np.float32)[:, None], horizon, axis=1)
-    return Intervals(residual=residual, factors={}, num=0, blend=MEMORY_MOVED)
+    return Intervals(residual=residual, factors={}, num=0, blend=MEMORY_ALONE)
 
 
 def require_calibrated(levels: tuple[float, ...]) -> None:

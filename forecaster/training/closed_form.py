@@ -48,8 +48,10 @@ class ClosedForm:
         }
 
 
-def fit_closed_form(model: ForecastModel, training: CachedWindows, table: SeriesTable, config: Config) -> ClosedForm:
-    """Fit it. table: of the training windows, which know how they are held out.
+def fit_closed_form(
+    model: ForecastModel, training: CachedWindows, table: SeriesTable, config: Config, *, made_do: bool = False
+) -> ClosedForm:
+    """Fit it. table: of the training windows, which know how they are held out. made_do: see `choose_gate`.
 
     The gate of a model with networks waits for them (`fit_value_gate`).
     """
@@ -63,7 +65,7 @@ def fit_closed_form(model: ForecastModel, training: CachedWindows, table: Series
     if model.shortcut is not None:
         maps = _fit_shortcut(model.shortcut, training, table, config)
     if not len(model.networks):
-        gate, evidence = fit_value_gate(model, training, config.train.gate_shrinkage)
+        gate, evidence = fit_value_gate(model, training, config.train.gate_shrinkage, made_do=made_do)
     if maps is None:
         return ClosedForm(linear_map=None, gate=gate)
     return ClosedForm(linear_map=maps.choice, gate=gate, equations=maps.equations, evidence=evidence)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from forecaster.config import Config
 from forecaster.errors import RunDamagedError, RunIncompatibleError, RunNotFoundError
@@ -26,15 +27,16 @@ from forecaster.growth.updates import begin as begin_growth
 from forecaster.language_models.backbone import Backbone
 from forecaster.language_models.placement import hardware, place_backbone
 from forecaster.model.model import ForecastModel
-from forecaster.runs.intervals import read_intervals, write_intervals
+from forecaster.retrieval.batches import CachedWindows
+from forecaster.runs.intervals import Intervals, read_intervals, write_intervals
 from forecaster.runs.run import Run, begun_run, finish_run, open_run
 from forecaster.runs.run_record import DataFacts, IndexFacts, RunRecord
 from forecaster.training import rng
-from forecaster.training.closed_form import admitted_windows, fit_closed_form
+from forecaster.training.closed_form import ClosedForm, admitted_windows, fit_closed_form
 from forecaster.training.devices import make_accelerator
 from forecaster.training.fit_intervals import fit_intervals
 from forecaster.training.fit_networks import batch_loss, with_gate
-from forecaster.training.plan import plan_training
+from forecaster.training.plan import TrainingPlan, plan_training
 from forecaster.training.processes import main_first
 from forecaster.training.train import TrainingProgress, TrainResult, train
 from forecaster.training.windows import Note, Report, windows_of
@@ -97,17 +99,136 @@ def train_run(
     """
     out, neighbours_dir = Path(out), Path(neighbours_dir)
     check_fits(config, memory, table)
-    config = with_season(config, table)
+    job = _job(table, memory, ref, with_season(config, table), out, device, note)
+    with ExitStack() as until_done:
+        if job.is_main:
+            until_done.enter_context(begun_run(out, job.record, resume=resume))
+        job.accelerator.wait_for_everyone()
+        run = open_run(out)
+        if (ended := ended_training(run, is_main=job.is_main)) is not None:
+            return ended
+        for said in job.plan.told:
+            job.note(said)
+        started = time.perf_counter()
+        training, validation = job.windows(neighbours_dir, report)
+        neighbour_seconds = time.perf_counter() - started
+        closed_form, training, result = job.fit(training, validation, resume=resume, progress=progress)
+        intervals = job.intervals(training, validation)
+        if job.is_main:
+            write_intervals(out, intervals)
+            made_do = job.plan.made_do(job.config)
+            begin_growth(run, closed_form, training, memory, train_stride=job.plan.train_stride, made_do=made_do)
+        figures: dict[str, Any] = {
+            "best_val_mse": result.best_val_mse,
+            "training": dataclasses.asdict(result),
+            "plan": job.plan.to_dict(),
+            "closed_form": closed_form.to_dict(),
+            "num_parameters": sum(parameter.numel() for parameter in job.model.parameters()),
+            "num_training_windows": len(training),
+            "num_validation_windows": len(validation),
+            "neighbour_seconds": round(neighbour_seconds, 3),
+        }
+        if job.is_main:
+            run = finish_run(run, figures)
+        return _trained(run, figures, is_main=job.is_main, is_new=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    """What is trained where: settings, data and an untrained model that belong together, in one of the processes."""
+
+    table: SeriesTable
+    memory: Memory
+    config: Config
+    record: RunRecord
+    plan: TrainingPlan
+    model: ForecastModel
+    out: Path
+    accelerator: Accelerator
+    device: str
+    llm_width: int
+    note: Note
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    def windows(self, neighbours_dir: Path, report: Report) -> list[CachedWindows]:
+        """The training and the validation windows with their neighbours."""
+        asked = (self.table, self.memory, self.config, self.record)
+        return main_first(
+            self.accelerator,
+            lambda: [
+                windows_of(*asked, part, neighbours_dir, self.plan, report, self.note) for part in ("train", "val")
+            ],
+            "find the neighbours",
+        )
+
+    def fit(
+        self,
+        training: CachedWindows,
+        validation: CachedWindows,
+        *,
+        resume: bool,
+        progress: Callable[[TrainingProgress], None] | None,
+    ) -> tuple[ClosedForm, CachedWindows, TrainResult]:
+        """Fit the parts in closed form, train the networks, if there are any, and weigh all of it by the gate.
+
+        Gives the training windows back with those named that each fold's network was trained on.
+        """
+        model, config = self.model, self.config
+        has_gate = len(model.networks) > 0 and not config.model.is_network_alone
+        began = time.perf_counter()
+        made_do = self.plan.made_do(config)
+        closed_form = fit_closed_form(model, training, self.table, config, made_do=made_do)
+        seconds = time.perf_counter() - began
+        if has_gate and training.fold is not None:
+            training = dataclasses.replace(training, admitted=admitted_windows(training, self.table))
+        result = train(
+            model,
+            training,
+            validation,
+            lambda trained, batch, aux_weight: batch_loss(trained, batch, config, aux_weight),  # type: ignore[arg-type]
+            config.train,
+            self.out,
+            identity=self.record.identity,
+            resume=resume,
+            device=self.device,
+            llm_width=self.llm_width,
+            keeps_last=training.admitted is not None,
+            report=progress,
+        )
+        if has_gate:
+            closed_form, result = with_gate(
+                model, training, validation, config, closed_form, result, self.out, self.accelerator, made_do=made_do
+            )
+        return closed_form, training, dataclasses.replace(result, seconds=round(result.seconds + seconds, 3))
+
+    def intervals(self, training: CachedWindows, validation: CachedWindows) -> Intervals:
+        """The calibrated intervals of what `fit` has fitted."""
+        return fit_intervals(
+            self.model,
+            training,
+            validation,
+            self.table.series_ids,
+            validates=self.plan.validates,
+            made_do=self.plan.made_do(self.config),
+            note=self.note,
+        )
+
+
+def _job(table: SeriesTable, memory: Memory, ref: str, config: Config, out: Path, device: str, note: Note) -> _Job:
+    """Check that all of it belongs together, and plan. There is no run yet: settings that make no model leave none."""
     require_same_data(table, memory.windows, ref)
     backbone = place_backbone(config, device)
-    accelerator = make_accelerator(device, config.train.precision, llm_width=backbone.width if backbone else 0)
+    llm_width = backbone.width if backbone else 0
+    accelerator = make_accelerator(device, config.train.precision, llm_width=llm_width)
     if not accelerator.is_main_process:
         note = _unsaid
     table = trained_series(table, memory.manifest, note)
     if memory.manifest.covariates and not config.model.use_gram:
         note("covariates are not read: without the memory (--no-gram) a run reads the target alone")
     record = run_record(table, memory, ref, config, backbone, device)
-    # Before there is a run: settings that make no model must not leave a folder behind.
     with rng.preserved(accelerator.device):
         torch.manual_seed(config.train.seed)
         plan = plan_training(memory, table, config)
@@ -117,72 +238,19 @@ def train_run(
             backbone=backbone,
             num_networks=plan.num_networks(config.model),
         )
-    with ExitStack() as until_done:
-        if accelerator.is_main_process:
-            until_done.enter_context(begun_run(out, record, resume=resume))
-        accelerator.wait_for_everyone()
-        run = open_run(out)
-        if (ended := ended_training(run, is_main=accelerator.is_main_process)) is not None:
-            return ended
-        for said in plan.told:
-            note(said)
-        started = time.perf_counter()
-        training, validation = main_first(
-            accelerator,
-            lambda: [
-                windows_of(table, memory, config, record, part, neighbours_dir, plan, report, note)
-                for part in ("train", "val")
-            ],
-            "find the neighbours",
-        )
-        neighbour_seconds = time.perf_counter() - started
-        began = time.perf_counter()
-        closed_form = fit_closed_form(model, training, table, config)
-        fit_seconds = time.perf_counter() - began
-        if len(model.networks) and training.fold is not None and not config.model.is_network_alone:
-            training = dataclasses.replace(training, admitted=admitted_windows(training, table))
-        result = train(
-            model,
-            training,
-            validation,
-            lambda trained, batch, aux_weight: batch_loss(trained, batch, config, aux_weight),  # type: ignore[arg-type]
-            config.train,
-            out,
-            identity=record.identity,
-            resume=resume,
-            device=device,
-            llm_width=backbone.width if backbone else 0,
-            keeps_last=training.admitted is not None,
-            report=progress,
-        )
-        if len(model.networks) and not config.model.is_network_alone:
-            closed_form, result = with_gate(model, training, validation, config, closed_form, result, out, accelerator)
-        result = dataclasses.replace(result, seconds=round(result.seconds + fit_seconds, 3))
-        intervals = fit_intervals(
-            model,
-            training,
-            validation,
-            table.series_ids,
-            validates=plan.validates,
-            made_do=plan.policy is not config.train.policy,
-            note=note,
-        )
-        if accelerator.is_main_process:
-            write_intervals(out, intervals)
-            begin_growth(run, closed_form, training, memory, train_stride=plan.train_stride)
-        figures: dict[str, Any] = {
-            "best_val_mse": result.best_val_mse,
-            "training": dataclasses.asdict(result),
-            "plan": plan.to_dict(),
-            "closed_form": closed_form.to_dict(),
-            "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "num_training_windows": len(training),
-            "num_validation_windows": len(validation),
-            "neighbour_seconds": round(neighbour_seconds, 3),
-        }
-        if accelerator.is_main_process:
-            run = finish_run(run, figures)
-        return _trained(run, figures, is_main=accelerator.is_main_process, is_new=True)
+    return _Job(
+        table=table,
+        memory=memory,
+        config=config,
+        record=record,
+        plan=plan,
+        model=model,
+        out=out,
+        accelerator=accelerator,
+        device=device,
+        llm_width=llm_width,
+        note=note,
+    )
 
 
 def _unsaid(text: str) -> None:

@@ -9,7 +9,9 @@ and so the windows are read once, fold by fold. The parts are named, and their e
 (`retrieval/folds.py`): whatever else has such forecasts can be one more of them. What is minimised is that error,
 relative to the prior mix's, plus a penalty on how far the logits are from the prior: half linear map, half memory. How
 strong the penalty is, and whether it holds the last value too, is cross-validated over the folds, and so is whether the
-mix is better than each of its parts by itself: one that beats it beyond doubt is kept in its place.
+mix is better than each of its parts by itself: one that beats it beyond doubt is kept in its place. Where training
+windows had to ask with less of a memory than a forecast will have, their errors make the memory look worse than it is:
+then the mix is kept, and held near its prior.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ NUM_STEPS = 96  # of the horizon that are looked at, at most: the weights are li
 CV_STEPS = 24  # likewise where settings are compared
 LEAST_SHARE = 0.02  # of each plain forecast before anything is fitted
 PENALTIES = (0.01, 0.1, 1.0)
+MADE_DO = 0.3  # the penalty where the windows tell little of the memory (docs/experiments.md)
 LAST_VALUE = "last_value"
 LEADING = ("linear", NETWORK)  # bases that begin with as much as the memory
 MIX, MEMORY = "mix", "memory"
@@ -96,36 +99,44 @@ class GateFit:
 
 
 def fit_value_gate(
-    model: ForecastModel, training: CachedWindows, penalty: float | None = None
+    model: ForecastModel, training: CachedWindows, penalty: float | None = None, *, made_do: bool = False
 ) -> tuple[GateFit, Evidence]:
     """Fit the gate of a model whose shortcut is fitted, and hold it fixed. Also returns what told it.
 
-    penalty: see `GateSetting`; None chooses it.
+    penalty: see `GateSetting`; None chooses it. made_do: see `choose_gate`.
     """
     gate, config = model.value_gate, training.config
     mixed = training.condensed is not None and config.mixes_memory
     spaces = [str(space) for space in training.spaces] if mixed else []
     evidence = gather_evidence(model, training, (*model.base_names, *spaces))
-    logits, found = choose_gate(evidence, len(model.base_names), gate.hats.double(), config.horizon, penalty)
+    bases, hats = len(model.base_names), gate.hats.double()
+    logits, found = choose_gate(evidence, bases, hats, config.horizon, penalty, made_do=made_do)
     with torch.no_grad():
         gate.logits.copy_(logits)
     return found, evidence
 
 
 def choose_gate(
-    evidence: Evidence, num_bases: int, hats: Tensor, horizon: int, penalty: float | None = None
+    evidence: Evidence,
+    num_bases: int,
+    hats: Tensor,
+    horizon: int,
+    penalty: float | None = None,
+    *,
+    made_do: bool = False,
 ) -> tuple[Tensor, GateFit]:
     """Logits [P, knots], float64, and how they were chosen.
 
     hats: float64 [knots, H]. Where nothing is held out the gate stays at its prior, unless a penalty is given: parts
     that were fitted on the windows that judge them look better than they are. The networks are left out unless the
-    mix with them is clearly better on held-out windows (`network_verdict.py`).
+    mix with them is clearly better on held-out windows (`network_verdict.py`). made_do: whether training windows asked
+    with less of a memory than a forecast will have.
     """
-    logits, found, errors = _choose(evidence, num_bases, hats, horizon, penalty)
+    logits, found, errors = _choose(evidence, num_bases, hats, horizon, penalty, made_do=made_do)
     if NETWORK not in evidence.names or len(evidence.names) == 1 or not len(errors):
         return logits, found
     number, rest = evidence.names.index(NETWORK), evidence.without(NETWORK)
-    without = _choose(rest, num_bases - 1, hats, horizon, penalty)
+    without = _choose(rest, num_bases - 1, hats, horizon, penalty, made_do=made_do)
     verdict = judge(errors, without[2], _fold_sizes(evidence), alone=found.errors[NETWORK], share=found.shares[NETWORK])
     if verdict.kept:
         return logits, replace(found, network=verdict)
@@ -135,7 +146,7 @@ def choose_gate(
 
 
 def _choose(
-    evidence: Evidence, num_bases: int, hats: Tensor, horizon: int, penalty: float | None
+    evidence: Evidence, num_bases: int, hats: Tensor, horizon: int, penalty: float | None, *, made_do: bool
 ) -> tuple[Tensor, GateFit, np.ndarray]:
     """As `choose_gate`, of the parts that there are: the networks, where they are among them, in the mix or alone.
     Also the held-out error of what is kept on each fold [folds].
@@ -144,8 +155,8 @@ def _choose(
     if len(evidence.folds) < 2 and penalty is None:
         logits = prior.log()[:, None].expand(-1, len(hats)).clone()
         return logits, _told(MIX, {}, None, logits @ hats, evidence.names), np.zeros(0)
-    tried = PENALTIES if penalty is None else (penalty,)
-    settings = [GateSetting(penalty=each, hold_last=hold) for hold in (False, True) for each in tried]
+    tried = (penalty,) if penalty is not None else (MADE_DO,) if made_do else PENALTIES
+    settings = [GateSetting(penalty=each, hold_last=hold) for hold in (made_do, True) for each in tried]
     setting, kept, means, errors = settings[0], MIX, dict[str, float](), {MIX: np.zeros(0)}
     if len(evidence.folds) > 1:
         groups = part_groups(evidence.names, num_bases)
@@ -155,7 +166,8 @@ def _choose(
         mixes = {each: held_out_errors(evidence, prior, at, each) for each in settings}
         setting = min(mixes, key=lambda each: float(mixes[each] @ num))
         errors = {MIX: mixes[setting]} | {name: group_errors(evidence, group) for name, group in groups.items()}
-        kept, means = best_of(errors, num), {name: float(each @ num / num.sum()) for name, each in errors.items()}
+        kept = MIX if made_do else best_of(errors, num)
+        means = {name: float(each @ num / num.sum()) for name, each in errors.items()}
         if kept != MIX:
             logits = _alone(groups[kept], len(prior), len(hats), evidence.names)
             return logits, _told(kept, means, setting, logits @ hats, evidence.names), errors[kept]

@@ -19,7 +19,6 @@ from forecaster.retrieval.batches import CachedWindows
 from forecaster.retrieval.neighbours import FAN_LEVELS
 from forecaster.runs.intervals import (
     MEMORY_ALONE,
-    MEMORY_MOVED,
     Blend,
     Intervals,
     MemoryFan,
@@ -36,7 +35,7 @@ MAX_CALIBRATION = 20_000  # windows of each part that are looked at; more would 
 FEW_APART = 5  # windows of a series that do not overlap: fewer hardly tell how wide an interval should be
 SCORED_STEPS = 12  # of the horizon that blends are compared on, at most
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-UNCALIBRATED = "intervals are those of the memory, moved to the run's forecast and not calibrated"
+UNCALIBRATED = "intervals are the memory's own, not calibrated"
 STRETCHES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)
 
 
@@ -75,7 +74,7 @@ def fit_intervals(
 
     validates: whether validation windows are ones, not training windows that stand in. made_do: whether training
     windows were asked with less of a memory than a forecast will have: then they do not tell what its quantiles are
-    worth, and those are moved to the forecast and no more. series_ids: of the table.
+    worth, and those are taken as they are. series_ids: of the table.
     """
     horizon, parts = training.config.horizon, []
     held = training.fold is not None and not model.config.is_network_alone  # one network has seen every window
@@ -95,7 +94,7 @@ def fit_intervals(
     found = calibrated(held_out, series_ids, horizon)
     if made_do and training.condensed is not None:
         note(f"too few held-out windows tell how wide intervals should be: {UNCALIBRATED}")
-        return replace(found, blend=MEMORY_MOVED, num=0)
+        return replace(found, blend=MEMORY_ALONE, num=0)
     return replace(found, blend=choose_blend(held_out, series_ids, horizon))
 
 

@@ -55,9 +55,14 @@ def with_gate(
     result: TrainResult,
     folder: Path,
     accelerator: Accelerator,
+    *,
+    made_do: bool = False,
 ) -> tuple[ClosedForm, TrainResult]:
-    """Fit the gate of a model whose networks are trained, and make all of it the weights of the run."""
-    gate, _ = fit_value_gate(model, training, config.train.gate_shrinkage)
+    """Fit the gate of a model whose networks are trained, and make all of it the weights of the run.
+
+    made_do: see `choose_gate`.
+    """
+    gate, _ = fit_value_gate(model, training, config.train.gate_shrinkage, made_do=made_do)
     closed_form = dataclasses.replace(closed_form, gate=gate)
     val_mse = mean_error(model, validation, config)
     if accelerator.is_main_process:

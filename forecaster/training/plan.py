@@ -55,6 +55,12 @@ class TrainingPlan:
             return 0
         return 1 if model.is_network_alone else self.folds.num
 
+    def made_do(self, config: Config) -> bool:
+        """Whether training windows ask with less of a memory than a forecast will have: then their errors make it look
+        worse than it is, and its quantiles too wide or too narrow.
+        """
+        return config.model.use_gram and self.policy is not config.train.policy
+
     def to_dict(self) -> dict[str, Any]:
         """In terms of JSON."""
         return asdict(self) | {"policy": str(self.policy), "notes": list(self.notes)}

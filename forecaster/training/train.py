@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 
 from forecaster.config import TrainConfig
@@ -24,6 +25,7 @@ from forecaster.training import rng
 from forecaster.training.checkpoint import (
     FREE_SETTINGS,
     Checkpoint,
+    TrainerState,
     checkpoints_in,
     clear_leftovers,
     load_latest,
@@ -92,15 +94,7 @@ def train(
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS}
     whole_identity = {**identity, "train": settings, "num_processes": accelerator.num_processes}
     with out_of_memory_named(config), rng.preserved(accelerator.device), ExitStack() as until_done:
-        if accelerator.is_main_process:
-            with refusals_named(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            clear_leftovers(folder)
-        accelerator.wait_for_everyone()
-        checkpoint = _where_to_begin(folder, resume=resume)
-        if checkpoint is not None:
-            require_same(checkpoint.identity, whole_identity, where=folder)
-        accelerator.wait_for_everyone()  # before the main process begins its log, which the others would take for one
+        checkpoint = _where_to_begin(folder, whole_identity, accelerator, resume=resume)
         num_lines = 0 if checkpoint is None else checkpoint.state.num_lines
         is_main = accelerator.is_main_process
         loop = TrainingLoop(
@@ -121,24 +115,41 @@ def train(
         )
         if checkpoint is None:
             agree_on_weights(accelerator, model, where=folder)
-            loop.begin()
-        else:
-            loop.go_on(checkpoint)
-        loop.run()
+        loop.run(checkpoint)
         accelerator.wait_for_everyone()  # until the main process has written the last weights
         load_into(model, read_weights(folder)[0], where=folder / WEIGHTS)
+    return _result(loop.state)
+
+
+def _result(state: TrainerState) -> TrainResult:
     return TrainResult(
-        epochs=loop.state.epoch,
-        steps=loop.state.step,
-        best_step=loop.state.best_step,
-        best_val_mse=loop.state.best_val_mse,
-        seconds=round(loop.state.seconds, 3),
+        epochs=state.epoch,
+        steps=state.step,
+        best_step=state.best_step,
+        best_val_mse=state.best_val_mse,
+        seconds=round(state.seconds, 3),
         peak_rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        stopped=loop.state.stopped,
+        stopped=state.stopped,
     )
 
 
-def _where_to_begin(folder: Path, *, resume: bool) -> Checkpoint | None:
+def _where_to_begin(
+    folder: Path, identity: Mapping[str, Any], accelerator: Accelerator, *, resume: bool
+) -> Checkpoint | None:
+    """The checkpoint that every process goes on from, or None to begin, in a folder without leftovers."""
+    if accelerator.is_main_process:
+        with refusals_named(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(folder)
+    accelerator.wait_for_everyone()
+    checkpoint = _newest_checkpoint(folder, resume=resume)
+    if checkpoint is not None:
+        require_same(checkpoint.identity, identity, where=folder)
+    accelerator.wait_for_everyone()  # before the main process begins its log, which the others would take for one
+    return checkpoint
+
+
+def _newest_checkpoint(folder: Path, *, resume: bool) -> Checkpoint | None:
     """The checkpoint to go on from, or None to begin. Raises as `train` does, and `RunNotFoundError`."""
     if not resume:
         if checkpoints_in(folder) or (folder / METRICS_LOG).exists() or (folder / WEIGHTS).exists():

@@ -103,7 +103,7 @@ class TrainingLoop:
     state: TrainerState
 
     def __init__(self, task: Task) -> None:
-        """Nothing is computed yet: `begin` or `go_on`, then `run`."""
+        """Nothing is computed yet, until `run`."""
         self.task = task
         self.model, self.config, self.accelerator = task.model, task.config, task.accelerator
         self.schedule = Schedule.of(task.config, len(task.training))
@@ -153,8 +153,15 @@ class TrainingLoop:
         best = load_checkpoint(folder / CHECKPOINTS / name)
         publish_weights(folder, best.model, step=state.best_step, val_mse=state.best_val_mse)
 
-    def run(self) -> None:
-        """Train to the end. Raises `Interrupted` after a checkpoint was written, and what `train` says."""
+    def run(self, checkpoint: Checkpoint | None) -> None:
+        """Train to the end, from a checkpoint or from the first step.
+
+        Raises `Interrupted` after a checkpoint was written, and what `train` says.
+        """
+        if checkpoint is None:
+            self.begin()
+        else:
+            self.go_on(checkpoint)
         try:
             while not self.state.stopped:
                 self.obey()

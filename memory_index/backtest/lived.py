@@ -221,8 +221,8 @@ def _part(
                 row=asked.row,
                 wanted=asked.wanted,
                 forecasts={
-                    name: np.asarray(subject.bounds.kept(asked.queries, values), dtype=np.float32)
-                    for name, values in made.by_arm.items()
+                    name: np.asarray(values, dtype=np.float32)
+                    for name, values in subject.bounds.kept_arms(asked.queries, made.by_arm).items()
                 },
                 quantiles=np.empty((*asked.row.shape, horizon, 0), dtype=np.float32)
                 if quantiles is None
@@ -257,8 +257,7 @@ def score(
     for piece in kept.pieces():
         asked = _asked_again(table, piece, subject.manifest.window.lookback)
         beside = baseline_forecasts(asked.queries.context, subject.horizon, table.step)
-        beside = {name: subject.bounds.kept(asked.queries, values) for name, values in beside.items()}
-        forecasts = piece.forecasts | beside
+        forecasts = piece.forecasts | subject.bounds.kept_arms(asked.queries, beside)
         block = counted.add(asked, forecasts, piece.quantiles if levels else None)
         counted.num_without += piece.num_without
         along.add(block, forecasts)

@@ -26,7 +26,9 @@ from memory_index.versions.opening import ENCODER_FILE, LoadEncoder
 from memory_index.versions.segments import SERIES_FILE, WINDOWS_FILE
 from memory_index.versions.store import Store
 from memory_index.versions.version import MANIFEST, Location
+from memory_index.versions.vintage_files import VINTAGES_FILE
 
+FETCHED = (ENCODER_FILE, SERIES_FILE, WINDOWS_FILE, COVARIATES_FILE, VINTAGES_FILE)  # by clients
 KEPT_S = 600.0  # a version that no reference means any more stays so long after its last question
 
 LoaderFor = Callable[[Manifest], LoadEncoder | None]
@@ -189,7 +191,7 @@ class Hosting:
         hosted = Hosted(ref=location.ref, fingerprint=found.manifest.fingerprint, stamp=stamp, memory=memory)
         try:
             for path in found.manifest.files:
-                if path.rpartition("/")[2] in (ENCODER_FILE, SERIES_FILE, WINDOWS_FILE, COVARIATES_FILE):
+                if path.rpartition("/")[2] in FETCHED:
                     hosted.files[path] = os.open(location.path / path, os.O_RDONLY | os.O_CLOEXEC)
             with self._lock:
                 if self._is_closed:

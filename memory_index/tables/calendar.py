@@ -138,7 +138,7 @@ def with_calendar(table: SeriesTable, features: Sequence[str], country: str | No
                 f"{flag} adds a column '{column.name}', which {table.source} has already",
                 hint=f"leave {flag} out, or rename the column",
             )
-    beside = _times_beside(table)
+    beside = times_beside(table)
     of_times: dict[tuple[int, int], np.ndarray] = {}  # by first time and number of steps
     made: dict[int, CovariateValues] = {}  # series that share their covariates still do
     every = []
@@ -149,10 +149,11 @@ def with_calendar(table: SeriesTable, features: Sequence[str], country: str | No
         if id(each) not in made:
             made[id(each)] = replace(each, values=np.concatenate([each.values, of_times[span]]))
         every.append(made[id(each)])
-    return replace(table, covariates=Covariates(columns=(*own, *columns), series=tuple(every)))
+    given = None if table.covariates is None else table.covariates.vintages
+    return replace(table, covariates=Covariates(columns=(*own, *columns), series=tuple(every), vintages=given))
 
 
-def _times_beside(table: SeriesTable) -> tuple[CovariateValues, ...]:
+def times_beside(table: SeriesTable) -> tuple[CovariateValues, ...]:
     """The covariates of the table, or none at the steps of its series: those of a wide table share the longest."""
     if table.covariates is not None:
         return table.covariates.series

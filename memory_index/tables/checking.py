@@ -23,8 +23,8 @@ from memory_index.tables.future import assemble_future
 from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.reading import assemble
 from memory_index.tables.series import COARSE_FIX, Series, SeriesTable, coarse
-from memory_index.tables.steps_ahead import MissingFuture, missing_future, stretches
-from memory_index.tables.vintages import assemble_vintages
+from memory_index.tables.steps_ahead import MissingFuture, known_now, missing_future, stretches
+from memory_index.tables.vintages import assemble_vintages, joined_vintages
 from memory_index.windows import WindowSpec, origin_rows
 
 FLAT_STEPS = 48  # so many equal values in a row are worth a note: two days of an hourly table
@@ -114,14 +114,13 @@ def check_table(
     lookback: int | None = None,
     horizon: int | None = None,
     future: str | Path | None = None,
-    vintages: str | Path | None = None,
 ) -> TableReport:
     """Read a file and report every fault and note, at most `problems.MAX_LISTED` of a kind.
 
     lookback, horizon: steps of the windows that the table is meant for; a series of which `build` with the default
     split would store none is a note, and a fault if that are all. future: a table of the future (`read_future`), whose
-    faults are reported as well; with `horizon`, that many steps must be known of each series. vintages: a table of them
-    (`read_vintages`), likewise.
+    faults are reported as well; with `horizon`, that many steps must be known of each series. Likewise the table of
+    vintages that the options name.
 
     Raises `NotFoundError`, `UsageError` and `ResourceError` as `read_table` does, but not `DataError`.
     """
@@ -135,16 +134,18 @@ def check_table(
     for series in table.series:
         _note_flat(series, table, log)
         _note_coarse(series, log)
+    options = options or ReadOptions()
+    if options.vintages is not None:
+        own = ProblemLog(source=Path(options.vintages).name)
+        with suppress(DataError):
+            found, kinds = assemble_vintages(Path(options.vintages), table, options, own)
+            table = joined_vintages(table, found, kinds, options, own)
+        _take_over(own, log)
     missing: tuple[MissingFuture, ...] = ()
     if future is not None:
         table, missing = _with_future(Path(future), table, options or ReadOptions(), horizon, log)
     elif horizon is not None:
         missing = missing_future(table, horizon)
-    if vintages is not None:
-        own = ProblemLog(source=Path(vintages).name)
-        with suppress(DataError):
-            assemble_vintages(Path(vintages), table, options or ReadOptions(), own)
-        _take_over(own, log)
     report = _report(str(path), table, num_rows, log)
     return replace(report, covariates=_covariates(table), future_missing=missing)
 
@@ -171,6 +172,7 @@ def _take_over(own: ProblemLog, log: ProblemLog) -> None:
 
 
 def _covariates(table: SeriesTable) -> tuple[CovariateSummary, ...]:
+    table = known_now(table)
     if table.covariates is None:
         return ()
     parts, summaries = list(stretches(table)), []

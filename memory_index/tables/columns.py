@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import pyarrow as pa
@@ -69,7 +69,8 @@ class ReadOptions:
     up to now, and the same for all times of a series. In a wide table all series share them. Rows after the last target
     value are then the future. What is missing of a covariate stays missing. calendar: features that the calendar makes
     (`tables/calendar.py`), or `auto`; holidays: a country, as `DE` or `DE-BY`. recorded: columns whose kinds and words
-    are known already (`with_recorded`).
+    are known already (`with_recorded`). vintages: a file or DataFrame with known columns as they were issued
+    (`read_vintages`): they take the place of what the table itself says of these columns, which it need not have.
 
     max_cells: larger files are refused, Parquet by its footer before anything is decoded.
 
@@ -99,6 +100,7 @@ class ReadOptions:
     calendar: tuple[str, ...] = ()
     holidays: str | None = None
     recorded: tuple[Covariate, ...] = ()
+    vintages: Any = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         fill, duplicate = get_args(FillPolicy), get_args(DuplicatePolicy)
@@ -168,6 +170,8 @@ def find_roles(raw: RawTable, options: ReadOptions, log: ProblemLog) -> Roles:
     for name in (name for name in (options.time_column, *given_ids, options.value_column) if name):
         require_known(name, raw.columns, log, what="column")
     covariates = options.roles
+    if options.vintages is not None:
+        covariates = {name: role for name, role in covariates.items() if name in raw.columns or role != "known"}
     require_recorded(raw.columns, covariates, options.recorded, log.source)
     for name in covariates:
         require_known(name, raw.columns, log, what="column")

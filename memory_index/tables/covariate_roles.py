@@ -43,11 +43,13 @@ def require_recorded(
     there: Collection[str], roles: Mapping[str, Role], recorded: Iterable[Covariate], source: str
 ) -> None:
     """Raise `IncompatibleError` that names the recorded columns which a table does not have."""
-    before = {column.name for column in recorded}
+    before = {column.name: column for column in recorded}
     if missing := [name for name in roles if name not in there and name in before]:
         named = ", ".join(f"'{name}' ({roles[name]})" for name in missing)
+        issued = any(before[name].vintages for name in missing)
         raise IncompatibleError(
-            f"{source} has no column {named}, which the version was built with", hint="give a table that has it"
+            f"{source} has no column {named}, which the version was built with",
+            hint="give a table that has it" + (", or its vintages with --vintages" if issued else ""),
         )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 
-from memory_index.covariates import Covariate, Covariates, CovariateValues
+from memory_index.covariates import Covariate, CovariateValues
 from memory_index.errors import UsageError
 from memory_index.tables.calendar import calendar_values
 from memory_index.tables.columns import ID_NAMES, MISSING, VALUE_NAMES, ReadOptions, Roles, find_time, id_columns
@@ -326,7 +326,7 @@ def _joined(table: SeriesTable, found: CovariateCells, rows: _Rows, horizon: int
         filled = CovariateValues(times=one.covariates.times, values=values)
         for each in one.numbers:
             every[each] = filled
-    return replace(table, covariates=Covariates(columns=ahead.covariates.columns, series=tuple(every)))
+    return replace(table, covariates=replace(ahead.covariates, series=tuple(every)))
 
 
 def _note_missing(result: SeriesTable, horizon: int, rows: _Rows, log: ProblemLog) -> None:

@@ -51,7 +51,7 @@ def read_table(path: str | Path, options: ReadOptions | None = None) -> SeriesTa
     log = ProblemLog(source=Path(path).name)
     table, _ = assemble(Path(path), options or ReadOptions(), log)
     log.raise_faults()
-    return table
+    return _with_vintages(table, options)
 
 
 def read_frame(frame: Any, options: ReadOptions | None = None) -> SeriesTable:
@@ -68,7 +68,16 @@ def read_frame(frame: Any, options: ReadOptions | None = None) -> SeriesTable:
     log = ProblemLog(source="the table")
     table, _ = assemble(source, options or ReadOptions(), log)
     log.raise_faults()
-    return table
+    return _with_vintages(table, options)
+
+
+def _with_vintages(table: SeriesTable, options: ReadOptions | None) -> SeriesTable:
+    """The table with the vintages that the options name."""
+    from memory_index.tables.vintages import with_vintages
+
+    if options is None or options.vintages is None:
+        return table
+    return with_vintages(table, options.vintages, options)
 
 
 def assemble(source: Path | pd.DataFrame | pa.Table, options: ReadOptions, log: ProblemLog) -> tuple[SeriesTable, int]:

@@ -74,7 +74,7 @@ class SeriesTable:
             kept.setdefault(id(each), replace(each, values=each.values[place]))
         series = tuple(kept[id(each)] for each in given.series)
         columns = tuple(given.columns[number] for number in place)
-        return replace(self, covariates=Covariates(columns=columns, series=series))
+        return replace(self, covariates=replace(given, columns=columns, series=series))
 
     def __getitem__(self, series_id: str) -> Series:
         """One series. Raises `NotFoundError` that names the nearest known series."""
@@ -131,6 +131,8 @@ class SeriesTable:
                 digest.update(np.ascontiguousarray(given.times[:num]).view(np.int64).tobytes())
                 digest.update(np.ascontiguousarray(given.values[:, :num], dtype=np.float64).tobytes())
             digest.update(str(first).encode() + b"\0")
+        if self.covariates.vintages is not None and self.series:
+            digest.update(self.covariates.vintages.content_of(max(series.times[-1] for series in self.series)))
         return digest.hexdigest()
 
 

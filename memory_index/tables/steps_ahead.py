@@ -94,7 +94,26 @@ def covariates_ahead(table: SeriesTable, horizon: int) -> SeriesTable:
             longer[key] = CovariateValues(times=times, values=whole)
         for number in one.numbers:
             every[number] = longer[key]
-    return replace(table, covariates=Covariates(columns=columns, series=tuple(every)))
+    return replace(table, covariates=replace(table.covariates, series=tuple(every)))
+
+
+def known_now(table: SeriesTable, horizon: int = 0) -> SeriesTable:
+    """`covariates_ahead` with vintages said plainly: the newest values that were issued by the last target value."""
+    ahead = covariates_ahead(table, horizon) if horizon else table
+    given = ahead.covariates
+    if given is None or given.vintages is None:
+        return ahead
+    every, columns = list(given.series), tuple(replace(column, vintages=False) for column in given.columns)
+    for one in stretches(ahead):
+        values, times = one.covariates.values.copy(), one.covariates.times
+        name = table.series_ids[one.numbers[0]]
+        for number, column in enumerate(given.columns):
+            if column.name in given.vintages.columns and one.num_target:
+                issued = given.vintages.of_series(column.name, name, times, times[one.num_target - 1])
+                values[number] = np.where(np.isnan(values[number]), issued, values[number])
+        for each in one.numbers:
+            every[each] = CovariateValues(times=times, values=values)
+    return replace(ahead, covariates=Covariates(columns=columns, series=tuple(every)))
 
 
 def make_future(table: SeriesTable, horizon: int, *, like: ReadOptions | None = None) -> Any:
@@ -113,7 +132,7 @@ def make_future(table: SeriesTable, horizon: int, *, like: ReadOptions | None = 
             f"{table.source} has no known covariate, so there is nothing to fill in",
             hint="name the columns whose future is known with --known, or ask for --calendar or --holidays",
         )
-    ahead = covariates_ahead(table, horizon)
+    ahead = known_now(table, horizon)
     assert ahead.covariates is not None, "it has some"
     rows = [number for number, column in enumerate(ahead.covariates.columns) if column.role == "known"]
     parts = list(stretches(ahead))
@@ -134,7 +153,7 @@ def missing_future(table: SeriesTable, horizon: int) -> tuple[MissingFuture, ...
     """What is missing of the next H steps: one entry for each series and known column that is not complete."""
     if table.covariates is None:
         return ()
-    ahead = covariates_ahead(table, horizon)
+    ahead = known_now(table, horizon)
     assert ahead.covariates is not None, "it has some"
     columns = ahead.covariates.columns
     known = np.array([column.role == "known" for column in columns])

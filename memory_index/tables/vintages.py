@@ -16,11 +16,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memory_index.covariates import Vintages
-from memory_index.errors import UsageError
-from memory_index.tables.columns import ID_NAMES, TIME_NAMES, ReadOptions, Roles, id_columns
+from memory_index.covariates import Covariate, Covariates, CovariateValues, Vintages
+from memory_index.errors import DataError, UsageError
+from memory_index.tables.calendar import times_beside
+from memory_index.tables.columns import ID_NAMES, TIME_NAMES, ReadOptions, Roles, id_columns, require_known
 from memory_index.tables.covariate_columns import read_cells
-from memory_index.tables.future import opened, options_like, require_same_zone
+from memory_index.tables.future import opened, require_same_zone
 from memory_index.tables.numbers import Cells, named_series
 from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.reading import raw_table, series_codes, without_blank_rows
@@ -39,21 +40,93 @@ def read_vintages(source: Any, table: SeriesTable, options: ReadOptions | None =
     series that the table does not have, times that are none or beside the table's steps, values of another kind,
     infinite ones, two values for one issue), `NotFoundError` and `UsageError` as `read_future` does.
     """
-    is_file = isinstance(source, str | Path)
-    log = ProblemLog(source=Path(source).name if is_file else "the table of vintages")
-    result = assemble_vintages(source, table, options or ReadOptions(), log)
+    log = _log_of(source)
+    result, _ = assemble_vintages(source, table, options or ReadOptions(), log)
     log.raise_faults()
     return result
 
 
-def assemble_vintages(source: Any, table: SeriesTable, options: ReadOptions, log: ProblemLog) -> Vintages:
-    """The same; faults go to the log. Raises `DataError` where nothing more can be read."""
+def with_vintages(table: SeriesTable, source: Any, options: ReadOptions | None = None) -> SeriesTable:
+    """The table with vintages, beside those that it has already: what is known of their columns is what was issued.
+
+    source, options: as for `read_vintages`. The columns are known covariates of the table, or named as such in the
+    options; what the table itself says of them is not looked at, and a note says so. Raises what `read_vintages`
+    raises, `NotFoundError` for a known column of the options that neither table has.
+    """
+    log, options = _log_of(source), options or ReadOptions()
+    found, kinds = assemble_vintages(source, table, options, log)
+    log.raise_faults()
+    return joined_vintages(table, found, kinds, options, log)
+
+
+def joined_vintages(
+    table: SeriesTable, found: Vintages, kinds: dict[str, Covariate], options: ReadOptions, log: ProblemLog
+) -> SeriesTable:
+    """The table with what `assemble_vintages` found."""
+    given = () if table.covariates is None else table.covariates.columns
+    there = {*(column.name for column in given), *found.with_rows}
+    for name in options.known:
+        require_known(name, there, ProblemLog(source=f"{table.source} with {log.source}"), what="column")
+    before = None if table.covariates is None else table.covariates.vintages
+    found = found.of_columns(found.with_rows)
+    new = [name for name in found.columns if name not in {column.name for column in given}]
+    columns = tuple(
+        replace(kinds[column.name], vintages=True) if column.name in found.columns else column for column in given
+    ) + tuple(replace(kinds[name], vintages=True) for name in new)
+    place = np.array([n for n, column in enumerate(given) if column.name in found.columns], dtype=np.int64)
+    made: dict[int, CovariateValues] = {}
+    every, held = [], np.zeros(len(given), dtype=bool)
+    for each in times_beside(table):
+        if id(each) not in made:
+            values = np.concatenate([each.values, np.full((len(new), len(each.times)), np.nan)])
+            held |= np.isfinite(each.values).any(axis=1)
+            values[place] = np.nan
+            made[id(each)] = CovariateValues(times=each.times, values=values)
+        every.append(made[id(each)])
+    for number in place:
+        if held[number] and not given[number].vintages:
+            message = f"what {table.source} says of '{given[number].name}' is not looked at: {log.source} says when it"
+            log.add(Problem(kind="unused", message=f"{message} was known", fix="nothing to do", severity="note"))
+    vintages = found if before is None else united(before, found, table)
+    covariates = Covariates(columns=columns, series=tuple(every), vintages=vintages)
+    return replace(table, covariates=covariates, notes=(*table.notes, *log.notes))
+
+
+def united(before: Vintages, new: Vintages, table: SeriesTable) -> Vintages:
+    """Those of two tables together. Raises `DataError` for two values of one issue."""
+    columns = tuple(dict.fromkeys((*before.columns, *new.columns)))
+    place = np.array([columns.index(name) for name in new.columns], dtype=np.int32)
+    whole = replace(before, columns=columns).and_of(replace(new, columns=columns, column=place[new.column]))
+    again = np.ones(len(whole) - 1, dtype=bool)
+    for name in ("column", "series", "time", "issued_at"):
+        again &= getattr(whole, name)[1:] == getattr(whole, name)[:-1]
+    if (differs := np.flatnonzero(again & (whole.value[1:] != whole.value[:-1]))).size:
+        row = int(differs[0])
+        whose = f"series '{whole.series_ids[whole.series[row]]}': " if whole.series_ids else ""
+        at, by = (table.step.isoformat(each[row]) for each in (whole.time, whole.issued_at))
+        message = f"{whose}'{columns[whole.column[row]]}' at {at} was issued twice at {by} with different values"
+        raise DataError(message, hint="keep one of the two tables, or one of the values")
+    return whole.take(np.append(True, ~again))
+
+
+def _log_of(source: Any) -> ProblemLog:
+    return ProblemLog(source=Path(source).name if isinstance(source, str | Path) else "the table of vintages")
+
+
+def assemble_vintages(
+    source: Any, table: SeriesTable, options: ReadOptions, log: ProblemLog
+) -> tuple[Vintages, dict[str, Covariate]]:
+    """The same, and what each column of it is; faults go to the log. Raises `DataError` where nothing more can be read.
+
+    The kind and the words of a column are those of the table where it has any value of it, or else those recorded.
+    """
     columns = () if table.covariates is None else table.covariates.columns
     known = tuple(column.name for column in columns if column.role == "known" and not column.source)
+    known += tuple(name for name in options.known if name not in known)
     if not known:
         hint = "name the columns that have vintages with --known"
         raise UsageError(f"{table.source} has no known covariate that could have vintages", hint=hint)
-    options = options_like(table, options)
+    options = _options_like(table, options)
     raw = without_blank_rows(raw_table(opened(source), options, log), log)
     time, ids = _keys(raw, table, options, log)
     is_long = COLUMN in raw.columns and VALUE in raw.columns
@@ -68,11 +141,12 @@ def assemble_vintages(source: Any, table: SeriesTable, options: ReadOptions, log
 
     usable = (series >= 0) & ~np.isnat(times) & ~np.isnat(issued)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # column, row, value
-    roles = Roles(time=time, id=ids, values=())
+    roles, kinds = Roles(time=time, id=ids, values=()), dict[str, Covariate]()
     for name, part, rows in _of_columns(raw, ids, names, is_long):
         cells = Cells(options=options, log=log, moment=lambda place, rows=rows: moment(int(rows[place])))  # type: ignore[misc]
         found = read_cells(part, replace(roles, covariates=((name, "known"),)), cells)
         assert found is not None, "it has a column"
+        [kinds[name]] = found.columns
         held = usable[rows] & ~np.isnan(found.values[0])
         parts.append((np.full(int(held.sum()), known.index(name)), rows[held], found.values[0][held]))
     if not parts or not sum(len(part[1]) for part in parts):
@@ -86,7 +160,7 @@ def assemble_vintages(source: Any, table: SeriesTable, options: ReadOptions, log
     _note_conflicts(np.flatnonzero(again & (value[1:] != value[:-1])) + 1, row, column, known, raw, ids, moment, log)
     keep = np.append(True, ~again)
     row = row[keep]
-    return Vintages(
+    vintages = Vintages(
         columns=known,
         series_ids=table.series_ids if ids else (),
         column=column[keep].astype(np.int32),
@@ -94,6 +168,23 @@ def assemble_vintages(source: Any, table: SeriesTable, options: ReadOptions, log
         time=times[row],
         issued_at=issued[row],
         value=value[keep],
+    )
+    return vintages, kinds
+
+
+def _options_like(table: SeriesTable, options: ReadOptions) -> ReadOptions:
+    """Options to read vintages for a table: its step, its zone, and what is known of the kinds of values."""
+    said = () if table.covariates is None else table.covariates.columns
+    held = np.zeros(len(said), dtype=bool)
+    for each in {id(values): values for values in (table.covariates.series if table.covariates else ())}.values():
+        held |= np.isfinite(each.values).any(axis=1)
+    kinds = {column.name: column for column in options.recorded}
+    kinds |= {column.name: column for column, any_value in zip(said, held, strict=True) if any_value or column.vintages}
+    return replace(
+        options,
+        step=table.step.frequency,
+        time_zone=options.time_zone or table.step.time_zone,
+        recorded=tuple(replace(column, source="") for column in kinds.values()),
     )
 
 

@@ -13,7 +13,14 @@ from memory_index.fit_transform import table_inside
 from memory_index.skipped import Skipped, require_none_skipped
 from memory_index.tables.series import Series, SeriesTable, differing
 from memory_index.tables.steps import same_step
-from memory_index.versions.build import built_since, covariates_of, segment_record, up_to_last_values, with_recall
+from memory_index.versions.build import (
+    built_since,
+    covariates_of,
+    segment_record,
+    unissued_notes,
+    up_to_last_values,
+    with_recall,
+)
 from memory_index.versions.covariate_files import COVARIATES_FILE, continued, write_new_covariates
 from memory_index.versions.factories import EXACT
 from memory_index.versions.manifest import FORMAT
@@ -21,9 +28,10 @@ from memory_index.versions.opening import LoadEncoder, plan_of, read_earlier, re
 from memory_index.versions.segments import MOMENTS_FILE, SERIES_FILE, WINDOWS_FILE, SegmentPlan, write_segment
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version, check_files, removal_named
+from memory_index.versions.vintage_files import VINTAGES_FILE, with_new_vintages, write_vintages
 from memory_index.windows import Step, origin_rows
 
-READ_FILES = (SERIES_FILE, WINDOWS_FILE, MOMENTS_FILE, COVARIATES_FILE)  # of each segment
+READ_FILES = (SERIES_FILE, WINDOWS_FILE, MOMENTS_FILE, COVARIATES_FILE, VINTAGES_FILE)  # of each segment
 NOT_STORED = "is not in the version: the next build stores it"
 
 
@@ -56,9 +64,10 @@ def append(
             stored = read_table(parent.path, manifest)
         joined, skipped = join_new_rows(stored, table, until=until, delay=manifest.window.known_delay)
         joined = continued(stored, joined, table, manifest)
+        joined, new_vintages, late = with_new_vintages(stored, joined, table, manifest)
         if strict:
             require_none_skipped(skipped, table.source, "nothing appended to")
-        notes = late_values(stored, table)
+        notes = late_values(stored, table) + late
         with removal_named(parent):
             encoder, plan = read_encoder(parent.path, manifest, load_encoder), plan_of(manifest)
             earlier = read_earlier(parent.path, manifest) if manifest.joint == "built" else None
@@ -66,10 +75,12 @@ def append(
         folder, new_from = f"segment-{len(manifest.segments)}", [len(series) for series in stored.series]
         origins, inside = new_origins(stored, joined, plan), table_inside(manifest.transform, joined)
         how: dict[str, Any] = {"inside": inside, "new_from": new_from, "earlier": earlier}
-        how |= {"covariates": covariates_of(joined, encoder)}
+        how |= {"covariates": covariates_of(joined, encoder, origins)}
         windows = write_segment(staging.path / folder, joined, origins, encoder, plan, **how)
+        notes += unissued_notes(how["covariates"], len(windows))
         record = segment_record(folder, windows, sum(map(len, joined.series)) - sum(new_from))
         num_beside = write_new_covariates(staging.path / folder, stored, joined, manifest, new_from)
+        num_vintages = write_vintages(staging.path / folder, new_vintages)
         known_at = np.append(
             windows.known_at, [np.datetime64(manifest.first_known_at), np.datetime64(manifest.last_known_at)]
         )
@@ -80,7 +91,10 @@ def append(
             first_known_at=str(known_at.min()),
             last_known_at=str(known_at.max()),
             data_sha256=joined.content_hash,
-            segments=(*manifest.segments, dataclasses.replace(record, num_covariates=num_beside)),
+            segments=(
+                *manifest.segments,
+                dataclasses.replace(record, num_covariates=num_beside, num_vintages=num_vintages),
+            ),
             parent=manifest.fingerprint,
         )
         if set(plan.factories.values()) != {EXACT}:  # an exact scan has nothing to measure

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from memory_index.covariate_map import HELD_BYTES
 from memory_index.encoder import EncoderConfig
 from memory_index.errors import ResourceError, UsageError
 from memory_index.types import KeySpace, Scope
@@ -28,6 +29,11 @@ WINDOW_BYTES, VIEW_BYTES = 80, 45  # of a window's record, and of each of its vi
 NUMBER_BYTES = 4  # of a key or the encoder: float32
 GRAPH_BYTES = 280  # of a key in a graph: its links
 CODE_BYTES = 8  # of a key in an inverted file, beside a byte for each of its numbers
+BESIDE_BYTES = 32  # of a covariate's cell while the table is read
+READING_VINTAGE_BYTES = 250  # of an issued value likewise
+VINTAGE_BYTES = 32  # of an issued value in a table
+LOOKED_UP_BYTES = 28  # and as it is looked up
+SUMS_AT_ONCE = 12  # of D x D numbers while maps with covariates are fitted
 MAX_STRIDE = 16
 MIN_WINDOWS = 50  # of the median series, where a longer stride would leave fewer: as many as a forecast asks for
 
@@ -41,12 +47,56 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Beside:
+    """The covariates of a table, and what a build makes of them.
+
+    num_columns, num_channels: columns, and the numbers that they become. num_steps: on which they have values, all
+    stretches together (one where all series share them). width: numbers beside a window, condition_width: of a key's
+    condition part. num_vintages: issued values; num_issued: channels of columns with vintages, num_near: steps of these
+    that are held of each origin.
+    """
+
+    num_columns: int = 0
+    num_channels: int = 0
+    num_steps: int = 0
+    width: int = 0
+    condition_width: int = 0
+    num_vintages: int = 0
+    num_issued: int = 0
+    num_near: int = 0
+
+    @property
+    def reading_bytes(self) -> int:
+        """While the tables are read."""
+        return BESIDE_BYTES * self.num_columns * self.num_steps + READING_VINTAGE_BYTES * self.num_vintages
+
+    @property
+    def table_bytes(self) -> int:
+        """As a table."""
+        return 8 * self.num_columns * self.num_steps + VINTAGE_BYTES * self.num_vintages
+
+    def stored_bytes(self, num_windows: int, num_views: int) -> int:
+        """As windows are compared with (`covariate_map.StoredCovariates`)."""
+        near = NUMBER_BYTES * self.num_issued * self.num_near * min(num_windows, self.num_steps)
+        means = self.num_issued * (NUMBER_BYTES * num_views * self.num_steps + 8 * (self.num_steps + self.num_vintages))
+        plain = (NUMBER_BYTES * self.num_columns + (NUMBER_BYTES + 8) * self.num_channels) * self.num_steps
+        return plain + min(near, HELD_BYTES) + means + LOOKED_UP_BYTES * self.num_vintages
+
+    def fitting_bytes(self, view: int) -> int:
+        """Sums of the fit of a view, over the blocks of time."""
+        return SUMS_AT_ONCE * 8 * (view + self.width) ** 2 if self.num_columns else 0
+
+
+NOTHING_BESIDE = Beside()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Asked:
     """What a build was asked for, and the table that it is made of.
 
     origins: origin rows of each series at the stride that was asked for, as `first_origin + n * stride`. num_steps: of
-    the whole table, all series together. season: see `Step.season`. keep_views, keep_scopes: whether they were asked
-    for by name; by default fewer will do.
+    the whole table, all series together. season: see `Step.season`. beside: its covariates. keep_views, keep_scopes:
+    whether they were asked for by name; by default fewer will do.
     """
 
     origins: list[np.ndarray]
@@ -59,6 +109,7 @@ class Asked:
     factory: str
     keep_views: bool
     keep_scopes: bool
+    beside: Beside = NOTHING_BESIDE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +167,21 @@ def parse_budget(text: str) -> int:
 
 
 def peak_bytes(
-    *, num_series: int, num_steps: int, num_windows: int, encoder: EncoderConfig, factories: dict[KeySpace, str]
+    *,
+    num_series: int,
+    num_steps: int,
+    num_windows: int,
+    encoder: EncoderConfig,
+    factories: dict[KeySpace, str],
+    beside: Beside = NOTHING_BESIDE,
 ) -> int:
     """What a build takes at most, estimated. factories: of the key spaces that are built, on all windows each."""
     views = tuple(dict.fromkeys(space.view for space in factories))
-    held = BASE_BYTES + num_windows * (WINDOW_BYTES + VIEW_BYTES * len(views))
-    widths = {space: encoder.key_width(space, num_series) for space in factories}
-    fitted = sum(view * min(encoder.shape_width, view) for view in views) * num_series * NUMBER_BYTES
+    held = BASE_BYTES + num_windows * (WINDOW_BYTES + VIEW_BYTES * len(views)) + beside.table_bytes
+    widths = {space: encoder.key_width(space, num_series, beside.condition_width) for space in factories}
+    of_series = sum((view + beside.width) * min(encoder.shape_width, view) for view in views)
+    fitted = of_series * num_series * NUMBER_BYTES
+    stored = beside.stored_bytes(num_windows, len(views))
     if not any(space.scope in ("own", "joint") for space in factories):
         fitted = 0
     bytes_of = {space: num_windows * NUMBER_BYTES * width for space, width in widths.items()}
@@ -131,10 +190,12 @@ def peak_bytes(
         for space, factory in factories.items()
     ]
     return max(
-        BASE_BYTES + READING_BYTES * num_steps,
-        held + WRITING_BYTES * num_steps + 2 * fitted,  # once more while it is written
-        held + WRITING_BYTES * num_steps + fitted + max(written),
-        held + STEP_BYTES * num_steps + fitted + sum(bytes_of.values()),  # as far as they have been looked at
+        BASE_BYTES + READING_BYTES * num_steps + beside.reading_bytes,
+        held + WRITING_BYTES * num_steps + fitted + stored + beside.fitting_bytes(max(views)),
+        held + WRITING_BYTES * num_steps + 2 * fitted + stored,  # once more while it is written
+        held + WRITING_BYTES * num_steps + fitted + stored + max(written),
+        # as far as they have been looked at, and covariates also as they are opened
+        held + STEP_BYTES * num_steps + fitted + 2 * stored + sum(bytes_of.values()),
     )
 
 
@@ -155,6 +216,7 @@ def _choices(asked: Asked) -> Iterator[Choice]:
                 num_windows=num_windows,
                 encoder=replace(asked.encoder, views=views),
                 factories={space: name for space, (name, _) in factories.items()},
+                beside=asked.beside,
             )
             yield Choice(
                 stride=stride,

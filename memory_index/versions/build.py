@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from memory_index.covariate_map import StoredCovariates
-from memory_index.covariate_tables import aligned_values
+from memory_index.covariate_tables import aligned_values, stored_in
 from memory_index.encoder import EncoderConfig, KeyEncoder, default_views
 from memory_index.fit_encoder import fit_encoder
 from memory_index.fit_transform import fit_transform, table_inside
@@ -36,6 +36,7 @@ from memory_index.versions.opening import read_memory, write_encoder
 from memory_index.versions.segments import SegmentPlan, SegmentWindows, write_segment
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version
+from memory_index.versions.vintage_files import issued_in, write_vintages
 from memory_index.windows import WindowSpec, check_views
 
 FIRST_SEGMENT = "segment-0"
@@ -94,14 +95,15 @@ def build(
         how = {"lookback": window.lookback, "horizon": window.horizon, "scopes": contents.scopes}
         fitted = fit(inside, fit_origins or origins, contents.encoder, **how)
         described = write_encoder(staging.path, fitted)
-        beside: dict[str, Any] = {"inside": inside, "covariates": covariates_of(training, fitted)}
+        beside: dict[str, Any] = {"inside": inside, "covariates": covariates_of(training, fitted, origins)}
         windows = write_segment(staging.path / FIRST_SEGMENT, training, origins, fitted, plan, **beside)
         records = tuple(space_record(space, widths[space], fitted, *contents.factories[space]) for space in plan.spaces)
         manifest = first_manifest(training, windows, plan, records, described, split, contents.joint)
         manifest = with_first_covariates(staging.path, manifest, training, fitted)
         manifest = dataclasses.replace(manifest, transform=transform, budget=contents.budget)
         manifest = measured(staging.path, manifest, fitted)
-        notes = coarse_notes(training) + chosen_transform + review(read_memory(staging.path, manifest, fitted))
+        notes = coarse_notes(training) + chosen_transform + unissued_notes(beside["covariates"], len(windows))
+        notes += review(read_memory(staging.path, manifest, fitted))
         built = dataclasses.replace(built_since(started, table.source), notes=notes, skipped=contents.skipped)
         return staging.publish(dataclasses.replace(manifest, built=built))
 
@@ -193,12 +195,23 @@ def coarse_notes(table: SeriesTable) -> tuple[str, ...]:
     return (*notes[:NOTED], *more)
 
 
-def covariates_of(table: SeriesTable, encoder: KeyEncoder) -> StoredCovariates | None:
-    """The covariates of a table as windows of it are encoded with; None for an encoder without."""
+def unissued_notes(covariates: StoredCovariates | None, num_windows: int) -> tuple[str, ...]:
+    """A note for each column with vintages of which windows miss something over their horizon."""
+    counts = {} if covariates is None else covariates.num_unissued()
+    return tuple(
+        f"'{name}': {num:,} of {num_windows:,} windows have steps ahead of which nothing was issued by their origin; "
+        "the training mean stands for it"
+        for name, num in counts.items()
+        if num
+    )
+
+
+def covariates_of(table: SeriesTable, encoder: KeyEncoder, origins: list[np.ndarray]) -> StoredCovariates | None:
+    """The covariates of a table as windows of it, with these origins, are encoded with; None for an encoder without."""
     if encoder.covariates is None:
         return None
     found = aligned_values(table, encoder.covariates.columns)
-    return StoredCovariates(layout=encoder.covariates, values=found.values, first=found.first, unit=encoder.scale.std)
+    return stored_in(found, encoder.covariates, encoder.scale.std, origins)
 
 
 def with_first_covariates(folder: Path, manifest: Manifest, training: SeriesTable, encoder: KeyEncoder) -> Manifest:
@@ -208,12 +221,13 @@ def with_first_covariates(folder: Path, manifest: Manifest, training: SeriesTabl
     found = aligned_values(training, encoder.covariates.columns)
     num_stretches = 1 if found.shared else len(training.series)
     num_rows = write_covariates(folder / FIRST_SEGMENT, found, [0] * num_stretches)
+    num_vintages = write_vintages(folder / FIRST_SEGMENT, issued_in(training, encoder.covariates.columns))
     [segment] = manifest.segments
     return dataclasses.replace(
         manifest,
         covariates=encoder.covariates.columns,
         shared_covariates=found.shared,
-        segments=(dataclasses.replace(segment, num_covariates=num_rows),),
+        segments=(dataclasses.replace(segment, num_covariates=num_rows, num_vintages=num_vintages),),
     )
 
 

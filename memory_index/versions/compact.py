@@ -21,6 +21,7 @@ from memory_index.versions.opening import LoadEncoder, open_version, plan_of, re
 from memory_index.versions.segments import SegmentPlan, SegmentWindows, write_series, write_windows
 from memory_index.versions.store import Store
 from memory_index.versions.version import Version, removal_named
+from memory_index.versions.vintage_files import stored_vintages, write_vintages
 
 
 def compact(store: Store, ref: str, *, load_encoder: LoadEncoder | None = None) -> Version:
@@ -39,13 +40,14 @@ def compact(store: Store, ref: str, *, load_encoder: LoadEncoder | None = None) 
         folder = staging.path / FIRST_SEGMENT
         with removal_named(parent):
             table = read_series(parent.path, manifest)
-            covariates = read_covariates(parent.path, manifest)
+            covariates, vintages = read_covariates(parent.path, manifest), stored_vintages(parent.path, manifest)
         windows = merge_segments(folder, memory, table, plan)
         record = segment_record(FIRST_SEGMENT, windows, len(memory.windows.values))
         if covariates is not None:
             num_stretches = 1 if covariates.shared else len(table.series)
             num_rows = write_covariates(folder, covariates, [0] * num_stretches)
-            record = dataclasses.replace(record, num_covariates=num_rows)
+            num_vintages = write_vintages(folder, vintages)
+            record = dataclasses.replace(record, num_covariates=num_rows, num_vintages=num_vintages)
         merged = dataclasses.replace(
             manifest,
             format=FORMAT,

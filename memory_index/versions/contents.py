@@ -15,7 +15,7 @@ from memory_index.fit_encoder import shared_origins
 from memory_index.skipped import Skipped, require_none_skipped, skipped_sentence
 from memory_index.tables.series import Series, SeriesTable
 from memory_index.types import MAX_JOINT_SERIES, SCOPES, KeySpace, Scope
-from memory_index.versions.budget import Asked, Budget, within_budget
+from memory_index.versions.budget import NOTHING_BESIDE, Asked, Beside, Budget, within_budget
 from memory_index.versions.factories import choose_factory
 from memory_index.versions.manifest import BudgetRecord
 from memory_index.versions.segments import SegmentPlan
@@ -48,15 +48,38 @@ class Contents(NamedTuple):
         return SegmentPlan(window=self.window, factories=factories, num_series=len(self.training.series))
 
     @property
+    def layout(self) -> CovariateLayout | None:
+        """What will stand beside a window; None without covariates."""
+        given, window = self.training.covariates, self.window
+        if given is None or not given.columns:
+            return None
+        columns = fit_units(self.training, self.origins, window.horizon)
+        return CovariateLayout(columns=columns, lookback=window.lookback, horizon=window.horizon)
+
+    @property
     def widths(self) -> dict[KeySpace, int]:
         """Numbers of a key, by key space."""
-        given, window = self.training.covariates, self.window
-        condition = 0
-        if given is not None and given.columns:
-            layout = CovariateLayout(columns=fit_units(self.training), lookback=window.lookback, horizon=window.horizon)
-            condition = layout.condition_width
-        num = len(self.training.series)
+        layout, num = self.layout, len(self.training.series)
+        condition = 0 if layout is None else layout.condition_width
         return {space: self.encoder.key_width(space, num, condition) for space in self.factories}
+
+    def beside(self) -> Beside:
+        """The covariates, as a budget counts them."""
+        layout, given = self.layout, self.training.covariates
+        if layout is None or given is None:
+            return NOTHING_BESIDE
+        distinct = {id(each.values): len(each.times) for each in given.series}
+        issued = np.isin(layout.column_of_channel, [n for n, c in enumerate(layout.columns) if c.vintages])
+        return Beside(
+            num_columns=len(layout.columns),
+            num_channels=len(layout.column_of_channel),
+            num_steps=sum(distinct.values()),
+            width=layout.width,
+            condition_width=layout.condition_width,
+            num_vintages=0 if given.vintages is None else len(given.vintages),
+            num_issued=int(issued.sum()),
+            num_near=layout.context_steps + layout.horizon,
+        )
 
 
 def contents_of(
@@ -99,6 +122,7 @@ def contents_within(
         factory=factory,
         keep_views=budget.keep_views,
         keep_scopes=keep_scopes,
+        beside=contents.beside(),
     )
     choice, record = within_budget(asked, budget.num_bytes)
     window = dataclasses.replace(contents.window, stride=choice.stride)

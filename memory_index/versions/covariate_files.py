@@ -7,6 +7,7 @@ the first of the manifest), null where missing. Where all series share their cov
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from memory_index.covariate_map import CovariateColumn, CovariateLayout, StoredCovariates
+from memory_index.covariate_map import CovariateColumn, StoredCovariates
 from memory_index.covariate_tables import AlignedValues, aligned_values, matching
 from memory_index.covariates import Covariates, CovariateValues
 from memory_index.errors import IncompatibleError, VerificationError
-from memory_index.tables.series import SeriesTable
+from memory_index.tables.series import Series, SeriesTable
 from memory_index.versions.manifest import Manifest
 from memory_index.versions.version import read_parquet
+from memory_index.versions.vintage_files import vintages_on_steps
 
 COVARIATES_FILE = "covariates.parquet"
 
@@ -78,21 +80,34 @@ def read_covariates(folder: Path, manifest: Manifest) -> AlignedValues | None:
 
 
 def stored_covariates(
-    folder: Path, manifest: Manifest, layout: CovariateLayout | None, starts: np.ndarray, unit: np.ndarray
+    folder: Path,
+    manifest: Manifest,
+    series: Sequence[Series],
+    unit: np.ndarray,
+    origins: tuple[np.ndarray, np.ndarray],
 ) -> StoredCovariates | None:
-    """As windows are compared with. starts: datetime64[ns] [N], first step of each series; unit: float64 [N].
+    """As windows are compared with. series: all of the version; unit: float64 [N]; origins: of all windows, the number
+    of the series and the origin row.
 
     Raises `VerificationError` where they do not go with the series.
     """
-    found = read_covariates(folder, manifest)
+    found, layout = read_covariates(folder, manifest), manifest.covariate_layout
     if found is None or layout is None:
         return None
+    starts = np.array([each.times[0] for each in series])
     first = np.searchsorted(found.times, starts) if found.shared else found.first
     if (first >= len(found.times)).any() or (found.times[first] != starts).any():
         raise VerificationError(
             f"the covariates in {folder} do not begin where its series do", hint="restore the version or build it again"
         )
-    return StoredCovariates(layout=layout, values=found.values, first=first, unit=unit)
+    return StoredCovariates(
+        layout=layout,
+        values=found.values,
+        first=first,
+        unit=unit,
+        vintages=vintages_on_steps(folder, manifest, found, series),
+        origins=first[origins[0]] + origins[1],
+    )
 
 
 def with_covariates(

@@ -35,6 +35,7 @@ class SegmentRecord:
     num_steps: int  # over all series
     num_moments: int | None = None  # in moments.parquet; None where there is none
     num_covariates: int | None = None  # rows of covariates.parquet; None where there is none
+    num_vintages: int | None = None  # rows of vintages.parquet; None where there is none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,6 +168,7 @@ class Manifest:
             "built": built,
             "spaces": [_without_defaults(record) for record in self.spaces],
             "segments": [_without_defaults(record) for record in self.segments],
+            **({"covariates": [column.to_document() for column in self.covariates]} if self.covariates else {}),
         }
 
     def to_json(self) -> str:

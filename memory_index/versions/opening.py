@@ -30,6 +30,7 @@ from memory_index.versions.segments import (
     read_windows,
 )
 from memory_index.versions.version import Damage, Version, check_files, read_parquet, removal_named
+from memory_index.versions.vintage_files import stored_vintages
 from memory_index.windows import StoredWindows
 
 ENCODER_FILE = "encoder.safetensors"
@@ -121,7 +122,11 @@ def read_series(folder: Path, manifest: Manifest) -> SeriesTable:
 
 def read_table(folder: Path, manifest: Manifest) -> SeriesTable:
     """The same with the covariates that are stored beside them."""
-    return with_covariates(read_series(folder, manifest), read_covariates(folder, manifest), manifest.covariates)
+    table = with_covariates(read_series(folder, manifest), read_covariates(folder, manifest), manifest.covariates)
+    vintages = stored_vintages(folder, manifest)
+    if vintages is None or table.covariates is None:
+        return table
+    return replace(table, covariates=replace(table.covariates, vintages=vintages))
 
 
 def read_memory(
@@ -179,6 +184,7 @@ def stored_windows(
     """
     series, parts = read_series(folder, manifest).series, parts or _segment_windows(folder, manifest)
     names = ("series", "origin_row", "known_at", "location", "spread", "flat")
+    joined = {name: _joined([getattr(part, name) for part in parts]) for name in names}
     windows = StoredWindows(
         spec=manifest.window,
         step=manifest.step,
@@ -189,10 +195,8 @@ def stored_windows(
         offset=np.cumsum([0, *(len(part) for part in series)]),
         missing=_joined_missing([part.missing for part in parts], [len(part) for part in parts]),
         transform=manifest.transform,
-        covariates=stored_covariates(
-            folder, manifest, manifest.covariate_layout, np.array([part.times[0] for part in series]), unit
-        ),
-        **{name: _joined([getattr(part, name) for part in parts]) for name in names},
+        covariates=stored_covariates(folder, manifest, series, unit, origins=(joined["series"], joined["origin_row"])),
+        **joined,
     )
     del series
     pa.default_memory_pool().release_unused()  # decoding took as much again, which Arrow would hold for the next time
