@@ -18,6 +18,7 @@ from cli.targets import require_targets
 KNOWN = ("--known", "temperature", "--known", "holiday")
 SERIES, AT = "demand", "2024-01-17 23:00"  # a forecast in the test part, of a cold day
 BACKTEST_FROM = "2024-04-01 23:00"  # the last weeks of it
+BRIEF = ("--set", "train_stride=3", "--device", "cpu")  # every third window
 ONCE_A_DAY = ("--every", "24h", "--at", "23:00")
 
 
@@ -29,8 +30,8 @@ def demo(
 
     The sample is made up: twenty months of the hourly demand of a town, beside the temperature and the public holidays
     that drive it. Every command is shown as it would be typed. First the model in closed form: the forecast of tomorrow
-    with tomorrow's weather, the same if it is five degrees colder, and one forecast taken apart. Then the same with
-    networks, and what weight they got. Ends with the commands to try next on data of your own.
+    with tomorrow's weather, the same if it is five degrees colder, and one forecast taken apart. Then networks as one
+    more part, which say what weight they got. Ends with the commands to try next on data of your own.
     """
     from memory_index.tables.catalog import shipped
 
@@ -43,7 +44,7 @@ def demo(
     of_run = [sample, "--run", run]
     _run(context, "data", "check", sample, *KNOWN)
     _run(context, "index", "build", sample, "--name", "demo", *window, *KNOWN, *indexes)
-    _run(context, "train", sample, "--index", "demo", "--out", run, "--device", "cpu", *indexes)
+    _run(context, "train", sample, "--index", "demo", "--out", run, *BRIEF, *indexes)
     _run(context, "evaluate", *of_run, *ONCE_A_DAY, *indexes)
     ahead = ["--update-index", "--future", tomorrow]
     _run(context, "forecast", *of_run, *ahead, "--out", str(out / "forecast.csv"), *indexes)
@@ -53,20 +54,13 @@ def demo(
     _run(context, "explain", *of_run, "--series", SERIES, "--at", AT, "--plot", str(picture), *indexes)
     weeks = ["--from", BACKTEST_FROM, "--at", "23:00", "--plot", str(along)]
     _run(context, "backtest", *of_run, *weeks, *indexes)
-    _with_network(context, sample, str(_new_folder(out / "run-network")), indexes)
+    network = ["--out", str(_new_folder(out / "run-network")), "--network", "--no-llm"]
+    _run(context, "train", sample, "--index", "demo@1", *network, *BRIEF, *indexes)
     note(f"\nThe picture of one forecast taken apart is {picture}, that of the backtest {along}.")
     note("Now your own data (a time column and one column per series, or unique_id, ds, y; weather by --known):")
     note("  cli index build FILE.csv --name mine --lookback 168 --horizon 24")
     note("  cli train FILE.csv --index mine --out runs/mine")
     note("  cli forecast FILE.csv --run runs/mine --update-index --plot forecast.png")
-
-
-def _with_network(context: typer.Context, sample: str, run: str, indexes: list[str]) -> None:
-    """The second model: the same with networks as one more part, on every third window."""
-    few = ["--set", "train_stride=3", "--device", "cpu"]
-    arguments = ["--out", run, "--network", "--no-llm", *few, *indexes]
-    _run(context, "train", sample, "--index", "demo@1", *arguments)
-    _run(context, "evaluate", sample, "--run", run, *ONCE_A_DAY, *indexes)
 
 
 def _told(out: Path) -> None:
