@@ -1,4 +1,4 @@
-"""The pictures of the docs: runs every command of docs/guide.md on the sample, in its order, and keeps what they draw.
+"""The pictures of the docs: runs every command of docs/guide.md on the samples, in its order, and keeps what they draw.
 
     python -m benchmarks.pictures                 # into docs/images, and docs/tour.ipynb with its outputs
     python -m benchmarks.pictures --out FOLDER    # somewhere else, and nothing in docs is changed
@@ -24,12 +24,14 @@ from jupyter_client import AsyncKernelManager
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE, IMAGES, NOTEBOOK = ROOT / "docs" / "guide.md", ROOT / "docs" / "images", ROOT / "docs" / "tour.ipynb"
-AT = "2024-09-25 23:00"  # the origin of all pictures: in the test part
+AT = "2024-01-17 23:00"  # the origin of the page: in the test part
+COLDER = "?known=temperature%2B%3D-5"
+SAMPLES = {"load.csv": "sample.csv", "demand.csv": "demand.csv", "tomorrow.csv": "tomorrow.csv"}
 TIMEOUT = 600  # seconds for one command
 
 
 def commands(page: Path = GUIDE) -> list[str]:
-    """Every command of a page's console blocks, but for `make`, which is not for a copy of the sample."""
+    """Every command of a page's console blocks, but for `make`, which is not for a copy of the samples."""
     blocks = re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if not line.startswith("make ")]
 
@@ -40,8 +42,9 @@ def images(page: Path = GUIDE) -> list[str]:
 
 
 def run_commands(folder: Path, page: Path = GUIDE) -> None:
-    """Run a page's commands in a folder that gets the sample as `load.csv`. Raises `CalledProcessError`."""
-    shutil.copy(ROOT / "datasets" / "sample.csv", folder / "load.csv")
+    """Run a page's commands in a folder that gets the samples (`SAMPLES`). Raises `CalledProcessError`."""
+    for name, of in SAMPLES.items():
+        shutil.copy(ROOT / "datasets" / of, folder / name)
     start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from cli.main import main; main()"
     program = shlex.join([sys.executable, "-c", start])
     for command in commands(page):
@@ -69,14 +72,14 @@ def run_notebook(folder: Path, *, first: str = "") -> nbformat.NotebookNode:
 
 
 def photograph(folder: Path, target: Path) -> None:
-    """The page of `cli explore` on the guide's run, as a picture."""
+    """The page of `cli explore` on the guide's run with weather, five degrees colder, as a picture."""
     from playwright.sync_api import sync_playwright
 
     browsers = [found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))]
     if not browsers:
         raise SystemExit("no chromium on the PATH: 'make browser' installs one")
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from cli.main import main; main()"
-    explore = ["explore", "load.csv", "--run", "runs/load", "--series", "feeder_north", "--at", AT, "--port", "0"]
+    explore = ["explore", "demand.csv", "--run", "runs/demand", "--series", "demand", "--at", AT, "--port", "0"]
     server = subprocess.Popen([sys.executable, "-c", program, *explore], cwd=folder, stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None
@@ -84,7 +87,7 @@ def photograph(folder: Path, target: Path) -> None:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=browsers[0], args=["--no-sandbox", "--disable-gpu"])
             page = browser.new_page(viewport={"width": 1280, "height": 900})
-            page.goto(address)
+            page.goto(address + COLDER)
             page.wait_for_load_state("networkidle")
             page.screenshot(path=target, full_page=True)
             browser.close()

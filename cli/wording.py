@@ -6,11 +6,9 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable
 
     import numpy as np
-
-    from memory_index.inspection import NeighbourRecord
 
 LOWEST_BAR, NUM_BARS = 0x2581, 8  # the Unicode blocks from one eighth to a full one
 SPARK_WIDTH = 24
@@ -64,29 +62,6 @@ def no_close_analogue(shares: Iterable[float | None]) -> str:
         "no close analogue: in most key spaces the nearest neighbour is farther away than it was for "
         f"{told} of the memory's own windows"
     )
-
-
-def conditions(
-    covariates: Mapping[str, np.ndarray],
-    categories: Mapping[str, tuple[str, ...]],
-    neighbours: Sequence[NeighbourRecord],
-    horizon: int,
-) -> list[str]:
-    """The known covariates over a query's horizon, and how much each decides of the condition part of the distances.
-
-    covariates: by name, of which the last values are those of the horizon.
-    """
-    from memory_index.conditions import in_words
-
-    share = {name: sum(n.condition_parts[name] for n in neighbours) for name in covariates}
-    total = sum(share.values())
-    told = []
-    for name, values in covariates.items():
-        words = in_words(values[len(values) - horizon :], categories.get(name, ()))
-        text = ", ".join(dict.fromkeys(map(str, words))) if isinstance(words, list) else course(words)
-        decides = f"; {share[name] / total:.0%} of the condition part of these distances" if total > 0 else ""
-        told.append(f"{name} over the horizon: {text}{decides}")
-    return told
 
 
 def course(values: np.ndarray) -> str:

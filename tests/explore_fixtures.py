@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from cli_fixtures import HORIZON, LOOKBACK, frame, make
 
@@ -44,6 +45,20 @@ def subject(base: Path, with_run: bool = True, refs: tuple[str, ...] = ("m@1", "
     made = make(base)
     run_folder, found = made.run if with_run else None, Indexes(folder=indexes(base))
     return open_subject(made.newer, refs, run_folder, found, ReadOptions(), device="cpu", llm=None)
+
+
+@cache
+def with_known(base: Path) -> Subject:
+    """Without a run, on a table whose values follow two known columns."""
+    folder, table, random = base / "known", frame(), np.random.default_rng(4)
+    folder.mkdir()
+    warm = np.repeat(random.normal(10, 6, len(table) // 6 + 1), 6)[: len(table)].round(1)
+    holiday = np.repeat(random.random(len(table) // 12 + 1) < 0.2, 12)[: len(table)]
+    changed = {name: table[name] + warm - 20 * holiday for name in table.columns.drop("date")}
+    table.assign(**changed, temperature=warm, holiday=holiday).to_csv(folder / "known.csv", index=False)
+    found = Indexes(folder=folder / "indexes")
+    _build(folder / "known.csv", "known", found.folder, "--known", "temperature", "--known", "holiday")
+    return open_subject(folder / "known.csv", ["known@1"], None, found, ReadOptions(), device="cpu", llm=None)
 
 
 @cache

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,17 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
+from covariate_fixtures import built_with, covariate_table
 from service_fixtures import PATIENCE_S, whole_service
 
 from cli.commands.index_serve import served_runs
 from cli.main import run
+from cli.pictures.neighbours import draw_neighbours, episodes
 from forecaster import Forecaster
 from forecaster.runs.states import numbers_of
 from memory_index.errors import DataError, UsageError
+from memory_index.inspection import inspect_window
+from memory_index.versions.opening import open_version
 from memory_index.versions.store import Store
 
 LOOKBACK, HORIZON, NUM_STEPS = 36, 8, 1200
@@ -161,8 +167,53 @@ def test_neighbours_tell_the_condition_part(made: Path, call: Any) -> None:
     assert "temperature over the horizon" in err
     assert picture.stat().st_size > 10_000
     assert "temperature" in page.read_text()
-    _, warm, _ = call(*asked, "--json", "--set-known", "temperature+=10")
+    svg = made / "n.svg"
+    _, warm, _ = call(*asked, "--json", "--set-known", "temperature+=10", "--plot", str(svg), "--html", str(page))
     assert warm["query"]["forecast"] != document["query"]["forecast"]
+    assert "--set-known temperature+=10" in page.read_text()
+
+
+def test_shares_of_the_distances_say_what_the_conditions_decide(made: Path, call: Any) -> None:
+    """They add up to the condition part, and a temperature that no neighbour had makes more of the distances."""
+
+    def told(*more: str) -> dict[str, str]:
+        _, _, said = call(*asked, *more)
+        return dict(re.findall(r"^(\w+) over the horizon: .*: (\d+)% of their", said, re.MULTILINE))
+
+    asked = ["index", "neighbours", "d", str(made / "history.csv"), "--series", "demand", "--at", AT]
+    _, document, _ = call(*asked, "--json")
+    whole, part = (
+        sum(each[name] ** 2 for each in document["neighbours"]) for name in ("distance", "condition_distance")
+    )
+    plain = told()
+    assert plain.keys() == {"temperature", "holiday"}
+    assert sum(map(int, plain.values())) == pytest.approx(100 * part / whole, abs=2)
+    assert int(told("--set-known", "temperature=-40")["temperature"]) > int(plain["temperature"])
+
+
+@pytest.mark.parametrize("shape", ["wide", "narrow"])
+def test_pictures_show_known_columns_under_the_target(tmp_path: Path, shape: Any) -> None:
+    """Those that decide most, aligned with it; what is not drawn is said."""
+    memory, table = open_version(built_with(tmp_path)), covariate_table()
+    at = table.series[0].times[600]
+    found = inspect_window(memory, table, "north", at, k=3)
+    names = [*found.covariates]
+    many = [f"more {number}" for number in range(3)]
+    more = dict.fromkeys(many, found.covariates["temperature"])
+    neighbours = tuple(replace(n, covariates=n.covariates | more) for n in found.neighbours)
+    for each, num_panels in (
+        (found, 3),
+        (replace(found, covariates=found.covariates | more, neighbours=neighbours), 4),
+    ):
+        drawn = draw_neighbours(each, memory.windows, "d@1", shape)
+        target, *panels = drawn.axes[: num_panels + 1]
+        assert len(drawn.axes) == num_panels + 3
+        titles = [axes.get_title(loc="left") for axes in panels]
+        assert {title.partition(":")[0] for title in titles} >= {*names}
+        for axes in panels:
+            assert axes.get_xlim() == target.get_xlim()
+            assert len(axes.lines) == 2 + len(episodes(each.neighbours, table.step))
+        assert panels[-1].get_title(loc="right") == ("2 more columns decide less" if each is not found else "")
 
 
 def test_explain_shows_a_scenario_beside_the_plain_forecast(made: Path, call: Any) -> None:

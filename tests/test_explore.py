@@ -21,24 +21,24 @@ import plotly.graph_objects as go
 import pytest
 import torch
 from cli_fixtures import HORIZON, LOOKBACK, make
-from explore_fixtures import AT, AT_NIGHT, ZONE, at_night, indexes, start, subject
+from explore_fixtures import AT, AT_NIGHT, ZONE, at_night, indexes, start, subject, with_known
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cli.explorer.drawing import palette
 from cli.explorer.figures import (
     common_limits,
     empty_figure,
     gate_figure,
     history_figure,
-    palette,
     thinned,
     windows_figure,
 )
-from cli.explorer.moves import moved
+from cli.explorer.moves import known_value, moved
 from cli.explorer.server import host_allowed, listen, look, make_app
 from cli.explorer.state import MAX_GAP, MAX_K, SCOPES, Side, State, from_address, to_address
 from cli.explorer.subject import open_subject
-from cli.explorer.words import as_csv, problem, rows, sentence, warned
+from cli.explorer.words import as_csv, columns, known_name, problem, rows, sentence, warned
 from cli.main import run
 from cli.options import Indexes
 from cli.pictures.look import PALETTE
@@ -46,6 +46,7 @@ from cli.wording import IN_SAMPLE
 from forecaster.explain import explain
 from memory_index.errors import IncompatibleError, NotFoundError, ServiceError, UsageError
 from memory_index.inspection import inspect_window
+from memory_index.scenarios import parse_changes, with_changes
 from memory_index.tables.columns import ReadOptions
 from memory_index.windows import Step
 
@@ -87,6 +88,7 @@ SIDES = st.builds(Side, ref=st.text(), scopes=subsets(SCOPES), views=subsets((8,
         k=st.integers(1, MAX_K),
         min_gap=st.integers(0, MAX_GAP),
         sides=st.tuples(SIDES) | st.tuples(SIDES, SIDES),
+        known=st.lists(st.text()).map(tuple),
     )
 )
 def test_an_address_restores_its_state(state):
@@ -402,6 +404,71 @@ def test_nothing_later_than_the_origin_is_shown_but_what_followed(small):
     assert [line[:-1] for line in rows(before.found)] == [line[:-1] for line in rows(after.found)]
     assert warned(before, "small") == warned(after, "small")
     assert not np.array_equal(before.found.actual, after.found.actual)
+
+
+# Known covariates
+
+
+def test_known_columns_are_changed_one_by_one(base):
+    of = with_known(base)
+    state = start(of)
+    assert [column.name for column in of.known] == ["temperature", "holiday"]
+    colder = moved(of, state, "known_0", {"known_0": -5})
+    assert colder.known == ("temperature+=-5",)
+    both = moved(of, colder, "known_1", {"known_1": "true"})
+    assert both.known == ("temperature+=-5", "holiday=true")
+    assert [known_value(both, column) for column in of.known] == [-5, "true"]
+    assert known_name(of.known[0], -5.0) == "temperature, changed by -5"
+    assert moved(of, both, "known_0", {"known_0": 0}).known == ("holiday=true",)
+    assert moved(of, both, "known_1", {"known_1": None}).known == ("temperature+=-5",)
+    assert from_address(to_address(both), state) == both
+    for wrong in ("wind+=1", "temperature", "holiday+=1"):
+        [told] = look(of, replace(state, known=(wrong,))).problems
+        assert wrong in told
+
+
+def test_a_change_of_what_is_known_moves_neighbours_fan_and_forecast(base):
+    of = with_known(base)
+    version, at, state = of.versions["known@1"], of.table.step.parse(AT), replace(start(of), known=("temperature+=-8",))
+    plain, changed = (look(of, each).answers[0] for each in (start(of), state))
+    table = with_changes(
+        of.table,
+        parse_changes(state.known),
+        version.memory.manifest.covariates,
+        version.memory.windows.spec.horizon,
+        at=at,
+    )
+    found = inspect_window(version.memory, table, "north", at, k=state.k, min_gap=state.min_gap)
+    assert np.array_equal(changed.found.forecast, found.forecast)
+    assert np.array_equal(changed.plain, plain.found.forecast)
+    assert plain.plain is None
+    assert found.forecast.mean() < plain.found.forecast.mean() - 2
+    assert not np.array_equal(changed.found.quantiles, plain.found.quantiles)
+    assert [n.row_id for n in changed.found.neighbours] != [n.row_id for n in plain.found.neighbours]
+    said = sentence(changed, None, state.known)
+    assert "Changed over the horizon: temperature+=-8." in said
+    assert "without the changes" in said
+    assert "cond." in columns(found)
+    assert "condition_distance" in as_csv(found).splitlines()[0]
+
+
+def test_known_columns_stand_under_the_windows(base):
+    """Aligned with the target, the query's own and those of its neighbours, in figures that plotly takes."""
+    of = with_known(base)
+    [answer] = look(of, replace(start(of), known=("holiday=true",))).answers
+    figure = windows_figure(answer, of.table.step, limits=(0, 1), dark=False, with_run=False)
+    go.Figure(figure)
+    drawn, found = by_name(figure), answer.found
+    target = drawn["known at the origin"], drawn["memory alone"]
+    for name in ("temperature", "holiday"):
+        times, values = (unpacked(drawn[name][axis]) for axis in "xy")
+        assert np.array_equal(times, np.concatenate([unpacked(each["x"]) for each in target]))
+        assert np.array_equal(values, found.covariates[name][-len(times) :])
+    assert drawn["holiday"]["customdata"][-HORIZON:] == ["true"] * HORIZON
+    domains = [figure["layout"][f"yaxis{end}"]["domain"] for end in ("", "2", "3")]
+    assert domains[0][0] > domains[1][1] > domains[1][0] > domains[2][1] > domains[2][0] == 0
+    beside = [each for each in figure["data"] if each.get("yaxis") == "y2" and "name" not in each]
+    assert len(beside) == len({n.scope for n in found.neighbours})
 
 
 def test_both_sides_have_the_same_limits(small):

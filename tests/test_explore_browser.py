@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from browser_fixtures import PATIENCE, PHONE, WIDE, colours, contrast, overflow, screen, watched, watched_page
-from explore_fixtures import AT, served, start, subject
+from explore_fixtures import AT, served, start, subject, with_known
 from playwright.sync_api import expect
 
 TABLE = "#table-{} tbody tr"
@@ -193,6 +193,26 @@ def test_two_sides_are_compared(opened):
     page.get_by_text("Compare", exact=True).click()
     expect(page.locator("#side-2")).to_be_hidden()
     expect(page).not_to_have_url(re.compile("index2"))
+
+
+def test_what_is_known_is_changed(browser, tmp_path_factory):
+    """By a slider and by a choice; neighbours and forecast follow, and the address restores both controls."""
+    of = with_known(tmp_path_factory.getbasetemp())
+    with served(of, start(of)) as url, watched(browser, origin=url, size=PHONE) as (page, _):
+        page.goto(url)
+        expect(page.locator(TABLE.format(1)).first).to_be_visible()
+        neighbours = page.locator("#table-1").inner_text()
+        page.locator("#known_0 [role=slider]").focus()
+        page.keyboard.press("ArrowLeft")
+        expect(page.locator("#known_0-name")).to_contain_text("temperature, changed by -")
+        page.locator("#known_1").click()
+        page.get_by_role("option", name="true").click()
+        expect(page.locator("#said-1")).to_contain_text("holiday=true")
+        expect(page.locator("#table-1")).not_to_have_text(neighbours, use_inner_text=True)
+        assert overflow(page) <= 0
+        page.reload()
+        expect(page.locator("#known_1")).to_contain_text("true")
+        expect(page.locator("#known_0-name")).to_contain_text("temperature, changed by -")
 
 
 def test_what_cannot_be_is_told_in_a_line(opened):

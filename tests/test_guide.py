@@ -16,7 +16,7 @@ from cli.main import run
 from forecaster.retrieval import asked
 from memory_index.tables.catalog import shipped
 
-# The last rows of the sample: the origin of the pictures stays in the test part, and training takes a third as long.
+# The last rows of the samples: the origin of the pictures stays in the test part, and training takes a third as long.
 NUM_ROWS = 4320
 # Calibrating intervals on a tenth of what it takes by default: these tests are of words and files, not of figures.
 FEW_CELLS = "import forecaster.retrieval.asked as asked; asked.FAN_CELLS = 25_000"
@@ -32,8 +32,9 @@ def quickly() -> Iterator[None]:
 
 def run_commands(folder: Path, page: Path) -> None:
     """Run the commands of a page as `make pictures` does, but on a part of the sample and all in this process."""
-    head, *lines = shipped("sample.csv").read_text().splitlines(keepends=True)
-    (folder / "load.csv").write_text("".join([head, *lines[-NUM_ROWS:]]))
+    for name, of in pictures.SAMPLES.items():
+        head, *lines = shipped(of).read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join([head, *lines[-NUM_ROWS:]]))
     with contextlib.chdir(folder):
         for command in pictures.commands(page):
             program, *arguments = shlex.split(command)
@@ -68,10 +69,10 @@ def test_the_commands_of_the_readme_run_in_order(folder, tmp_path, repository):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / ".neighbours").symlink_to(folder / "runs" / ".neighbours")
     found = {path.name for path in (folder / "runs" / ".neighbours").iterdir()}
-    assert len(pictures.commands(repository / "README.md")) == 5
+    assert len(pictures.commands(repository / "README.md")) == 7
     with quickly():
         run_commands(tmp_path, repository / "README.md")
-    for made in ("neighbours.png", "forecast.csv", "forecast.png"):
+    for made in ("forecast.csv", "forecast.png", "colder.csv", "explanation.png"):
         assert (tmp_path / made).stat().st_size > 1000
     assert {path.name for path in (tmp_path / "runs" / ".neighbours").iterdir()} == found
 

@@ -1,4 +1,4 @@
-"""`cli demo`: the main job end to end on the embedded sample, in about a minute on two cores.
+"""`cli demo`: a grid operator's day on the embedded sample, in about a minute on two cores.
 
 It runs the commands that a person would type, one after another, and shows each before what it says.
 """
@@ -15,52 +15,60 @@ import typer
 from cli.output import note
 from cli.targets import require_targets
 
-BACKTEST_FROM = "2024-10-01 23:00"  # the last weeks of it
-SERIES, AT = "feeder_north", "2024-09-25 23:00"  # a forecast in the test part
+KNOWN = ("--known", "temperature", "--known", "holiday")
+SERIES, AT = "demand", "2024-01-17 23:00"  # a forecast in the test part, of a cold day
+BACKTEST_FROM = "2024-04-01 23:00"  # the last weeks of it
+BRIEF = ("--set", "train_stride=3", "--device", "cpu")  # every third window
+ONCE_A_DAY = ("--every", "24h", "--at", "23:00")
 
 
 def demo(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder for index, run, forecast and picture.")] = Path("runs/demo"),
-    *,
-    network: Annotated[bool, typer.Option("--network", help="Also train the networks: minutes more.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for index, runs, forecasts and pictures.")] = Path("runs/demo"),
 ) -> None:
     """Check, index, train, forecast, explain, score and backtest the embedded sample, in about a minute on two cores.
 
-    The sample is ten months of a small grid, made up: two feeders, sun, wind and a price, an hour a step. Every command
-    is shown as it would be typed. Ends with the scores beside plain baselines, a picture of one forecast taken apart,
-    and the commands to try next on data of your own.
+    The sample is made up: twenty months of the hourly demand of a town, beside the temperature and the public holidays
+    that drive it. Every command is shown as it would be typed. First the model in closed form: the forecast of tomorrow
+    with tomorrow's weather, the same if it is five degrees colder, and one forecast taken apart. Then networks as one
+    more part, which say what weight they got. Ends with the commands to try next on data of your own.
     """
     from memory_index.tables.catalog import shipped
 
     out.mkdir(parents=True, exist_ok=True)
-    picture, along, forecast = out / "explanation.png", out / "backtest.png", out / "forecast.csv"
+    picture, along = out / "explanation.png", out / "backtest.png"
     require_targets(picture=picture)
-    sample, run = str(shipped("sample.csv")), str(_new_folder(out / "run"))
+    sample, tomorrow, run = str(shipped("demand.csv")), str(shipped("tomorrow.csv")), str(_new_folder(out / "run"))
     indexes = ["--indexes-dir", str(out / "indexes")]
-    _run(context, "data", "check", sample)
-    _run(context, "index", "build", sample, "--name", "demo", "--lookback", "336", "--horizon", "48", *indexes)
-    brief = ["--set", "train_stride=2", "--device", "cpu"]  # every other window
-    _run(context, "train", sample, "--index", "demo", "--out", run, *brief, *indexes)
-    _run(context, "forecast", sample, "--run", run, "--update-index", "--out", str(forecast), *indexes)
-    _run(context, "explain", sample, "--run", run, "--series", SERIES, "--at", AT, "--plot", str(picture), *indexes)
-    _run(context, "evaluate", sample, "--run", run, *indexes)
+    window = ["--lookback", "168", "--horizon", "24"]
+    of_run = [sample, "--run", run]
+    _run(context, "data", "check", sample, *KNOWN)
+    _run(context, "index", "build", sample, "--name", "demo", *window, *KNOWN, *indexes)
+    _run(context, "train", sample, "--index", "demo", "--out", run, *BRIEF, *indexes)
+    _run(context, "evaluate", *of_run, *ONCE_A_DAY, *indexes)
+    ahead = ["--update-index", "--future", tomorrow]
+    _run(context, "forecast", *of_run, *ahead, "--out", str(out / "forecast.csv"), *indexes)
+    colder = ["--set-known", "temperature+=-5", "--out", str(out / "colder.csv")]
+    _run(context, "forecast", *of_run, *ahead, *colder, *indexes)
+    _told(out)
+    _run(context, "explain", *of_run, "--series", SERIES, "--at", AT, "--plot", str(picture), *indexes)
     weeks = ["--from", BACKTEST_FROM, "--at", "23:00", "--plot", str(along)]
-    if network:
-        with_network = str(_new_folder(out / "run-network"))
-        few = ["--set", "train_stride=5", "--device", "cpu"]
-        arguments = ["--out", with_network, "--network", "--no-llm", *few, *indexes]
-        _run(context, "train", sample, "--index", "demo", *arguments)
-        _run(context, "evaluate", sample, "--run", with_network, *indexes)
-    _run(context, "backtest", sample, "--run", run, *weeks, *indexes)
+    _run(context, "backtest", *of_run, *weeks, *indexes)
+    network = ["--out", str(_new_folder(out / "run-network")), "--network", "--no-llm"]
+    _run(context, "train", sample, "--index", "demo@1", *network, *BRIEF, *indexes)
     note(f"\nThe picture of one forecast taken apart is {picture}, that of the backtest {along}.")
-    note(f"The next two days of every series are {forecast}.")
-    if not network:
-        note("Networks as one more part take minutes, and say what they are worth: cli demo --network")
-    note("Now your own data (a time column and one column per series, or unique_id, ds, y):")
-    note("  cli index build FILE.csv --name mine --lookback 336 --horizon 48")
+    note("Now your own data (a time column and one column per series, or unique_id, ds, y; weather by --known):")
+    note("  cli index build FILE.csv --name mine --lookback 168 --horizon 24")
     note("  cli train FILE.csv --index mine --out runs/mine")
     note("  cli forecast FILE.csv --run runs/mine --update-index --plot forecast.png")
+
+
+def _told(out: Path) -> None:
+    """Both forecasts of tomorrow, side by side."""
+    import pandas as pd
+
+    plain, colder = (pd.read_csv(out / name)["yhat"].mean() for name in ("forecast.csv", "colder.csv"))
+    note(f"tomorrow's mean demand: {plain:.1f}, and {colder:.1f} if it is five degrees colder")
 
 
 def _run(context: typer.Context, *arguments: str) -> None:

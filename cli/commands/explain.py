@@ -13,9 +13,11 @@ from cli.opening import open_run_with_table, tell_joint, with_scenario
 from cli.options import REF, AsJson, Device, Indexes, RunState, SetKnown, asks_memory, reads_table
 from cli.output import note, print_json, print_table
 from cli.parsing import quantile_levels
+from cli.reports.conditions import asked_with, condition_lines
 from cli.reports.explanation_page import write_explanation_page
 from cli.reports.explanation_report import (
     NETWORK_COLUMNS,
+    explained_conditions,
     headline,
     neighbour_columns,
     neighbour_rows,
@@ -26,7 +28,6 @@ from cli.reports.explanation_report import (
     warnings,
 )
 from cli.targets import require_targets
-from cli.wording import conditions
 
 if TYPE_CHECKING:
     from forecaster.explain import Explanation
@@ -86,7 +87,7 @@ def explain(
     explained = partial(explaining.explain, opened.predictor, opened.memory, series_id=series, at=origin, levels=levels)
     found = explained(with_scenario(opened.table, opened.memory, set_known, at=origin))
     plain = explained(opened.table) if set_known else None
-    made_by = f"{run} with {opened.ref}"
+    made_by = f"{run} with {opened.ref}{asked_with(set_known)}"
     tell_joint(opened.memory, {part.name.split("-")[0] for part in found.parts if part.num_neighbours}, opened.table)
     if as_json:
         made = {"run": run, "ref": opened.ref, "fingerprint": opened.memory.manifest.fingerprint, "file": str(file)}
@@ -127,8 +128,7 @@ def _print(found: Explanation, made_by: str, plain: Explanation | None) -> None:
     print_table(part_columns(found), part_rows(found), title=fill(headline(found), LINE))
     typer.echo()
     print_table(neighbour_columns(found), neighbour_rows(found), title="the nearest neighbours, one by one", gap=1)
-    records = [each.record for each in found.neighbours]
-    for line in conditions(found.covariates, found.categories, records, len(found.forecast)):
+    for line in condition_lines(explained_conditions(found)):
         note(line)
     if rows := network_rows(found):
         typer.echo()

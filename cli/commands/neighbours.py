@@ -14,8 +14,9 @@ from cli.opening import open_with_table, tell_joint, with_scenario
 from cli.options import REF, AsJson, Indexes, SetKnown, asks_memory, reads_table
 from cli.output import note, print_json, print_table
 from cli.parsing import names, numbers
+from cli.reports.conditions import asked_with, condition_lines, condition_rows, condition_table
 from cli.targets import require_targets
-from cli.wording import SPARK_WIDTH, age, conditions, course, minute, no_close_analogue, sparkline
+from cli.wording import SPARK_WIDTH, age, course, minute, no_close_analogue, sparkline
 
 if TYPE_CHECKING:
     from memory_index.inspection import Inspection
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 LEAST_SPARK = 6
 COLUMNS = ["#", "series", "origin", "age", "dist.", "shape", "value", "weight", "future", "match"]
 OTHER_COLUMNS = 60  # characters of a line of the table beside the series and what followed it
+UNDER_IT = (
+    "Under it: known columns of the query (thick) and of the same neighbours; what is shaded is compared, and each "
+    "title says how much the column makes of the squared distances. "
+)
 
 
 @reads_table
@@ -84,9 +89,9 @@ def neighbours(
         tell_joint(memory, {each.scope for each in found.neighbours}, table)
     print_json("index-neighbours", document(full_ref, found)) if as_json else _print(full_ref, found)
     if plot is not None:
-        _write_picture(plot, found, memory.windows, full_ref)
+        _write_picture(plot, found, memory.windows, full_ref + asked_with(set_known))
     if html is not None:
-        _write_page(html, found, memory.windows, full_ref, file)
+        _write_page(html, found, memory.windows, full_ref, file, set_known or [])
         note(f"page: {html}")
 
 
@@ -148,7 +153,7 @@ def _print(ref: str, found: Inspection) -> None:
     width = _spark_width(found)
     for space in key_spaces(found):
         print_table(columns(found), rows(found, space, width), title=_title(found, space), gap=1)
-    for line in conditions(found.covariates, found.categories, found.neighbours, len(found.forecast)):
+    for line in condition_lines(_conditions(found)):
         note(line)
     num = len(found.forecast)
     ahead = "the next step" if num == 1 else f"the next {num} steps"
@@ -157,6 +162,10 @@ def _print(ref: str, found: Inspection) -> None:
         note(f"{'what really followed:'.rjust(len(ahead) + 22)} {course(found.actual)}")
     for warning in warnings(found):
         note(warning)
+
+
+def _conditions(found: Inspection) -> list[list[str]]:
+    return condition_rows(found.covariates, found.categories, found.neighbours, len(found.forecast))
 
 
 def warnings(found: Inspection) -> list[str]:
@@ -189,19 +198,23 @@ def _write_picture(path: Path, found: Inspection, windows: StoredWindows, ref: s
     note(f"picture: {path}")
 
 
-def _write_page(path: Path, found: Inspection, windows: StoredWindows, ref: str, file: Path) -> None:
+def _write_page(
+    path: Path, found: Inspection, windows: StoredWindows, ref: str, file: Path, set_known: list[str]
+) -> None:
     """The picture and the tables of a query, for people who have no terminal."""
     from cli.pictures.neighbours import draw_neighbours
     from cli.reports.pages import PictureBlock, TableBlock, write_page
 
     nearest = min(found.neighbours, key=lambda n: n.distance)
-    at = minute(found.origin_text)
+    at, asked = minute(found.origin_text), ref + asked_with(set_known)
+    scenario = [part for change in set_known for part in ("--set-known", change)]
     picture = PictureBlock(
-        draw=lambda shape: draw_neighbours(found, windows, ref, shape),
+        draw=lambda shape: draw_neighbours(found, windows, asked, shape),
         caption="Thick line: the query, up to its origin. Thin lines: the nearest window of each similar episode of "
         "the past, in the query's own units, and what followed it, as it would follow here. Band: where most of what "
-        "followed the memory's neighbours lies. Below: the history that the memory holds, and where the neighbours lie "
-        "in it.",
+        "followed the memory's neighbours lies. "
+        + (UNDER_IT if found.covariates else "")
+        + "Below: the history that the memory holds, and where the neighbours lie in it.",
         alternative=f"{found.series_id} up to {at} with {len(found.neighbours)} similar windows of the "
         f"past laid over it, what followed each of them, and the forecast made from them. The nearest begins at "
         f"{minute(nearest.start)} in series {nearest.series_id}, at a distance of {nearest.distance:.3f}.",
@@ -220,11 +233,13 @@ def _write_page(path: Path, found: Inspection, windows: StoredWindows, ref: str,
     write_page(
         path,
         f"{found.series_id} at {at}",
-        [f"What the memory {ref} retrieves for this window. Every neighbour was completely known at the origin."],
-        [picture, *tables],
+        [f"What the memory {asked} retrieves for this window. Every neighbour was completely known at the origin."],
+        [picture, *([condition_table(_conditions(found))] if found.covariates else []), *tables],
         warnings=warnings(found),
         footer="Distances are in spreads of a window. Match: correlation with what really followed. "
         + ("Cond.: the part of the known covariates over the horizon. " if found.covariates else "")
         + "Made by: "
-        + shlex.join(["cli", "index", "neighbours", ref, str(file), "--series", found.series_id, "--at", at]),
+        + shlex.join(
+            ["cli", "index", "neighbours", ref, str(file), "--series", found.series_id, "--at", at, *scenario]
+        ),
     )

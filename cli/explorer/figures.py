@@ -6,16 +6,29 @@ instead), and arrays travel as base64. Colours are those of `cli/pictures/look.p
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cli.explorer.drawing import (
+    MARGIN,
+    SCOPE_DASHES,
+    SCOPE_NAMES,
+    Figure,
+    axis,
+    base_layout,
+    faint,
+    gapped,
+    milliseconds,
+    packed,
+    palette,
+    time_title,
+)
+from cli.explorer.known_figures import Panels, known_panels
 from cli.explorer.state import State
 from cli.explorer.subject import Answer
-from cli.pictures.look import PALETTE, limits, num_shown
+from cli.pictures.look import limits, num_shown
 from cli.pictures.neighbours import SHORT, episodes
 from cli.wording import BASE_NAMES, short
 from memory_index.inspection import Inspection, NeighbourRecord
@@ -26,11 +39,7 @@ from memory_index.windows import Step
 if TYPE_CHECKING:
     from forecaster.explain import Part
 
-Figure = dict[str, Any]
-
 BINS = 700  # of the history: two points each, fewer than a screen has columns
-SCOPE_NAMES = {"own": "blue", "joint": "orange", "pooled": "green"}  # of colours, as look.SCOPE_COLOURS
-SCOPE_DASHES = {"own": "solid", "joint": "dash", "pooled": "dashdot"}
 BASE_LOOKS = {
     "linear": ("yellow", ""),
     "last_value": ("yellow", "."),
@@ -40,7 +49,6 @@ BASE_LOOKS = {
 }
 SIDE_NAMES = ("A", "B")
 VIEW_PATTERNS = ("", "/", "x", ".", "-")
-MARGIN = {"l": 64, "r": 12, "t": 10, "b": 40}
 
 
 def history_figure(
@@ -52,10 +60,10 @@ def history_figure(
     """
     colours, series, step = palette(dark), table[state.series_id], table.step
     shown = thinned(series.values, BINS)
-    times = _milliseconds(step, series.times[shown])
+    times = milliseconds(step, series.times[shown])
     line = {
-        "x": _packed(times),
-        "y": _packed(series.values[shown].astype(np.float32)),
+        "x": packed(times),
+        "y": packed(series.values[shown].astype(np.float32)),
         "customdata": shown.tolist(),
         "mode": "lines",
         "line": {"color": colours["soft"], "width": 1},
@@ -68,13 +76,13 @@ def history_figure(
             if group := [n for n in neighbours if n.scope == scope]:
                 traces += _lane(group, len(lanes), step, colours)
                 lanes.append(scope if len(answers) == 1 else f"{SIDE_NAMES[number]} {scope}")
-    now, end = (float(ms) for ms in _milliseconds(step, series.times[[row, -1]]))
-    layout = _layout(colours) | {
+    now, end = (float(ms) for ms in milliseconds(step, series.times[[row, -1]]))
+    layout = base_layout(colours) | {
         "hovermode": "x",
         "hoverdistance": -1,
-        "xaxis": _axis(colours, type="date", range=[times[0], end], anchor="y2", title=_time_title(step)),
-        "yaxis": _axis(colours, domain=[0.4, 1], title=short(state.series_id, SHORT), nticks=5),
-        "yaxis2": _axis(
+        "xaxis": axis(colours, type="date", range=[times[0], end], anchor="y2", title=time_title(step)),
+        "yaxis": axis(colours, domain=[0.4, 1], title=short(state.series_id, SHORT), nticks=5),
+        "yaxis2": axis(
             colours,
             domain=[0, 0.34],
             tickvals=list(range(len(lanes))),
@@ -85,7 +93,7 @@ def history_figure(
         "shapes": [
             # What comes after the origin is there, but not known at it.
             {"type": "rect", "xref": "x", "yref": "paper", "x0": now, "x1": end, "y0": 0.4, "y1": 1,
-             "line": {"width": 0}, "fillcolor": _faint(colours["paper"], 0.65)},
+             "line": {"width": 0}, "fillcolor": faint(colours["paper"], 0.65)},
             {"type": "line", "xref": "x", "yref": "paper", "x0": now, "x1": now, "y0": 0, "y1": 1,
              "line": {"color": colours["ink"], "width": 2}},
         ],
@@ -94,14 +102,15 @@ def history_figure(
 
 
 def windows_figure(answer: Answer, step: Step, *, limits: tuple[float, float], dark: bool, with_run: bool) -> Figure:
-    """The query and its neighbours, aligned at the origin in the query's units, and what is expected to follow.
+    """The query and its neighbours, aligned at the origin in the query's units, and what is expected to follow. Under
+    them the known covariates, of the query and of the same neighbours.
 
     limits: of the values, see `common_limits`. with_run: whether the page is on a run, whose forecast then has the
     colour of the forecast, and the memory's that of the memory, as in the picture of `cli explain`.
     """
     colours, found = palette(dark), answer.found
     lookback, shown = len(found.context), num_shown(found)
-    times = _milliseconds(step, found.times)
+    times = milliseconds(step, found.times)
     before, after = times[lookback - shown : lookback], times[lookback:]
     traces = [*_fan(found, after, colours)]
     drawn = episodes(found.neighbours, step)
@@ -114,24 +123,36 @@ def windows_figure(answer: Answer, step: Step, *, limits: tuple[float, float], d
         traces.append(_line("what really followed", after, found.actual, colours["ink"], dash="dot", width=2.4))
     colour, dash = ("blue", "dashdot") if with_run else ("purple", "solid")
     traces.append(_line("memory alone", after, found.forecast, colours[colour], width=2.6, dash=dash))
+    if answer.plain is not None:
+        traces.append(_line("without the changes", after, answer.plain, colours["soft"], width=1.8, dash="dash"))
     if answer.explained is not None:
         traces += _of_run(answer, step, colours)
     now = float(times[lookback - 1])
-    layout = _layout(colours) | {
+    under = known_panels(found, times[lookback - shown :], drawn, colours) if found.covariates else Panels()
+    layout = base_layout(colours) | {
         "hovermode": "x unified",
-        "xaxis": _axis(colours, type="date", range=[before[0], after[-1]], title=_time_title(step)),
-        "yaxis": _axis(colours, range=list(limits), title=f"{short(found.series_id, SHORT)} (units of the data)"),
+        "xaxis": axis(
+            colours, type="date", range=[before[0], after[-1]], title=time_title(step), anchor=under.lowest
+        ),
+        "yaxis": axis(
+            colours,
+            range=list(limits),
+            title=f"{short(found.series_id, SHORT)} (units of the data)",
+            domain=[under.height, 1],
+        ),
         "shapes": [
+            *under.shapes,
             {"type": "line", "xref": "x", "yref": "paper", "x0": now, "x1": now, "y0": 0, "y1": 1,
              "line": {"color": colours["soft"], "width": 1}}
         ],
         "annotations": [
+            *under.annotations,
             {"x": now, "xref": "x", "y": 1, "yref": "paper", "yanchor": "bottom", "text": "origin", "showarrow": False,
              "font": {"color": colours["soft"], "size": 12}}
         ],
         "margin": MARGIN | {"t": 24},
-    }  # fmt: skip
-    return {"data": traces, "layout": layout}
+    } | under.axes  # fmt: skip
+    return {"data": traces + under.traces, "layout": layout}
 
 
 def common_limits(answers: Iterable[Answer | None]) -> tuple[float, float]:
@@ -162,8 +183,8 @@ def gate_figure(answer: Answer, *, dark: bool) -> Figure:
         }
         traces.append(
             {
-                "x": _packed(ahead),
-                "y": _packed(part.weight),
+                "x": packed(ahead),
+                "y": packed(part.weight),
                 "name": part_label(part),
                 "stackgroup": "parts",
                 "mode": "lines",
@@ -171,10 +192,10 @@ def gate_figure(answer: Answer, *, dark: bool) -> Figure:
             }
             | look
         )
-    layout = _layout(colours) | {
+    layout = base_layout(colours) | {
         "hovermode": "x unified",
-        "xaxis": _axis(colours, range=[1, len(ahead)], title="steps ahead"),
-        "yaxis": _axis(colours, range=[0, 1], tickformat=".0%", title="weight of each part"),
+        "xaxis": axis(colours, range=[1, len(ahead)], title="steps ahead"),
+        "yaxis": axis(colours, range=[0, 1], tickformat=".0%", title="weight of each part"),
     }
     return {"data": traces, "layout": layout}
 
@@ -182,7 +203,7 @@ def gate_figure(answer: Answer, *, dark: bool) -> Figure:
 def empty_figure(*, dark: bool) -> Figure:
     """Where there is nothing to show; why is said beside it."""
     hidden = {"visible": False, "fixedrange": True}
-    return {"data": [], "layout": _layout(palette(dark)) | {"xaxis": hidden, "yaxis": hidden}}
+    return {"data": [], "layout": base_layout(palette(dark)) | {"xaxis": hidden, "yaxis": hidden}}
 
 
 def part_look(name: str, of_memory: bool, views: Sequence[int]) -> tuple[str, str]:
@@ -196,11 +217,6 @@ def part_look(name: str, of_memory: bool, views: Sequence[int]) -> tuple[str, st
 def part_label(part: Part) -> str:
     """A part of the gate as people call it."""
     return part.name if part.of_memory else BASE_NAMES[part.name]
-
-
-def palette(dark: bool) -> Mapping[str, str]:
-    """Colours by name."""
-    return {colour.name: colour.dark if dark else colour.light for colour in PALETTE}
 
 
 def thinned(values: np.ndarray, num_bins: int) -> np.ndarray:
@@ -229,13 +245,13 @@ def _lane(group: Sequence[NeighbourRecord], place: int, step: Step, colours: Map
     for each in np.unique(view):
         start[view == each] = step.add(origin[view == each], 1 - int(each))
     ends = np.array([step.parse(n.known_at) for n in group])
-    bars = np.stack([_milliseconds(step, start), _milliseconds(step, ends), np.full(len(group), np.nan)], axis=1)
+    bars = np.stack([milliseconds(step, start), milliseconds(step, ends), np.full(len(group), np.nan)], axis=1)
     colour = colours[SCOPE_NAMES[group[0].scope]]
     common = {"yaxis": "y2", "hoverinfo": "skip"}
     return [
-        common | {"x": _gapped(bars), "y": [place] * bars.size, "mode": "lines",
-                  "line": {"color": _faint(colour, 0.5), "width": 7}, "connectgaps": False},
-        common | {"x": _packed(_milliseconds(step, origin)), "y": [place] * len(group), "mode": "markers",
+        common | {"x": gapped(bars), "y": [place] * bars.size, "mode": "lines",
+                  "line": {"color": faint(colour, 0.5), "width": 7}, "connectgaps": False},
+        common | {"x": packed(milliseconds(step, origin)), "y": [place] * len(group), "mode": "markers",
                   "marker": {"symbol": "line-ns-open", "size": 12, "line": {"width": 2}, "color": colour}},
     ]  # fmt: skip
 
@@ -248,12 +264,12 @@ def _fan(found: Inspection, after: np.ndarray, colours: Mapping[str, str]) -> li
         edges = np.concatenate([found.quantiles[:, i], found.quantiles[::-1, num - 1 - i]])
         bands.append(
             {
-                "x": _packed(np.concatenate([after, after[::-1]])),
-                "y": _packed(edges.astype(np.float32)),
+                "x": packed(np.concatenate([after, after[::-1]])),
+                "y": packed(edges.astype(np.float32)),
                 "mode": "lines",
                 "line": {"width": 0},
                 "fill": "toself",
-                "fillcolor": _faint(colours["band"], 0.4),
+                "fillcolor": faint(colours["band"], 0.4),
                 "hoverinfo": "skip",
                 "name": "futures of the neighbours",
             }
@@ -271,10 +287,10 @@ def _neighbours(
         x += [before[len(before) - seen :], after, after[-1:]]
         y += [n.aligned_context[-seen:], n.aligned_future, np.array([np.nan], dtype=np.float32)]
     return {
-        "x": _packed(np.concatenate(x)),
-        "y": _packed(np.concatenate(y).astype(np.float32)),
+        "x": packed(np.concatenate(x)),
+        "y": packed(np.concatenate(y).astype(np.float32)),
         "mode": "lines",
-        "line": {"color": _faint(colours[SCOPE_NAMES[scope]], 0.5), "width": 1, "dash": SCOPE_DASHES[scope]},
+        "line": {"color": faint(colours[SCOPE_NAMES[scope]], 0.5), "width": 1, "dash": SCOPE_DASHES[scope]},
         "connectgaps": False,
         "hoverinfo": "skip",
         "name": f"neighbours, scope {scope}",
@@ -285,7 +301,7 @@ def _of_run(answer: Answer, step: Step, colours: Mapping[str, str]) -> list[Figu
     """The forecast of the run, within the outermost of its calibrated quantiles."""
     explained = answer.explained
     assert explained is not None
-    after = _milliseconds(step, explained.times[len(explained.context) :])
+    after = milliseconds(step, explained.times[len(explained.context) :])
     edges = [
         _line(f"run, {level:.0%} quantile", after, explained.quantiles[:, q], colours["purple"], dash="dot", width=1.4)
         for level, q in zip(explained.levels[:: len(explained.levels) - 1], (0, -1), strict=True)
@@ -295,8 +311,8 @@ def _of_run(answer: Answer, step: Step, colours: Mapping[str, str]) -> list[Figu
 
 def _line(name: str, x: np.ndarray, y: np.ndarray, colour: str, *, width: float, dash: str = "solid") -> Figure:
     return {
-        "x": _packed(x),
-        "y": _packed(y.astype(np.float32)),
+        "x": packed(x),
+        "y": packed(y.astype(np.float32)),
         "name": name,
         "mode": "lines" if len(x) > 1 else "lines+markers",
         "line": {"color": colour, "width": width, "dash": dash},
@@ -310,54 +326,3 @@ def _limits(answer: Answer) -> tuple[float, float]:
     if explained is not None:
         lines += [explained.forecast, explained.quantiles.ravel()]
     return limits(lines, [n.aligned_future for n in found.neighbours])
-
-
-def _layout(colours: Mapping[str, str]) -> Figure:
-    return {
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": colours["ink"], "family": "system-ui, sans-serif", "size": 12},
-        "hoverlabel": {"bgcolor": colours["paper"], "bordercolor": colours["rule"], "font": {"color": colours["ink"]}},
-        "margin": MARGIN,
-        "showlegend": False,
-        "dragmode": False,
-    }
-
-
-def _axis(colours: Mapping[str, str], title: str = "", **more: Any) -> Figure:
-    """title: as it is to be read; plotly takes it for HTML."""
-    return {
-        "title": {"text": escape(title, quote=False), "font": {"color": colours["soft"], "size": 12}, "standoff": 10},
-        "gridcolor": colours["rule"],
-        "linecolor": colours["rule"],
-        "tickcolor": colours["rule"],
-        "zeroline": False,
-        "fixedrange": True,
-        "automargin": "height",  # dates may take two lines
-    } | more
-
-
-def _time_title(step: Step) -> str:
-    return "time" + (f" ({step.time_zone})" if step.time_zone else "")
-
-
-def _milliseconds(step: Step, times: np.ndarray) -> np.ndarray:
-    """Times as plotly counts them, float64, on the clock of the data's own time zone."""
-    local = step.local(times).tz_localize(None).to_numpy()
-    return local.astype("datetime64[ns]").astype(np.int64) / 1e6
-
-
-def _gapped(bars: np.ndarray) -> list[float | None]:
-    """Numbers with None for NaN, where plotly breaks a line."""
-    return [None if np.isnan(each) else float(each) for each in bars.ravel()]
-
-
-def _packed(values: np.ndarray) -> dict[str, str]:
-    """An array as plotly reads it without parsing numbers."""
-    kind = {"float32": "f4", "float64": "f8", "int32": "i4"}[values.dtype.name]
-    return {"dtype": kind, "bdata": b64encode(values.tobytes()).decode("ascii")}
-
-
-def _faint(colour: str, opacity: float) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{opacity})"

@@ -10,8 +10,12 @@ import numpy as np
 
 from cli.explorer.state import MAX_GAP, MAX_K, Side, State, require_between
 from cli.explorer.subject import Subject
+from memory_index.covariate_map import CovariateColumn
 from memory_index.errors import UsageError
+from memory_index.scenarios import parse_changes
 from memory_index.types import SCOPES
+
+KNOWN = "known_"  # begins the names of the controls of known columns
 
 
 def moved(subject: Subject, state: State, control: str, values: Mapping[str, Any]) -> State:
@@ -44,6 +48,8 @@ def _wanted(subject: Subject, state: State, control: str, values: Mapping[str, A
         )
     if control == "compare":
         return _compared(subject, state, wanted=bool(value))
+    if control.startswith(KNOWN):
+        return _changed_known(subject, state, int(control.removeprefix(KNOWN)), value)
     name, _, number = control.partition("-")
     return _changed_side(subject, state, int(number) - 1, name, value)
 
@@ -71,6 +77,24 @@ def _compared(subject: Subject, state: State, *, wanted: bool) -> State:
         return replace(state, sides=(first,))
     other = next((Side(ref=ref) for ref in subject.versions if ref != first.ref), None)
     return replace(state, sides=(first, other or replace(first, scopes=subject.versions[first.ref].scopes[:1])))
+
+
+def _changed_known(subject: Subject, state: State, number: int, value: Any) -> State:
+    """One known column with another value over the horizon: shifted by a number, or set to a word; None leaves it."""
+    column = subject.known[number]
+    others = tuple(change for change in state.known if parse_changes([change])[0].name != column.name)
+    if value in (None, 0, ""):
+        return replace(state, known=others)
+    change = f"{column.name}+={value:g}" if column.kind == "number" else f"{column.name}={value}"
+    return replace(state, known=(*others, change))
+
+
+def known_value(state: State, column: CovariateColumn) -> float | str | None:
+    """What the control of a known column shows: its shift, or the word that it is set to; None for no change."""
+    for change in parse_changes(state.known):
+        if change.name == column.name and change.how == ("+=" if column.kind == "number" else "="):
+            return float(change.value) if column.kind == "number" else change.value
+    return 0.0 if column.kind == "number" else None
 
 
 def _changed_side(subject: Subject, state: State, number: int, name: str, value: Any) -> State:

@@ -6,14 +6,18 @@ the legends are drawn by the page itself, so that they wrap on a phone.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dash import dcc, html
 
 from cli.explorer.figures import SIDE_NAMES, VIEW_PATTERNS, empty_figure, part_label, part_look
+from cli.explorer.known_figures import num_panels
+from cli.explorer.moves import KNOWN
 from cli.explorer.state import State
 from cli.explorer.subject import Answer, Subject
 from cli.pictures.look import PALETTE
+from memory_index.covariate_map import CovariateColumn
 from memory_index.types import SCOPES
 
 SIDES = (1, 2)
@@ -58,6 +62,7 @@ def layout(subject: Subject, start: State, first: Answer) -> html.Div:
             html.Main(
                 [
                     _controls(subject, start),
+                    *([_known_controls(subject)] if subject.known else []),
                     html.P(id="message", role="alert", className="warning", hidden=True),
                     _picture("history", "history", "said-history"),
                     _slider(),
@@ -107,6 +112,38 @@ def _controls(subject: Subject, start: State) -> html.Div:
     )  # fmt: skip
 
 
+def _known_controls(subject: Subject) -> html.Div:
+    """A slider for each known number, which shifts it over the horizon; for words a choice of one of them."""
+    fields = []
+    for number, column in enumerate(subject.known):
+        control = f"{KNOWN}{number}"
+        component: dcc.Slider | dcc.Dropdown
+        if column.kind == "number":
+            step, most = shift_steps(column)
+            component = dcc.Slider(
+                id=control, min=-most, max=most, step=step, value=0, updatemode="mouseup",
+                marks={-most: f"\u2212{most:g}", 0: "as known", most: f"+{most:g}"}, allow_direct_input=False,
+                tooltip={"always_visible": False},
+            )  # fmt: skip
+        else:
+            component = dcc.Dropdown(
+                id=control, options=list(column.words), placeholder="as known", clearable=True, searchable=False
+            )
+        heading = html.Span(id=f"{control}-name", className="label")
+        fields.append(
+            html.Div([heading, component], className="field known", role="group", **_called_by(f"{control}-name"))
+        )
+    return html.Div(fields, className="controls", role="group", **_called("Change what is known of the horizon"))
+
+
+def shift_steps(column: CovariateColumn) -> tuple[float, float]:
+    """The step of a slider, one of 1, 2 and 5 times a power of ten, and its end: half of the column's range."""
+    span = max(column.high - column.low, 1e-9)
+    tens = 10.0 ** math.floor(math.log10(span / 50))
+    step = next(tens * each for each in (1, 2, 5, 10) if tens * each * 50 >= span)
+    return step, step * max(1, round(span / 2 / step))
+
+
 def _field(text: str, control: str, component: Any) -> html.Div:
     return html.Div([html.Label(text, htmlFor=control), component], className="field")
 
@@ -122,9 +159,11 @@ def _slider() -> html.Div:
     return html.Div([label, slider, dcc.Store(id="dragged"), dcc.Store(id="row")], className="slider")
 
 
-def _picture(name: str, kind: str, described_by: str) -> html.Div:
+def _picture(name: str, kind: str, described_by: str, *, panels: int = 0) -> html.Div:
+    """panels: under the plot, for which the style sheet makes room."""
     graph = dcc.Graph(id=name, figure=empty_figure(dark=False), config=CONFIG)
-    return html.Div(graph, role="img", className=f"picture {kind}", **_called_by(described_by))
+    look = {"--panels": panels}
+    return html.Div(graph, role="img", className=f"picture {kind}", style=look, **_called_by(described_by))
 
 
 def _side(subject: Subject, first: Answer, number: int) -> html.Section:
@@ -154,12 +193,12 @@ def _side(subject: Subject, first: Answer, number: int) -> html.Section:
                 className="controls",
             ),
             html.Div(id=f"warned-{number}", role="status"),
-            _picture(f"windows-{number}", "windows", f"said-{number}"),
-            _legend(with_run=subject.run is not None),
+            _picture(f"windows-{number}", "windows", f"said-{number}", panels=_num_panels(subject)),
+            _legend(with_run=subject.run is not None, with_known=bool(subject.known)),
             html.P(id=f"said-{number}", className="said", **LIVE),
             html.Div(
                 [
-                    html.H2("Who is heard, by steps ahead"),
+                    html.H2("Gate weights by horizon step"),
                     _picture(f"gate-{number}", "gate", f"said-{number}"),
                     _gate_legend(first),
                 ],
@@ -184,7 +223,13 @@ def _ticks(text: str, control: str, options: list[Any]) -> html.Div:
     return html.Div([heading, ticks], className="field", role="group", **_called_by(f"{control}-name"))
 
 
-def _legend(*, with_run: bool) -> html.Ul:
+def _num_panels(subject: Subject) -> int:
+    """How many panels of known columns there may be under the windows."""
+    manifests = [version.memory.manifest for version in subject.versions.values()]
+    return max(num_panels(sum(column.role == "known" for column in each.covariates)) for each in manifests)
+
+
+def _legend(*, with_run: bool, with_known: bool) -> html.Ul:
     """What each line of the windows is. The samples are drawn by the style sheet."""
     lines: dict[str, str] = {
         "query": "known at the origin",
@@ -194,6 +239,7 @@ def _legend(*, with_run: bool) -> html.Ul:
         ("beside" if with_run else "forecast"): "forecast of the memory alone",
     }
     lines |= {"forecast": "forecast of the run", "interval": "its 80 % interval"} if with_run else {}
+    lines |= {"unchanged": "forecast without the changes"} if with_known else {}
     return html.Ul([html.Li([html.Span(className=f"sample {name}"), text]) for name, text in lines.items()],
                    className="legend")  # fmt: skip
 

@@ -19,12 +19,14 @@ from dash import ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from cli.explorer import state as states
-from cli.explorer.figures import Figure, common_limits, empty_figure, gate_figure, history_figure, windows_figure
-from cli.explorer.moves import moved
+from cli.explorer.drawing import Figure
+from cli.explorer.figures import common_limits, empty_figure, gate_figure, history_figure, windows_figure
+from cli.explorer.moves import KNOWN, known_value, moved
 from cli.explorer.page import BUTTONS, CONTROLS, EXPORTS, SIDE_CONTROLS, SIDES, index_string, layout
 from cli.explorer.state import from_address, to_address
 from cli.explorer.subject import Answer, Subject
-from cli.explorer.words import COLUMNS, TEXT_COLUMNS, as_csv, problem, rows, sentence, warned, what
+from cli.explorer.words import TEXT_COLUMNS, as_csv, columns, known_name, problem, rows, sentence, warned, what
+from cli.reports.conditions import asked_with
 from cli.wording import minute
 from memory_index.errors import MemoryIndexError
 from memory_index.listening import is_loopback, listen_on
@@ -104,11 +106,11 @@ def _answer_moves(app: Dash, subject: Subject, start: states.State, lock: thread
         "history": Input("history", "clickData"),
         "dragged": Input("dragged", "data"),
         **{name: Input(name, "n_clicks") for name in BUTTONS},
-        **{name: Input(name, "value") for name in CONTROLS},
+        **{name: Input(name, "value") for name in (*CONTROLS, *_known_controls(subject))},
         **{f"{name}-{n}": Input(f"{name}-{n}", "value") for n in SIDES for name in SIDE_CONTROLS},
     }
 
-    @app.callback(output=_outputs(), inputs={"values": inputs})
+    @app.callback(output=_outputs(subject), inputs={"values": inputs})
     def move(values: dict[str, Any]) -> dict[str, Any]:
         dark, control = bool(values.pop("dark")), ctx.triggered_id
         state, message = start, ""
@@ -122,7 +124,12 @@ def _answer_moves(app: Dash, subject: Subject, start: states.State, lock: thread
             return _page_of(subject, look(subject, state, message), values, dark=dark)
 
 
-def _outputs() -> dict[str, Any]:
+def _known_controls(subject: Subject) -> list[str]:
+    """The names of the controls of known columns."""
+    return [f"{KNOWN}{number}" for number in range(len(subject.known))]
+
+
+def _outputs(subject: Subject) -> dict[str, Any]:
     outputs = {
         "address": Output("address", "search"),
         "history": Output("history", "figure"),
@@ -134,7 +141,8 @@ def _outputs() -> dict[str, Any]:
         "slider-max": Output("slider", "max"),
         "slider": Output("slider", "value"),
         "row": Output("row", "data"),
-        **{name: Output(name, "value") for name in CONTROLS},
+        **{name: Output(name, "value") for name in (*CONTROLS, *_known_controls(subject))},
+        **{f"{name}-name": Output(f"{name}-name", "children") for name in _known_controls(subject)},
     }
     for n in SIDES:
         outputs |= {
@@ -157,7 +165,7 @@ def _page_of(subject: Subject, shown: Shown, values: dict[str, Any], *, dark: bo
     """Every output of a move. Where something was refused, the field keeps what was typed into it."""
     state, series = shown.state, subject.table[shown.state.series_id]
     row, address = subject.row(state), to_address(state)
-    page = {
+    page: dict[str, Any] = {
         "address": no_update if address == values["address"] else address,
         "history": history_figure(subject.table, state, row, shown.answers, dark=dark),
         "clicked": None,  # or a second click at the same place would be none
@@ -174,6 +182,9 @@ def _page_of(subject: Subject, shown: Shown, values: dict[str, Any], *, dark: bo
         "gap": state.min_gap,
         "compare": ["Compare"] if len(state.sides) == len(SIDES) else [],
     }
+    for number, column in enumerate(subject.known):
+        value = known_value(state, column)
+        page |= {f"{KNOWN}{number}": value, f"{KNOWN}{number}-name": known_name(column, value)}
     for n in SIDES:
         page |= _side_of(subject, shown, n, address, dark=dark)
     # What a control shows already is not set again: each part of the page that is costs the browser some of the time.
@@ -184,7 +195,7 @@ def _page_of(subject: Subject, shown: Shown, values: dict[str, Any], *, dark: bo
 def _side_of(subject: Subject, shown: Shown, n: int, address: str, *, dark: bool) -> dict[str, Any]:
     """The outputs of one side."""
     if n > len(shown.state.sides):
-        names = [name for name in _outputs() if name.endswith(f"-{n}") and name != f"hidden-{n}"]
+        names = [name for name in _outputs(subject) if name.endswith(f"-{n}") and name != f"hidden-{n}"]
         return {f"hidden-{n}": True} | dict.fromkeys(names, no_update)
     side, answer = shown.state.sides[n - 1], shown.answers[n - 1]
     version = subject.versions[side.ref]
@@ -194,8 +205,8 @@ def _side_of(subject: Subject, shown: Shown, n: int, address: str, *, dark: bool
         limits, with_run = common_limits(shown.answers), subject.run is not None
         figure = windows_figure(answer, subject.table.step, limits=limits, dark=dark, with_run=with_run)
         gate = gate_figure(answer, dark=dark)
-        said, lines = sentence(answer, subject.run), warned(answer, subject.run)
-        listed = {"columns": COLUMNS, "text": TEXT_COLUMNS, "rows": rows(answer.found)}
+        said, lines = sentence(answer, subject.run, shown.state.known), warned(answer, subject.run)
+        listed = {"columns": columns(answer.found), "text": TEXT_COLUMNS, "rows": rows(answer.found)}
     return {
         f"hidden-{n}": False,
         f"windows-{n}": figure,
@@ -229,22 +240,23 @@ def _answer_exports(server: flask.Flask, subject: Subject, start: states.State, 
                 answer = subject.answer(state, state.sides[number - 1])
         except MemoryIndexError as error:
             return flask.Response(problem(error) + "\n", status=400, mimetype="text/plain")
-        response = flask.Response(_exported(answer, kind), content_type=TYPES[kind])
+        response = flask.Response(_exported(answer, kind, state.known), content_type=TYPES[kind])
         at = "".join(c if c.isalnum() else "-" for c in f"{state.series_id}-{minute(state.at)}")
         response.headers.set("Content-Disposition", "attachment", filename=f"{at}.{kind}")
         return response
 
 
-def _exported(answer: Answer, kind: str) -> bytes:
+def _exported(answer: Answer, kind: str, known: tuple[str, ...]) -> bytes:
     """One side as PNG, SVG (the picture of `cli index neighbours --plot`) or CSV."""
     if kind == "csv":
         return as_csv(answer.found).encode()
     from cli.pictures.look import save
     from cli.pictures.neighbours import draw_neighbours
 
+    name = answer.version.ref + asked_with(known)
     with tempfile.TemporaryDirectory() as folder, _drawing:
         path = Path(folder) / f"neighbours.{kind}"
-        save(draw_neighbours(answer.found, answer.version.memory.windows, answer.version.ref), path)
+        save(draw_neighbours(answer.found, answer.version.memory.windows, name), path)
         return path.read_bytes()
 
 

@@ -14,6 +14,7 @@ from memory_index.types import SCOPES, Scope
 
 MAX_K = 50  # neighbours per key space; a picture of more tells nobody anything
 MAX_GAP = 1_000_000  # steps between neighbours; of minutes almost two years
+KNOWN = "known"  # may stand in an address more than once
 SECOND = "2"  # ends the names of what belongs to the second side
 
 
@@ -30,7 +31,8 @@ class Side:
 class State:
     """One series at one origin (ISO 8601), k neighbours per key space, at least min_gap steps apart, by each side.
 
-    sides: one, or two that are compared.
+    sides: one, or two that are compared. known: changes of known covariates over the horizon, as `--set-known` takes
+    them.
     """
 
     series_id: str
@@ -38,11 +40,13 @@ class State:
     k: int
     min_gap: int
     sides: tuple[Side, ...]
+    known: tuple[str, ...] = ()
 
 
 def to_address(state: State) -> str:
     """The query string of a state, with its question mark."""
     pairs = [("series", state.series_id), ("at", state.at), ("k", str(state.k)), ("gap", str(state.min_gap))]
+    pairs += [(KNOWN, change) for change in state.known]
     for end, side in zip(("", SECOND), state.sides, strict=False):
         pairs.append((f"index{end}", side.ref))
         if side.scopes is not None:
@@ -55,7 +59,11 @@ def to_address(state: State) -> str:
 def from_address(text: str, start: State) -> State:
     """The state of a query string; what it does not say is as in `start`. Raises `UsageError`."""
     given: dict[str, str] = {}
+    known: list[str] = []
     for name, value in parse_qsl(text.removeprefix("?"), keep_blank_values=True):
+        if name == KNOWN:
+            known.append(value)
+            continue
         if name in given:
             raise UsageError(f"the address has '{name}' twice", hint="leave one of them out")
         given[name] = value
@@ -67,6 +75,7 @@ def from_address(text: str, start: State) -> State:
         k=_number(given, "k", start.k, least=1, most=MAX_K),
         min_gap=_number(given, "gap", start.min_gap, least=0, most=MAX_GAP),
         sides=(first, _side(SECOND, given, first.ref)) if second else (first,),
+        known=tuple(known),
     )
     if given:
         raise UsageError(f"the address has '{next(iter(given))}', which means nothing here")

@@ -17,11 +17,14 @@ from cli.opening import encoder_loader, open_run_with_table, open_with_table
 from cli.options import Indexes
 from cli.output import note
 from memory_index.closeness import UsualDistances, usual_distances
+from memory_index.covariate_map import CovariateColumn
 from memory_index.errors import NotFoundError, UsageError
 from memory_index.inspection import Inspection, inspect_window
 from memory_index.memory import Memory
 from memory_index.queries import origin_at, require_same_data
 from memory_index.references import is_address
+from memory_index.scenarios import parse_changes, with_changes
+from memory_index.tables.calendar import CALENDAR
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.series import SeriesTable
 from memory_index.types import Scope
@@ -64,12 +67,15 @@ class OpenedVersion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What one side shows. explained: None without a run, or where the run cannot use the version."""
+    """What one side shows. explained: None without a run, or where the run cannot use the version. plain: float32 [H],
+    what the run, or else the memory, forecasts without the changes of the state; None where there are none.
+    """
 
     side: Side
     version: OpenedVersion
     found: Inspection
     explained: Explanation | None
+    plain: np.ndarray | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +86,12 @@ class Subject:
     versions: Mapping[str, OpenedVersion]
     run: str | None
     predictor: Predictor | None
+
+    @property
+    def known(self) -> tuple[CovariateColumn, ...]:
+        """The known columns of the first version that can be changed: not those that follow from the time."""
+        columns = next(iter(self.versions.values())).memory.manifest.covariates
+        return tuple(column for column in columns if column.role == "known" and column.source != CALENDAR)
 
     def spec(self, state: State) -> WindowSpec:
         """The windows of the first side."""
@@ -117,10 +129,12 @@ class Subject:
     def answer(self, state: State, side: Side) -> Answer:
         """Ask for one side. Raises what `inspect_window` and `explain` raise."""
         version = self.versions[side.ref]
-        at = self.table.step.parse(state.at)
+        changes, at = parse_changes(state.known), self.table.step.parse(state.at)
+        horizon = version.memory.windows.spec.horizon
+        table = with_changes(self.table, changes, version.memory.manifest.covariates, horizon, at=at)
         found = inspect_window(
             version.memory,
-            self.table,
+            table,
             state.series_id,
             at,
             k=state.k,
@@ -129,12 +143,23 @@ class Subject:
             min_gap=state.min_gap,
             usual=version.usual,
         )
-        explained = None
-        if self.predictor is not None and version.has_run:
-            from forecaster.explain import explain
+        explained = self._explained(version, table, state.series_id, at)
+        plain = None
+        if changes:
+            unchanged = self._explained(version, self.table, state.series_id, at) or inspect_window(
+                version.memory, self.table, state.series_id, at, k=1, scopes=side.scopes, views=side.views
+            )
+            plain = unchanged.forecast
+        return Answer(side=side, version=version, found=found, explained=explained, plain=plain)
 
-            explained = explain(self.predictor, version.memory, self.table, state.series_id, at, usual=version.usual)
-        return Answer(side=side, version=version, found=found, explained=explained)
+    def _explained(
+        self, version: OpenedVersion, table: SeriesTable, series_id: str, at: np.datetime64
+    ) -> Explanation | None:
+        if self.predictor is None or not version.has_run:
+            return None
+        from forecaster.explain import explain
+
+        return explain(self.predictor, version.memory, table, series_id, at, usual=version.usual)
 
 
 def open_subject(

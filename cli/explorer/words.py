@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 
 import numpy as np
 
 from cli.commands.neighbours import warnings
 from cli.explorer.subject import Answer, Subject
+from cli.reports.conditions import condition_rows
 from cli.wording import IN_SAMPLE, age, minute, short
+from memory_index.covariate_map import CovariateColumn
 from memory_index.errors import MemoryIndexError
 from memory_index.inspection import Inspection, NeighbourRecord
 
@@ -35,8 +38,8 @@ def what(subject: Subject, series_id: str, at: str) -> str:
     )
 
 
-def sentence(answer: Answer, run: str | None) -> str:
-    """The picture of one side in words."""
+def sentence(answer: Answer, run: str | None, known: Sequence[str] = ()) -> str:
+    """The picture of one side in words. known: the changes of the state."""
     found = answer.found
     nearest = min(found.neighbours, key=lambda n: n.distance)
     num_spaces = len({(n.scope, n.view) for n in found.neighbours})
@@ -51,12 +54,25 @@ def sentence(answer: Answer, run: str | None) -> str:
     ahead = f"Over the next {_count(len(found.forecast), 'step')} the memory alone expects {_span(found.forecast)}"
     if answer.explained is not None:
         ahead += f", the run {run} expects {_span(answer.explained.forecast)}"
+    if answer.plain is not None:
+        ahead += f" (without the changes {_span(answer.plain)})"
     if np.isfinite(found.actual).any():
         ahead += f", and what really followed was {_span(found.actual)}"
-    said = [shown, closest, f"{ahead}."]
+    changed = [f"Changed over the horizon: {', '.join(known)}."] if known else []
+    said = [shown, closest, *changed, f"{ahead}."]
+    for name, _, far, share in condition_rows(
+        found.covariates, found.categories, found.neighbours, len(found.forecast)
+    ):
+        said.append(f"In {name} the neighbours are {far}: {share} of their squared distances.")
     if answer.explained is not None:
         said.append(f"The gate gives the model {answer.explained.gate.mean():.0%} of the weight, the memory the rest.")
     return " ".join(said)
+
+
+def known_name(column: CovariateColumn, value: float | str | None) -> str:
+    """What the control of a known column is called: the column, and what is changed of it."""
+    name = short(column.name, NAME_LENGTH)
+    return f"{name}, changed by {value:+g}" if isinstance(value, float) and value else name
 
 
 def warned(answer: Answer, run: str | None) -> list[str]:
@@ -75,8 +91,13 @@ def space(n: NeighbourRecord) -> str:
     return f"{n.scope}-{n.view}"
 
 
+def columns(found: Inspection) -> list[str]:
+    """Headings of `rows`: with the condition part of the distance where there are covariates."""
+    return COLUMNS[:8] + (["cond."] if found.covariates else []) + COLUMNS[8:]
+
+
 def rows(found: Inspection) -> list[list[str]]:
-    """A line of the table for each neighbour, by `COLUMNS`."""
+    """A line of the table for each neighbour, by `columns`."""
     return [
         [
             str(n.rank),
@@ -84,7 +105,9 @@ def rows(found: Inspection) -> list[list[str]]:
             short(n.series_id, NAME_LENGTH),
             minute(n.origin),
             age(n.age_days),
-            *(f"{part:.3f}" for part in (n.distance, n.shape_distance, n.value_distance, n.weight)),
+            *(f"{part:.3f}" for part in (n.distance, n.shape_distance, n.value_distance)),
+            *([] if n.condition_distance is None else [f"{n.condition_distance:.3f}"]),
+            f"{n.weight:.3f}",
             "" if n.match is None else f"{n.match:+.2f}",
         ]
         for n in found.neighbours
@@ -95,8 +118,9 @@ def as_csv(found: Inspection) -> str:
     """The table in full precision."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    writer.writerows([getattr(n, name) for name in CSV_COLUMNS] for n in found.neighbours)
+    names = CSV_COLUMNS + (["condition_distance"] if found.covariates else [])
+    writer.writerow(names)
+    writer.writerows([getattr(n, name) for name in names] for n in found.neighbours)
     return buffer.getvalue()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cli.pictures.conditions import draw_condition, drawn_columns, legend_below, panel_height, title_conditions
 from cli.pictures.look import (
     BAND,
     BLUE,
@@ -28,7 +29,7 @@ from cli.pictures.look import (
     limits,
     plain,
 )
-from cli.reports.explanation_report import interval_name, scales, trend_classes
+from cli.reports.explanation_report import explained_conditions, interval_name, scales, trend_classes
 from cli.wording import age, minute, short
 
 if TYPE_CHECKING:
@@ -70,9 +71,12 @@ BAND_OF = {
 
 
 def draw_explanation(found: Explanation, step: Step, made_by: str, shape: Shape = "wide") -> Figure:
-    """History, forecast and its two parts; below, the shares over the horizon, the trend classes, the neighbours and
-    the scales. Panels for which there is nothing are not there. In one column where it is narrow.
+    """History, forecast and its two parts, and the known covariates under them; below, the shares over the horizon, the
+    trend classes, the neighbours and the scales. Panels for which there is nothing are not there. In one column where
+    it is narrow.
     """
+    decided = drawn_columns(found.covariates, [each.record for each in found.neighbours])
+    places = {name: f"condition {number}" for number, name in enumerate(decided)}
     heights = dict(zip(("forecast", "shares", "trend", "neighbours", "scales"), HEIGHTS[shape], strict=True))
     heights["neighbours"] += (0.3 if shape == "wide" else 0.4) * len(found.neighbours)
     rows = [["forecast"], ["shares"], ["trend"], ["neighbours"], ["scales"]]
@@ -80,12 +84,19 @@ def draw_explanation(found: Explanation, step: Step, made_by: str, shape: Shape 
         rows = [["forecast", "forecast"], ["shares", "trend"], ["neighbours", "scales"]]
     if found.trend is None:
         rows = [["forecast"], ["shares"], ["neighbours"]]
+    heights |= {place: panel_height(name, found.categories) for name, place in places.items()}
+    rows[1:1] = [[place] * len(rows[0]) for place in places.values()]
     tall = [max(heights[name] for name in row) for row in rows]
     drawn = figure(sum(tall) + 0.9, shape)
     panels: dict[str, Axes] = drawn.subplot_mosaic(
         rows, height_ratios=tall, width_ratios=(1.5, 1) if len(rows[0]) == 2 else (1,)
     )
-    _draw_forecast(panels["forecast"], found, step, shape)
+    beside = {name: panels[place] for name, place in places.items()}
+    below = legend_below(decided[-1], found.categories) if decided else -0.16
+    lowest = [panels["forecast"], *beside.values()][-1]
+    _draw_forecast(panels["forecast"], found, step, shape, legend=(lowest, below))
+    _draw_conditions(beside, panels["forecast"], found, step, shape)
+    title_conditions(beside, explained_conditions(found), shape)
     _draw_shares(panels["shares"], found, step, shape)
     _draw_neighbours(panels["neighbours"], found, shape)
     if found.trend is not None:
@@ -98,10 +109,15 @@ def draw_explanation(found: Explanation, step: Step, made_by: str, shape: Shape 
     return drawn
 
 
-def _draw_forecast(axes: Axes, found: Explanation, step: Step, shape: Shape) -> None:
+def _num_shown(found: Explanation) -> int:
+    """How many steps before the origin are drawn."""
+    return min(len(found.context), max(round(SHOWN_HORIZONS * len(found.forecast)), LEAST_SHOWN))
+
+
+def _draw_forecast(axes: Axes, found: Explanation, step: Step, shape: Shape, *, legend: tuple[Axes, float]) -> None:
+    """legend: below which panel it is, and how far, as a share of that panel's height."""
     horizon, now = len(found.forecast), len(found.context)
-    times = dates(step, found.times)
-    shown = min(now, max(round(SHOWN_HORIZONS * horizon), LEAST_SHOWN))
+    times, shown = dates(step, found.times), _num_shown(found)
     before, after = times[now - shown : now], times[now:]
     marked: dict[str, Any] = {"marker": "_", "ms": 12} if horizon == 1 else {}
     if len(found.levels) > 1:
@@ -146,9 +162,31 @@ def _draw_forecast(axes: Axes, found: Explanation, step: Step, shape: Shape) -> 
     plain(axes)
     date_axis(axes, step, shape)
     axes.set_ylabel(f"{short(found.series_id, 14)} (units of the data)")
-    axes.legend(
-        fontsize=8, ncols=4 if shape == "wide" else 1, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False
+    panel, below = legend
+    panel.legend(
+        *axes.get_legend_handles_labels(),
+        fontsize=8,
+        ncols=4 if shape == "wide" else 1,
+        loc="upper center",
+        bbox_to_anchor=(0.5, below),
+        frameon=False,
     )
+
+
+def _draw_conditions(panels: dict[str, Axes], top: Axes, found: Explanation, step: Step, shape: Shape) -> None:
+    """Known covariates of the window and of its nearest neighbours, under the forecast and aligned with it."""
+    first, end, horizon = len(found.context) - _num_shown(found), len(found.times), len(found.forecast)
+    times = dates(step, found.times)[first:]
+    for name, axes in panels.items():
+        look = {"color": MEMORY, "lw": 0.8, "alpha": 0.5}
+        lines = [(each.record.covariates[name][first:end], look) for each in found.neighbours]
+        draw_condition(axes, times, horizon, found.covariates[name][first:], lines, found.categories.get(name, ()))
+        axes.sharex(top)
+    if panels:
+        top.set_xlabel("")
+        for axes in [top, *panels.values()][:-1]:
+            axes.tick_params(labelbottom=False)
+        date_axis(list(panels.values())[-1], step, shape)
 
 
 def _draw_shares(axes: Axes, found: Explanation, step: Step, shape: Shape) -> None:

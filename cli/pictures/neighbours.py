@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cli.pictures.conditions import draw_condition, drawn_columns, legend_below, panel_height, title_conditions
 from cli.pictures.look import (
     BAND,
     FORECAST_COLOUR,
@@ -23,6 +24,7 @@ from cli.pictures.look import (
     num_shown,
     plain,
 )
+from cli.reports.conditions import condition_rows
 from cli.wording import minute, short
 
 if TYPE_CHECKING:
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
     from memory_index.windows import Step, StoredWindows
 
 SHORT = 14  # characters of a name beside an axis
-MOST_COVARIATES = 4  # drawn under the target
-COVARIATE_HEIGHT = 0.8  # inches
 
 
 def draw_neighbours(found: Inspection, windows: StoredWindows, ref: str, shape: Shape = "wide") -> Figure:
@@ -45,16 +45,26 @@ def draw_neighbours(found: Inspection, windows: StoredWindows, ref: str, shape: 
     """
     scopes = [scope for scope in SCOPE_COLOURS if any(n.scope == scope for n in found.neighbours)]
     lanes = 0.22 * len(scopes)
-    beside = list(found.covariates)[:MOST_COVARIATES]
-    height = (6.4 if shape == "wide" else 6.6) + lanes + COVARIATE_HEIGHT * len(beside)
-    drawn = figure(height, shape)
-    ratios = (4.0, *(COVARIATE_HEIGHT for _ in beside), 1.0, lanes)
-    top, *panels, history, lane = drawn.subplots(len(ratios), 1, height_ratios=ratios)
+    decided = drawn_columns(found.covariates, found.neighbours)
+    under = [panel_height(name, found.categories) for name in decided]
+    drawn = figure((6.4 if shape == "wide" else 6.6) + lanes + sum(under), shape)
+    ratios = (4.0, *under, 1.0, lanes)
+    top, *beside, history, lane = drawn.subplots(len(ratios), 1, height_ratios=ratios)
     history.sharex(lane)
-    _draw_windows(top, found, windows.step, shape, legend=panels[-1] if panels else top)
-    for panel, name in zip(panels, beside, strict=True):
+    panels = dict(zip(decided, beside, strict=True))
+    below = legend_below(decided[-1], found.categories) if decided else -0.14
+    _draw_windows(top, found, windows.step, shape, legend=([top, *beside][-1], below))
+    _draw_conditions(panels, found, windows.step)
+    title_conditions(
+        panels, condition_rows(found.covariates, found.categories, found.neighbours, len(found.forecast)), shape
+    )
+    for panel in beside:
         panel.sharex(top)
-        _draw_covariate(panel, found, name, windows.step)
+    for panel in [top, *beside][:-1]:
+        panel.tick_params(labelbottom=False)
+    if beside:
+        top.set_xlabel("")
+        date_axis(beside[-1], windows.step, shape)
     _draw_history(history, lane, found, windows, scopes, shape)
     known = f"what {ref} remembers of it"
     name = short(found.series_id, 60 if shape == "wide" else 20)
@@ -79,23 +89,24 @@ def episodes(neighbours: Iterable[NeighbourRecord], step: Step) -> list[Neighbou
     return drawn[::-1]
 
 
-def _draw_covariate(axes: Axes, found: Inspection, name: str, step: Step) -> None:
-    """A known covariate of the query and of its neighbours, under the target and aligned with it."""
-    now, shown = len(found.context), num_shown(found)
-    times = dates(step, found.times)[now - shown :]
-    for n in episodes(found.neighbours, step):
-        look: dict[str, Any] = {"color": SCOPE_COLOURS[n.scope], "ls": SCOPE_STYLES[n.scope], "lw": 0.8, "alpha": 0.45}
-        axes.plot(times, n.covariates[name][now - shown :], drawstyle="steps-mid", **look)
-    axes.plot(times, found.covariates[name][now - shown :], color=QUERY_COLOUR, lw=1.6, drawstyle="steps-mid")
-    axes.axvline(times[shown - 1], color=SOFT.light, lw=1)
-    plain(axes)
-    axes.tick_params(labelbottom=False, bottom=False)
-    axes.set_ylabel(short(name, SHORT))
-    if words := found.categories.get(name, ()):
-        axes.set_yticks(range(len(words)), [short(word, SHORT) for word in words])
+def _draw_conditions(panels: dict[str, Axes], found: Inspection, step: Step) -> None:
+    """Known covariates of the query and of its neighbours, under the target and aligned with it."""
+    first, horizon = len(found.context) - num_shown(found), len(found.forecast)
+    for name, axes in panels.items():
+        lines = [
+            (n.covariates[name][first:], {**_look_of(n), "lw": 0.8, "alpha": 0.45})
+            for n in episodes(found.neighbours, step)
+        ]
+        times, query = dates(step, found.times)[first:], found.covariates[name][first:]
+        draw_condition(axes, times, horizon, query, lines, found.categories.get(name, ()))
 
 
-def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape, *, legend: Axes) -> None:
+def _look_of(n: NeighbourRecord) -> dict[str, Any]:
+    return {"color": SCOPE_COLOURS[n.scope], "ls": SCOPE_STYLES[n.scope]}
+
+
+def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape, *, legend: tuple[Axes, float]) -> None:
+    """legend: below which panel it is, and how far, as a share of that panel's height."""
     horizon = len(found.forecast)
     shown = num_shown(found)
     times = dates(step, found.times)
@@ -115,7 +126,7 @@ def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape, *, le
     frame = limits(lines, [n.aligned_future for n in found.neighbours])
     drawn, labelled = episodes(found.neighbours, step), set[str]()
     for n in drawn:
-        look: dict[str, Any] = {"color": SCOPE_COLOURS[n.scope], "ls": SCOPE_STYLES[n.scope], "lw": 0.9, "alpha": 0.55}
+        look = _look_of(n) | {"lw": 0.9, "alpha": 0.55}
         seen = min(n.view, shown)
         axes.plot(times[now - seen : now], n.aligned_context[-seen:], **look)
         alike = [each.aligned_future for each in drawn if each.scope == n.scope]
@@ -138,8 +149,8 @@ def _draw_windows(axes: Axes, found: Inspection, step: Step, shape: Shape, *, le
     date_axis(axes, step, shape)
     axes.set_ylabel(f"{short(found.series_id, SHORT)} (units of the data)")
     columns = 3 if shape == "wide" else 1
-    below = -0.14 if legend is axes else -0.1
-    legend.legend(
+    panel, below = legend
+    panel.legend(
         *axes.get_legend_handles_labels(),
         fontsize=8,
         ncols=columns,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.reports.conditions import condition_table
 from cli.reports.explanation_report import (
     NETWORK_COLUMNS,
     SPARK_WIDTH,
+    explained_conditions,
     headline,
     knows_actual,
     neighbour_columns,
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
     from forecaster.explain import Explanation
     from memory_index.windows import Step
 
+UNDER_IT = (
+    " Under the forecast: known columns of the query (thick) and of the neighbours (thin); what is shaded is compared, "
+    "and each title says how much the column makes of the squared distances."
+)
+
 
 def write_explanation_page(path: Path, found: Explanation, step: Step, made_by: str) -> None:
     """The picture and the tables of an explanation, for people who have no terminal."""
@@ -36,7 +43,7 @@ def write_explanation_page(path: Path, found: Explanation, step: Step, made_by: 
         draw=lambda shape: draw_explanation(found, step, made_by, shape),
         caption="Yellow is the model, blue the memory, purple the forecast that is mixed of both. The shares of the "
         "forecast are learned in training: they are the same for every window that has neighbours in the same key "
-        "spaces.",
+        "spaces." + (UNDER_IT if found.covariates else ""),
         alternative=_alternative(found),
     )
     tables = [
@@ -56,6 +63,8 @@ def write_explanation_page(path: Path, found: Explanation, step: Step, made_by: 
             heading="Which past it looks at",
         ),
     ]
+    if found.covariates:
+        tables.insert(1, condition_table(explained_conditions(found)))
     if rows := network_rows(found):
         tables.append(
             TableBlock(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cli.reports.conditions import condition_rows
 from cli.wording import BASE_NAMES, IN_SAMPLE, age, minute, no_close_analogue, sparkline
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ def warnings(found: Explanation) -> list[str]:
     if empty := [part.name for part in found.parts if part.of_memory and not part.num_neighbours]:
         told.append(f"no neighbour in {', '.join(empty)}: the other parts have their share")
     return told
+
+
+def explained_conditions(found: Explanation) -> list[list[str]]:
+    """Known covariates over the horizon, and what they decide of the distances of the neighbours that are shown."""
+    records = [each.record for each in found.neighbours]
+    return condition_rows(found.covariates, found.categories, records, len(found.forecast))
 
 
 def network_effect(found: Explanation) -> str:
