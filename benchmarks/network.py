@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from benchmarks.data_sets import CHOSEN_ON, present
 from benchmarks.report import machine
@@ -33,6 +34,7 @@ from forecaster.predictor import load_predictor
 from forecaster.training.fit import train_run
 from memory_index import Memory, SeriesTable, Store, WindowSpec, build, open_memory, read_table, split_by_name
 from memory_index.files import replace
+from memory_index.origins import Schedule
 
 ROWS = Path(__file__).parent / "network.json"
 SMALL, ROWS_OF_SMALL = "-small", 3000
@@ -143,8 +145,10 @@ def opened(path: Path, index: str, split: str, tables: str, folder: Path) -> tup
     return name, table, open_memory(folder / "indexes", f"{name}@1")
 
 
-def measure(table: SeriesTable, memory: Memory, settings: dict[str, Any], out: Path, *, scores: bool) -> dict[str, Any]:
-    """One training, and its scores. scores: whether the test part is read."""
+def measure(
+    table: SeriesTable, memory: Memory, settings: dict[str, Any], out: Path, *, scores: bool, every: int = 1
+) -> dict[str, Any]:
+    """One training, and its scores. scores: whether the test part is read. every: steps between two origins of it."""
     window = memory.manifest.window
     config = Config.from_dict({"lookback": window.lookback, "horizon": window.horizon} | settings)
     trained = train_run(
@@ -164,7 +168,8 @@ def measure(table: SeriesTable, memory: Memory, settings: dict[str, Any], out: P
             row |= {name: round(float(verdict[name]), 5) for name in ("without", "gain", "doubt")}
             row |= {"kept": verdict["kept"], "alone": round(verdict["alone"], 5)}
     if scores:
-        found = evaluate(load_predictor(trained.run, device="cpu"), memory, table, "test")
+        schedule = Schedule(every=every * pd.Timedelta(table.times[1] - table.times[0]))
+        found = evaluate(load_predictor(trained.run, device="cpu"), memory, table, "test", schedule=schedule)
         row |= {
             "mse": round(found.mse, 5),
             "mae": round(found.mae, 5),

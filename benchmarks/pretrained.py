@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--data-sets", nargs="*", default=["ETTh1", "ETTh2"], choices=CHOSEN_ON)
     parser.add_argument("--layers", type=int, default=4, help="first layers of the language model")
     parser.add_argument("--stride", type=int, default=25, help="between two training or validation windows of a series")
+    parser.add_argument("--every", type=int, default=8, help="steps between two origins that are scored")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--tables", choices=("small", "whole"), default="whole")
@@ -52,11 +53,12 @@ def main() -> None:
             for seed in options.seeds:
                 for arm, settings in arms.items():
                     budget = {"train_stride": options.stride, "val_stride": options.stride, "epochs": options.epochs}
-                    key = f"{name} | {arm} | {options.layers} layers | {budget} | seed {seed}"
+                    key = f"{name} | {arm} | {options.layers} layers | {budget} | every {options.every} | seed {seed}"
                     if key in rows:
                         continue
                     out = folder / "runs" / "".join(c if c.isalnum() else "-" for c in key)
-                    row = measure(table, memory, settings | budget | {"seed": seed}, out, scores=True)
+                    every = {"scores": True, "every": options.every}
+                    row = measure(table, memory, settings | budget | {"seed": seed}, out, **every)
                     rows[key] = row | budget | {"table": name, "arm": arm, "seed": seed, "layers": options.layers}
                     replace(options.rows, (json.dumps(rows, indent=1, sort_keys=True) + "\n").encode())
                     print(f"{time.strftime('%H:%M:%S')} {key}: {row}", file=sys.stderr, flush=True)
