@@ -29,8 +29,9 @@ def closed_steps(queries: Queries, season: int | None, horizon: int, known: tupl
 
     A step is always 0 if it is in all of at least `LEAST_SEASONS` seasons of the context in which it is known, while
     most values at other steps are not 0, so few of them that this is no accident: with a share q of zeros at other
-    steps, any of S steps is 0 in all of n seasons with a chance of at most S q^n. known: numbers of the covariates that are known ahead; one that was the same
-    at this step in all seasons of the context, and is another now, says that this time may differ (an open Sunday).
+    steps, any of S steps is 0 in all of n seasons with a chance of at most S q^n. known: numbers of the covariates that
+    are known ahead; one that was the same at this step in all seasons of the context, and is another now, says that
+    this time may differ (an open Sunday).
     """
     context = queries.context
     b, n, lookback = context.shape
