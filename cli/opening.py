@@ -241,7 +241,7 @@ def with_scenario(
     """The table with the changes of `--set-known` over the horizon after each series' end, or `at`, said aloud."""
     from memory_index.scenarios import parse_changes, with_changes
 
-    changes = parse_changes(set_known or ())
+    changes = parse_changes(set_known)
     changed = with_changes(table, changes, memory.manifest.covariates, memory.windows.spec.horizon, at=at)
     if changes:
         note(f"scenario: {', '.join(map(str, changes))} over the horizon")

@@ -44,7 +44,7 @@ from memory_index.origins import parse_schedule
 from memory_index.queries import require_no_longer_step, require_same_data
 from memory_index.scenarios import parse_changes, with_changes
 from memory_index.splits import split_by_name
-from memory_index.tables.columns import ReadOptions
+from memory_index.tables.columns import ReadOptions, several
 from memory_index.tables.known_ahead import read_known_ahead
 from memory_index.tables.reading import read_frame
 from memory_index.tables.recorded_roles import with_recorded
@@ -89,9 +89,9 @@ class Forecaster:
         device: str = "auto",
         options: ReadOptions | None = None,
         transform: str = "none",
-        known: Sequence[str] = (),
-        observed: Sequence[str] = (),
-        static: Sequence[str] = (),
+        known: str | Sequence[str] = (),
+        observed: str | Sequence[str] = (),
+        static: str | Sequence[str] = (),
         **settings: Any,
     ) -> None:
         self.config = Config.from_dict({"horizon": horizon, "lookback": lookback, **settings})
@@ -99,9 +99,9 @@ class Forecaster:
         options = options or ReadOptions()
         self.options = replace(
             options,
-            known=tuple(known) or options.known,
-            observed=tuple(observed) or options.observed,
-            static=tuple(static) or options.static,
+            known=several(known) or options.known,
+            observed=several(observed) or options.observed,
+            static=several(static) or options.static,
         )
         self.split, self.device = split, device
         self._temporary = tempfile.TemporaryDirectory(prefix="forecaster-") if folder is None else None
@@ -158,7 +158,7 @@ class Forecaster:
         *,
         vintages: pd.DataFrame | None = None,
         quantiles: tuple[float, ...] = (),
-        set_known: Sequence[str] = (),
+        set_known: str | Sequence[str] | None = None,
         lower: float | None = None,
         upper: float | None = None,
         update_memory: bool = True,
