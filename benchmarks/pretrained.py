@@ -38,7 +38,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4, help="first layers of the language model")
     parser.add_argument("--stride", type=int, default=25, help="between two training or validation windows of a series")
     parser.add_argument("--every", type=int, default=8, help="steps between two origins that are scored")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=8, help="moments of a step; a moment has a window of every series")
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--tables", choices=("small", "whole"), default="whole")
     parser.add_argument("--rows", type=Path, default=ROWS, help="finished rows, as JSON")
@@ -53,6 +54,7 @@ def main() -> None:
             for seed in options.seeds:
                 for arm, settings in arms.items():
                     budget = {"train_stride": options.stride, "val_stride": options.stride, "epochs": options.epochs}
+                    budget["batch_size"] = options.batch
                     key = f"{name} | {arm} | {options.layers} layers | {budget} | every {options.every} | seed {seed}"
                     if key in rows:
                         continue
