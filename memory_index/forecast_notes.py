@@ -19,10 +19,15 @@ class ForecastNotes:
         self.zero: dict[str, np.ndarray] = {}  # by series: steps that are held at 0
         self.unobserved: dict[str, np.ndarray] = {}  # and steps of the season that were never observed
         self.not_below: set[str] = set()  # series whose context has nothing below 0
+        self.off_schedule: set[np.datetime64] = set()  # origins that the version has no windows with
 
     def add(self, block: QueryBlock) -> None:
         """What the contexts of a block tell."""
         queries, step = block.queries, self.within.memory.windows.step
+        schedule = self.within.memory.manifest.schedule
+        if schedule is not None:
+            on = schedule.moments(step, queries.origin.min(), queries.origin.max())
+            self.off_schedule.update(queries.origin[~np.isin(queries.origin, on)])
         above = ~(queries.context < 0).any(axis=2) & block.wanted
         self.not_below.update(map(str, queries.series_id[above.any(axis=0)]))
         if (closed := self.within.closed(queries)) is None:
@@ -35,6 +40,13 @@ class ForecastNotes:
     def said(self, forecast: pd.DataFrame) -> list[str]:
         """The notes, a sentence each. forecast: `unique_id`, `yhat` and quantiles."""
         notes = []
+        if self.off_schedule:
+            first, memory = min(self.off_schedule), self.within.memory
+            notes.append(
+                f"the origin {memory.windows.step.isoformat(first)} is none that the version was built for "
+                f"({memory.manifest.schedule}): linear maps and neighbours do not fit it; build without --every, or "
+                "forecast from such an origin"
+            )
         if self.zero:
             notes.append(
                 f"{self._named(self.zero)} always 0 at a step of the season: forecasts there are 0 "
