@@ -19,6 +19,7 @@ COLUMNS = (
     *("table", "role", "kept", "trained", "best part", "cross-validation's", "memory alone"),
     *("MASE, memory's", "SQL, memory's", "covered, memory's"),
 )
+COLOURS = ("C0", "0.55", "C2", "C3", "C4", "C5", "C6", "C8", "C9", "C1")  # of others than the trained run
 RELATIVE_TO = ("best part", "cross-validation's part", "memory alone", "SQL of the memory")
 OURS = (TRAINED, MEMORY, "seasonal_naive")  # beside other packages
 
@@ -125,14 +126,14 @@ def draw(rows: Rows, path: Path) -> None:
             at,
             s=36,
             marker="D" if name in OURS else "o",
-            color="0.55" if name == OURS[-1] else f"C{order}",
+            color=COLOURS[order],
             zorder=3,
             label=name.replace("_", " "),
         )
     axes.hlines(range(len(rows)), *axes.get_xlim(), color="0.92", zorder=0)
     axes.axvline(1, color="0.2", lw=1.5, label=TRAINED)
     axes.set_xscale("log")
-    ticks = (0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3)
+    ticks = (0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 5, 8)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_yticks(range(len(rows)), list(rows))
