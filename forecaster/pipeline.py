@@ -139,24 +139,11 @@ class Forecaster:
                 hint="make a new Forecaster, with another folder",
             )
         window = WindowSpec(lookback=self.config.model.lookback, horizon=self.config.model.horizon)
-        version = build(
-            table,
-            Store(self.folder / INDEXES),
-            NAME,
-            window=window,
-            split=split_by_name(self.split, table.times),
-            transform=self.transform,
-            schedule=self.schedule,
-        )
-        train_run(
-            table,
-            open_version(version),
-            version.ref,
-            self.config,
-            self.folder / RUN,
-            neighbours_dir=self.folder / NEIGHBOURS,
-            device=self.device,
-        )
+        how: dict[str, Any] = {"transform": self.transform, "schedule": self.schedule}
+        split = split_by_name(self.split, table.times)
+        version = build(table, Store(self.folder / INDEXES), NAME, window=window, split=split, **how)
+        how = {"neighbours_dir": self.folder / NEIGHBOURS, "device": self.device}
+        train_run(table, open_version(version), version.ref, self.config, self.folder / RUN, **how)
         self._ref, self._history = version.ref, table
         self._predictor = load_predictor(self.run, device=self.device)
         return self

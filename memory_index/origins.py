@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,11 +38,6 @@ class Schedule:
     def __str__(self) -> str:
         """As people say it."""
         return f"every {_typed(self.every)}" + ("" if self.at is None else f" at {_clock(self.at)}")
-
-    def typed(self) -> dict[str, str]:
-        """`every` and `at` as `parse_schedule` takes them; for a schedule that has both."""
-        assert self.at is not None, "a schedule that is stored has both"
-        return {"every": _typed(self.every), "at": _clock(self.at)}
 
     def moments(self, step: Step, first: np.datetime64, last: np.datetime64) -> np.ndarray:
         """Every moment of the schedule from `first` to `last`, datetime64[ns] [n], ascending.
@@ -114,6 +110,13 @@ def schedule_of_a_version(every: str | None, at: str | None) -> Schedule | None:
             hint="give a time of day with --at, as --at 23:00, and --every as a day or a part of one, as 24h or 6h",
         )
     return schedule
+
+
+def typed(schedule: Schedule | None) -> dict[str, Any]:
+    """`every` and `at` of a stored schedule, as `schedule_of_a_version` takes them; nothing without one."""
+    if schedule is None or schedule.at is None:
+        return {}
+    return {"every": _typed(schedule.every), "at": _clock(schedule.at)}
 
 
 def steps_apart(schedule: Schedule | None, step: Step) -> int:

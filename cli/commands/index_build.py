@@ -155,9 +155,9 @@ def build(
     from memory_index.versions.store import Store
 
     window = window_spec(lookback, horizon, stride=stride, known_delay=known_delay, max_missing=max_missing)
-    schedule = stored_schedule(every, at, stride)
+    how: dict[str, Any] = {"schedule": stored_schedule(every, at, stride), "factory": factory, "transform": transform}
     settings = encoder_config(numbers("--views", views), lookback, shape_weight=shape_weight, spread_floor=spread_floor)
-    limit = memory_budget(budget, encoder, keep_views=views is not None)
+    how["budget"] = memory_budget(budget, encoder, keep_views=views is not None)
     with progress(f"{name}: reading {file.name}, fitting and encoding its windows"):
         table = read_table(file, table_options)
         version = building.build(
@@ -167,13 +167,9 @@ def build(
             window=window,
             split=choose_split(table, split=split, until=until, val_until=val_until),
             encoder=settings,
-            budget=limit,
             scopes=names(scopes),  # type: ignore[arg-type]  # judged by the library
-            factory=factory,
-            transform=transform,
             strict=strict,
-            schedule=schedule,
-            **learned(encoder, table),
+            **(how | learned(encoder, table)),
         )
     show_notes(table)
     tell_skipped(version.manifest.built.skipped, "left out", source=file.name, strict=False)
