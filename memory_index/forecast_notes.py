@@ -7,8 +7,24 @@ import pandas as pd
 
 from memory_index.bounds import BoundsOf
 from memory_index.queries import QueryBlock
+from memory_index.versions.manifest import Manifest
 
 SHOWN = 3  # steps that a note names
+
+
+def off_schedule(manifest: Manifest, origins: np.ndarray) -> np.ndarray:
+    """Those of some origins, datetime64[ns], that a version was not built for; none of one that has every origin."""
+    if manifest.schedule is None or not len(origins):
+        return origins[:0]
+    return origins[~np.isin(origins, manifest.schedule.moments(manifest.step, origins.min(), origins.max()))]
+
+
+def off_schedule_note(manifest: Manifest, origin: np.datetime64) -> str:
+    """What to know of an origin beside the schedule."""
+    return (
+        f"the origin {manifest.step.isoformat(origin)} is none that the version was built for ({manifest.schedule}): "
+        "linear maps and neighbours do not fit it; ask for such an origin, or build without --at"
+    )
 
 
 class ForecastNotes:
@@ -24,10 +40,7 @@ class ForecastNotes:
     def add(self, block: QueryBlock) -> None:
         """What the contexts of a block tell."""
         queries, step = block.queries, self.within.memory.windows.step
-        schedule = self.within.memory.manifest.schedule
-        if schedule is not None:
-            on = schedule.moments(step, queries.origin.min(), queries.origin.max())
-            self.off_schedule.update(queries.origin[~np.isin(queries.origin, on)])
+        self.off_schedule.update(off_schedule(self.within.memory.manifest, queries.origin))
         above = ~(queries.context < 0).any(axis=2) & block.wanted
         self.not_below.update(map(str, queries.series_id[above.any(axis=0)]))
         if (closed := self.within.closed(queries)) is None:
@@ -41,12 +54,7 @@ class ForecastNotes:
         """The notes, a sentence each. forecast: `unique_id`, `yhat` and quantiles."""
         notes = []
         if self.off_schedule:
-            first, memory = min(self.off_schedule), self.within.memory
-            notes.append(
-                f"the origin {memory.windows.step.isoformat(first)} is none that the version was built for "
-                f"({memory.manifest.schedule}): linear maps and neighbours do not fit it; build without --every, or "
-                "forecast from such an origin"
-            )
+            notes.append(off_schedule_note(self.within.memory.manifest, min(self.off_schedule)))
         if self.zero:
             notes.append(
                 f"{self._named(self.zero)} always 0 at a step of the season: forecasts there are 0 "

@@ -127,3 +127,7 @@ def test_from_python_and_the_command_line(tmp_path, capsys):
     assert "every 12h at 11:00" in capsys.readouterr().out
     assert command(["evaluate", str(tmp_path / "load.csv"), "--index", "x", *where]) == 0
     assert "every 12h at 11:00" in capsys.readouterr().out
+    for hour, is_noted in (("11:00", False), ("12:00", True)):
+        asked = [str(tmp_path / "load.csv"), "--series", "load", "--at", f"2021-04-20 {hour}"]
+        assert command(["index", "neighbours", "x", *asked, *where]) == 0
+        assert ("none that the version was built for" in capsys.readouterr().err) == is_noted
