@@ -256,6 +256,14 @@ def tell_bounds(table: SeriesTable, memory: Memory, bounds: Bounds | None = None
         note(said)
 
 
+def tell_schedule(memory: Memory, origin: np.datetime64) -> None:
+    """Say that a version was built for other origins, if it was."""
+    from memory_index.forecast_notes import off_schedule, off_schedule_note
+
+    if len(off_schedule(memory.manifest, origin.reshape(1))):
+        note(off_schedule_note(memory.manifest, origin))
+
+
 def tell_skipped(skipped: Sequence[Skipped], done: str, *, source: str, strict: bool) -> None:
     """Say which series were left out and why. strict: raise `DataError` for them instead."""
     from memory_index.skipped import require_none_skipped, skipped_sentence
