@@ -170,7 +170,7 @@ class App(Calls):
         manifest, limits = hosted.memory.manifest, self.settings.limits
         if kind == ARROW:
             read = partial(wire.read_question, with_covariates=bool(manifest.covariates))
-            question = await self._read(read, body, limits, len(manifest.spaces))
+            question = read(body, limits, len(manifest.spaces))
         else:
             question = await self._read(wire.read_json_question, body, limits, len(manifest.spaces), manifest.step)
         queries = question.queries
@@ -228,7 +228,9 @@ class App(Calls):
                 raise
 
         with self.hosting.using(hosted):
-            return await self.turns.take(begun, min(max(wait_s, 0), max_seconds), request.is_disconnected)
+            return await self.turns.take(
+                begun, min(max(wait_s, 0), max_seconds), lambda: request.scope["state"]["connection"].cycle.disconnected
+            )
 
     def _found(self, memory: Memory, question: Question, write: Callable[[Neighbours], bytes]) -> bytes:
         """In blocks of moments, between which the time is looked at."""

@@ -58,7 +58,7 @@ class Turns:
                 self.is_at_work = False  # not before, though nobody may wait for it any more
 
         try:
-            if await is_gone():
+            if is_gone():
                 raise ClientDisconnect
             self.is_at_work = True
             return await asyncio.get_running_loop().run_in_executor(self._thread, done)
