@@ -208,14 +208,14 @@ class HttpClient:
             if isinstance(error, ssl.SSLError):
                 raise ServiceError(
                     f"no secure connection to {self.address}: {said}",
-                    hint="check its certificate, its host name in it, and --tls-ca; without TLS the address begins with "
-                    "http://",
+                    hint="check its certificate, its host name in it, and --tls-ca; "
+                    "without TLS the address begins with http://",
                 ) from error
             if isinstance(error, TimeoutError) and is_open:
                 hint = "is it overloaded? ask for less at once"
                 raise BusyError(f"{self.address} did not answer in time", hint=hint) from error
             hint = "is it running, and is the address right?"
-            if self.address.startswith("http://") and is_open:
+            if self.address.startswith("http://") and (is_open or isinstance(error, HTTPException)):
                 hint += " or does it speak TLS: https://?"
             raise BusyError(f"{self.address} cannot be reached: {said}", hint=hint) from error
 

@@ -69,8 +69,9 @@ def parse_address(address: str) -> Address:
     service, _, ref = address.rpartition("/")
     with suppress(ValueError):
         parts = urlsplit(service)
+        host = parts.hostname or ""
         is_plain = not (parts.query or parts.fragment or parts.netloc.endswith(":") or "@" in parts.netloc)
-        is_host = re.fullmatch(r"[\w.-]+|[0-9a-f:.]+", parts.hostname or "") and parts.hostname.encode("idna")
+        is_host = re.fullmatch(r"[\w.-]+|[0-9a-f:.]+", host) and host.encode("idna")
         if parts.scheme in ("http", "https") and is_host and parts.port != 0 and is_plain and ref:
             return Address(service, ref)
     raise UsageError(f"'{address}' is not the address of a version", hint=ADDRESS_HINT)

@@ -15,7 +15,7 @@ from memory_fixtures import append, between, built, queries_at, wide_table
 from service_fixtures import CERTIFICATES, refresh, wait_until, whole_service
 
 from memory_index import access
-from memory_index.access import Access, KnownTokens, Token
+from memory_index.access import Access, Certificate, KnownTokens, Token
 from memory_index.errors import NotFoundError, ServiceError, UsageError
 from memory_index.local import LocalMemory
 from memory_index.remote import RemoteMemory
@@ -168,6 +168,24 @@ def test_a_renewed_certificate_is_shown(folder, tmp_path, monkeypatch):
         wait_until(lambda: service.status()["troubles"] == {})
         monkeypatch.setattr(access, "SOON_S", 200 * 365 * 86400.0)
         wait_until(lambda: "is valid until 2121-01-01" in service.status()["troubles"].get("certificate", ""))
+
+
+def test_what_handshakes_use_is_not_changed(tmp_path, monkeypatch):
+    """OpenSSL lets nobody change a context while another thread shakes hands with it: the process would end."""
+    cert, key, load, changed = tmp_path / "cert.pem", tmp_path / "key.pem", ssl.SSLContext.load_cert_chain, []
+    shutil.copy(CERTIFICATES / "server.key", key)
+    shutil.copy(CERTIFICATES / "server.pem", cert)
+    certificate = Certificate(cert, key)
+
+    def noted(context: ssl.SSLContext, *arguments: object, **options: object) -> None:
+        changed.append(context)
+        load(context, *arguments, **options)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", noted)
+    shutil.copy(CERTIFICATES / "renewed.pem", cert)
+    assert "has changed" in certificate.refresh()
+    assert changed
+    assert certificate.context not in changed
 
 
 # What goes wrong beside it
