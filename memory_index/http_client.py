@@ -1,7 +1,7 @@
 """A service, reached by HTTP over connections that are used again, and asked again where that is safe.
 
-The standard library's `http.client` reads an answer of 333 kB in one piece, with little code beside a search that has
-emptied the caches: httpx took 2 ms more of a question of 70 ms.
+The standard library's `http.client` reads an answer of 333 kB in few pieces and with little code, all of which a search
+has driven out of the caches: 0.5 ms of processor time for an exchange right after a search, 1.6 ms with httpx.
 """
 
 from __future__ import annotations

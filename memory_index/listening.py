@@ -9,6 +9,8 @@ import socket
 
 from memory_index.errors import ServiceError
 
+FILES = 8192  # open ones; connections that have not been counted yet need some too
+
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a host name or address."""
@@ -43,7 +45,7 @@ def shown(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def allow_open_files(num: int) -> None:
+def allow_open_files(num: int = FILES) -> None:
     """Let this process have so many files and connections open at once, or as many as it may be allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = num if hard == resource.RLIM_INFINITY else min(num, hard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import socket
@@ -10,6 +11,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from memory_fixtures import append, between, built, queries_at, wide_table
 from service_fixtures import CERTIFICATES, refresh, wait_until, whole_service
@@ -186,6 +188,22 @@ def test_what_handshakes_use_is_not_changed(tmp_path, monkeypatch):
     assert "has changed" in certificate.refresh()
     assert changed
     assert certificate.context not in changed
+
+
+def test_questions_leave_nothing_behind(folder):
+    """Neither objects nor buffers of Arrow, once what is kept has been made."""
+    with whole_service(folder) as service:
+        memory = RemoteMemory(f"{service.address}/small")
+
+        def held_after(num: int) -> tuple[int, int]:
+            for n in range(num):
+                memory.search(queries_at(wide_table(), range(60, 61 + n % 30)), 1 + n % 5, min_gap=n % 3)
+            gc.collect()
+            return len(gc.get_objects()), pa.total_allocated_bytes()
+
+        (objects, num_bytes), (more_objects, more_bytes) = held_after(30), held_after(120)
+    assert more_objects - objects < 100
+    assert more_bytes - num_bytes < 100_000
 
 
 # What goes wrong beside it

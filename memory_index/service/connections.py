@@ -21,7 +21,6 @@ from memory_index.listening import allow_open_files
 HEAD_BYTES = 65536  # of a head, and of what stands between and behind pieces of a body
 HEADER_S = 10.0  # for the head of a request to come, and for a TLS handshake
 LOOK_S = 0.5
-FILES = 8192  # open ones; connections that have not been counted yet need some too
 
 
 class Connection(HttpToolsProtocol):
@@ -33,9 +32,8 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *, says: Callable[[Any, str], None], most: int, stall_s: float, **of_uvicorn: Any) -> None:
         super().__init__(app_state={"connection": self}, **of_uvicorn)  # requests find it in their scope
         self._says, self._most, self._stall_s = says, most, stall_s
-        self.idle_since = self.loop.time()
+        self.idle_since, self._beside = self.loop.time(), 0  # bytes that have come since an answer, or some of a body
         self.coming_since: float | None = self.idle_since
-        self._beside = 0  # bytes that have come since an answer or some of a body
 
     @property
     def is_answering(self) -> bool:
@@ -117,7 +115,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, with little time for a TLS handshake: connections are counted only after it."""
         await super().startup(sockets=[])
-        allow_open_files(FILES)
+        allow_open_files()
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(2, thread_name_prefix="read"))
         for each in sockets or ():
