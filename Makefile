@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test check browser soak milvus-server peers bench pictures clean
+.PHONY: help install demo test check browser soak milvus-server milvus-speed peers bench pictures clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ soak: install  ## run the long forms of the tests
 milvus-server: install .venv-milvus/.installed  ## test against a real Milvus server, which it installs into .venv-milvus
 	unshare --net $$([ "$$(id -u)" = 0 ] || echo --map-root-user) sh -c \
 		'ip link set lo up && exec $(PYTEST) -m milvus_server -s -rs tests/test_milvus_server.py'
+
+milvus-speed: install .venv-milvus/.installed  ## measure a million rows in a real Milvus server (15 minutes or more)
+	unshare --net $$([ "$$(id -u)" = 0 ] || echo --map-root-user) sh -c \
+		'ip link set lo up && exec $(BIN)/python -m benchmarks.milvus_speed --windows 1000000 --start'
 
 # Peers need other versions of libraries than the project, so they get an environment of their own.
 .venv-peers/.installed: Makefile

@@ -1,7 +1,8 @@
 """A Milvus in place of the FAISS files: loading, memory of the loader, queries a second, and recall.
 
     python -m benchmarks.milvus_speed                                       200,000 windows into Milvus Lite
-    python -m benchmarks.milvus_speed --windows 1000000 --to milvus://127.0.0.1:19530
+    python -m benchmarks.milvus_speed --windows 1000000 --to milvus://127.0.0.1:19530 --token-file TOKEN
+    make milvus-speed                                                       a server that is started for it
 
 The same synthetic table as `speed/million.py`: 20 series, one view of 96 steps, scope pooled, policy causal, origins
 uniform over the last 90% of the time line, k = 10. Beside each figure is that of the version's own search in the same
@@ -15,10 +16,13 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.milvus_server import ADDRESS, TOKEN, Server
 from benchmarks.report import Figure, peak_rss_mb, show, timed
 from benchmarks.speed.million import BATCH, NAME, K, build_step, hits, query_batch
 from memory_index.access import Access, read_access
@@ -39,6 +43,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=200_000)
     parser.add_argument("--to", help="address of a Milvus server (default: Milvus Lite)")
     parser.add_argument("--token-file", type=Path)
+    parser.add_argument("--start", action="store_true", help="start the server of .venv-milvus, and end it afterwards")
     parser.add_argument("--indexes-dir", type=Path, help="keep the index here, and use it if it is there")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
@@ -51,8 +56,10 @@ def main() -> None:
         options.to = options.to or f"milvus:{folder}/milvus.db"
         if not (options.indexes_dir / NAME).exists():
             in_own_process("build", options)
-        loaded, found = in_own_process("load", options), in_own_process("search", options)
-        in_own_process("remove", options)
+        with started(Path(folder), options) if options.start else nullcontext() as server:
+            loaded, found = in_own_process("load", options), in_own_process("search", options)
+            peak = server and server.peak_mb()
+            in_own_process("remove", options)
     figures = [
         Figure(
             f"publish {loaded['num_rows']:,} keys of {loaded['width']} numbers ({loaded['index']})",
@@ -78,8 +85,23 @@ def main() -> None:
         Figure("recall@10 under the time guard", f"{found['recall']:.4f}", "", f"its own: {found['own_recall']:.4f}"),
         Figure("one query, p50", f"{found['one_ms']:.1f} ms", "", f"its own: {found['own_one_ms']:.2f} ms"),
     ]
-    where = f" --to {options.to}" if options.to.startswith("milvus://") else ""
+    if peak:
+        figures.append(Figure("peak memory of the server", f"{peak:,.0f} MB", ""))
+    where = " --start" if options.start else f" --to {options.to}" if options.to.startswith("milvus://") else ""
     show("Milvus", f"python -m benchmarks.milvus_speed --windows {options.windows}{where}", figures, options.out)
+
+
+@contextmanager
+def started(folder: Path, options: argparse.Namespace) -> Iterator[Server]:
+    """A server for this measurement alone, and in the options how it is reached."""
+    server, options.to, options.token_file = Server(folder / "server"), ADDRESS, folder / "token"
+    options.token_file.write_text(TOKEN)
+    options.token_file.chmod(0o600)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
 
 
 def in_own_process(step: str, options: argparse.Namespace) -> dict:

@@ -117,16 +117,15 @@ class KnownTokens:
 class Certificate:
     """A certificate and its key for a TLS server, shown again from the files when they change.
 
-    context: for the server. Raises what `require_valid` does.
+    context: for the server; each handshake takes the newest one from there. One that handshakes use must not be
+    changed: OpenSSL crashes. Raises what `require_valid` does.
     """
 
     def __init__(self, cert: Path, key: Path) -> None:
         self._cert, self._key, self._stamps = cert, key, (_stamp(cert), _stamp(key))
         self._until = require_valid(cert, key)
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.context.options |= ssl.OP_NO_RENEGOTIATION
-        self.context.load_cert_chain(cert, key, password=lambda: "")
+        self.context = self._newest = self._loaded()
+        self.context.sni_callback = self._show
 
     def refresh(self) -> str:
         """Show another one from the next connection on, if there is one; returns what to say of that, or nothing.
@@ -136,12 +135,23 @@ class Certificate:
         said, stamps = "", (_stamp(self._cert), _stamp(self._key))
         if stamps != self._stamps:
             self._until = require_valid(self._cert, self._key)
-            self.context.load_cert_chain(self._cert, self._key, password=lambda: "")
+            self._newest = self._loaded()
             self._stamps, said = stamps, f"{self._cert} has changed: the new one is shown from now on"
         if self._until - time.time() < SOON_S:
             day = datetime.fromtimestamp(self._until, UTC).strftime("%Y-%m-%d %H:%M")
             raise UsageError(f"{self._cert} is valid until {day} UTC only", hint="renew it")
         return said
+
+    def _loaded(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.options |= ssl.OP_NO_RENEGOTIATION
+        context.load_cert_chain(self._cert, self._key, password=lambda: "")
+        return context
+
+    def _show(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        """Called in every handshake, also where the client names no server."""
+        connection.context = self._newest
 
 
 def require_valid(cert: Path, key: Path) -> float:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import resource
 import socket
 
 from memory_index.errors import ServiceError
+
+FILES = 8192  # open ones; connections that have not been counted yet need some too
 
 
 def is_loopback(host: str) -> bool:
@@ -40,3 +43,11 @@ def listen_on(host: str, port: int, *, option: str = "--port") -> socket.socket:
 def shown(host: str, port: int) -> str:
     """`HOST:PORT`, as it stands in an address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def allow_open_files(num: int = FILES) -> None:
+    """Let this process have so many files and connections open at once, or as many as it may be allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = num if hard == resource.RLIM_INFINITY else min(num, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -6,16 +6,12 @@ Anywhere else its tests are skipped.
 
 from __future__ import annotations
 
-import os
 import platform
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +19,7 @@ import pytest
 from memory_fixtures import append, build_until, queries_at, wide_table
 from milvus_fixtures import counted, make_small, publish_and_kill, recall, sizes_of
 
+from benchmarks.milvus_server import ADDRESS, PYTHON, TOKEN, Server
 from memory_index.access import Access
 from memory_index.encoder import EncoderConfig
 from memory_index.errors import IncompatibleError, NotFoundError, ResourceError, ServiceError
@@ -36,11 +33,7 @@ from memory_index.versions.store import Store
 from memory_index.versions.version import Version
 from memory_index.windows import WindowSpec
 
-ROOT = Path(__file__).resolve().parents[1]
-PYTHON = ROOT / ".venv-milvus" / "bin" / "python"
-ADDRESS = "milvus://127.0.0.1:19530"
-ACCESS = Access(token="root:Milvus", deadline_s=120)  # the one that such a server begins with
-STARTING_S = 120
+ACCESS = Access(token=TOKEN, deadline_s=120)
 SHORT = WindowSpec(lookback=12, horizon=4)
 ONE_VIEW = EncoderConfig(views=(12,), shape_width=8, joint_width=24)
 
@@ -60,40 +53,6 @@ pytestmark = [
     pytest.mark.milvus_server,
     pytest.mark.skipif(bool(reason_not_to_run()), reason=f"NO MILVUS SERVER: {reason_not_to_run()}"),
 ]
-
-
-class Server:
-    """The server, which can be killed and started again on what it has on disk."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> float:
-        """Returns the seconds until it answered."""
-        started = time.monotonic()
-        self.process = subprocess.Popen([PYTHON, ROOT / "tests" / "start_milvus.py", self.folder])
-        while True:
-            assert self.process.poll() is None, (self.folder / "logs" / "out.log").read_text()[-2000:]
-            assert time.monotonic() - started < STARTING_S
-            try:
-                Connection(parse_address(ADDRESS), ACCESS).ask(
-                    "list", lambda client, s: client.list_collections(timeout=s), deadline_s=1
-                )
-            except ServiceError:
-                time.sleep(0.2)
-            else:
-                return time.monotonic() - started
-
-    def kill(self) -> None:
-        """SIGKILL, by its id."""
-        assert self.process is not None
-        os.kill(self.process.pid, signal.SIGKILL)
-        assert self.process.wait() == -signal.SIGKILL
-
-    def restart(self) -> None:
-        self.kill()
-        self.start()
 
 
 @pytest.fixture(scope="module")

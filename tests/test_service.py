@@ -690,10 +690,10 @@ def test_turns_have_an_order_and_an_end():
     async def play() -> None:
         turns, order, names, go_on = Turns(3), [], set(), threading.Event()
 
-        async def is_here() -> bool:
+        def is_here() -> bool:
             return False
 
-        async def is_gone() -> bool:
+        def is_gone() -> bool:
             return True
 
         def hold(waited: float) -> None:

@@ -181,6 +181,20 @@ def test_pieces_without_an_end_are_refused(folder, local):
         assert service.app.budget._held <= 40 * MEGABYTE
 
 
+@pytest.mark.parametrize("part", ["address", "name", "values", "chunks", "trailers"])
+def test_what_stands_beside_a_body_has_an_end(folder, local, part):
+    """The parser keeps a head, and what stands behind the pieces of a body, however long they are."""
+    before = {"address": "GET /", "name": "GET / HTTP/1.1\r\n", "values": "GET / HTTP/1.1\r\n"}
+    chunked = f"{SEARCH}Transfer-Encoding: chunked\r\n\r\n"
+    begun = before.get(part, chunked + ("0\r\n" if part == "trailers" else "1"))
+    more = {"values": "a: b\r\n", "trailers": "a: b\r\n", "chunks": ";x=" + "y" * 50}.get(part, "a") * 10_000
+    with whole_service(folder) as service, others_are_answered(service, local), raw(service.address) as client:
+        client.sendall(begun.encode())
+        with pytest.raises(OSError):  # noqa: PT011, PT012 - however it notices
+            for _ in range(2000):
+                client.sendall(more.encode())
+
+
 def zeros(moments: int) -> pa.RecordBatch:
     """A question of so many moments of a series."""
     lists = [np.zeros(moments * 36, np.float32), np.zeros(moments, "datetime64[ns]")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import socket
@@ -10,12 +11,13 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from memory_fixtures import append, between, built, queries_at, wide_table
 from service_fixtures import CERTIFICATES, refresh, wait_until, whole_service
 
 from memory_index import access
-from memory_index.access import Access, KnownTokens, Token
+from memory_index.access import Access, Certificate, KnownTokens, Token
 from memory_index.errors import NotFoundError, ServiceError, UsageError
 from memory_index.local import LocalMemory
 from memory_index.remote import RemoteMemory
@@ -168,6 +170,40 @@ def test_a_renewed_certificate_is_shown(folder, tmp_path, monkeypatch):
         wait_until(lambda: service.status()["troubles"] == {})
         monkeypatch.setattr(access, "SOON_S", 200 * 365 * 86400.0)
         wait_until(lambda: "is valid until 2121-01-01" in service.status()["troubles"].get("certificate", ""))
+
+
+def test_what_handshakes_use_is_not_changed(tmp_path, monkeypatch):
+    """OpenSSL lets nobody change a context while another thread shakes hands with it: the process would end."""
+    cert, key, load, changed = tmp_path / "cert.pem", tmp_path / "key.pem", ssl.SSLContext.load_cert_chain, []
+    shutil.copy(CERTIFICATES / "server.key", key)
+    shutil.copy(CERTIFICATES / "server.pem", cert)
+    certificate = Certificate(cert, key)
+
+    def noted(context: ssl.SSLContext, *arguments: object, **options: object) -> None:
+        changed.append(context)
+        load(context, *arguments, **options)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", noted)
+    shutil.copy(CERTIFICATES / "renewed.pem", cert)
+    assert "has changed" in certificate.refresh()
+    assert changed
+    assert certificate.context not in changed
+
+
+def test_questions_leave_nothing_behind(folder):
+    """Neither objects nor buffers of Arrow, once what is kept has been made."""
+    with whole_service(folder) as service:
+        memory = RemoteMemory(f"{service.address}/small")
+
+        def held_after(num: int) -> tuple[int, int]:
+            for n in range(num):
+                memory.search(queries_at(wide_table(), range(60, 61 + n % 30)), 1 + n % 5, min_gap=n % 3)
+            gc.collect()
+            return len(gc.get_objects()), pa.total_allocated_bytes()
+
+        (objects, num_bytes), (more_objects, more_bytes) = held_after(30), held_after(120)
+    assert more_objects - objects < 100
+    assert more_bytes - num_bytes < 100_000
 
 
 # What goes wrong beside it

@@ -2,7 +2,7 @@
 
 In place of a reference may stand the fingerprint of a version that was opened before: a client is pinned to it. Nothing
 here believes what it is told. Requests are handled in one thread; what takes time, in few others: one that searches,
-and two that read questions.
+and two that read large questions and files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -98,12 +97,11 @@ class App(Calls):
     ) -> None:
         super().__init__(settings, **others)
         self.hosting, self.runs, self.status, self.metrics = hosting, runs, status, metrics
-        self.turns, self._reading = Turns(settings.max_waiting), ThreadPoolExecutor(2, thread_name_prefix="read")
+        self.turns = Turns(settings.max_waiting)
 
     def close(self) -> None:
         """Begin nothing any more."""
         self.turns.close()
-        self._reading.shutdown(wait=False, cancel_futures=True)
 
     # What is asked
 
@@ -157,7 +155,7 @@ class App(Calls):
         async def pieces() -> AsyncIterator[bytes]:
             with self.hosting.using(hosted):
                 offset = 0
-                while piece := await self._read(os.pread, hosted.files[path], PIECE, offset):
+                while piece := await asyncio.to_thread(os.pread, hosted.files[path], PIECE, offset):
                     yield piece
                     offset += len(piece)
 
@@ -168,11 +166,12 @@ class App(Calls):
         hosted = self._hosted(request.path_params["ref"], call)
         kind, body = await self.body(request, call, take, (ARROW, JSON))
         manifest, limits = hosted.memory.manifest, self.settings.limits
+        write = wire.write_answer if kind == ARROW else wire.write_json_answer
+        read: partial[Question] = partial(wire.read_json_question, step=manifest.step)
         if kind == ARROW:
             read = partial(wire.read_question, with_covariates=bool(manifest.covariates))
-            question = await self._read(read, body, limits, len(manifest.spaces))
-        else:
-            question = await self._read(wire.read_json_question, body, limits, len(manifest.spaces), manifest.step)
+        given = body, limits, len(manifest.spaces)
+        question = read(*given) if len(body) <= PIECE else await asyncio.to_thread(read, *given)
         queries = question.queries
         call.policy, call.k = queries.policy.value, question.k
         call.moments, call.num_series = len(queries), len(queries.series_id)
@@ -182,9 +181,8 @@ class App(Calls):
                 hint="a training asks so with --set num_folds=1 only; by default it asks its own table",
             )
         take(3 * wire.answer_bytes(call.moments * call.num_series, len(manifest.spaces), question.k))
-        write, wait_s = wire.write_answer if kind == ARROW else wire.write_json_answer, question.wait_s
         work = partial(self._found, question=question, write=write)
-        return Reply(kind, await self._in_turn(request, call, hosted, work, wait_s))
+        return Reply(kind, await self._in_turn(request, call, hosted, work, question.wait_s))
 
     async def _forecast(self, request: Request, call: Call, take: Take) -> Reply:
         name, query = request.path_params["run"], dict(request.query_params)
@@ -208,16 +206,13 @@ class App(Calls):
         call.ref, call.fingerprint = hosted.ref, hosted.fingerprint
         return hosted
 
-    async def _read(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._reading, function, *arguments)
-
     async def _in_turn(
         self, request: Request, call: Call, hosted: Hosted, work: Callable[[Memory], T], wait_s: float
     ) -> T:
         """The work done when it is its turn, with a memory that it may ask until its time is over."""
         if self.is_draining:
             raise BusyError("the service is about to end", hint="ask again in a moment, or another one")
-        max_seconds = self.settings.limits.max_seconds
+        max_seconds, connection = self.settings.limits.max_seconds, request.scope["state"]["connection"]
 
         def begun(waited_s: float) -> T:
             call.waited_s = waited_s
@@ -228,7 +223,7 @@ class App(Calls):
                 raise
 
         with self.hosting.using(hosted):
-            return await self.turns.take(begun, min(max(wait_s, 0), max_seconds), request.is_disconnected)
+            return await self.turns.take(begun, min(max(wait_s, 0), max_seconds), lambda: connection.cycle.disconnected)
 
     def _found(self, memory: Memory, question: Question, write: Callable[[Neighbours], bytes]) -> bytes:
         """In blocks of moments, between which the time is looked at."""

@@ -195,9 +195,9 @@ class Calls:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _pieces(content: Any) -> AsyncIterator[bytes]:
+async def _pieces(content: Any) -> AsyncIterator[memoryview]:
     for start in range(0, len(content), PIECE):
-        yield content[start : start + PIECE]
+        yield memoryview(content)[start : start + PIECE]
 
 
 async def _linger(request: Request) -> None:

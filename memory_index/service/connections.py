@@ -7,30 +7,32 @@ comes a byte at a time, answers that nobody reads, and how many there are.
 from __future__ import annotations
 
 import asyncio
-import resource
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from memory_index.listening import allow_open_files
+
+HEAD_BYTES = 65536  # of a head, and of what stands between and behind pieces of a body
 HEADER_S = 10.0  # for the head of a request to come, and for a TLS handshake
 LOOK_S = 0.5
-FILES = 8192  # open ones; connections that have not been counted yet need some too
 
 
-class Connection(H11Protocol):
+class Connection(HttpToolsProtocol):
     """One connection. says: told its address and why it was cut off. most: of all. stall_s: for an answer to be read.
 
     Idle from `idle_since` on; while the head of a request comes, it began to `coming_since`.
     """
 
-    def __init__(self, *, says: Callable[[str, str], None], most: int, stall_s: float, **of_uvicorn: Any) -> None:
+    def __init__(self, *, says: Callable[[Any, str], None], most: int, stall_s: float, **of_uvicorn: Any) -> None:
         super().__init__(app_state={"connection": self}, **of_uvicorn)  # requests find it in their scope
         self._says, self._most, self._stall_s = says, most, stall_s
-        self.idle_since = self.loop.time()
+        self.idle_since, self._beside = self.loop.time(), 0  # bytes that have come since an answer, or some of a body
         self.coming_since: float | None = self.idle_since
 
     @property
@@ -46,19 +48,27 @@ class Connection(H11Protocol):
             min(idle, key=lambda each: each.idle_since).cut("")
 
     def data_received(self, data: bytes) -> None:
-        """Note when a request begins to come."""
+        """Note when a request begins to come, and bound its head, which the parser does not."""
         if not self.is_answering and self.coming_since is None:
             self.coming_since = self.loop.time()
+        self._beside += len(data)
         super().data_received(data)
+        if self._beside > HEAD_BYTES:
+            self.cut(f"a head of more than {HEAD_BYTES:,} bytes")
+
+    def on_body(self, body: bytes) -> None:
+        """Some of a body has come."""
+        self._beside = 0
+        super().on_body(body)
 
     def on_response_complete(self) -> None:
         """Note that it is idle from now on."""
-        self.idle_since, self.coming_since = self.loop.time(), None
+        self.idle_since, self.coming_since, self._beside = self.loop.time(), None, 0
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, and tell it."""
-        self._tell("it does not speak HTTP")
+        self._says(self.client, "it does not speak HTTP")
         super().send_400_response(msg)
 
     def look(self) -> None:
@@ -74,11 +84,8 @@ class Connection(H11Protocol):
     def cut(self, why: str) -> None:
         """End it at once, whatever it has not sent or read. why: for the log; empty where the log has it already."""
         if why:
-            self._tell(why)
+            self._says(self.client, why)
         self.transport.abort()
-
-    def _tell(self, why: str) -> None:
-        self._says(":".join(map(str, self.client or ())), why)
 
 
 class Server(uvicorn.Server):
@@ -108,11 +115,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, with little time for a TLS handshake: connections are counted only after it."""
         await super().startup(sockets=[])
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        allow_open_files()
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(2, thread_name_prefix="read"))
         for each in sockets or ():
             self.servers.append(await loop.create_server(self._made, sock=each, backlog=1024, **self._ssl))
         self._looking = loop.create_task(self._look())

@@ -141,9 +141,9 @@ class Service:
         if self._log is not None and not (call.method in PROBES and call.status == "ok"):
             self._log.call(call)
 
-    def _cut_off(self, peer: str, reason: str) -> None:
+    def _cut_off(self, client: Sequence[Any] | None, reason: str) -> None:
         if self._log is not None:
-            self._log.line({"event": "cut off", "peer": peer, "reason": reason})
+            self._log.line({"event": "cut off", "peer": ":".join(map(str, client or ())), "reason": reason})
 
     def _look(self, steps: Mapping[str, Callable[[], str | None]]) -> None:
         """Follow tokens, versions and the certificate, until the end. A step says what has changed, or raises."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ class Turns:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
         self.num_waiting, self.is_at_work = 0, False
 
-    async def take(self, work: Callable[[float], T], wait_s: float, is_gone: Callable[[], Awaitable[bool]]) -> T:
+    async def take(self, work: Callable[[float], T], wait_s: float, is_gone: Callable[[], bool]) -> T:
         """What the work returns or raises. work: is given the seconds that were waited.
 
         Raises `BusyError` if it would wait longer than `wait_s`, or if too many wait already, and `ClientDisconnect`
@@ -58,7 +58,7 @@ class Turns:
                 self.is_at_work = False  # not before, though nobody may wait for it any more
 
         try:
-            if await is_gone():
+            if is_gone():
                 raise ClientDisconnect
             self.is_at_work = True
             return await asyncio.get_running_loop().run_in_executor(self._thread, done)
