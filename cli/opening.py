@@ -348,4 +348,4 @@ def options_like(manifest: Manifest, options: ReadOptions) -> ReadOptions:
     if options.time_zone is None and step.time_zone is not None:
         note(f"times without a UTC offset are read in {step.time_zone}, the time zone of the version")
     like = replace(options, step=options.step or step.frequency, time_zone=options.time_zone or step.time_zone)
-    return with_recorded(like, manifest.recorded_covariates)
+    return with_recorded(like, manifest.recorded_covariates, manifest.reading)

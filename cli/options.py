@@ -343,11 +343,14 @@ def reads_future(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def reading_flags(options: ReadOptions) -> list[str]:
-    """The flags that make these reading options, without those that say the default."""
-    flags = []
+    """The flags that make these reading options, without those that say the default or that a version remembers."""
+    from memory_index.tables.covariate_roles import ROLES
+    from memory_index.tables.recorded_roles import NAMING
+
+    remembered, flags = {"recorded", "remembered", *NAMING, *ROLES, "calendar", "holidays"}, []
     for field in fields(options):
         value = getattr(options, field.name)
-        if value == field.default or field.name == "recorded":  # which versions keep, and no one types
+        if value == field.default or field.name in remembered:
             continue
         values = value if isinstance(value, tuple) else (value,)
         values = (",".join(values),) if field.name in (*BY_COMMAS, "id_column") else values

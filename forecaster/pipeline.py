@@ -387,7 +387,7 @@ class Forecaster:
         manifest, options = self.memory.manifest, self.options
         step = options.step or manifest.step.frequency
         like = replace(options, step=step, time_zone=options.time_zone or manifest.step.time_zone)
-        return with_recorded(like, manifest.recorded_covariates)
+        return with_recorded(like, manifest.recorded_covariates, manifest.reading)
 
     def _open(self, ref: str) -> LocalMemory:
         return open_version(Store(self.folder / INDEXES).resolve(ref), load_encoder=load_encoder)

@@ -185,7 +185,7 @@ def read_history(history: pd.DataFrame | bytes, manifest: Manifest, question: Ru
     step = manifest.step
     most = question.limits.max_message // CELL_BYTES
     plain = ReadOptions(step=step.frequency, time_zone=step.time_zone, max_cells=most)
-    options = with_recorded(plain, manifest.recorded_covariates)
+    options = with_recorded(plain, manifest.recorded_covariates, manifest.reading)
     if isinstance(history, bytes):
         with tempfile.TemporaryDirectory(prefix="forecast-") as folder:
             file = Path(folder) / "history.csv"

@@ -23,6 +23,7 @@ from memory_index.tables.covariate_roles import ROLES, note_unused, require_reco
 from memory_index.tables.keys import refuse_rows_of_series
 from memory_index.tables.number_times import EXCEL, UNITS, TimeOptions, are_numbers, told_by_size
 from memory_index.tables.problems import Problem, ProblemLog
+from memory_index.tables.series import Remembered
 from memory_index.tables.table_files import RawTable
 from memory_index.tables.timestamps import looks_like_times
 
@@ -73,6 +74,7 @@ class ReadOptions:
     (`tables/calendar.py`), or `auto`; holidays: a country, as `DE` or `DE-BY`. recorded: columns whose kinds and words
     are known already (`with_recorded`). vintages: a file or DataFrame with known columns as they were issued
     (`read_vintages`): they take the place of what the table itself says of these columns, which it need not have.
+    remembered: how a version's own table was read (`recorded_roles.remembered_of`), for what is not said here.
 
     max_cells: larger files are refused, Parquet by its footer before anything is decoded.
 
@@ -103,6 +105,7 @@ class ReadOptions:
     holidays: str | None = None
     recorded: tuple[Covariate, ...] = ()
     vintages: Any = field(default=None, compare=False)
+    remembered: Remembered = ()
 
     def __post_init__(self) -> None:
         fill, duplicate = get_args(FillPolicy), get_args(DuplicatePolicy)

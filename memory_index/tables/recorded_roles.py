@@ -1,19 +1,26 @@
-"""Reading a table as one was read before: the covariates that a version has recorded, merged with what is typed."""
+"""Reading a table as one was read before: the covariates and the names of columns that a version has recorded, merged
+with what is typed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
+from typing import Any
 
 from memory_index.covariates import Covariate
 from memory_index.errors import IncompatibleError
 from memory_index.tables.calendar import CALENDAR, HOLIDAYS, names_of
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.covariate_roles import ROLES
+from memory_index.tables.series import Remembered
+
+NAMING = ("time_column", "id_column", "value_column", "columns", "ignore", "missing")  # what is remembered
 
 
-def with_recorded(options: ReadOptions, columns: Iterable[Covariate]) -> ReadOptions:
-    """Reading options with the roles, kinds and words of covariates that were recorded, as by a version.
+def with_recorded(options: ReadOptions, columns: Iterable[Covariate], remembered: Remembered = ()) -> ReadOptions:
+    """Reading options with the roles, kinds and words of covariates that were recorded, as by a version, and the names
+    that it remembers.
 
     Nothing needs to be typed again; what is typed must agree. Raises `IncompatibleError` for a role, a column, a
     calendar or holidays that differ from what was recorded.
@@ -59,4 +66,39 @@ def with_recorded(options: ReadOptions, columns: Iterable[Covariate]) -> ReadOpt
         calendar=features,
         holidays=country,
         recorded=columns,
+        remembered=remembered,
     )
+
+
+def remembered_of(options: ReadOptions, names: Collection[str]) -> Remembered:
+    """What a version remembers of how its table, whose columns have these names, was read."""
+    said = {name: getattr(options, name) for name in NAMING}
+    said |= {name: tuple(each for each in said[name] or () if each in names) for name in ("columns", "ignore")}
+    return tuple((name, value) for name, value in said.items() if value)
+
+
+def as_remembered(options: ReadOptions, names: Collection[str]) -> ReadOptions:
+    """The options for a table whose columns have these names: what was not typed is as a version remembers it, where
+    the table has these columns.
+    """
+    said, taken = dict(options.remembered), {*options.roles, *options.ignore, *(options.columns or ())}
+    free = [name for name in names if name not in taken]
+    found: dict[str, Any] = {}
+    for name in ("time_column", "id_column", "value_column"):
+        value = said.get(name, ())
+        wanted = value if not isinstance(value, str) else (value,) if value in free else _parts(value)
+        if wanted and getattr(options, name) is None and set(wanted) <= set(free):
+            found[name] = value
+    if "id_column" in said and "id_column" not in found and options.id_column is None:
+        found.pop("value_column", None)  # this table is wide, the one before was long
+    if options.columns is None and (columns := tuple(name for name in said.get("columns", ()) if name in free)):
+        found["columns"] = columns
+    if not options.ignore:
+        found["ignore"] = tuple(name for name in said.get("ignore", ()) if name in free)
+    if not options.missing:
+        found["missing"] = said.get("missing", ())
+    return replace(options, remembered=(), **found)
+
+
+def _parts(names: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in names.split(","))

@@ -19,6 +19,9 @@ LAST_BITS = 2.0**-40  # of the largest value: some thousand roundings of float64
 COARSE_FIX = "subtract a level from it first, and add that to its forecasts"
 
 
+Remembered = tuple[tuple[str, str | tuple[str, ...]], ...]  # options that name columns, by name
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
     """One univariate sequence on a regular grid.
@@ -45,6 +48,7 @@ class SeriesTable:
     source: str  # file name, for messages
     notes: tuple[str, ...] = ()  # what the reader did on request (sorted, filled, left out), or found worth a look
     covariates: Covariates | None = None  # what is known beside the targets; None where no column has such a role
+    reading: Remembered = ()  # how its columns were named, for tables that are read like it
     whole_windows: bool = False  # whether windows that touch a missing cell are left out, as `drop` asks
 
     def rule(self, spec: WindowSpec) -> WindowSpec:

@@ -91,7 +91,7 @@ def build(
     plan, training, origins, widths = contents.plan, contents.training, contents.origins, contents.widths
     check_factory(factory, widths, {space: group_sizes(space.scope, origins) for space in plan.spaces})
     transform, chosen_transform = fit_transform(transform, training)
-    inside, when = table_inside(transform, training), typed(schedule)
+    inside, when = table_inside(transform, training), typed(schedule) | {"reading": table.reading}
     with store.staging(name) as staging:
         how = {"lookback": window.lookback, "horizon": window.horizon, "scopes": contents.scopes}
         fitted = fit(inside, fit_origins or origins, contents.encoder, **how)

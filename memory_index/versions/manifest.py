@@ -20,6 +20,7 @@ from memory_index.files import FileRecord, sha256_of
 from memory_index.origins import Schedule, schedule_of_a_version
 from memory_index.skipped import Skipped
 from memory_index.splits import Split
+from memory_index.tables.series import Remembered
 from memory_index.transforms import NO_TRANSFORM, Transform, transform_from_json
 from memory_index.types import KeySpace, Scope
 from memory_index.windows import Step, WindowSpec
@@ -117,6 +118,7 @@ class Manifest:
     transform: Transform = NO_TRANSFORM
     covariates: tuple[CovariateColumn, ...] = ()
     shared_covariates: bool = False  # whether all series have the same ones, which are stored once
+    reading: Remembered = ()  # how the columns of its table were named
     every: str | None = None  # which origins are stored, as `origins.schedule_of_a_version` reads it; None: all
     at: str | None = None
 
@@ -291,6 +293,7 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
                 "built": _build_record(document["built"]),
                 "budget": _budget_record(document.get("budget")),
                 "transform": transform_from_json(document.get("transform", {})),
+                "reading": tuple((name, _tuple(value)) for name, value in document.get("reading", ())),
                 "covariates": tuple(covariate_column(each) for each in document.get("covariates", ())),
             }
         )
@@ -298,6 +301,10 @@ def manifest_from_json(text: str, *, where: str) -> Manifest:
         raise VerificationError(
             f"{where} cannot be read: {error}", hint="restore the version or build it again"
         ) from error
+
+
+def _tuple(value: str | list[str]) -> str | tuple[str, ...]:
+    return value if isinstance(value, str) else tuple(value)
 
 
 def covariate_column(document: dict[str, Any]) -> CovariateColumn:
