@@ -97,7 +97,8 @@ def _price_task(short: str, path: Path, first: pd.Timestamp, end: pd.Timestamp, 
     hour = pd.Timedelta(hours=1)
     split = ("--until", str(first - PRICE_VALIDATION - hour), "--val-until", str(first - hour))
     origins = ("--from", str(first - hour), "--every", "24h", "--at", "23:00", "--scaled-by", "origin")
-    return Task(f"price-{short}", file, ("--lookback", "336", "--horizon", "24", *split), origins)
+    build = ("--lookback", "336", "--horizon", "24", "--at", "23:00", *split)
+    return Task(f"price-{short}", file, build, origins)
 
 
 def _m4_task(folder: Path, work_dir: Path) -> Task:

@@ -241,7 +241,7 @@ def with_scenario(
     """The table with the changes of `--set-known` over the horizon after each series' end, or `at`, said aloud."""
     from memory_index.scenarios import parse_changes, with_changes
 
-    changes = parse_changes(set_known or ())
+    changes = parse_changes(set_known)
     changed = with_changes(table, changes, memory.manifest.covariates, memory.windows.spec.horizon, at=at)
     if changes:
         note(f"scenario: {', '.join(map(str, changes))} over the horizon")
@@ -254,6 +254,14 @@ def tell_bounds(table: SeriesTable, memory: Memory, bounds: Bounds | None = None
 
     if said := BoundsOf(memory, bounds).said(table):
         note(said)
+
+
+def tell_schedule(memory: Memory, origin: np.datetime64) -> None:
+    """Say that a version was built for other origins, if it was."""
+    from memory_index.forecast_notes import off_schedule, off_schedule_note
+
+    if len(off_schedule(memory.manifest, origin.reshape(1))):
+        note(off_schedule_note(memory.manifest, origin))
 
 
 def tell_skipped(skipped: Sequence[Skipped], done: str, *, source: str, strict: bool) -> None:

@@ -87,7 +87,7 @@ def evaluate(
     """
     config, spec, manifest = predictor.config, memory.windows.spec, memory.manifest
     whole, views = spec.scored(config.model.horizon), memory.windows.views
-    every = require_origins(table, whole, manifest.split, part, schedule=schedule, views=views)
+    every = require_origins(table, whole, manifest.split, part, schedule=schedule or manifest.schedule, views=views)
     origins, skipped = scored_origins(table, every, manifest.split, predictor.units, part)
     counted = tally(
         table,

@@ -40,11 +40,11 @@ from memory_index.closeness import UsualDistances, usual_distances
 from memory_index.errors import IncompatibleError, NotFoundError, NothingNewError, UsageError
 from memory_index.evaluation import Evaluation
 from memory_index.local import LocalMemory
-from memory_index.origins import parse_schedule
+from memory_index.origins import parse_schedule, schedule_of_a_version
 from memory_index.queries import require_no_longer_step, require_same_data
 from memory_index.scenarios import parse_changes, with_changes
 from memory_index.splits import split_by_name
-from memory_index.tables.columns import ReadOptions
+from memory_index.tables.columns import ReadOptions, several
 from memory_index.tables.known_ahead import read_known_ahead
 from memory_index.tables.reading import read_frame
 from memory_index.tables.recorded_roles import with_recorded
@@ -71,7 +71,8 @@ class Forecaster:
     for a temporary one that goes with the object. device: `auto`, `cpu` or `cuda`. options: how tables are read. known,
     observed, static: names of covariates: columns whose future is known, whose past alone is known, and that have one
     value for each series (docs/covariates.md). transform: units that memory and model work in, `none`, `asinh`, `log1p`
-    or `auto` (`memory_index.transforms`). settings: any setting of `forecaster.config` by name.
+    or `auto` (`memory_index.transforms`). every, at: only the origins that operation has, such as `24h` and `23:00`,
+    in the memory, in training and in scores. settings: any setting of `forecaster.config` by name.
 
     Tables are DataFrames, long (`unique_id, ds, y`) or wide (a time column and one column per series); without a time
     column, an index of times is it. vintages, of any method: known covariates as they were issued, of which each window
@@ -89,19 +90,21 @@ class Forecaster:
         device: str = "auto",
         options: ReadOptions | None = None,
         transform: str = "none",
-        known: Sequence[str] = (),
-        observed: Sequence[str] = (),
-        static: Sequence[str] = (),
+        every: str | None = None,
+        at: str | None = None,
+        known: str | Sequence[str] = (),
+        observed: str | Sequence[str] = (),
+        static: str | Sequence[str] = (),
         **settings: Any,
     ) -> None:
         self.config = Config.from_dict({"horizon": horizon, "lookback": lookback, **settings})
-        self.transform = transform
+        self.transform, self.schedule = transform, schedule_of_a_version(every, at)
         options = options or ReadOptions()
         self.options = replace(
             options,
-            known=tuple(known) or options.known,
-            observed=tuple(observed) or options.observed,
-            static=tuple(static) or options.static,
+            known=several(known) or options.known,
+            observed=several(observed) or options.observed,
+            static=several(static) or options.static,
         )
         self.split, self.device = split, device
         self._temporary = tempfile.TemporaryDirectory(prefix="forecaster-") if folder is None else None
@@ -136,17 +139,11 @@ class Forecaster:
                 hint="make a new Forecaster, with another folder",
             )
         window = WindowSpec(lookback=self.config.model.lookback, horizon=self.config.model.horizon)
+        how: dict[str, Any] = {"transform": self.transform, "schedule": self.schedule}
         split = split_by_name(self.split, table.times)
-        version = build(table, Store(self.folder / INDEXES), NAME, window=window, split=split, transform=self.transform)
-        train_run(
-            table,
-            open_version(version),
-            version.ref,
-            self.config,
-            self.folder / RUN,
-            neighbours_dir=self.folder / NEIGHBOURS,
-            device=self.device,
-        )
+        version = build(table, Store(self.folder / INDEXES), NAME, window=window, split=split, **how)
+        how = {"neighbours_dir": self.folder / NEIGHBOURS, "device": self.device}
+        train_run(table, open_version(version), version.ref, self.config, self.folder / RUN, **how)
         self._ref, self._history = version.ref, table
         self._predictor = load_predictor(self.run, device=self.device)
         return self
@@ -158,7 +155,7 @@ class Forecaster:
         *,
         vintages: pd.DataFrame | None = None,
         quantiles: tuple[float, ...] = (),
-        set_known: Sequence[str] = (),
+        set_known: str | Sequence[str] | None = None,
         lower: float | None = None,
         upper: float | None = None,
         update_memory: bool = True,
@@ -215,7 +212,8 @@ class Forecaster:
     ) -> Evaluation:
         """Score every window of a part (`train`, `val`, `test`), with the memory that was trained against.
 
-        every, at: only the origins that operation has, such as `24h` and `23:00` (`memory_index.parse_schedule`).
+        every, at: only the origins that operation has, such as `24h` and `23:00` (`memory_index.parse_schedule`); by
+        default those of the memory.
         """
         predictor, trained = self._require_fitted(), self._trained_ref()
         table, memory = self._read(frame, vintages), self._open(trained)

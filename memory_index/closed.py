@@ -14,6 +14,7 @@ from memory_index.types import Queries
 
 LEAST_SEASONS = 4  # values of one step of the season that tell anything of it
 MOSTLY_OPEN = 0.75  # share of the other steps' values that are not 0: of a series of rare sales a zero tells nothing
+CHANCE = 0.001  # that any step of the season is 0 in all of them though zeros fall anywhere, at most
 
 
 class Closed(NamedTuple):
@@ -27,8 +28,10 @@ def closed_steps(queries: Queries, season: int | None, horizon: int, known: tupl
     """Of each query; None where there is no such step, or where the windows are too short to tell.
 
     A step is always 0 if it is in all of at least `LEAST_SEASONS` seasons of the context in which it is known, while
-    most values at other steps are not 0. known: numbers of the covariates that are known ahead; one that was the same
-    at this step in all seasons of the context, and is another now, says that this time may differ (an open Sunday).
+    most values at other steps are not 0, so few of them that this is no accident: with a share q of zeros at other
+    steps, any of S steps is 0 in all of n seasons with a chance of at most S q^n. known: numbers of the covariates that
+    are known ahead; one that was the same at this step in all seasons of the context, and is another now, says that
+    this time may differ (an open Sunday).
     """
     context = queries.context
     b, n, lookback = context.shape
@@ -40,6 +43,8 @@ def closed_steps(queries: Queries, season: int | None, horizon: int, known: tupl
     always = (observed >= LEAST_SEASONS) & (zeros == observed)
     others, others_zero = (np.where(always, 0, each).sum(axis=2) for each in (observed, zeros))
     is_open = (others >= LEAST_SEASONS) & (others_zero <= (1 - MOSTLY_OPEN) * others)
+    share = (others_zero + 1) / (others + 1)  # one more, as none in a few says little of how rare they are
+    always &= season * share[..., None] ** observed <= CHANCE
     never = (observed == 0) & (observed.max(axis=2) >= LEAST_SEASONS)[..., None]
     phase = np.arange(horizon) % season  # the context ends with the last step of a season
     zero, unobserved = (always & is_open[..., None])[..., phase], never[..., phase]

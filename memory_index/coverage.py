@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memory_index.local import LocalMemory
+from memory_index.origins import steps_apart
 from memory_index.windows import StoredWindows
 
 MAX_STRETCHES = 240  # of time, all of one length: more would not be told apart in a picture
@@ -70,7 +71,8 @@ def coverage(memory: LocalMemory) -> Coverage:
     rows = np.argsort(windows.series, kind="stable")  # by series, each in time order
     origin = windows.origin(rows)
     counts = np.bincount(windows.series, minlength=num_series)
-    edges, most = _stretches(windows, origin)
+    stride = windows.spec.stride * steps_apart(memory.manifest.schedule, windows.step)
+    edges, most = _stretches(windows, origin, stride)
     place = windows.series[rows] * len(most) + np.searchsorted(edges, origin, side="right") - 1
     ends = np.cumsum(counts)
     return Coverage(
@@ -84,7 +86,7 @@ def coverage(memory: LocalMemory) -> Coverage:
         last_origin=_at(origin, ends - 1, counts > 0),
         first_known_at=_at(windows.known_at[rows], ends - counts, counts > 0),
         last_known_at=_at(windows.known_at[rows], ends - 1, counts > 0),
-        gaps=_gaps(windows, rows),
+        gaps=_gaps(windows, rows, stride),
         train_until=np.datetime64(split.train_until, "ns"),
         val_until=None if split.val_until is None else np.datetime64(split.val_until, "ns"),
         test_until=None if split.test_until is None else np.datetime64(split.test_until, "ns"),
@@ -92,9 +94,8 @@ def coverage(memory: LocalMemory) -> Coverage:
     )
 
 
-def _stretches(windows: StoredWindows, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _stretches(windows: StoredWindows, origin: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
     """Edges [G + 1] of stretches that hold all origins, and how many windows of one series fit into each [G]."""
-    stride = windows.spec.stride
     num_steps = len(windows.step.until(origin.min(), origin.max()))
     width = -(-num_steps // MAX_STRETCHES)
     width += -width % stride
@@ -108,11 +109,12 @@ def _at(times: np.ndarray, place: np.ndarray, there: np.ndarray) -> np.ndarray:
     return np.where(there, times[np.where(there, place, 0)], np.datetime64("NaT", "ns"))
 
 
-def _gaps(windows: StoredWindows, rows: np.ndarray) -> tuple[Gap, ...]:
-    """rows: all rows by series, each in time order."""
-    stride = windows.spec.stride
+def _gaps(windows: StoredWindows, rows: np.ndarray, stride: int) -> tuple[Gap, ...]:
+    """rows: all rows by series, each in time order. stride: steps between two origins; a day on which the clock changes
+    has one more or less, which is no gap.
+    """
     series, origin_row = windows.series[rows], windows.origin_row[rows]
-    before = np.flatnonzero((np.diff(series) == 0) & (np.diff(origin_row) > stride))
+    before = np.flatnonzero((np.diff(series) == 0) & (np.diff(origin_row) >= 2 * stride))
     return tuple(
         Gap(
             series_id=windows.series_ids[series[place]],

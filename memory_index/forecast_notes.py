@@ -7,8 +7,24 @@ import pandas as pd
 
 from memory_index.bounds import BoundsOf
 from memory_index.queries import QueryBlock
+from memory_index.versions.manifest import Manifest
 
 SHOWN = 3  # steps that a note names
+
+
+def off_schedule(manifest: Manifest, origins: np.ndarray) -> np.ndarray:
+    """Those of some origins, datetime64[ns], that a version was not built for; none of one that has every origin."""
+    if manifest.schedule is None or not len(origins):
+        return origins[:0]
+    return origins[~np.isin(origins, manifest.schedule.moments(manifest.step, origins.min(), origins.max()))]
+
+
+def off_schedule_note(manifest: Manifest, origin: np.datetime64) -> str:
+    """What to know of an origin beside the schedule."""
+    return (
+        f"the origin {manifest.step.isoformat(origin)} is none that the version was built for ({manifest.schedule}): "
+        "linear maps and neighbours do not fit it; ask for such an origin, or build without --at"
+    )
 
 
 class ForecastNotes:
@@ -19,10 +35,12 @@ class ForecastNotes:
         self.zero: dict[str, np.ndarray] = {}  # by series: steps that are held at 0
         self.unobserved: dict[str, np.ndarray] = {}  # and steps of the season that were never observed
         self.not_below: set[str] = set()  # series whose context has nothing below 0
+        self.off_schedule: set[np.datetime64] = set()  # origins that the version has no windows with
 
     def add(self, block: QueryBlock) -> None:
         """What the contexts of a block tell."""
         queries, step = block.queries, self.within.memory.windows.step
+        self.off_schedule.update(off_schedule(self.within.memory.manifest, queries.origin))
         above = ~(queries.context < 0).any(axis=2) & block.wanted
         self.not_below.update(map(str, queries.series_id[above.any(axis=0)]))
         if (closed := self.within.closed(queries)) is None:
@@ -35,6 +53,8 @@ class ForecastNotes:
     def said(self, forecast: pd.DataFrame) -> list[str]:
         """The notes, a sentence each. forecast: `unique_id`, `yhat` and quantiles."""
         notes = []
+        if self.off_schedule:
+            notes.append(off_schedule_note(self.within.memory.manifest, min(self.off_schedule)))
         if self.zero:
             notes.append(
                 f"{self._named(self.zero)} always 0 at a step of the season: forecasts there are 0 "

@@ -66,9 +66,9 @@ def evaluate(
     """Score the memory's forecast of every window of a part (`train`, `val`, `test`), asked under `causal`.
 
     Bounded memory: so many moments (`block`) at a time; the scores do not depend on it. schedule: only the origins that
-    it has. levels: of the quantiles that are scored too, calibrated as those of `forecast` as of each origin; the
-    neighbours' futures are sorted for them, which takes about as long as everything else. scaled_by: see
-    `scaling.naive_errors`. each: called with every block of forecasts.
+    it has, by default those of the version. levels: of the quantiles that are scored too, calibrated as those of
+    `forecast` as of each origin; the neighbours' futures are sorted for them, which takes about as long as everything
+    else. scaled_by: see `scaling.naive_errors`. each: called with every block of forecasts.
     report: called with (windows done, all windows).
 
     Raises `DataError` (no such part, no window in it), `NotFoundError` (no neighbours, unless on_empty allows),
@@ -77,7 +77,7 @@ def evaluate(
     options, spec, manifest = options or MemoryOptions(), memory.windows.spec, memory.manifest
     views = memory.windows.views
     units = dict(zip(manifest.series_ids, raw_units(memory), strict=True))
-    every = require_origins(table, spec, manifest.split, part, schedule=schedule, views=views)
+    every = require_origins(table, spec, manifest.split, part, schedule=schedule or manifest.schedule, views=views)
     origins, skipped = scored_origins(table, every, manifest.split, units, part)
     counted = tally(
         table,

@@ -7,7 +7,9 @@ again and again.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,10 +36,8 @@ class Schedule:
     at: pd.Timedelta | None = None
 
     def __str__(self) -> str:
-        """As it would be typed."""
-        hours = self.every / pd.Timedelta(hours=1)
-        every = f"every {hours:g}h" if hours == int(hours) else f"every {hours * 60:g}min"
-        return every if self.at is None else f"{every} at {self.at.components.hours:02}:{self.at.components.minutes:02}"
+        """As people say it."""
+        return f"every {_typed(self.every)}" + ("" if self.at is None else f" at {_clock(self.at)}")
 
     def moments(self, step: Step, first: np.datetime64, last: np.datetime64) -> np.ndarray:
         """Every moment of the schedule from `first` to `last`, datetime64[ns] [n], ascending.
@@ -65,21 +65,64 @@ def scheduled(table: SeriesTable, origins: list[np.ndarray], schedule: Schedule)
 
     Raises `UsageError` if it does not go with the steps of the table, or there are origins but none is on it.
     """
-    times = [series.times[rows] for series, rows in zip(table.series, origins, strict=True)]
-    some = [each for each in times if len(each)]
     _require_whole_steps(schedule, table.step)
-    if not some:
-        return origins
-    first, last = min(each[0] for each in some), max(each[-1] for each in some)
-    moments = schedule.moments(table.step, first, last)
-    chosen = [rows[np.isin(each, moments)] for rows, each in zip(origins, times, strict=True)]
-    if not any(len(rows) for rows in chosen):
+    times = [series.times for series in table.series]
+    chosen = on_schedule(table.step, times, origins, schedule)
+    if any(len(rows) for rows in origins) and not any(len(rows) for rows in chosen):
+        first, last = _ends(times, origins)
         raise UsageError(
             f"no origin of {table.source} is {schedule}: its steps of {table.step.frequency} go from "
             f"{table.step.isoformat(first)} to {table.step.isoformat(last)}",
             hint="choose --at as the time of a step",
         )
     return chosen
+
+
+def on_schedule(
+    step: Step, times: Sequence[np.ndarray], origins: Sequence[np.ndarray], schedule: Schedule | None
+) -> list[np.ndarray]:
+    """Those of some origins, rows of each series, that a schedule has; all where there is none. times: of the steps of
+    each series.
+    """
+    if schedule is None or not any(len(rows) for rows in origins):
+        return list(origins)
+    moments = schedule.moments(step, *_ends(times, origins))
+    return [rows[np.isin(each[rows], moments)] for each, rows in zip(times, origins, strict=True)]
+
+
+def _ends(times: Sequence[np.ndarray], origins: Sequence[np.ndarray]) -> tuple[np.datetime64, np.datetime64]:
+    """The first and the last origin of all series."""
+    some = [(each[rows[0]], each[rows[-1]]) for each, rows in zip(times, origins, strict=True) if len(rows)]
+    return min(first for first, _ in some), max(last for _, last in some)
+
+
+def schedule_of_a_version(every: str | None, at: str | None) -> Schedule | None:
+    """As `parse_schedule`, for origins that are stored: the same times of each day, however far the table goes on.
+
+    Raises `UsageError` for a schedule that depends on where it begins.
+    """
+    schedule = parse_schedule(every, at)
+    if schedule is None:
+        return None
+    if schedule.at is None or DAY % schedule.every != pd.Timedelta(0):
+        raise UsageError(
+            f"windows cannot be stored {schedule}: which ones would depend on where a table begins",
+            hint="give a time of day with --at, as --at 23:00, and --every as a day or a part of one, as 24h or 6h",
+        )
+    return schedule
+
+
+def typed(schedule: Schedule | None) -> dict[str, Any]:
+    """`every` and `at` of a stored schedule, as `schedule_of_a_version` takes them; nothing without one."""
+    if schedule is None or schedule.at is None:
+        return {}
+    return {"every": _typed(schedule.every), "at": _clock(schedule.at)}
+
+
+def steps_apart(schedule: Schedule | None, step: Step) -> int:
+    """Steps from one origin to the next; 1 without a schedule."""
+    length = step_length(step)
+    return 1 if schedule is None or length is None else max(1, round(schedule.every / length))
 
 
 def _first_and_second(clock: pd.DatetimeIndex, time_zone: str, every: pd.Timedelta) -> np.ndarray:
@@ -126,6 +169,10 @@ def _require_whole_steps(schedule: Schedule, step: Step) -> None:
             f"{schedule} is no whole number of steps of {step.frequency}",
             hint=f"choose a multiple of the step, such as --every {_typed(max(1, schedule.every // length) * length)}",
         )
+
+
+def _clock(at: pd.Timedelta) -> str:
+    return f"{at.components.hours:02}:{at.components.minutes:02}"
 
 
 def _typed(length: pd.Timedelta) -> str:

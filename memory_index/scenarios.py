@@ -15,6 +15,7 @@ import numpy as np
 from memory_index.covariate_map import CovariateColumn
 from memory_index.covariates import Covariate, CovariateValues
 from memory_index.errors import UsageError
+from memory_index.tables.columns import several
 from memory_index.tables.series import SeriesTable
 from memory_index.tables.steps_ahead import covariates_ahead
 
@@ -34,10 +35,10 @@ class Change:
         return f"{self.name}{self.how}{self.value}"
 
 
-def parse_changes(texts: Iterable[str]) -> tuple[Change, ...]:
-    """`temperature=5` or `temperature+=5`, each. Raises `UsageError`."""
+def parse_changes(texts: str | Iterable[str] | None) -> tuple[Change, ...]:
+    """`temperature=5` or `temperature+=5`: one, several, or none. Raises `UsageError`."""
     changes = []
-    for text in texts:
+    for text in several(texts):
         found = re.fullmatch(r"\s*([^=]*?[^=+\s])\s*(\+?=)\s*(.*?)\s*", text, flags=re.DOTALL)
         if found is None or not found[3]:
             raise UsageError(

@@ -128,6 +128,16 @@ def test_which_steps_are_closed(context, season, zero):
     assert (None if found is None else np.flatnonzero(found.zero[0, 0]).tolist()) == zero
 
 
+@pytest.mark.parametrize(("num_seasons", "share"), [(4, 0.05), (4, 0.15), (7, 0.2), (21, 0.24)])
+def test_zeros_that_fall_anywhere_close_no_step(num_seasons, share):
+    """Of 2,000 windows of a day's season at most a few in a thousand, as many as the chance that is allowed."""
+    random = np.random.default_rng(num_seasons)
+    context = np.where(random.random((1, 2000, 24 * num_seasons)) < share, 0.0, 1.5).astype(np.float32)
+    names = np.arange(2000).astype(str)
+    found = closed_steps(replace(queries(CONTEXT), context=context, series_id=names), 24, 24)
+    assert found is None or found.zero.any(axis=2).sum() <= 6
+
+
 def test_a_known_covariate_that_is_not_as_usual_opens_a_step():
     quiet, weather = np.zeros(71), np.arange(71) * 0.3
     assert closed_steps(queries(CONTEXT, np.stack([quiet, weather])), 7, 8, (0, 1)).zero.sum() == 1

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from covariate_fixtures import built_with, covariate_table
+from pandas.testing import assert_frame_equal
 from service_fixtures import PATIENCE_S, whole_service
 
 from cli.commands.index_serve import served_runs
@@ -244,7 +245,9 @@ def test_from_python() -> None:
     filled = empty.assign(temperature=future["temperature"].to_numpy(), holiday=future["holiday"].to_numpy())
     found = model.predict(future=filled)
     assert np.abs(found["yhat"].to_numpy() - frame()["demand"].to_numpy()[NUM_STEPS:]).mean() < 10
-    cold = model.predict(future=filled, set_known=["temperature+=-10"])
+    cold = model.predict(future=filled, set_known="temperature+=-10")
+    assert_frame_equal(cold, model.predict(future=filled, set_known=["temperature+=-10"]))
+    assert_frame_equal(found, model.predict(future=filled, set_known=None))
     assert (cold["yhat"] - found["yhat"]).mean() == pytest.approx(30, abs=12)
     with pytest.raises(UsageError, match="is no known covariate"):
         model.predict(future=filled, set_known=["wind=1"])

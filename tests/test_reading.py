@@ -420,6 +420,15 @@ def test_the_step_can_be_named(write):
             read_table(write(HOURLY), ReadOptions(step=wrong))
 
 
+def test_one_name_where_several_go_is_told(write):
+    for name in ("columns", "ignore", "known", "calendar", "missing"):
+        with pytest.raises(UsageError, match=rf"{name} is 'a', but must be a tuple: \('a',\)"):
+            ReadOptions(**{name: "a"})
+    with pytest.raises(NotFoundError, match="no column 'a, b'") as caught:
+        read_table(write("date,a,b\n2024-01-01,1,2\n2024-01-02,1,2\n"), ReadOptions(columns=("a, b",)))
+    assert "'a' and 'b': give the option once for each" in caught.value.hint
+
+
 # --- faults: file, series, time, row and the flag
 
 

@@ -87,13 +87,16 @@ class Tally:
 
     def intervals(self, length: int) -> dict[str, dict[str, list[float]]]:
         """90% intervals of the mse (and sql) of what training made relative to each other forecast, by moving-block
-        bootstrap over origins, or over series where each has one. length: origins of a block.
+        bootstrap over origins, or over series where each has one. length: origins of a block; none of fewer than two
+        blocks.
         """
         origin, series = (np.concatenate([getattr(each, name) for each in self.asked]) for name in ("origin", "series"))
         group = np.unique(origin, return_inverse=True)[1]
         if group.max() < len(np.unique(series)):
             group, length = series, 1
         found: dict[str, dict[str, list[float]]] = {}
+        if group.max() + 1 < 2 * length:
+            return found
         for measure, kept in (("mse", self.squared), ("sql", self.pinball)):
             sums = {name: np.bincount(group, np.nan_to_num(np.concatenate(parts))) for name, parts in kept.items()}
             for name in sums.keys() - {TRAINED}:

@@ -19,6 +19,7 @@ COLUMNS = (
     *("table", "role", "kept", "trained", "best part", "cross-validation's", "memory alone"),
     *("MASE, memory's", "SQL, memory's", "covered, memory's"),
 )
+COLOURS = ("C0", "0.55", "C2", "C3", "C4", "C5", "C6", "C8", "C9", "C1")  # of others than the trained run
 RELATIVE_TO = ("best part", "cross-validation's part", "memory alone", "SQL of the memory")
 OURS = (TRAINED, MEMORY, "seasonal_naive")  # beside other packages
 
@@ -75,32 +76,34 @@ def beside(row: dict[str, Any], measure: str) -> dict[str, float]:
 
 
 def show_others(rows: Rows) -> None:
-    """MASE, scaled quantile loss of everything on the windows that other packages forecast; means relative to the
-    seasonal naive forecast, geometric, over the tables that all of them have.
+    """MASE and scaled quantile loss of everything on the windows that other packages forecast. Last their geometric
+    means relative to what training made, over the tables that all have.
     """
-    names = [*OURS, *OTHERS]
+    names = others_in(rows)
     print(f"\nMASE, SQL\n\n| table | windows | {' | '.join(names)} |\n|{'---|' * (len(names) + 2)}")
     for name, row in rows.items():
         mase, sql = beside(row, "mase"), beside(row, "sql")
-        best = {id(each): min(each.values()) for each in (mase, sql)}
-
-        def cell(each: dict[str, float], arm: str, best: dict[int, float] = best) -> str:
-            if arm not in each:
-                return ""
-            return f"**{each[arm]:.3f}**" if each[arm] == best[id(each)] else f"{each[arm]:.3f}"
-
-        cells = [", ".join(filter(None, (cell(mase, arm), cell(sql, arm)))) for arm in names]
+        cells = [", ".join(_marked(each, arm) for each in (mase, sql) if arm in each) for arm in names]
         print(f"| {name} | {row['num_few']} | {' | '.join(cells)} |")
-    whole = [row for row in rows.values() if all(arm in beside(row, "mase") for arm in names)]
-    if whole:
+    whole = [row for row in rows.values() if set(names) <= beside(row, "mase").keys()]
+    if not whole:
+        return
+    cells = []
+    for arm in names:
+        found = [[beside(row, measure) for row in whole] for measure in ("mase", "sql")]
+        means = [_geometric([each[arm] / each[TRAINED] for each in of]) for of in found if arm in of[0]]
+        cells.append(", ".join(f"{mean:.3f}" for mean in means))
+    print(f"| relative to trained, {len(whole)} tables | | {' | '.join(cells)} |")
 
-        def relative(measure: str, base: str) -> dict[str, float]:
-            found = [beside(row, measure) for row in whole]
-            return {arm: _geometric([each[arm] / each[base] for each in found]) for arm in names if arm in found[0]}
 
-        mase, sql = relative("mase", OURS[-1]), relative("sql", MEMORY)
-        cells = [f"{mase[arm]:.3f}" + (f", {sql[arm]:.3f}" if arm in sql else "") for arm in names]
-        print(f"| relative to seasonal naive (SQL: to the memory alone), {len(whole)} tables | | {' | '.join(cells)} |")
+def others_in(rows: Rows) -> list[str]:
+    """Ours, and those of other packages that any table has."""
+    return [*OURS, *(name for name in OTHERS if any(name in row.get("others", {}) for row in rows.values()))]
+
+
+def _marked(scores: dict[str, float], arm: str) -> str:
+    """A score, bold where none is better."""
+    return f"**{scores[arm]:.3f}**" if scores[arm] == min(scores.values()) else f"{scores[arm]:.3f}"
 
 
 def _geometric(ratios: list[float]) -> float:
@@ -108,37 +111,35 @@ def _geometric(ratios: list[float]) -> float:
 
 
 def draw(rows: Rows, path: Path) -> None:
-    """MASE of every forecaster on every table, relative to the seasonal naive forecast."""
+    """MASE of everything on every table, relative to what training made."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = [name for name in (*OURS[:2], *OTHERS) if any(name in beside(row, "mase") for row in rows.values())]
     figure, axes = plt.subplots(figsize=(9, 0.34 * len(rows) + 1.4))
-    for number, row in enumerate(rows.values()):
-        found = beside(row, "mase")
-        axes.axhline(number, color="0.92", zorder=0)
-        for order, name in enumerate(names):
-            if name in found:
-                axes.scatter(
-                    found[name] / found["seasonal_naive"],
-                    number,
-                    s=70 if name == TRAINED else 34,
-                    marker="D" if name in OURS else "o",
-                    color=f"C{order}",
-                    zorder=4 if name in OURS else 3,
-                    label=name if number == 0 else None,
-                )
-    axes.axvline(1, color="0.4", lw=1)
+    for order, name in enumerate(others_in(rows)[1:]):
+        at = [number for number, row in enumerate(rows.values()) if name in beside(row, "mase")]
+        ratios = [beside(row, "mase") for row in rows.values()]
+        axes.scatter(
+            [ratios[number][name] / ratios[number][TRAINED] for number in at],
+            at,
+            s=36,
+            marker="D" if name in OURS else "o",
+            color=COLOURS[order],
+            zorder=3,
+            label=name.replace("_", " "),
+        )
+    axes.hlines(range(len(rows)), *axes.get_xlim(), color="0.92", zorder=0)
+    axes.axvline(1, color="0.2", lw=1.5, label=TRAINED)
     axes.set_xscale("log")
-    ticks = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3)
+    ticks = (0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 5, 8)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
-    axes.set_xlabel("MASE relative to the seasonal naive forecast (lower is better)")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.12), ncols=4, frameon=False)
+    axes.set_xlabel("MASE relative to the trained run's (right of the line: worse than it)")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.13), ncols=5, frameon=False)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     figure.savefig(path, dpi=130, bbox_inches="tight")

@@ -41,8 +41,8 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=[*TASKS])
     options = parser.parse_args()
     rows: dict[str, Any] = json.loads(options.rows.read_text()) if options.rows.is_file() else {}
-    for name in options.tasks:
-        for covariates in (True, False):
+    for covariates in (True, False):
+        for name in options.tasks:
             label = f"{name}, {'with' if covariates else 'without'} covariates"
             if label not in rows:
                 rows[label] = TASKS[name](options.data_dir, options.work_dir / name, covariates)

@@ -199,7 +199,7 @@ def _backtest(opened: _Opened, asked: _Asked, indexes: Indexes, options: MemoryO
         from forecaster.runs.intervals import require_calibrated
 
         require_calibrated(levels)
-    scoring = replace(scoring, schedule=scoring.schedule or _usual_schedule(table))
+    scoring = replace(scoring, schedule=scoring.schedule or memory.manifest.schedule or _usual_schedule(table))
     plan = _plan(opened, asked, scoring)
     tell_bounds(table, memory)
     tell_skipped(plan.skipped, "not backtested", source=table.source, strict=asked.strict)

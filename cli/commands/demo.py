@@ -18,8 +18,8 @@ from cli.targets import require_targets
 KNOWN = ("--known", "temperature", "--known", "holiday")
 SERIES, AT = "demand", "2024-01-17 23:00"  # a forecast in the test part, of a cold day
 BACKTEST_FROM = "2024-04-01 23:00"  # the last weeks of it
-BRIEF = ("--set", "train_stride=3", "--device", "cpu")  # every third window
-ONCE_A_DAY = ("--every", "24h", "--at", "23:00")
+ON_CPU = ("--device", "cpu")
+ONCE_A_DAY = ("--at", "23:00")  # when a town's demand of the next day is forecast
 
 
 def demo(
@@ -43,22 +43,22 @@ def demo(
     window = ["--lookback", "168", "--horizon", "24"]
     of_run = [sample, "--run", run]
     _run(context, "data", "check", sample, *KNOWN)
-    _run(context, "index", "build", sample, "--name", "demo", *window, *KNOWN, *indexes)
-    _run(context, "train", sample, "--index", "demo", "--out", run, *BRIEF, *indexes)
-    _run(context, "evaluate", *of_run, *ONCE_A_DAY, *indexes)
+    _run(context, "index", "build", sample, "--name", "demo", *window, *ONCE_A_DAY, *KNOWN, *indexes)
+    _run(context, "train", sample, "--index", "demo", "--out", run, *ON_CPU, *indexes)
+    _run(context, "evaluate", *of_run, *indexes)
     ahead = ["--update-index", "--future", tomorrow]
     _run(context, "forecast", *of_run, *ahead, "--out", str(out / "forecast.csv"), *indexes)
     colder = ["--set-known", "temperature+=-5", "--out", str(out / "colder.csv")]
     _run(context, "forecast", *of_run, *ahead, *colder, *indexes)
     _told(out)
     _run(context, "explain", *of_run, "--series", SERIES, "--at", AT, "--plot", str(picture), *indexes)
-    weeks = ["--from", BACKTEST_FROM, "--at", "23:00", "--plot", str(along)]
+    weeks = ["--from", BACKTEST_FROM, "--plot", str(along)]
     _run(context, "backtest", *of_run, *weeks, *indexes)
     network = ["--out", str(_new_folder(out / "run-network")), "--network", "--no-llm"]
-    _run(context, "train", sample, "--index", "demo@1", *network, *BRIEF, *indexes)
+    _run(context, "train", sample, "--index", "demo@1", *network, *ON_CPU, *indexes)
     note(f"\nThe picture of one forecast taken apart is {picture}, that of the backtest {along}.")
     note("Now your own data (a time column and one column per series, or unique_id, ds, y; weather by --known):")
-    note("  cli index build FILE.csv --name mine --lookback 168 --horizon 24")
+    note("  cli index build FILE.csv --name mine --lookback 168 --horizon 24  (--at 23:00: a forecast a day)")
     note("  cli train FILE.csv --index mine --out runs/mine")
     note("  cli forecast FILE.csv --run runs/mine --update-index --plot forecast.png")
 

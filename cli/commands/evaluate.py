@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -95,6 +96,7 @@ def evaluate(
         tell_series(table, memory.manifest, ref, memory.manifest.series_ids, to=ref)
         score = partial(memory_only.evaluate, memory, options=options)
     tell_bounds(table, memory)
+    scoring = replace(scoring, schedule=scoring.schedule or memory.manifest.schedule)
     how = {"schedule": scoring.schedule, "levels": levels, "scaled_by": scoring.scaled_by}
     with progress(f"scoring {split} windows") as report, _written(scoring.out, table, memory, ref, run) as each:
         result = score(table, split, **how, each=each, report=report)

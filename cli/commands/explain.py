@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.opening import open_run_with_table, tell_joint, with_scenario
+from cli.opening import open_run_with_table, tell_joint, tell_schedule, with_scenario
 from cli.options import REF, AsJson, Device, Indexes, RunState, SetKnown, asks_memory, reads_table
 from cli.output import note, print_json, print_table
 from cli.parsing import quantile_levels
@@ -83,7 +83,7 @@ def explain(
 
     require_calibrated(levels := quantile_levels(quantiles))
     opened = open_run_with_table(run, index, file, indexes, table_options, device, llm=llm, state=state)
-    origin = (step := opened.table.step).parse(at)
+    tell_schedule(opened.memory, origin := (step := opened.table.step).parse(at))
     explained = partial(explaining.explain, opened.predictor, opened.memory, series_id=series, at=origin, levels=levels)
     found = explained(with_scenario(opened.table, opened.memory, set_known, at=origin))
     plain = explained(opened.table) if set_known else None

@@ -17,6 +17,7 @@ from cli.reports.version_report import describe_bytes, parent_ref, print_version
 
 if TYPE_CHECKING:
     from memory_index.encoder import EncoderConfig
+    from memory_index.origins import Schedule
     from memory_index.tables.columns import ReadOptions
     from memory_index.tables.series import SeriesTable
     from memory_index.versions.budget import Budget
@@ -58,6 +59,17 @@ SplitName = Annotated[
 Until = Annotated[str | None, typer.Option(help=f"Store what is known by this time, or `end`: all. {UNTIL}.")]
 ValUntil = Annotated[str | None, typer.Option(help="With --until: end of the validation part.")]
 Stride = Annotated[int, typer.Option(help="Steps between the origins of two stored windows.")]
+Every = Annotated[
+    str | None,
+    typer.Option(
+        help="Store only windows with origins this far apart on the clock, as 24h: train and evaluate then do too.",
+        show_default="every step",
+    ),
+]
+At = Annotated[
+    str | None,
+    typer.Option(help="And at this time of day, in the table's time zone, as 23:00.", show_default=False),
+]
 Memory = Annotated[
     str | None,
     typer.Option(
@@ -115,6 +127,8 @@ def build(
     until: Until = None,
     val_until: ValUntil = None,
     stride: Stride = 1,
+    every: Every = None,
+    at: At = None,
     views: Views = None,
     scopes: Scopes = None,
     known_delay: KnownDelay = 0,
@@ -141,8 +155,9 @@ def build(
     from memory_index.versions.store import Store
 
     window = window_spec(lookback, horizon, stride=stride, known_delay=known_delay, max_missing=max_missing)
+    how: dict[str, Any] = {"schedule": stored_schedule(every, at, stride), "factory": factory, "transform": transform}
     settings = encoder_config(numbers("--views", views), lookback, shape_weight=shape_weight, spread_floor=spread_floor)
-    limit = memory_budget(budget, encoder, keep_views=views is not None)
+    how["budget"] = memory_budget(budget, encoder, keep_views=views is not None)
     with progress(f"{name}: reading {file.name}, fitting and encoding its windows"):
         table = read_table(file, table_options)
         version = building.build(
@@ -152,12 +167,9 @@ def build(
             window=window,
             split=choose_split(table, split=split, until=until, val_until=val_until),
             encoder=settings,
-            budget=limit,
             scopes=names(scopes),  # type: ignore[arg-type]  # judged by the library
-            factory=factory,
-            transform=transform,
             strict=strict,
-            **learned(encoder, table),
+            **(how | learned(encoder, table)),
         )
     show_notes(table)
     tell_skipped(version.manifest.built.skipped, "left out", source=file.name, strict=False)
@@ -229,6 +241,16 @@ def compact(ref: Ref, indexes_dir: IndexesDir = DEFAULT_DIR, as_json: AsJson = F
         print_json("index-compact", version_document(version) | {"compacted_from": parent.ref})
     else:
         print_version(version, ("compacted from", f"{parent.ref}, {len(parent.manifest.segments)} segments"))
+
+
+def stored_schedule(every: str | None, at: str | None, stride: int) -> Schedule | None:
+    """Which origins are stored, by --every and --at; None for all. Raises `UsageError`."""
+    from memory_index.errors import UsageError
+    from memory_index.origins import schedule_of_a_version
+
+    if (every or at) and stride > 1:
+        raise UsageError("--stride and --every both say which windows are stored", hint="give one of them")
+    return schedule_of_a_version(every, at)
 
 
 def window_spec(lookback: int, horizon: int, *, stride: int, known_delay: int, max_missing: float | None) -> WindowSpec:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.opening import open_with_table, tell_joint, with_scenario
+from cli.opening import open_with_table, tell_joint, tell_schedule, with_scenario
 from cli.options import REF, AsJson, Indexes, SetKnown, asks_memory, reads_table
 from cli.output import note, print_json, print_table
 from cli.parsing import names, numbers
@@ -68,6 +68,7 @@ def neighbours(
     require_targets(picture=plot, page=html)
     memory, table, full_ref = open_with_table(ref, file, indexes, table_options)
     table = with_scenario(table, memory, set_known, at=(origin := table.step.parse(at)))
+    tell_schedule(memory, origin)
     where = Filter(
         series_id=(only_series,) if only_series in memory.windows.series_number else names(only_series),
         after=None if after is None else table.step.parse(after),

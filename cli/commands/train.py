@@ -167,7 +167,9 @@ def _kept(closed_form: dict[str, Any]) -> list[list[str]]:
         rows.append(["kept", f"{kept}: {', '.join(shares)}"])
         if gate["errors"]:
             best = sorted(gate["errors"], key=gate["errors"].__getitem__)[:MOST_ERRORS]
-            rows.append(["held-out error", ", ".join(f"{name} {gate['errors'][name]:.4f}" for name in best)])
+            told = ", ".join(f"{name} {gate['errors'][name]:.4f}" for name in best)
+            unclear = f": no clear gain of {best[0]} alone" if gate["kept"] == "mix" != best[0] else ""
+            rows.append(["held-out error", told + unclear])
     if gate is not None and (verdict := gate.get("network")) is not None:
         rows.append(["network", _network(verdict, gate["shares"]["network"])])
     if chosen is not None:

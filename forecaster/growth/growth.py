@@ -38,6 +38,7 @@ from forecaster.training.normal_equations import CHUNK, NormalEquations, normali
 from forecaster.training.quadratics import Quadratic
 from memory_index.covariate_map import CovariateLayout
 from memory_index.memory import Memory
+from memory_index.origins import on_schedule, steps_apart
 from memory_index.windows import StoredWindows, cut, origin_rows
 
 Sums = dict[bytes, Quadratic]
@@ -64,6 +65,16 @@ class Trained:
     units: Mapping[str, float]
     folds: tuple[tuple[Quadratic, ...], ...]
     layout: CovariateLayout | None = None
+
+    def thinned(self, rows: np.ndarray, times: np.ndarray, memory: Memory, stride: int) -> np.ndarray:
+        """Of some origins of a series, those on the memory's schedule, `stride` steps apart, counted from the end of
+        the training part. rows: int64, ascending. times: of the steps of the series.
+        """
+        schedule, step = memory.manifest.schedule, memory.windows.step
+        apart = steps_apart(schedule, step)
+        rows = on_schedule(step, [times], [rows], schedule)[0]
+        number = (rows - np.searchsorted(times, self.began_at)) // apart
+        return rows[number % max(1, stride // apart) == 0]
 
 
 class Waiting(NamedTuple):
@@ -156,7 +167,7 @@ class Growth:
         self.since = {key: each.scaled(kept) for key, each in self.since.items()}
         units = units_inside(memory, self.trained.units)
         self._learn_gate(windows, at, grid, units)
-        self._learn_map(windows, at, grid, units)
+        self._learn_map(memory, at, grid, units)
         self.until = at
 
     def _kept(self, steps: np.ndarray) -> np.ndarray:
@@ -191,10 +202,9 @@ class Growth:
         weight = (found.weight * self._kept(age))[told]
         add_errors(errors[torch.from_numpy(told)], there[torch.from_numpy(told)], self.since, weight)
 
-    def _learn_map(
-        self, windows: StoredWindows, at: np.datetime64, grid: np.ndarray, units: Mapping[str, float]
-    ) -> None:
-        model, spec = self.config.model, windows.spec.scored(self.config.model.horizon)
+    def _learn_map(self, memory: Memory, at: np.datetime64, grid: np.ndarray, units: Mapping[str, float]) -> None:
+        windows, model = memory.windows, self.config.model
+        spec = windows.spec.scored(model.horizon)
         delay = windows.spec.known_delay
         since, until = windows.step.add(np.array([self.until, at], dtype="datetime64[ns]"), -delay)
         positions, weights, of_unit = [np.empty(0, dtype=np.int64)], [np.empty(0)], [np.empty(0, dtype=np.float32)]
@@ -208,8 +218,7 @@ class Growth:
             if end <= max(begin, 0) or len(values) < spec.length:
                 continue
             rows = low + origin_rows(values, spec, views=windows.views)
-            anchor = np.searchsorted(times, self.trained.began_at)
-            rows = rows[(rows >= begin) & ((rows - anchor) % self.trained.train_stride == 0)]
+            rows = self.trained.thinned(rows[rows >= begin], times, memory, self.trained.train_stride)
             known_at = windows.step.add(times[rows], model.horizon + delay)
             age = len(grid) - np.searchsorted(grid, known_at, side="right")
             positions.append(first + rows)

@@ -22,6 +22,7 @@ from forecaster.model.model import ForecastModel
 from forecaster.retrieval.batches import LiveBlock, live_blocks, moments_of
 from forecaster.training.plan import smallest_stride
 from memory_index.memory import Memory
+from memory_index.origins import steps_apart
 from memory_index.tables.series import Series, SeriesTable
 from memory_index.windows import StoredWindows, origin_rows
 
@@ -61,6 +62,8 @@ def catch_up(
         return False
     table, done = table_of(memory.windows, tuple(growth.trained.series_weight)), 0
     stride = gate_stride(settings.horizon, settings.season)
+    if (apart := steps_apart(memory.manifest.schedule, step)) > 1:
+        stride = apart * -(-stride // apart)
     for stretch, blocks in _asked(growth, memory, table, beats, stride):
         for begin, end in itertools.pairwise(stretch):
             for block in blocks:
@@ -132,6 +135,7 @@ def _telling(growth: Growth, memory: Memory, series: Series, number: int, stride
     first, last = np.searchsorted(series.times, [beats[0], beats[-1]])
     low = max(0, int(first) - spec.lookback + 1)
     rows = low + origin_rows(series.values[low:last], spec, views=memory.windows.views, with_future=False)
-    moment, off = np.divmod(rows - np.searchsorted(series.times, growth.trained.began_at), stride)
+    rows = growth.trained.thinned(rows[series.times[rows] >= beats[0]], series.times, memory, stride)
+    moment = (rows - np.searchsorted(series.times, growth.trained.began_at)) // stride
     turns = -(-len(growth.trained.series_weight) // GATE_SERIES)
-    return rows[(off == 0) & (series.times[rows] >= beats[0]) & ((moment + number) % turns == 0)]
+    return rows[(moment + number) % turns == 0]

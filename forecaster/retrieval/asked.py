@@ -51,15 +51,15 @@ class Places:
 def part_windows(
     memory: Memory, table: SeriesTable, part: str, *, horizon: int, stride: int = 1, folds: FoldPlan = NO_FOLDS
 ) -> AskedWindows:
-    """Every window that is known by the end of a part, thinned by the stride, with its fold; in time order (origin,
-    then series).
+    """Every window that is known by the end of a part, on the version's schedule, thinned by the stride, with its fold;
+    in time order (origin, then series).
 
     horizon: the model's. Raises `DataError` if there is no window.
     """
     window, split = memory.manifest.window, memory.manifest.split
-    every = require_origins(
-        table, window.scored(horizon), split, part, delay=window.known_delay, views=memory.windows.views
-    )
+    when, views = memory.manifest.schedule, memory.windows.views
+    spec, delay = window.scored(horizon), window.known_delay
+    every = require_origins(table, spec, split, part, delay=delay, schedule=when, views=views)
     origins = [rows[::stride] for rows in every]
     counts = [len(rows) for rows in origins]
     series = np.repeat(np.arange(len(counts), dtype=np.int32), counts)

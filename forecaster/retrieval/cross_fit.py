@@ -24,6 +24,7 @@ from memory_index.encoder import BUILT_IN
 from memory_index.errors import IncompatibleError
 from memory_index.fit_encoder import fit_encoder
 from memory_index.local import LocalMemory
+from memory_index.origins import on_schedule
 from memory_index.splits import Split
 from memory_index.tables.series import SeriesTable
 from memory_index.versions.build import FitEncoder, build, stored_part, up_to_last_values
@@ -55,12 +56,14 @@ def admit_origins(manifest: Manifest, table: SeriesTable, folds: Folds, fold: in
     """Origin rows per series, in the version's order, of the stored windows that what serves a fold is fitted on."""
     window, step = manifest.window, table.step
     training = up_to_last_values(stored_part(_like(manifest, table), manifest.split.train_until, window))
-    origins, views = [], tuple(dict.fromkeys(space.view for space in manifest.key_spaces))
-    for series in training.series:
-        rows = origin_rows(series.values, training.rule(window), views=views)
-        number = table.series_ids.index(series.series_id)
-        origins.append(rows[folds.admitted(fold, series.times[rows], number, step)])
-    return origins
+    views = tuple(dict.fromkeys(space.view for space in manifest.key_spaces))
+    origins = [origin_rows(series.values, training.rule(window), views=views) for series in training.series]
+    origins = on_schedule(step, [series.times for series in training.series], origins, manifest.schedule)
+    numbers = {name: number for number, name in enumerate(table.series_ids)}
+    return [
+        rows[folds.admitted(fold, series.times[rows], numbers[series.series_id], step)]
+        for series, rows in zip(training.series, origins, strict=True)
+    ]
 
 
 @contextmanager
@@ -90,6 +93,7 @@ def trial_memory(
             fit_origins=target_origins if manifest.encoder["kind"] == PATTERN else None,
             fit=fit or _fit_of(manifest, target_origins),
             transform=manifest.transform if split is None else manifest.transform.kind,
+            schedule=manifest.schedule,
         )
         yield open_version(version, load_encoder=load_encoder)
     finally:

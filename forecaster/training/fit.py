@@ -44,6 +44,7 @@ from forecaster.training.windows import Note, Report, windows_of
 from memory_index.baselines import season_length
 from memory_index.leakage import Policy
 from memory_index.memory import Memory
+from memory_index.origins import steps_apart
 from memory_index.queries import require_same_data
 from memory_index.scaling import fit_scale
 from memory_index.tables.series import SeriesTable
@@ -118,7 +119,8 @@ def train_run(
         if job.is_main:
             write_intervals(out, intervals)
             made_do = job.plan.made_do(job.config)
-            begin_growth(run, closed_form, training, memory, train_stride=job.plan.train_stride, made_do=made_do)
+            apart = job.plan.train_stride * steps_apart(memory.manifest.schedule, table.step)
+            begin_growth(run, closed_form, training, memory, train_stride=apart, made_do=made_do)
         figures: dict[str, Any] = {
             "best_val_mse": result.best_val_mse,
             "training": dataclasses.asdict(result),

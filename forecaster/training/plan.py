@@ -19,6 +19,7 @@ from forecaster.retrieval.folds import NO_FOLDS, FoldPlan, plan_folds
 from memory_index.baselines import season_length
 from memory_index.leakage import Policy
 from memory_index.memory import Memory
+from memory_index.origins import on_schedule
 from memory_index.splits import part_origins, require_origins
 from memory_index.tables.series import SeriesTable
 from memory_index.versions.factories import MAX_EXACT_ROWS
@@ -82,11 +83,12 @@ def plan_training(memory: Memory, table: SeriesTable, config: Config) -> Trainin
     """Decide it. table: of the version's series. Raises `DataError` if there is no training window."""
     manifest, notes = memory.manifest, list[str]()
     spec, views = manifest.window.scored(config.model.horizon), memory.windows.views
-    delay = manifest.window.known_delay
-    training = require_origins(table, spec, manifest.split, "train", delay=delay, views=views)
+    delay, when = manifest.window.known_delay, manifest.schedule
+    training = require_origins(table, spec, manifest.split, "train", delay=delay, schedule=when, views=views)
     validation = [np.empty(0, dtype=np.int64)] * len(table.series)
     if manifest.split.val_until is not None:
         validation = part_origins(table, spec, manifest.split, "val", delay=delay, views=views)
+        validation = on_schedule(table.step, [series.times for series in table.series], validation, when)
     validates = any(len(rows) for rows in validation)
     if not validates:
         notes.append(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -118,6 +118,9 @@ class ReadOptions:
             raise UsageError(
                 "--time-unit and --time-start read the numbers of a time column in two ways", hint="give one of them"
             )
+        for name in ("columns", "ignore", *ROLES, "calendar", "missing"):
+            if isinstance(getattr(self, name), str):
+                raise UsageError(f"{name} is '{getattr(self, name)}', but must be a tuple: ('{getattr(self, name)}',)")
         if self.max_cells < 1:
             raise UsageError(f"--max-cells is {self.max_cells}, but must be at least 1")
         require_features(self.calendar)
@@ -201,6 +204,11 @@ def find_roles(raw: RawTable, options: ReadOptions, log: ProblemLog) -> Roles:
     if covariates:
         note_unused((name for name in names if name not in values), "--columns names the targets", log)
     return Roles(time=time, id=(), values=values, covariates=tuple(covariates.items()))
+
+
+def several(names: str | Iterable[str] | None) -> tuple[str, ...]:
+    """One name, several, or none, as Python callers give them."""
+    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 def id_columns(raw: RawTable, options: ReadOptions) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from memory_index.errors import IncompatibleError, NothingNewError
 from memory_index.fit_transform import table_inside
+from memory_index.origins import Schedule, on_schedule
 from memory_index.skipped import Skipped, require_none_skipped
 from memory_index.tables.series import Series, SeriesTable, differing
 from memory_index.tables.steps import same_step
@@ -80,7 +81,7 @@ def append(
             earlier = read_earlier(parent.path, manifest) if manifest.joint == "built" else None
         staging.adopt(parent, *sorted({path.split("/")[0] for path in manifest.files}))
         folder, new_from = f"segment-{len(manifest.segments)}", [len(series) for series in stored.series]
-        origins, inside = new_origins(stored, joined, plan), table_inside(manifest.transform, joined)
+        origins, inside = new_origins(stored, joined, plan, manifest.schedule), table_inside(manifest.transform, joined)
         how: dict[str, Any] = {"inside": inside, "new_from": new_from, "earlier": earlier}
         how |= {"covariates": covariates_of(joined, encoder, origins)}
         windows = write_segment(staging.path / folder, joined, origins, encoder, plan, **how)
@@ -219,7 +220,9 @@ def require_overlap(old: Series, new: Series, table: SeriesTable, step: Step) ->
         )
 
 
-def new_origins(stored: SeriesTable, joined: SeriesTable, plan: SegmentPlan) -> list[np.ndarray]:
+def new_origins(
+    stored: SeriesTable, joined: SeriesTable, plan: SegmentPlan, schedule: Schedule | None
+) -> list[np.ndarray]:
     """Origin rows of the windows that end in the new steps; only the tail that such windows can touch is looked at."""
     result, window = [], plan.window
     for old, series in zip(stored.series, joined.series, strict=True):
@@ -227,7 +230,7 @@ def new_origins(stored: SeriesTable, joined: SeriesTable, plan: SegmentPlan) -> 
         start -= start % window.stride  # so that origins keep falling on every stride-th row
         rows = origin_rows(series.values[start:], window, views=plan.views) + start
         result.append(rows[rows + window.horizon >= len(old)])
-    return result
+    return on_schedule(joined.step, [series.times for series in joined.series], result, schedule)
 
 
 def late_values(stored: SeriesTable, table: SeriesTable) -> tuple[str, ...]:

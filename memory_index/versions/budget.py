@@ -104,8 +104,8 @@ class Asked:
     """What a build was asked for, and the table that it is made of.
 
     origins: origin rows of each series at the stride that was asked for, as `first_origin + n * stride`. num_steps: of
-    the whole table, all series together. season: see `Step.season`. beside: its covariates. keep_views, keep_scopes:
-    whether they were asked for by name; by default fewer will do.
+    the whole table, all series together. season: see `Step.season`. beside: its covariates. keep_views, keep_scopes,
+    keep_stride: whether they were asked for by name; by default fewer will do.
     """
 
     origins: list[np.ndarray]
@@ -118,6 +118,7 @@ class Asked:
     factory: str
     keep_views: bool
     keep_scopes: bool
+    keep_stride: bool = False
     beside: Beside = NOTHING_BESIDE
 
 
@@ -239,6 +240,8 @@ def _choices(asked: Asked) -> Iterator[Choice]:
 
 def _strides(asked: Asked) -> list[int]:
     """Multiples of what was asked for that fall on every phase of the season, and leave the median series enough."""
+    if asked.keep_stride:
+        return [asked.stride]
     median = int(np.median([len(rows) for rows in asked.origins]))
     return [asked.stride] + [
         asked.stride * times

@@ -23,6 +23,7 @@ from memory_index.fit_encoder import fit_encoder
 from memory_index.fit_transform import fit_transform, table_inside
 from memory_index.local import LocalMemory
 from memory_index.measure import recall_at_10, temperatures
+from memory_index.origins import Schedule, typed
 from memory_index.splits import Split
 from memory_index.tables.series import COARSE_FIX, Series, SeriesTable, coarse
 from memory_index.transforms import Transform
@@ -62,6 +63,7 @@ def build(
     review: Review = lambda memory: (),
     strict: bool = False,
     budget: Budget | None = None,
+    schedule: Schedule | None = None,
 ) -> Version:
     """Build a version from the training part of a table and publish it.
 
@@ -71,7 +73,8 @@ def build(
     those are not all that are stored (cross-fitting). fit: makes the encoder, as `fit_encoder` does; how a learned one
     comes in. transform: units that windows are compared and averaged in (`transforms.py`), by kind or `auto`. review:
     looks at the finished memory before it is published; what it returns becomes the version's notes. budget: peak
-    memory; stride, views, scopes and factories are chosen for it (budget.py), and told.
+    memory; stride, views, scopes and factories are chosen for it (budget.py), and told. schedule: only windows with the
+    origins that operation has (`origins.schedule_of_a_version`), which training and scoring then have too.
 
     Each series ends with its last value. One without a window in the training part is left out, and named in the
     manifest's `built.skipped`; strict: or raises `DataError`.
@@ -79,18 +82,16 @@ def build(
     Raises `DataError` (every series too short, a value that cannot be transformed), `UsageError` (views, scopes,
     factory, transform), `IncompatibleError` (a scope that it cannot have), `ResourceError` (disk, lock, budget).
     """
-    started = time.perf_counter()
-    encoder = encoder or EncoderConfig(views=default_views(window.lookback))
-    check_views(encoder.views, window)
-    window = table.rule(window)
+    started, window = time.perf_counter(), table.rule(window)
+    check_views((encoder := encoder or EncoderConfig(views=default_views(window.lookback))).views, window)
     known = stored_part(table, split.train_until, window)
-    contents = contents_of(known, up_to_last_values(known), window, encoder, scopes, factory, strict=strict)
+    contents = contents_of(known, up_to_last_values(known), window, encoder, scopes, factory, schedule, strict=strict)
     if budget is not None:
         contents = contents_within(budget, contents, table, factory, keep_scopes=scopes is not None, strict=strict)
     plan, training, origins, widths = contents.plan, contents.training, contents.origins, contents.widths
     check_factory(factory, widths, {space: group_sizes(space.scope, origins) for space in plan.spaces})
     transform, chosen_transform = fit_transform(transform, training)
-    inside = table_inside(transform, training)
+    inside, when = table_inside(transform, training), typed(schedule)
     with store.staging(name) as staging:
         how = {"lookback": window.lookback, "horizon": window.horizon, "scopes": contents.scopes}
         fitted = fit(inside, fit_origins or origins, contents.encoder, **how)
@@ -100,7 +101,7 @@ def build(
         records = tuple(space_record(space, widths[space], fitted, *contents.factories[space]) for space in plan.spaces)
         manifest = first_manifest(training, windows, plan, records, described, split, contents.joint)
         manifest = with_first_covariates(staging.path, manifest, training, fitted)
-        manifest = dataclasses.replace(manifest, transform=transform, budget=contents.budget)
+        manifest = dataclasses.replace(manifest, transform=transform, budget=contents.budget, **when)
         manifest = measured(staging.path, manifest, fitted)
         notes = coarse_notes(training) + chosen_transform + unissued_notes(beside["covariates"], len(windows))
         notes += review(read_memory(staging.path, manifest, fitted))

@@ -12,6 +12,7 @@ from memory_index.encoder import EncoderConfig
 from memory_index.errors import DataError, IncompatibleError, UsageError
 from memory_index.fit_covariates import fit_units
 from memory_index.fit_encoder import shared_origins
+from memory_index.origins import Schedule, scheduled
 from memory_index.skipped import Skipped, require_none_skipped, skipped_sentence
 from memory_index.tables.series import Series, SeriesTable
 from memory_index.types import MAX_JOINT_SERIES, SCOPES, KeySpace, Scope
@@ -39,6 +40,7 @@ class Contents(NamedTuple):
     scopes: tuple[Scope, ...]
     joint: str
     factories: dict[KeySpace, tuple[str, str]]
+    schedule: Schedule | None
     budget: BudgetRecord | None = None
 
     @property
@@ -89,6 +91,7 @@ def contents_of(
     encoder: EncoderConfig,
     scopes: tuple[Scope, ...] | None,
     factory: str,
+    schedule: Schedule | None,
     *,
     strict: bool,
 ) -> Contents:
@@ -96,7 +99,7 @@ def contents_of(
 
     known: the training part as it was given. given: the same, each series up to its last value.
     """
-    training, origins, skipped = with_windows(given, window, encoder.views, strict=strict)
+    training, origins, skipped = with_windows(given, window, encoder.views, schedule, strict=strict)
     joint = joint_refusal(known, training, origins)
     scopes = choose_scopes(scopes, joint)
     factories = {
@@ -104,7 +107,7 @@ def contents_of(
         for scope in scopes
         for view in encoder.views
     }
-    return Contents(given, training, origins, skipped, window, encoder, scopes, joint, factories)
+    return Contents(given, training, origins, skipped, window, encoder, scopes, joint, factories, schedule)
 
 
 def contents_within(
@@ -116,6 +119,7 @@ def contents_within(
         num_steps=sum(len(series) for series in table.series),
         first_origin=contents.window.lookback - 1,
         stride=contents.window.stride,
+        keep_stride=contents.schedule is not None,
         season=table.step.season,
         encoder=contents.encoder,
         scopes=contents.scopes,
@@ -127,7 +131,7 @@ def contents_within(
     choice, record = within_budget(asked, budget.num_bytes)
     window = dataclasses.replace(contents.window, stride=choice.stride)
     encoder = dataclasses.replace(contents.encoder, views=choice.views)
-    training, origins, skipped = with_windows(contents.given, window, encoder.views, strict=strict)
+    training, origins, skipped = with_windows(contents.given, window, encoder.views, contents.schedule, strict=strict)
     return contents._replace(
         training=training,
         origins=origins,
@@ -176,13 +180,19 @@ def group_sizes(scope: Scope, origins: list[np.ndarray]) -> np.ndarray:
 
 
 def with_windows(
-    training: SeriesTable, window: WindowSpec, views: tuple[int, ...], *, strict: bool = False
+    training: SeriesTable,
+    window: WindowSpec,
+    views: tuple[int, ...],
+    schedule: Schedule | None = None,
+    *,
+    strict: bool = False,
 ) -> tuple[SeriesTable, list[np.ndarray], tuple[Skipped, ...]]:
     """The series of a training part that have a window, their origin rows, and the other series with the reason.
 
-    Raises `DataError` if no series has one; strict: if some has none.
+    Raises `DataError` if no series has one; strict: if some has none; `UsageError` if the schedule has none of all.
     """
     origins = [origin_rows(series.values, window, views=views) for series in training.series]
+    origins = origins if schedule is None else scheduled(training, origins, schedule)
     kept = [number for number, rows in enumerate(origins) if len(rows)]
     skipped = tuple(
         Skipped(series_id=series.series_id, reason=_without_window(series, window))

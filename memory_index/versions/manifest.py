@@ -17,6 +17,7 @@ from memory_index.covariate_map import CovariateColumn, CovariateLayout
 from memory_index.covariates import Covariate
 from memory_index.errors import IncompatibleError, VerificationError
 from memory_index.files import FileRecord, sha256_of
+from memory_index.origins import Schedule, schedule_of_a_version
 from memory_index.skipped import Skipped
 from memory_index.splits import Split
 from memory_index.transforms import NO_TRANSFORM, Transform, transform_from_json
@@ -116,6 +117,8 @@ class Manifest:
     transform: Transform = NO_TRANSFORM
     covariates: tuple[CovariateColumn, ...] = ()
     shared_covariates: bool = False  # whether all series have the same ones, which are stored once
+    every: str | None = None  # which origins are stored, as `origins.schedule_of_a_version` reads it; None: all
+    at: str | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -133,6 +136,11 @@ class Manifest:
     def scopes(self) -> tuple[Scope, ...]:
         """The scopes that there are keys for."""
         return tuple(dict.fromkeys(space.scope for space in self.key_spaces))
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The origins that it was built for; None for every step, or every `window.stride`-th."""
+        return schedule_of_a_version(self.every, self.at)
 
     @property
     def recorded_covariates(self) -> tuple[Covariate, ...]:
