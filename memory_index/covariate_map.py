@@ -97,10 +97,6 @@ class CovariateWindows(NamedTuple):
         """Some of the windows, along the first axis."""
         return CovariateWindows(self.near[chosen], {view: mean[chosen] for view, mean in self.means.items()})
 
-    def series(self, order: np.ndarray) -> CovariateWindows:
-        """The same with the second axis in another order."""
-        return CovariateWindows(self.near[:, order], {view: mean[:, order] for view, mean in self.means.items()})
-
 
 @dataclass(frozen=True, kw_only=True)
 class CovariateLayout:
@@ -242,6 +238,10 @@ class StoredCovariates:
         total = np.zeros((len(self.channels) + 1, self.channels.shape[1]))
         np.cumsum(self.channels, axis=0, dtype=np.float64, out=total[1:])
         return total
+
+    def positions(self, origins: list[np.ndarray]) -> np.ndarray:
+        """int64: those of origin rows, per series."""
+        return np.concatenate([start + rows for start, rows in zip(self.first, origins, strict=True)])
 
     def windows(self, series: np.ndarray, row: np.ndarray, views: tuple[int, ...]) -> CovariateWindows:
         """Of windows with origins at rows of series (int [...] each)."""

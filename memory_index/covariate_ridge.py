@@ -66,11 +66,14 @@ def choose(by_fold: list[Sums], total: Sums, block: np.ndarray, num_blocks: int)
     if len(folds) < 2:
         return penalties
     known: dict[tuple[float, ...], float] = {}
+    others = [_others(fold, folds) for fold in folds]
 
     def of_trial(trial: np.ndarray) -> float:
         name = tuple(trial.tolist())
         if name not in known:
-            known[name] = sum(squared_error(fold, folds, trial, block) for fold in folds)
+            known[name] = sum(
+                squared_error(fold, other, trial, block) for fold, other in zip(folds, others, strict=True)
+            )
         return known[name]
 
     for _ in range(SWEEPS):
@@ -110,9 +113,9 @@ def _others(held_out: Sums, folds: list[Sums]) -> Sums:
     return total
 
 
-def squared_error(held_out: Sums, folds: list[Sums], penalties: np.ndarray, block: np.ndarray) -> float:
+def squared_error(held_out: Sums, others: Sums, penalties: np.ndarray, block: np.ndarray) -> float:
     """The squared error on a block of time of the map that is fitted on the others."""
-    ridge = solve(_others(held_out, folds), penalties, block)
+    ridge = solve(others, penalties, block)
     return held_out.square + float(np.sum(ridge * (held_out.gram @ ridge - 2 * held_out.cross)))
 
 

@@ -130,12 +130,20 @@ class KeyEncoder(Protocol):
         context: np.ndarray,
         series: np.ndarray,
         scopes: tuple[Scope, ...],
-        covariates: CovariateWindows | None = None,
+        covariates: np.ndarray | None = None,
     ) -> Encoded:
         """context: [B, N, L], units of the transform; series: int [N], number in the version, -1 for an unseen one.
 
-        covariates: of the same windows, [B, N]; None for a version without any.
+        covariates: of the same windows, `key_numbers` [B, N, R]; None for a version without any.
         """
+        ...
+
+    def key_numbers(self, view: int, covariates: CovariateWindows) -> np.ndarray:
+        """What keys of a view read of covariates of windows [...]: float32 [..., R]."""
+        ...
+
+    def num_key_numbers(self, view: int) -> int:
+        """R."""
         ...
 
     def value_width(self, space: KeySpace) -> int:
@@ -158,12 +166,12 @@ class KeyEncoder(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class DualKeyEncoder:
     """The built-in encoder: closed-form, torch-free. N_v series of the version, D = shape_width, P numbers of
-    covariates.
+    covariates, of which keys read R: r that the forecast of the map is made of, and their condition part.
 
-    arrays (float32), by name: `own-VIEW` [N_v, view + P, D], `pooled-VIEW` [view + P, D], `joint-VIEW`
-    [N_j * D, E_shape], `joint-value-VIEW` [N_j * 5, E_value], `ridge-VIEW` [view + P, H], `condition-VIEW`
-    [numbers of the horizon, condition width]; a scope that the version does not have has no arrays. With covariates
-    also what its maps go on from (`growing_maps.py`), some of it in whole numbers.
+    arrays (float32), by name: `own-VIEW` [N_v, view + r, D], `pooled-VIEW` [view + r, D], `joint-VIEW`
+    [N_j * D, E_shape], `joint-value-VIEW` [N_j * 5, E_value], `ridge-VIEW` [view + P, H], `beside-VIEW` [P, R];
+    a scope that the version does not have has no arrays. With covariates also what its maps go on from
+    (`growing_maps.py`), some of it in whole numbers.
     """
 
     config: EncoderConfig
@@ -199,10 +207,10 @@ class DualKeyEncoder:
         context: np.ndarray,
         series: np.ndarray,
         scopes: tuple[Scope, ...],
-        covariates: CovariateWindows | None = None,
+        covariates: np.ndarray | None = None,
     ) -> Encoded:
         """See `KeyEncoder.encode`. `joint` needs the series of the joint group, in its order."""
-        x, windows, statistics = self.explanatory(view, context, series, covariates)
+        x, windows, statistics = self.compared(view, context, series, covariates)
         w = self.config.shape_weight
         keys: dict[Scope, list[np.ndarray]] = {}
         if "pooled" in scopes:
@@ -215,7 +223,7 @@ class DualKeyEncoder:
             if "joint" in scopes:
                 keys["joint"] = [joint_key(self.arrays, view, shape, value, shape_weight=w)]
         if self.covariates is not None and covariates is not None and self.covariates.condition_width:
-            condition = project(self.covariates.horizon_numbers(covariates), self.arrays[f"condition-{view}"])
+            condition = covariates[..., -self.covariates.condition_width :].astype(np.float64)
             for scope, parts in keys.items():  # what all series of a moment have in common is the condition of that
                 parts.append(condition.mean(axis=1) if scope == "joint" else condition)
         whole = {
@@ -223,6 +231,46 @@ class DualKeyEncoder:
             for scope, parts in keys.items()
         }
         return Encoded(keys=whole, statistics=statistics)
+
+    def key_numbers(self, view: int, covariates: CovariateWindows) -> np.ndarray:
+        """See `KeyEncoder.key_numbers`."""
+        assert self.covariates is not None, "it has a layout"
+        lead = covariates.near.shape[:-2]
+        numbers = np.empty((*lead, self.covariates.width), dtype=np.float32)
+        self.covariates.numbers(covariates, view, np.ones(lead, dtype=np.float32), numbers)
+        return project(numbers, self._beside(view)).astype(np.float32)
+
+    def num_key_numbers(self, view: int) -> int:
+        """See `KeyEncoder.num_key_numbers`."""
+        return self._beside(view).shape[1]
+
+    def _beside(self, view: int) -> np.ndarray:
+        """float32 [P, R]. Keys of versions of an earlier program read all P numbers, and `condition-VIEW` [numbers of
+        the horizon, condition width].
+        """
+        if (found := self.arrays.get(f"beside-{view}")) is not None:
+            return found
+        assert self.covariates is not None, "it has a layout"
+        condition = self.arrays[f"condition-{view}"]
+        earlier = np.zeros((self.covariates.width - len(condition), condition.shape[1]), dtype=np.float32)
+        every = np.eye(self.covariates.width, dtype=np.float32)
+        return np.concatenate([every, np.concatenate([earlier, condition])], axis=1)
+
+    def compared(
+        self, view: int, context: np.ndarray, series: np.ndarray, covariates: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, WindowStatistics]:
+        """What the shape part is made of, float64 [B, N, view + r]: windows in their own location and spread, and what
+        the map makes of the covariates, by their `key_numbers`, in the same units. Beside it the windows and their
+        statistics.
+        """
+        num = 0
+        if self.covariates is not None and covariates is not None:
+            num = covariates.shape[-1] - self.covariates.condition_width
+        x, windows, statistics = self._standard(view, context, series, num)
+        if covariates is not None and num:
+            unit = units_of(self.scale.std, series, context) / statistics.spread
+            np.multiply(covariates[..., :num], unit[..., None], out=x[..., view:])
+        return x, windows, statistics
 
     def explanatory(
         self, view: int, context: np.ndarray, series: np.ndarray, covariates: CovariateWindows | None
@@ -232,15 +280,22 @@ class DualKeyEncoder:
         series, divided by the window's spread as the window itself is. Beside it the windows [B, N, view] and their
         statistics.
         """
+        num = 0 if self.covariates is None or covariates is None else self.covariates.width
+        x, windows, statistics = self._standard(view, context, series, num)
+        if self.covariates is not None and covariates is not None:
+            unit = units_of(self.scale.std, series, context) / statistics.spread
+            self.covariates.numbers(covariates, view, unit, x[..., view:])
+        return x, windows, statistics
+
+    def _standard(
+        self, view: int, context: np.ndarray, series: np.ndarray, num: int
+    ) -> tuple[np.ndarray, np.ndarray, WindowStatistics]:
+        """Windows in their own location and spread, with room for `num` more numbers: float64 [B, N, view + num]."""
         windows = context[..., -view:].astype(np.float64, order="C")
         statistics = self.statistics(windows, context, series)
-        z = (windows - statistics.location[..., None]) / statistics.spread[..., None]
-        if self.covariates is None or covariates is None:
-            return z, windows, statistics
-        x = np.empty((*z.shape[:-1], view + self.covariates.width))
-        x[..., :view] = z
-        unit = units_of(self.scale.std, series, context) / statistics.spread
-        self.covariates.numbers(covariates, view, unit, x[..., view:])
+        x = np.empty((*windows.shape[:-1], view + num))
+        np.subtract(windows, statistics.location[..., None], out=x[..., :view])
+        x[..., :view] /= statistics.spread[..., None]
         return x, windows, statistics
 
     def statistics(self, windows: np.ndarray, context: np.ndarray, series: np.ndarray) -> WindowStatistics:
@@ -254,7 +309,7 @@ class DualKeyEncoder:
         )
 
     def own_shape(self, view: int, x: np.ndarray, series: np.ndarray) -> np.ndarray:
-        """x [B, N, view + P] -> each series' own PCA of it, float64 [B, N, D], whose distance is d_shape."""
+        """x [B, N, view + r] -> each series' own PCA of it, float64 [B, N, D], whose distance is d_shape."""
         projection = self.arrays[f"own-{view}"]
         return np.stack([project(x[:, n], projection[s]) for n, s in enumerate(series)], axis=1)
 
@@ -272,7 +327,7 @@ class DualKeyEncoder:
 
     def without_keys(self) -> DualKeyEncoder:
         """Scale and linear maps alone, which are small: it makes linear forecasts, and no key."""
-        makes_keys = ("own-", "pooled-", "joint-", "condition-")
+        makes_keys = ("own-", "pooled-", "joint-", "beside-", "condition-")
         return replace(self, arrays={name: a for name, a in self.arrays.items() if not name.startswith(makes_keys)})
 
     def linear_map(self, view: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Fitting what a version makes of covariates: training units, one map with a penalty for each column, weights.
 
-All in closed form, from sums over windows of the training part. With D = view + P numbers of a window, n windows and
-V views: the sums cost 2 n D^2 flops for each view, of at most `MAX_WINDOWS` windows; each try of a penalty 2/3 D^3.
+All in closed form, from sums over windows of the training part. With D = view + P numbers of a window and n windows,
+at most `MAX_WINDOWS`: the sums cost 2 n D^2 flops for each view; each try of a penalty 2/3 D^3. Keys do not read the P
+numbers but the r that the map's forecast is made of, so encoding a window costs as much as one of view + r steps.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from memory_index.covariate_tables import aligned_values, stored_in
 from memory_index.covariates import Covariate
 from memory_index.encoder import DualKeyEncoder
 from memory_index.errors import DataError
+from memory_index.key_covariates import KeyNumbers
 from memory_index.missing import filled
 from memory_index.step_vintages import StepVintages
 from memory_index.tables.series import SeriesTable
@@ -116,18 +118,18 @@ def _units(column: Covariate, values: np.ndarray, table: SeriesTable) -> Covaria
 class FittedView:
     """ridge: [D, H]. folds: [F, D, H], of each block of time the map of the others; none where the table is too short.
     total: what ridge was solved from. recent: the same with the weight of a window halved for each block of time that
-    it lies back. root: [D, r], whose product with a difference of two x has the length of the
-    forecast-aware distance. weights: float64 [C], of each column in the condition part. condition: [horizon numbers,
-    condition_width], from those of a window to the condition part of its key.
+    it lies back. weights: float64 [C], of each column in the condition part. beside: [P, R], from the numbers beside a
+    window to those r that the map's forecast is made of, and the condition part of its key. root: [view + r, view + r],
+    whose product with a difference of two windows and these r has the length of the forecast-aware distance.
     """
 
     ridge: np.ndarray
     folds: np.ndarray
     total: Sums
     recent: Sums
-    root: np.ndarray
     weights: np.ndarray
-    condition: np.ndarray
+    beside: np.ndarray
+    root: np.ndarray
 
 
 class CovariateFit:
@@ -164,9 +166,10 @@ class CovariateFit:
         forecast_weight, config = self.encoder.config.forecast_weight, self.encoder.config
         _, vectors = np.linalg.eigh(ridge.T @ (total.gram / max(total.num, 1)) @ ridge)
         parts = ridge @ vectors[:, ::-1][:, :MAX_FORECAST_PARTS]
-        root = np.zeros((len(ridge), view + parts.shape[1]))
-        root[:view, :view] = np.eye(view) / math.sqrt(view)
-        root[:, view:] = forecast_weight / math.sqrt(self.encoder.horizon) * parts
+        parts *= forecast_weight / math.sqrt(self.encoder.horizon)
+        root = np.eye(view + parts.shape[1])
+        root[:view, :view] /= math.sqrt(view)
+        root[:view, view:] = parts[:view]
         worth = self._worth(ridge, total)
         weights = config.condition_weight**2 * worth
         return FittedView(
@@ -174,9 +177,9 @@ class CovariateFit:
             folds=folds,
             total=total,
             recent=recent(by_fold),
-            root=root,
             weights=weights,
-            condition=self._condition(horizon, weights),
+            beside=np.concatenate([parts[view:], self._condition(horizon, weights)], axis=1),
+            root=root,
         )
 
     def grows_from(self, fitted: Mapping[int, FittedView]) -> dict[str, np.ndarray]:
@@ -217,10 +220,13 @@ class CovariateFit:
         future = (cut(values, rows + 1, horizon) - statistics.location) / statistics.spread
         return x[:, 0], future, self.layout.horizon_numbers(beside)[:, 0]
 
-    def chunks(self, number: int, rows: np.ndarray, view: int) -> Iterator[np.ndarray]:
-        """x of the windows of a series, [n, D] each."""
+    def compared(self, number: int, rows: np.ndarray, view: int, beside: KeyNumbers) -> Iterator[np.ndarray]:
+        """What keys compare of the windows of a series, [n, view + r] each; see `DualKeyEncoder.compared`."""
+        values, series = self.table.series[number].values, np.array([number])
         for start in range(0, len(rows), CHUNK):
-            yield self.windows(number, rows[start : start + CHUNK], view)[0]
+            chunk = rows[start : start + CHUNK]
+            context = filled(cut(values, chunk - self.lookback + 1, self.lookback), self.table.step.season)[:, None]
+            yield self.encoder.compared(view, context, series, beside.of(series, chunk[:, None]))[0][:, 0]
 
     def _sums(self, view: int) -> tuple[list[Sums], np.ndarray]:
         """Of each block of time, and of the windows that reach over an edge of them, which come last; and the second
@@ -253,11 +259,15 @@ class CovariateFit:
         return np.array(worth)
 
     def _condition(self, moments: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """[horizon numbers, condition_width]: the leading principal parts of the weighted numbers."""
+        """[P, condition_width]: the leading principal parts of the weighted numbers of the horizon."""
         column = self.layout.column_of_number[len(self.layout.column_of_number) - self.layout.num_horizon :]
         scale = np.sqrt(weights[column] / self.layout.num_bins)
         _, vectors = np.linalg.eigh(scale[:, None] * moments * scale)
-        return np.asarray(scale[:, None] * vectors[:, ::-1][:, : self.layout.condition_width])
+        result = np.zeros((self.layout.width, self.layout.condition_width))
+        result[self.layout.width - self.layout.num_horizon :] = (
+            scale[:, None] * vectors[:, ::-1][:, : self.layout.condition_width]
+        )
+        return result
 
 
 def numbers_blocks(layout: CovariateLayout, view: int) -> np.ndarray:

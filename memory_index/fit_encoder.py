@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from memory_index.cores import num_cores
-from memory_index.covariate_map import CovariateLayout, CovariateWindows, StoredCovariates
+from memory_index.covariate_map import CovariateLayout
 from memory_index.encoder import NUM_VALUES, DualKeyEncoder, EncoderConfig
 from memory_index.fit_covariates import CovariateFit, FittedView, fit_units, spread_out
+from memory_index.key_covariates import KeyNumbers
 from memory_index.missing import filled, has_missing
 from memory_index.scaling import WindowStatistics, fit_scale
 from memory_index.tables.series import SeriesTable
@@ -29,7 +30,7 @@ MAX_JOINT_MOMENTS = 20_000  # enough for a PCA, and it bounds its cost
 GRAM_BYTES = 1 << 28  # of the Gram matrices of all series that are kept from one pass for the next
 AT_ONCE = 16  # series handled at once, or by one task
 
-Parts = Callable[[np.ndarray, CovariateWindows | None], tuple[np.ndarray, np.ndarray]]
+Parts = Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,9 +125,11 @@ def _fit_with_covariates(
         of_views[view] = fitted
         weights[view] = fitted.weights
         arrays[f"ridge-{view}"] = fitted.ridge.astype(np.float32)
-        arrays[f"condition-{view}"] = fitted.condition.astype(np.float32)
-        own, pooled = _principal_parts(fit, fitted, sampled, view, width, own="own" in scopes or "joint" in scopes)
-        arrays |= {f"own-{view}": own} if own is not None else {}
+        arrays[f"beside-{view}"] = fitted.beside.astype(np.float32)
+        beside = KeyNumbers(fit.stored, encoder, view, origins if "joint" in scopes else sampled)
+        own = "own" in scopes or "joint" in scopes
+        of_series, pooled = _principal_parts(fit, fitted, sampled, view, width, beside, own=own)
+        arrays |= {f"own-{view}": of_series} if of_series is not None else {}
         arrays |= {f"pooled-{view}": pooled} if "pooled" in scopes else {}
         if "joint" in scopes:
             arrays |= joint_arrays(
@@ -136,7 +139,7 @@ def _fit_with_covariates(
                 config,
                 view=view,
                 lookback=lookback,
-                stored=fit.stored,
+                beside=beside,
             )
     arrays |= fit.grows_from(of_views)
     assert encoder.covariates is not None, "it has a layout"
@@ -148,21 +151,28 @@ def _fit_with_covariates(
 
 
 def _principal_parts(
-    fit: CovariateFit, fitted: FittedView, origins: list[np.ndarray], view: int, width: int, *, own: bool
+    fit: CovariateFit,
+    fitted: FittedView,
+    origins: list[np.ndarray],
+    view: int,
+    width: int,
+    beside: KeyNumbers,
+    *,
+    own: bool,
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """The PCA of each series, float32 [N, view + P, width], where it is wanted, and that of all of them together.
+    """The PCA of each series, float32 [N, view + r, width], where it is wanted, and that of all of them together.
 
-    Of `x root`, whose length is the forecast-aware distance: root has few columns beside those of the window.
+    Of `x root`, whose length is the forecast-aware distance.
     """
-    num_parts, total = fitted.root.shape[1], max(sum(len(rows) for rows in origins), 1)
+    num_parts, total = len(fitted.root), max(sum(len(rows) for rows in origins), 1)
     result = np.empty((len(origins), len(fitted.root), width), dtype=np.float32) if own else None
     every = np.zeros((num_parts, num_parts))
 
     def run(number: int) -> np.ndarray:
         gram = np.zeros((num_parts, num_parts))
-        for x in fit.chunks(number, origins[number], view):
-            parts = x @ fitted.root
-            gram += parts.T @ parts
+        for x in fit.compared(number, origins[number], view, beside):
+            gram += x.T @ x
+        gram = fitted.root.T @ gram @ fitted.root
         if result is not None:
             result[number] = fitted.root @ _leading(gram, width)
         return gram
@@ -181,20 +191,20 @@ def joint_arrays(
     *,
     view: int,
     lookback: int,
-    stored: StoredCovariates | None = None,
+    beside: KeyNumbers | None = None,
 ) -> dict[str, np.ndarray]:
     """PCA over the concatenated own parts of all series of a moment (docs/method.md), shape and value apart.
 
     rows: origin rows of the moments. parts: contexts [B, N, L] and their covariates -> own shape [B, N, D] and value
-    parts [B, N, 5]. stored: the covariates of the table, if any.
+    parts [B, N, 5]. beside: of the table, if it has covariates.
     """
     series = np.arange(len(table.series))
     rows = rows[:: max(1, -(-len(rows) // MAX_JOINT_MOMENTS))]
 
     def parts_of(chunk: np.ndarray) -> list[np.ndarray]:
         context = np.stack([cut(series.values, chunk - lookback + 1, lookback) for series in table.series], axis=1)
-        beside = None if stored is None else stored.windows(series, np.repeat(chunk[:, None], len(series), 1), (view,))
-        return [part.reshape(len(chunk), -1) for part in parts(filled(context, table.step.season), beside)]
+        numbers = None if beside is None else beside.of(series, np.repeat(chunk[:, None], len(series), 1))
+        return [part.reshape(len(chunk), -1) for part in parts(filled(context, table.step.season), numbers)]
 
     grams, workers, chunks = [np.zeros(()), np.zeros(())], Workers(num_cores()), list(_chunks(rows))
     for start in range(0, len(chunks), workers.num):
@@ -339,11 +349,11 @@ def _leading(gram: np.ndarray, width: int) -> np.ndarray:
 
 
 def _parts(
-    encoder: DualKeyEncoder, view: int, context: np.ndarray, covariates: CovariateWindows | None
+    encoder: DualKeyEncoder, view: int, context: np.ndarray, covariates: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Own shape and value parts of the contexts [B, N, L] of all series."""
     series = np.arange(context.shape[1])
-    x, windows, statistics = encoder.explanatory(view, context, series, covariates)
+    x, windows, statistics = encoder.compared(view, context, series, covariates)
     return encoder.own_shape(view, x, series), encoder.value_part(windows, statistics, series)
 
 

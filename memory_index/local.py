@@ -133,11 +133,12 @@ class LocalMemory:
         def encode(start: int) -> Encoded:
             context, beside = queries.context[start : start + BLOCK], None
             if self.encoder.covariates is not None and queries.covariates is not None:
-                beside = self.encoder.covariates.of_values(queries.covariates[start : start + BLOCK], (view,))
+                values = queries.covariates[start : start + BLOCK]
+                beside = self.encoder.key_numbers(view, self.encoder.covariates.of_values(values, (view,)))
             if together:
                 return self.encoder.encode(view, context, series, scopes, beside)
             encoded = self.encoder.encode(view, context, series, each, beside)
-            in_order = beside if beside is None else beside.series(order)
+            in_order = beside if beside is None else beside[:, order]
             joint = self.encoder.encode(view, context[:, order], series[order], ("joint",), in_order).keys
             return Encoded(encoded.keys | joint, encoded.statistics)
 

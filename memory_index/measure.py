@@ -96,7 +96,8 @@ def self_distances(memory: LocalMemory) -> dict[KeySpace, float]:
                 for space in (space for space in worst if space.scope == scope):
                     covariates = None
                     if memory.encoder.covariates is not None and beside is not None:
-                        covariates = memory.encoder.covariates.of_values(beside, (space.view,))
+                        windows = memory.encoder.covariates.of_values(beside, (space.view,))
+                        covariates = memory.encoder.key_numbers(space.view, windows)
                     keys = memory.encoder.encode(space.view, context, series, (scope,), covariates).keys[scope]
                     stored = _stored_keys(segment, space, series, rows)
                     worst[space] = max(worst[space], float(np.abs(keys.reshape(stored.shape) - stored).max(initial=0)))

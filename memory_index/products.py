@@ -18,9 +18,15 @@ def project(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """
     num_values, width = matrix.shape
     num_rows = math.prod(rows.shape[:-1])
-    num_blocks = -(-num_rows // BLOCK)
-    padded = np.zeros((num_blocks * BLOCK, num_values))
-    padded[:num_rows] = rows.reshape(num_rows, num_values)
+    whole = num_rows // BLOCK * BLOCK
+    flat = np.ascontiguousarray(rows.reshape(num_rows, num_values), dtype=np.float64)
     weight = np.ascontiguousarray(matrix, dtype=np.float64)
-    product = np.matmul(padded.reshape(num_blocks, BLOCK, num_values), weight)
-    return product.reshape(num_blocks * BLOCK, width)[:num_rows].reshape(*rows.shape[:-1], width)
+    result = np.empty((num_rows, width))
+    if whole:
+        of_blocks = result[:whole].reshape(-1, BLOCK, width)
+        np.matmul(flat[:whole].reshape(-1, BLOCK, num_values), weight, out=of_blocks)
+    if whole < num_rows:
+        last = np.zeros((BLOCK, num_values))
+        last[: num_rows - whole] = flat[whole:]
+        result[whole:] = (last @ weight)[: num_rows - whole]
+    return result.reshape(*rows.shape[:-1], width)

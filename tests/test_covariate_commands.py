@@ -125,16 +125,18 @@ def test_what_is_missing_of_the_future_is_named(made: Path, call: Any) -> None:
 def test_a_service_forecasts_from_a_history_with_its_future(made: Path, call: Any) -> None:
     whole = frame().assign(demand=lambda table: table["demand"].where(table.index < NUM_STEPS))
     whole.to_csv(made / "served.csv", index=False)
+    later = pd.date_range(whole["time"].iloc[-1], periods=30, freq="h")[1:]  # known values behind the horizon
+    beyond = pd.DataFrame({"time": later, "temperature": np.linspace(-1e6, 1e6, 29), "holiday": True})
     _, expected, _ = call("forecast", str(made / "served.csv"), "--run", str(made / "run"), "--json")
     runs = served_runs([made / "run"], ["d"], "cpu")
     with whole_service(made, ("d",), runs=runs) as service, httpx.Client(trust_env=False, timeout=PATIENCE_S) as client:
         where = f"{service.address}/v1/runs/run/forecast"
         asked = [
             client.post(where, content=table.to_csv(index=False), headers={"content-type": "text/csv"})
-            for table in (whole, whole.head(NUM_STEPS))
+            for table in (whole, whole.head(NUM_STEPS), pd.concat([whole, beyond]))
         ]
-    assert [each.status_code for each in asked] == [200, 422]
-    assert asked[0].json()["forecast"] == expected["forecast"]
+    assert [each.status_code for each in asked] == [200, 422, 200]
+    assert asked[0].json()["forecast"] == asked[2].json()["forecast"] == expected["forecast"]
     assert "'temperature'" in asked[1].json()["error"]["message"]
 
 

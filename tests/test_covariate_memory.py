@@ -25,6 +25,7 @@ from service_fixtures import served
 
 from memory_index import memory_only
 from memory_index.covariates import Covariate, CovariateValues
+from memory_index.encoder import DualKeyEncoder
 from memory_index.errors import DataError, IncompatibleError, UsageError
 from memory_index.leakage import Policy
 from memory_index.local import LocalMemory
@@ -102,6 +103,32 @@ def test_the_parts_of_a_distance_sum_to_it(memory: LocalMemory, table: SeriesTab
     np.testing.assert_allclose(total + found.condition_distance**2, found.distance**2, rtol=1e-3, atol=1e-4)
     assert (found.condition_distance > 0).mean() > 0.9
     assert found.condition_distance.std() > 0
+
+
+def test_keys_of_a_version_of_an_earlier_program_read_all_numbers(memory: LocalMemory, table: SeriesTable) -> None:
+    """They were made of the numbers beside a window themselves, by arrays with as many rows: the same keys."""
+    encoder, scopes = memory.encoder, ("own", "joint", "pooled")
+    assert isinstance(encoder, DualKeyEncoder)
+    layout = encoder.covariates
+    arrays = dict(encoder.arrays)
+    for view in encoder.config.views:
+        beside = arrays.pop(f"beside-{view}")
+        parts = beside[:, : beside.shape[1] - layout.condition_width]
+        arrays[f"condition-{view}"] = beside[layout.width - layout.num_horizon :, parts.shape[1] :]
+        for name in (f"own-{view}", f"pooled-{view}"):
+            arrays[name] = np.concatenate(
+                [arrays[name][..., :view, :], parts @ arrays[name][..., view:, :]], axis=-2, dtype=np.float32
+            )
+    earlier = replace(encoder, arrays=arrays)
+    asked = queries_of(memory, table, np.arange(100, 600, 50))
+    beside = layout.of_values(asked.covariates, encoder.config.views)
+    for view in encoder.config.views:
+        keys, expected = (
+            each.encode(view, asked.context, np.arange(2), scopes, each.key_numbers(view, beside)).keys
+            for each in (earlier, encoder)
+        )
+        for scope in scopes:
+            np.testing.assert_allclose(keys[scope], expected[scope], atol=2e-5)
 
 
 def test_answers_do_not_depend_on_the_batch(memory: LocalMemory, table: SeriesTable) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from covariate_fixtures import ENCODER, SKY, TEMPERATURE, covariate_table
 from covariate_fixtures import WINDOW as SHAPE
@@ -13,18 +14,20 @@ from forecaster_fixtures import WITHOUT_NETWORK
 from memory_fixtures import Store, append, between, open_version, poisoned
 from test_covariate_leakage import poison
 
-from forecaster.backtest import growing
+from forecaster.backtest import cross_validation_frame, growing
 from forecaster.config import Config
 from forecaster.evaluate import evaluate
+from forecaster.explain import explain
 from forecaster.growth.operation import beat_steps
 from forecaster.growth.updates import read_growth, update_run
 from forecaster.predictor import Predictor, load_predictor
 from forecaster.retrieval.batches import live_blocks
 from forecaster.runs.run import Run, open_run
 from forecaster.training.fit import train_run
-from memory_index.backtest.plan import parse_update, plan_backtest
+from memory_index.backtest.plan import BacktestPlan, parse_update, plan_backtest
 from memory_index.covariates import Covariate
 from memory_index.local import LocalMemory
+from memory_index.scenarios import parse_changes, with_changes
 from memory_index.splits import Split
 from memory_index.tables.series import SeriesTable
 from memory_index.versions.build import build
@@ -116,6 +119,30 @@ def test_what_a_forecast_must_not_see_changes_nothing(table: SeriesTable, folder
         np.testing.assert_array_equal(found, clean)
 
 
+def test_scenarios_and_explanations_see_no_more(table: SeriesTable, folder: Path) -> None:
+    """A scenario replaces the known values of the horizon alone: what else must not be seen has no say in it either."""
+    memory, predictor = opened(folder)
+    times, changes = table.series[0].times, parse_changes(["temperature=3", "holiday=true", "sky=fog"])
+    dirty = poisoned(
+        poison(table, known_after=times[ORIGIN + SHAPE.horizon], observed_after=times[ORIGIN], seed=7),
+        times[ORIGIN],
+        seed=7,
+    )
+    unasked = poison(table, known_after=times[ORIGIN], observed_after=times[ORIGIN], seed=8)  # all of it is replaced
+    at = times[ORIGIN]
+    columns = memory.manifest.covariates
+    asked = [with_changes(each, changes, columns, SHAPE.horizon, at=at) for each in (table, dirty, unasked)]
+    firsts = []
+    for first, *others in (asked, [table, dirty]):
+        expected = explain(predictor, memory, first, "south", at)
+        for other in others:
+            found = explain(predictor, memory, other, "south", at)
+            np.testing.assert_array_equal(found.forecast, expected.forecast)
+            np.testing.assert_array_equal(found.quantiles, expected.quantiles)
+        firsts.append(expected.forecast)
+    assert not np.array_equal(*firsts)
+
+
 def test_nothing_after_validation_has_a_say_in_training(table: SeriesTable, folder: Path, tmp_path: Path) -> None:
     last = table.series[0].times[VALIDATED]
     dirty = poisoned(poison(table, known_after=last, observed_after=last, seed=4), last, seed=4)
@@ -164,6 +191,23 @@ def test_an_update_takes_them_in(table: SeriesTable, folder: Path, tmp_path: Pat
     _, growth = read_growth(opened_run(tmp_path / "clean"))
     assert (late - TRAINED) - (np.searchsorted(times, growth.until) - TRAINED) < beats
     assert growth.equations.gram.shape[0] == 24 + growth.trained.layout.width
+
+
+def test_rows_of_a_growing_backtest_do_not_see_what_follows(table: SeriesTable, folder: Path) -> None:
+    """Memory, map, gate and recalibrated quantiles of rows up to an origin: what follows it has no say in any."""
+    times, found = table.series[0].times, []
+    dirty = poison(table, known_after=times[ORIGIN + SHAPE.horizon], observed_after=times[ORIGIN], seed=6)
+    for each in (table, poisoned(dirty, times[ORIGIN], seed=6)):
+        _, predictor = opened(folder)
+        rows = np.arange(VALIDATED + 12, ORIGIN + 25, 6)
+        plan = BacktestPlan(origins=[rows] * 2, updates=times[rows[::4]], in_sample=False)
+        with grown(Store(folder).resolve("weather@1"), each) as memory:
+            subject = growing(opened_run(folder), predictor, memory, plan)
+            found.append(cross_validation_frame(subject, each, plan, levels=(0.1, 0.9)).drop(columns="y"))
+    clean, poisoned_rows = (frame[frame["cutoff"] <= times[ORIGIN]].reset_index(drop=True) for frame in found)
+    assert clean["cutoff"].nunique() > 5
+    pd.testing.assert_frame_equal(poisoned_rows, clean)
+    assert not found[0].equals(found[1])
 
 
 def test_a_backtest_lets_map_and_gate_go_on(table: SeriesTable, folder: Path) -> None:

@@ -9,14 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from covariate_fixtures import ENCODER, WINDOW, built_with
-from forecaster_fixtures import config_of
+from forecaster_fixtures import WITHOUT_NETWORK
 from memory_fixtures import SeriesTable, Store, append, assert_same, between, open_version, poisoned
 from test_covariate_memory import queries_of
 from vintage_fixtures import issued_steps, vintage_table, with_values
 
 from forecaster.backtest import OfRun, cross_validation_frame
+from forecaster.config import Config
 from forecaster.explain import explain
 from forecaster.forecast import forecast
+from forecaster.growth.updates import update_run
 from forecaster.predictor import Predictor, load_predictor
 from forecaster.runs.run import open_run
 from forecaster.training.fit import train_run
@@ -130,7 +132,8 @@ def split_version(folder: Path, table: SeriesTable) -> Version:
 def trained(folder: Path, table: SeriesTable) -> tuple[Predictor, LocalMemory]:
     version = split_version(folder, table)
     memory = open_version(version)
-    config = config_of(lookback=WINDOW.lookback, horizon=WINDOW.horizon, memory_k=6, num_folds=2)
+    shape = {"lookback": WINDOW.lookback, "horizon": WINDOW.horizon, "memory_k": 6, "num_folds": 2}
+    config = Config.from_dict({**shape, **WITHOUT_NETWORK})
     train_run(table, memory, version.ref, config, folder / "run", neighbours_dir=folder / "n", device="cpu")
     return load_predictor(open_run(folder / "run"), device="cpu"), memory
 
@@ -160,6 +163,15 @@ def test_training_evaluation_and_forecasts_see_what_was_issued_by_each_origin(tm
     at = table.series[0].times[SCORED]
     explained = [explain(*clean, each, "south", at).forecast for each in (scored, table)]
     np.testing.assert_array_equal(*explained)
+
+    states = []
+    for folder, each in (("clean", table), ("dirty", scored)):  # the runs are the same so far
+        store, run = Store(tmp_path / folder), open_run(tmp_path / folder / "run")
+        version = append(store, append(store, "m@1", between(table, 0, SCORED + 1)).ref, each)
+        update_run(run, load_predictor(run, device="cpu").model, open_version(version), version.ref, until=at)
+        states.append(load_predictor(run, device="cpu").model.shortcut.weight.numpy())
+    np.testing.assert_array_equal(*states)
+    assert not np.array_equal(states[0], clean[0].model.shortcut.weight.numpy())
 
     now = between(table, 0, SCORED + 1)
     last = [forecast(*clean, between(each, 0, SCORED + 1), quantiles=(0.1,)) for each in (scored, now)]

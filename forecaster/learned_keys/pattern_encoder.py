@@ -190,13 +190,21 @@ class PatternKeyEncoder:
         """See `KeyEncoder.covariates`: there are none, `fit_pattern` refuses them."""
         return
 
+    def key_numbers(self, view: int, covariates: CovariateWindows) -> np.ndarray:
+        """See `KeyEncoder.key_numbers`: it has none."""
+        raise AssertionError("it was not fitted with any covariates")
+
+    def num_key_numbers(self, view: int) -> int:
+        """See `KeyEncoder.num_key_numbers`."""
+        return 0
+
     def encode(
         self,
         view: int,
         context: np.ndarray,
         series: np.ndarray,
         scopes: tuple[Scope, ...],
-        covariates: CovariateWindows | None = None,
+        covariates: np.ndarray | None = None,
     ) -> Encoded:
         """See `KeyEncoder.encode`. `joint` needs the series of the joint group, in its order."""
         assert covariates is None, "it was not fitted with any"

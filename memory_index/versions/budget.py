@@ -17,6 +17,8 @@ import numpy as np
 from memory_index.covariate_map import HELD_BYTES
 from memory_index.encoder import EncoderConfig
 from memory_index.errors import ResourceError, UsageError
+from memory_index.fit_covariates import MAX_FORECAST_PARTS
+from memory_index.key_covariates import HELD_BYTES as KEY_NUMBERS_BYTES
 from memory_index.types import KeySpace, Scope
 from memory_index.versions.factories import AUTO_FACTORY, EXACT, MAX_EXACT_ROWS, choose_factory
 from memory_index.versions.manifest import BudgetRecord
@@ -80,7 +82,14 @@ class Beside:
         near = NUMBER_BYTES * self.num_issued * self.num_near * min(num_windows, self.num_steps)
         means = self.num_issued * (NUMBER_BYTES * num_views * self.num_steps + 8 * (self.num_steps + self.num_vintages))
         plain = (NUMBER_BYTES * self.num_columns + (NUMBER_BYTES + 8) * self.num_channels) * self.num_steps
-        return plain + min(near, HELD_BYTES) + means + LOOKED_UP_BYTES * self.num_vintages
+        keys = NUMBER_BYTES * (self.num_forecast_parts + self.condition_width) * min(num_windows, self.num_steps)
+        held = min(near, HELD_BYTES) + num_views * min(keys, KEY_NUMBERS_BYTES)
+        return plain + held + means + LOOKED_UP_BYTES * self.num_vintages
+
+    @property
+    def num_forecast_parts(self) -> int:
+        """Numbers of a window that keys compare beside it, at most."""
+        return MAX_FORECAST_PARTS if self.num_columns else 0
 
     def fitting_bytes(self, view: int) -> int:
         """Sums of the fit of a view, over the blocks of time."""
@@ -180,7 +189,7 @@ def peak_bytes(
     views = tuple(dict.fromkeys(space.view for space in factories))
     held = BASE_BYTES + num_windows * (WINDOW_BYTES + VIEW_BYTES * len(views)) + beside.table_bytes
     widths = {space: encoder.key_width(space, num_series, beside.condition_width) for space in factories}
-    of_series = sum((view + beside.width) * min(encoder.shape_width, view) for view in views)
+    of_series = sum((view + beside.num_forecast_parts) * min(encoder.shape_width, view) for view in views)
     fitted = of_series * num_series * NUMBER_BYTES
     stored = beside.stored_bytes(num_windows, len(views))
     if not any(space.scope in ("own", "joint") for space in factories):

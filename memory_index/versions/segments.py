@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from memory_index.cores import num_cores
 from memory_index.covariate_map import StoredCovariates
 from memory_index.encoder import KeyEncoder
+from memory_index.key_covariates import KeyNumbers
 from memory_index.missing import filled, missing_before
 from memory_index.tables.series import Series, SeriesTable
 from memory_index.threads import Workers, one_blas_thread
@@ -134,8 +135,9 @@ def write_segment(
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
     statistics = np.empty((len(plan.views), 3, len(series)), dtype=np.float32)
+    beside = {view: KeyNumbers(covariates, encoder, view) if covariates is not None else None for view in plan.views}
     for number, view in enumerate(plan.views):
-        _write_view(folder, inside, origins, encoder, plan, view, rank, statistics[number], covariates)
+        _write_view(folder, inside, origins, encoder, plan, view, rank, statistics[number], beside[view])
     windows = SegmentWindows(
         series=series[order],
         origin_row=np.concatenate(origins)[order],
@@ -152,7 +154,7 @@ def write_segment(
             rows = windows.origin_row[windows.moments(plan.num_series)]
             if earlier is not None and windows.across is not None:
                 rows = np.concatenate([earlier.origin_row, windows.origin_row])[windows.across]
-            keys_of_moments = _encode_moments(inside, rows, encoder, space.view, spec, covariates)
+            keys_of_moments = _encode_moments(inside, rows, encoder, space.view, spec, beside[space.view])
             write_keys(folder, space, keys_of_moments, plan.factories[space])
     write_windows(folder, windows, plan.views)
     if windows.across is not None:
@@ -208,7 +210,7 @@ def _write_view(
     view: int,
     rank: np.ndarray,
     statistics: np.ndarray,
-    covariates: StoredCovariates | None,
+    covariates: KeyNumbers | None,
 ) -> None:
     """Encode every window under one view, and write the keys of its scopes but `joint`.
 
@@ -257,7 +259,7 @@ def _encode_series(
     view: int,
     scopes: tuple[Scope, ...],
     spec: WindowSpec,
-    covariates: StoredCovariates | None,
+    covariates: KeyNumbers | None,
     number: int,
 ) -> Encoding:
     """Keys of every window of one series, {scope: float32 [n, E]}, and statistics float32 [3, n]."""
@@ -267,7 +269,7 @@ def _encode_series(
     for chunk in _chunks(origins[number]):
         context = filled(cut(values, chunk - spec.lookback + 1, spec.lookback), season)[:, None]
         numbers = np.array([number])
-        beside = None if covariates is None else covariates.windows(numbers, chunk[:, None], (view,))
+        beside = None if covariates is None else covariates.of(numbers, chunk[:, None])
         encoded = encoder.encode(view, context, numbers, scopes, beside)
         statistics.append(np.stack([part[:, 0] for part in encoded.statistics]).astype(np.float32))
         for scope, part in encoded.keys.items():
@@ -281,7 +283,7 @@ def _encode_moments(
     encoder: KeyEncoder,
     view: int,
     spec: WindowSpec,
-    covariates: StoredCovariates | None,
+    covariates: KeyNumbers | None,
 ) -> np.ndarray:
     """Joint keys, float32 [M, E]; origin_row: int64 [M, N]."""
     values = [series.values.astype(np.float32) for series in table.series]
@@ -290,7 +292,7 @@ def _encode_moments(
     for chunk in _chunks(origin_row):
         first = chunk - spec.lookback + 1
         context = np.stack([cut(v, first[:, n], spec.lookback) for n, v in enumerate(values)], axis=1)
-        beside = None if covariates is None else covariates.windows(numbers, chunk, (view,))
+        beside = None if covariates is None else covariates.of(numbers, chunk)
         encoded = encoder.encode(view, filled(context, table.step.season), numbers, ("joint",), beside)
         parts.append(encoded.keys["joint"])
     return np.concatenate(parts)
