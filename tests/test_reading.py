@@ -422,7 +422,7 @@ def test_the_step_can_be_named(write):
 
 def test_one_name_where_several_go_is_told(write):
     for name in ("columns", "ignore", "known", "calendar", "missing"):
-        with pytest.raises(UsageError, match=rf"{name} is 'a', but must be a tuple: \('a',\)"):
+        with pytest.raises(UsageError, match=f"{name} is the text 'a', not a list of names"):
             ReadOptions(**{name: "a"})
     with pytest.raises(NotFoundError, match="no column 'a, b'") as caught:
         read_table(write("date,a,b\n2024-01-01,1,2\n2024-01-02,1,2\n"), ReadOptions(columns=("a, b",)))

@@ -121,9 +121,9 @@ class ReadOptions:
             raise UsageError(
                 "--time-unit and --time-start read the numbers of a time column in two ways", hint="give one of them"
             )
-        for name in ("columns", "ignore", *ROLES, "calendar", "missing"):
-            if isinstance(getattr(self, name), str):
-                raise UsageError(f"{name} is '{getattr(self, name)}', but must be a tuple: ('{getattr(self, name)}',)")
+        for name in ("columns", "ignore", "calendar", "missing"):
+            if isinstance(text := getattr(self, name), str):
+                raise UsageError(f"{name} is the text '{text}', not a list of names", hint=f'give {name}=("{text}",)')
         if self.max_cells < 1:
             raise UsageError(f"--max-cells is {self.max_cells}, but must be at least 1")
         require_features(self.calendar)
