@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import tempfile
 import threading
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
+import httpx
 import numpy as np
 
 from memory_index import files, wire
@@ -67,12 +67,12 @@ def parse_address(address: str) -> Address:
     Raises `UsageError`.
     """
     service, _, ref = address.rpartition("/")
-    with suppress(ValueError):
-        parts = urlsplit(service)
-        host = parts.hostname or ""
-        is_plain = not (parts.query or parts.fragment or parts.netloc.endswith(":") or "@" in parts.netloc)
-        is_host = re.fullmatch(r"[\w.-]+|[0-9a-f:.]+", host) and host.encode("idna")
-        if parts.scheme in ("http", "https") and is_host and parts.port != 0 and is_plain and ref:
+    with suppress(ValueError, httpx.InvalidURL):
+        parts, url = urlsplit(service), httpx.URL(service)
+        is_plain = not (
+            parts.username or parts.query or parts.fragment or parts.netloc.endswith(":") or "@" in parts.netloc
+        )
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.host and is_plain and ref:
             return Address(service, ref)
     raise UsageError(f"'{address}' is not the address of a version", hint=ADDRESS_HINT)
 
