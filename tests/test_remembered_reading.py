@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from forecaster_fixtures import SETTINGS, WITHOUT_NETWORK
 
 from cli.main import run
 from forecaster import Forecaster
-from memory_index import ReadOptions, Store, WindowSpec, build, read_frame, split_by_name
+from memory_index import ReadOptions, Store, WindowSpec, build, read_frame, read_table, split_by_name
+from memory_index.errors import DataError
 from memory_index.tables.recorded_roles import as_remembered, remembered_of
 
 LOOKBACK, HORIZON, NUM_DAYS = 28, 7, 300
@@ -89,3 +91,30 @@ def test_a_version_of_plain_names_is_what_it_was(tmp_path):
     version = build(table, Store(tmp_path), "x", window=window, split=split_by_name("80/20/0", table.times))
     assert version.manifest.reading == ()
     assert "reading" not in version.manifest.to_document()
+
+
+@pytest.mark.parametrize(
+    ("written", "typed"),
+    [
+        (lambda days: days.strftime("%d/%m/%Y"), {"time_format": "%d/%m/%Y", "decimal": ","}),
+        (lambda days: (days - pd.Timestamp("1970-01-01")) // pd.Timedelta("1s"), {"time_unit": "s"}),
+        (lambda days: np.arange(len(days)), {"time_start": "2024-01-01", "step": "D"}),
+    ],
+)
+def test_the_form_of_times_and_numbers_is_remembered_where_a_file_has_it(written, typed, tmp_path):
+    days, y = pd.date_range("2024-01-01", periods=40), np.round(np.linspace(1, 9, 40), 3)
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    decimal = typed.get("decimal", ".")
+    frame = pd.DataFrame({"when": written(days), "y": y})
+    frame.to_csv(first, index=False, sep=";", decimal=decimal)
+    options = ReadOptions(time_column="when", **typed)
+    table = read_table(first, options)
+    like = ReadOptions(remembered=table.reading, step="D")
+    assert read_table(first, like).content_hash == table.content_hash
+    pd.DataFrame({"ds": days, "y": y}).to_csv(second, index=False)
+    other = read_table(second, like)
+    assert np.array_equal(other.series[0].times, table.series[0].times), "ISO times need no form"
+    assert np.array_equal(other.series[0].values, y), "1.125 is not 1125, though the first table had commas"
+    if "time_format" in typed:
+        with pytest.raises(DataError):  # what is typed wins
+            read_table(first, replace(like, time_format="%Y"))

@@ -23,7 +23,7 @@ from memory_index.tables.covariate_columns import CovariateCells, read_cells
 from memory_index.tables.frames import arrow_table
 from memory_index.tables.numbers import Cells
 from memory_index.tables.problems import Problem, ProblemLog
-from memory_index.tables.recorded_roles import as_remembered
+from memory_index.tables.recorded_roles import like_remembered
 from memory_index.tables.rows import raw_table, series_codes, without_blank_rows
 from memory_index.tables.series import SeriesTable
 from memory_index.tables.steps_ahead import covariates_ahead, missing_future, stretches
@@ -70,7 +70,7 @@ def assemble_future(
         )
     options = options_like(table, options)
     raw = without_blank_rows(raw_table(opened(source), options, log), log)
-    options = as_remembered(options, raw.columns)
+    options = like_remembered(options, raw.columns)
     roles = _roles(raw, table, options, log)
     codes, names = series_codes(raw, roles.id, log)
     times, zone = parse_times(

@@ -28,7 +28,7 @@ from memory_index.tables.irregular import inferred_step, named_step
 from memory_index.tables.numbers import Cells, numbers
 from memory_index.tables.problems import Problem, ProblemLog
 from memory_index.tables.ranges import note_ranges
-from memory_index.tables.recorded_roles import as_remembered, remembered_of
+from memory_index.tables.recorded_roles import like_remembered, remembered_of
 from memory_index.tables.regular import Block, Grid, regular
 from memory_index.tables.rows import raw_table, series_codes, without_blank_rows
 from memory_index.tables.series import SeriesTable
@@ -87,7 +87,7 @@ def assemble(source: Path | pd.DataFrame | pa.Table, options: ReadOptions, log: 
     not hinder reading on.
     """
     raw = without_blank_rows(raw_table(source, options, log), log)
-    options = as_remembered(options, raw.columns)
+    options = like_remembered(options, raw.columns)
     reading = remembered_of(options, raw.columns)
     roles = find_roles(raw, options, log)
     codes, names = series_codes(raw, roles.id, log)

@@ -4,18 +4,27 @@ with what is typed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from memory_index.covariates import Covariate
 from memory_index.errors import IncompatibleError
 from memory_index.tables.calendar import CALENDAR, HOLIDAYS, names_of
 from memory_index.tables.columns import ReadOptions
 from memory_index.tables.covariate_roles import ROLES
+from memory_index.tables.number_times import are_numbers
 from memory_index.tables.series import Remembered
+from memory_index.tables.timestamps import looks_like_times
 
-NAMING = ("time_column", "id_column", "value_column", "columns", "ignore", "missing")  # what is remembered
+OF_TIMES = ("time_format", "time_unit", "time_start")
+NAMES = ("time_column", "id_column", "value_column", "columns", "ignore")
+NAMING = (*NAMES, "missing", "decimal", *OF_TIMES)  # what is remembered
+FIRST = 50  # cells that tell in which form times are written
 
 
 def with_recorded(options: ReadOptions, columns: Iterable[Covariate], remembered: Remembered = ()) -> ReadOptions:
@@ -98,6 +107,39 @@ def as_remembered(options: ReadOptions, names: Collection[str]) -> ReadOptions:
     if not options.missing:
         found["missing"] = said.get("missing", ())
     return replace(options, remembered=(), **found)
+
+
+def like_remembered(options: ReadOptions, columns: Mapping[str, pa.ChunkedArray]) -> ReadOptions:
+    """The same, and the form of numbers and times where none was typed and the table has some in the remembered one."""
+    said: dict[str, Any] = {name: value for name, value in options.remembered if name in OF_TIMES}
+    decimal = dict(options.remembered).get("decimal")
+    options = as_remembered(options, [*columns])
+    if decimal and options.decimal is None and any(_has_mark(column, decimal) for column in columns.values()):
+        options = replace(options, decimal=decimal)
+    if not said or any(getattr(options, name) is not None for name in OF_TIMES):
+        return options
+    named = options.time_column
+    times = [columns[named]] if named in columns else list(columns.values())
+    if "time_format" in said:
+        fits = any(_has_format(column, said["time_format"]) for column in times)
+    else:  # numbers are times only where nothing else is
+        fits = any(map(are_numbers, times)) and not any(map(looks_like_times, times))
+    return replace(options, **said) if fits else options
+
+
+def _has_mark(column: pa.ChunkedArray, decimal: str) -> bool:
+    """Whether any cell is a number with this decimal mark: 1.125 must not become 1125 because others had commas."""
+    number = rf"^\s*[-+]?[\d.,' ]*[{decimal}]\d+\s*$"
+    return pa.types.is_string(column.type) and bool(pc.any(pc.match_substring_regex(column, number)).as_py())
+
+
+def _has_format(column: pa.ChunkedArray, time_format: str) -> bool:
+    """Whether the first cells of a column are times in a format; offsets and zones are left to whoever reads them."""
+    cells = column.slice(0, FIRST).to_pylist() if pa.types.is_string(column.type) else []
+    texts = [cell.strip() for cell in cells if cell and cell.strip()]
+    if "%z" in time_format.lower():
+        return bool(texts)
+    return bool(texts) and bool(pd.to_datetime(pd.Series(texts), format=time_format, errors="coerce").notna().any())
 
 
 def _parts(names: str) -> tuple[str, ...]:

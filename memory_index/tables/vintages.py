@@ -24,7 +24,7 @@ from memory_index.tables.covariate_columns import read_cells
 from memory_index.tables.future import opened, require_same_zone
 from memory_index.tables.numbers import Cells, named_series
 from memory_index.tables.problems import Problem, ProblemLog
-from memory_index.tables.recorded_roles import as_remembered
+from memory_index.tables.recorded_roles import like_remembered
 from memory_index.tables.rows import raw_table, series_codes, without_blank_rows
 from memory_index.tables.series import SeriesTable
 from memory_index.tables.table_files import RawTable
@@ -129,7 +129,7 @@ def assemble_vintages(
         raise UsageError(f"{table.source} has no known covariate that could have vintages", hint=hint)
     options = _options_like(table, options)
     raw = without_blank_rows(raw_table(opened(source), options, log), log)
-    options = as_remembered(options, raw.columns)
+    options = like_remembered(options, raw.columns)
     time, ids = _keys(raw, table, options, log)
     is_long = COLUMN in raw.columns and VALUE in raw.columns
     names = _covariates(raw, (time, *ids, ISSUED), known, is_long, options, log)
