@@ -111,15 +111,15 @@ def as_remembered(options: ReadOptions, names: Collection[str]) -> ReadOptions:
 
 def like_remembered(options: ReadOptions, columns: Mapping[str, pa.ChunkedArray]) -> ReadOptions:
     """The same, and the form of numbers and times where none was typed and the table has some in the remembered one."""
-    said: dict[str, Any] = {name: value for name, value in options.remembered if name in OF_TIMES}
-    decimal = dict(options.remembered).get("decimal")
+    remembered: dict[str, Any] = dict(options.remembered)
+    said, decimal = {name: remembered[name] for name in OF_TIMES if name in remembered}, remembered.get("decimal")
     options = as_remembered(options, [*columns])
     if decimal and options.decimal is None and any(_has_mark(column, decimal) for column in columns.values()):
         options = replace(options, decimal=decimal)
     if not said or any(getattr(options, name) is not None for name in OF_TIMES):
         return options
     named = options.time_column
-    times = [columns[named]] if named in columns else list(columns.values())
+    times = [columns[named]] if named is not None and named in columns else list(columns.values())
     if "time_format" in said:
         fits = any(_has_format(column, said["time_format"]) for column in times)
     else:  # numbers are times only where nothing else is
