@@ -209,7 +209,7 @@ def test_a_code_for_no_value_is_named_and_can_be_removed():
 
 
 def test_flags_make_the_options_that_they_were_made_of():
-    options = ReadOptions(step="15min", on_gap="ffill", on_nan="drop", time_format="%d/%m/%Y %H:%M", decimal=",")
+    options = ReadOptions(step="15min", on_gap="ffill", on_nan="drop", on_duplicate="last", max_cells=1000)
     seen = []
 
     def command(*, table_options: ReadOptions) -> None:
@@ -217,7 +217,7 @@ def test_flags_make_the_options_that_they_were_made_of():
 
     app = typer.Typer()
     app.command()(reads_table(command))
-    remembered = replace(options, known=("a, b", "temperature"), calendar=("hour",), ignore=("x",), id_column="store")
+    remembered = replace(options, known=("a, b", "temperature"), calendar=("hour",), ignore=("x",), decimal=",")
     remembered = replace(remembered, recorded=(Covariate(name="a, b", role="known", kind="number"),))
     assert CliRunner().invoke(app, reading_flags(remembered)).exit_code == 0
     assert seen == [options]  # the rest is what a version remembers
