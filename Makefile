@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## run the main job end to end on the embedded sample
 	$(BIN)/cli demo
 
-test: install  ## run the tests, about 10 minutes on 2 cores
+test: install  ## run the tests, about 8 minutes on 2 cores
 	$(PYTEST) -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 check: install  ## linter, formatter, type checker, then the tests
