@@ -420,6 +420,12 @@ def test_the_step_can_be_named(write):
             read_table(write(HOURLY), ReadOptions(step=wrong))
 
 
+def test_a_series_is_left_out_of_a_table_in_which_none_has_a_name(write):
+    rows = "".join(f",2024-01-{day:02d},{day}\n" for day in range(1, 20))
+    with pytest.raises((DataError, NotFoundError), match="names no series|no series 'a'"):
+        read_table(write("unique_id,ds,y\n" + rows), ReadOptions(ignore=("a",)))
+
+
 def test_one_name_where_several_go_is_told(write):
     for name in ("columns", "ignore", "known", "calendar", "missing"):
         with pytest.raises(UsageError, match=f"{name} is the text 'a', not a list of names"):
